@@ -1,0 +1,136 @@
+"""Text from a model: one compiled prefill, one compiled decoding step, any prompt length."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.model import LanguageModel, init_cache
+from jaxlm.ternary_linear import Params, ternarize
+
+# Prompts and caches are padded up to powers of two, so few programs serve all lengths.
+SMALLEST_BUCKET = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen. Raises ValueError on a value out of range."""
+
+    max_tokens: int = 128
+    """Tokens to generate, at most."""
+    temperature: float = 0.0
+    """0 takes the likeliest token; higher is more varied."""
+    top_k: int = 0
+    """Choose among this many likeliest tokens; 0 does not limit."""
+    top_p: float = 1.0
+    """Choose among the likeliest tokens that together reach this probability; 1 does not limit."""
+    min_p: float = 0.0
+    """Leave out tokens less likely than this fraction of the likeliest; 0 does not limit."""
+    seed: int = 0
+    """Seed of the random choice."""
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "max_tokens": self.max_tokens >= 1,
+            "temperature": self.temperature >= 0,
+            "top_k": self.top_k >= 0,
+            "top_p": 0 < self.top_p <= 1,
+            "min_p": 0 <= self.min_p <= 1,
+        }
+        for name, holds in bounds.items():
+            if not holds:
+                raise ValueError(f"{name}: found {getattr(self, name)}, which is out of range")
+
+
+def sample(logits: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
+    """Token ids `[B]` drawn from logits `[B, V]` (top-p: arXiv 1904.09751; min-p: arXiv 2407.01082)."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits, axis=-1)
+    logits = logits / sampling.temperature
+    if sampling.top_k:
+        kth = jax.lax.top_k(logits, min(sampling.top_k, logits.shape[-1]))[0][:, -1:]
+        logits = jnp.where(logits < kth, -jnp.inf, logits)
+    if sampling.top_p < 1:
+        descending = jnp.sort(logits, axis=-1, descending=True)
+        before = jnp.cumsum(jax.nn.softmax(descending), axis=-1) - jax.nn.softmax(descending)
+        lowest = jnp.min(jnp.where(before < sampling.top_p, descending, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < lowest, -jnp.inf, logits)
+    if sampling.min_p:
+        likeliest = jnp.max(logits, axis=-1, keepdims=True)
+        logits = jnp.where(logits < likeliest + jnp.log(sampling.min_p), -jnp.inf, logits)
+    return jax.random.categorical(key, logits)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 6), donate_argnums=4)
+def _step(model: LanguageModel, params: Params, tokens, positions, cache, last_and_index, sampling: Sampling):
+    """Run tokens, choose the next ones. The key depends on (seed, index of the token) alone."""
+    last, index = last_and_index
+    logits, cache = model.apply({"params": params}, tokens, positions, cache, last, method="decode")
+    key = jax.random.fold_in(jax.random.key(sampling.seed), index)
+    return sample(logits, sampling, key), cache
+
+
+def generate_batch(
+    model: LanguageModel, params: Params, prompts: Sequence[Sequence[int]], sampling: Sampling, stop_id: int | None = None
+) -> Iterator[np.ndarray]:
+    """Continue prompts of any lengths together; yields one token for each, `[B]`, until all have stopped.
+
+    A prompt that has stopped yields `stop_id` on. Raises ValueError where a prompt is empty, holds an id
+    outside the vocabulary, or leaves no room in the model's context.
+    """
+    config = model.config
+    for prompt in prompts:
+        check_prompt(prompt, config.vocab_size, config.max_seq_len)
+    lengths = np.array([len(prompt) for prompt in prompts])
+    longest = int(lengths.max())
+    max_tokens = min(sampling.max_tokens, config.max_seq_len - longest)
+    padded = min(_bucket(longest), config.max_seq_len)
+    tokens = np.zeros((len(prompts), padded), np.int32)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    params = ternarize(params, config)
+    cache_length = min(_bucket(longest + max_tokens), config.max_seq_len)
+    cache = init_cache(config, len(prompts), cache_length, model.dtype)
+    positions = np.broadcast_to(np.arange(padded, dtype=np.int32), tokens.shape)
+    last = (lengths - 1).astype(np.int32)
+    fixed = Sampling(**{**vars(sampling), "max_tokens": 1})  # its length is no reason to compile again
+    chosen, cache = _step(model, params, tokens, positions, cache, (last, np.int32(0)), fixed)
+    stopped = np.zeros(len(prompts), bool)
+    zeros = np.zeros(len(prompts), np.int32)
+    for index in range(1, max_tokens + 1):
+        output = np.asarray(chosen)
+        if stop_id is not None:
+            output = np.where(stopped, stop_id, output)
+            stopped |= output == stop_id
+        yield output
+        if stopped.all() or index == max_tokens:
+            return
+        positions = (lengths + index - 1).astype(np.int32)[:, None]
+        chosen, cache = _step(model, params, chosen[:, None], positions, cache, (zeros, np.int32(index)), fixed)
+
+
+def generate(
+    model: LanguageModel, params: Params, prompt: Sequence[int], sampling: Sampling, stop_id: int | None = None
+) -> Iterator[int]:
+    """Continue one prompt; yields token ids as they come, without the stop token."""
+    for tokens in generate_batch(model, params, [prompt], sampling, stop_id):
+        if stop_id is not None and tokens[0] == stop_id:
+            return
+        yield int(tokens[0])
+
+
+def check_prompt(prompt: Sequence[int], vocab_size: int, max_seq_len: int) -> None:
+    """Raise ValueError where the prompt cannot be continued."""
+    if len(prompt) == 0:
+        raise ValueError("prompt: found no token, expected at least one; this tokenizer has no begin-of-text token")
+    if len(prompt) >= max_seq_len:
+        raise ValueError(f"prompt: found {len(prompt)} tokens, expected fewer than the model's context of {max_seq_len}")
+    if not all(0 <= token < vocab_size for token in prompt):
+        raise ValueError(f"prompt: found a token id outside 0..{vocab_size - 1}; it belongs to another tokenizer")
+
+
+def _bucket(length: int) -> int:
+    return max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())

@@ -1,0 +1,133 @@
+"""The small layers: norm, linear (dense or ternary), embedding, rotary position, gated feed-forward."""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.shapes import Features, Hidden, Outputs, Positions
+from jaxlm.spec.config import ModelConfig
+from jaxlm.spec.ternary import quantize_rows
+from jaxlm.ternary_linear import TernaryWeight, straight_through, ternarize_weight, ternary_linear
+
+ACTIVATIONS = {
+    "silu": nn.silu,
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "relu2": lambda x: jnp.square(nn.relu(x)),
+}
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, computed in float32 (arXiv 1910.07467)."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Features) -> Features:
+        weight = self.param("weight", nn.initializers.ones, (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        return (normed * weight).astype(x.dtype)
+
+
+class Linear(nn.Module):
+    """y = x W^T without bias, W `[out, in]`."""
+
+    config: ModelConfig
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Features) -> Outputs:
+        initializer = nn.initializers.normal(self.config.initializer_range)
+        weight = self.param("weight", initializer, (self.features, x.shape[-1]))
+        return jnp.einsum("...i,oi->...o", x, weight.astype(x.dtype))
+
+
+class BitLinear(nn.Module):
+    """The ternary linear of BitNet b1.58 (arXiv 2402.17764), W `[out, in]`, optionally with a norm before it.
+
+    Its parameter is a TernaryWeight, or latent weights which are then quantized on the spot.
+    """
+
+    config: ModelConfig
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Features) -> Outputs:
+        if self.config.linear_norm:
+            x = RMSNorm(self.config.norm_eps, name="rms_norm")(x)
+        return ternary_linear(x, _ternary_weight(self, (self.features, x.shape[-1])))
+
+
+def _ternary_weight(module: nn.Module, shape: tuple[int, int]) -> TernaryWeight:
+    """The module's `weight`: as it is where it is ternary already, else quantized here."""
+    config: ModelConfig = module.config  # pyright: ignore[reportAttributeAccessIssue]
+    weight = module.get_variable("params", "weight")
+    if isinstance(weight, TernaryWeight):
+        return weight
+    weight = module.param("weight", nn.initializers.normal(config.initializer_range), shape)
+    return ternarize_weight(weight, config.scale_dtype).replace(latent=weight)
+
+
+def block_linear(config: ModelConfig, features: int, name: str) -> nn.Module:
+    """A linear layer of a block, of the kind the config asks for."""
+    kind = BitLinear if config.linear == "ternary" else Linear
+    return kind(config, features, name=name)
+
+
+class QuantizedRows(flax.struct.PyTreeNode):
+    """A table quantized by row. Invariant: dequantized == codes * scale, int8 codes `[V, D]`, scale `[V, 1]`."""
+
+    codes: jax.Array
+    scale: jax.Array
+
+
+class Embedding(nn.Module):
+    """The token table `[V, D]`, dequantized where the config quantizes it; gradients pass straight through."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        config = self.config
+        shape = (config.vocab_size, config.hidden_size)
+        if config.embedding == "ternary":
+            weight = _ternary_weight(self, shape)
+            table = weight.codes * weight.scale
+            return table if weight.latent is None else straight_through(weight.latent, table)
+        weight = self.get_variable("params", "weight")
+        if isinstance(weight, QuantizedRows):
+            return weight.codes * weight.scale
+        latent = self.param("weight", nn.initializers.normal(config.initializer_range), shape)
+        if config.embedding == "float":
+            return latent
+        codes, scale = quantize_rows(latent, jnp)
+        return straight_through(latent, codes * scale)
+
+
+class FeedForward(nn.Module):
+    """down(act(gate(x)) * up(x)), with a norm before `down` where the config has sub-norms."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Hidden) -> Hidden:
+        config = self.config
+        gate = block_linear(config, config.intermediate_size, "gate_proj")(x)
+        up = block_linear(config, config.intermediate_size, "up_proj")(x)
+        inner = ACTIVATIONS[config.activation](gate) * up
+        if config.sub_norm:
+            inner = RMSNorm(config.norm_eps, name="ffn_sub_norm")(inner)
+        return block_linear(config, config.hidden_size, "down_proj")(inner)
+
+
+def rotary(x: jax.Array, positions: Positions, theta: float) -> jax.Array:
+    """Rotate `[B, L, heads, H]` by position, split-half as Hugging Face does (arXiv 2104.09864)."""
+    half = x.shape[-1] // 2
+    frequencies = np.float32(theta ** (-np.arange(half) / half))
+    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)

@@ -1,0 +1,138 @@
+"""A model directory: config.json, model.safetensors, tokenizer files and a manifest.
+
+It is the only thing handed from one program to the next. Saving is atomic; loading is strict.
+"""
+
+import json
+import shutil
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jaxlm.spec.config import ModelConfig
+from jaxlm.spec.hf_config import from_hf_config, to_hf_config
+from jaxlm.spec.manifest import MANIFEST, sealed_directory, verify_manifest
+from jaxlm.spec.names import Kind, StoredTensor, stored_tensors
+from jaxlm.spec.tensor_file import TensorFile, write_tensors
+
+MAX_FILE_BYTES = 5 * 10**9
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A loaded model directory; `tensors` are memory-mapped and read on use."""
+
+    config: ModelConfig
+    kind: Kind
+    float_dtype: str
+    tensors: Mapping[str, np.ndarray]
+
+
+def is_artifact(directory: Path) -> bool:
+    """Whether the directory says that it is one of ours."""
+    try:
+        return "jaxlm" in json.loads((directory / CONFIG).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def save_artifact(
+    directory: Path,
+    config: ModelConfig,
+    kind: Kind,
+    read: Callable[[str], np.ndarray],
+    *,
+    float_dtype: str = "float32",
+    tokenizer_dir: Path | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> None:
+    """Write an artifact atomically. `read(name)` gives each stored tensor once, in file order.
+
+    Floats are float32 in memory and rounded to `float_dtype` on disk. Raises ValueError where the place is
+    taken or a tensor is not what the config says; then nothing is left behind.
+    """
+    with sealed_directory(directory) as temporary:
+        content = to_hf_config(config, kind, float_dtype)
+        (temporary / CONFIG).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        if tokenizer_dir is not None:
+            for file in sorted(tokenizer_dir.iterdir()):
+                if file.is_file() and file.name != MANIFEST:
+                    shutil.copyfile(file, temporary / file.name)
+        _write_files(temporary, stored_tensors(config, kind, float_dtype), read, max_file_bytes)
+
+
+def _write_files(
+    directory: Path, tensors: Sequence[StoredTensor], read: Callable[[str], np.ndarray], max_file_bytes: int
+) -> None:
+    groups: list[list[StoredTensor]] = [[]]
+    for tensor in tensors:
+        if groups[-1] and sum(t.nbytes for t in groups[-1]) + tensor.nbytes > max_file_bytes:
+            groups.append([])
+        groups[-1].append(tensor)
+    if len(groups) == 1:
+        write_tensors(directory / "model.safetensors", groups[0], read)
+        return
+    weight_map = {}
+    for number, group in enumerate(groups, 1):
+        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        write_tensors(directory / name, group, read)
+        weight_map |= {tensor.name: name for tensor in group}
+    total = sum(tensor.nbytes for tensor in tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+
+
+def load_artifact(directory: Path, *, verify: bool = True) -> Artifact:
+    """Open an artifact; `verify=False` skips the check of every file's sha256.
+
+    Raises ValueError (DamagedError for the manifest) on unknown, missing, duplicate or misshapen tensors,
+    unknown config keys and files that are not whole.
+    """
+    directory = Path(directory)
+    if not (directory / CONFIG).is_file():
+        raise ValueError(f"{directory}: found no {CONFIG}, expected a model directory")
+    if verify:
+        verify_manifest(directory)
+    try:
+        content = json.loads((directory / CONFIG).read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{directory / CONFIG}: not JSON: {error}") from error
+    config, kind, float_dtype = from_hf_config(content)
+    files = _open_files(directory)
+    _check_tensors(directory, files, stored_tensors(config, kind, float_dtype))
+    return Artifact(config, kind, float_dtype, ChainMap(*files))  # pyright: ignore[reportArgumentType]
+
+
+def _open_files(directory: Path) -> list[TensorFile]:
+    if not (directory / INDEX).is_file():
+        return [TensorFile(directory / "model.safetensors")]
+    weight_map = json.loads((directory / INDEX).read_text("utf-8"))["weight_map"]
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if Path(name).name != name:
+            raise ValueError(f"{directory / INDEX}: file name {name!r} leads outside the directory")
+    return [TensorFile(directory / name) for name in names]
+
+
+def _check_tensors(directory: Path, files: Sequence[TensorFile], expected: Sequence[StoredTensor]) -> None:
+    found: dict[str, StoredTensor] = {}
+    for file in files:
+        for name in file:
+            if name in found:
+                raise ValueError(f"{directory}: tensor {name} is there twice")
+            found[name] = file.stored(name)
+    for tensor in expected:
+        if tensor.name not in found:
+            raise ValueError(f"{directory}: missing tensor {tensor.name}, {tensor.dtype} {list(tensor.shape)}")
+        if (stored := found.pop(tensor.name)) != tensor:
+            raise ValueError(
+                f"{directory}: tensor {tensor.name}: found {stored.dtype} {list(stored.shape)}, "
+                f"expected {tensor.dtype} {list(tensor.shape)}"
+            )
+    if found:
+        raise ValueError(f"{directory}: unexpected tensor {min(found)}; the config has no place for it")

@@ -1,0 +1,151 @@
+"""ModelConfig: what a model is. One decoder; its architecture is data."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A decoder-only language model.
+
+    `linear: dense` with the defaults is a Llama; `linear: ternary` is BitNet b1.58, with `sub_norm` as the
+    2B-4T model has it and with `linear_norm` as its first description had it.
+
+    Raises ValueError on construction when the fields do not fit together.
+    """
+
+    vocab_size: int
+    """Rows of the embedding table, in tokens."""
+    hidden_size: int
+    """Width of the residual stream."""
+    intermediate_size: int
+    """Width of the gated feed-forward layer."""
+    num_layers: int
+    """Decoder blocks."""
+    num_heads: int
+    """Query heads."""
+    num_kv_heads: int
+    """Key/value heads; query heads are shared among them in equal groups."""
+    head_dim: int = 0
+    """Width of a head; 0 means hidden_size / num_heads."""
+    max_seq_len: int = 2048
+    """Longest sequence, in tokens."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    norm_eps: float = 1e-5
+    """Epsilon of every RMSNorm."""
+    activation: Literal["silu", "gelu", "relu2"] = "silu"
+    """Gate function of the feed-forward layer: SwiGLU, GeGLU (exact erf) or squared ReLU."""
+    linear: Literal["dense", "ternary"] = "dense"
+    """Linear layers of the blocks: float weights, or ternary weights with int8 activations."""
+    sub_norm: bool = False
+    """RMSNorm before o_proj and down_proj (SubLN of BitNet b1.58 2B-4T)."""
+    linear_norm: bool = False
+    """RMSNorm inside every ternary linear, before its activations are quantized."""
+    tie_word_embeddings: bool = True
+    """Use the embedding table as the output head."""
+    ternary_head: bool = False
+    """Make the untied output head ternary too."""
+    embedding: Literal["float", "int8", "ternary"] = "float"
+    """Embedding table: float, 8 bits with a scale a row, or ternary with one scale."""
+    scale_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of ternary scales, in training and on disk. Models trained elsewhere need float32."""
+    initializer_range: float = 0.02
+    """Standard deviation of the initial weights."""
+    bos_id: int | None = None
+    """Token that starts a document."""
+    eos_id: int | None = None
+    """Token that ends a document."""
+    pad_id: int | None = None
+    """Token that fills unused places."""
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        if self.head_dim == 0 and self.num_heads > 0:
+            if self.hidden_size % self.num_heads:
+                raise ValueError(
+                    f"num_heads: found {self.num_heads}, which does not divide hidden_size {self.hidden_size}; "
+                    "choose a divisor or set head_dim"
+                )
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
+        self._check_sizes()
+        self._check_combinations()
+
+    def _check_types(self) -> None:
+        for name, expected in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            choices = get_args(expected)
+            if choices and not any(choice in (int, type(None)) for choice in choices):
+                if value not in choices:
+                    raise ValueError(f"{name}: found {value!r}, expected one of {', '.join(map(repr, choices))}")
+                continue
+            allowed = choices or ((int, float) if expected is float else (expected,))
+            if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+                raise ValueError(f"{name}: found {value!r}, expected {getattr(expected, '__name__', expected)}")
+
+    def _check_sizes(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "max_seq_len",
+            "rope_theta",
+            "norm_eps",
+            "initializer_range",
+        ):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected more than 0")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads: found {self.num_kv_heads}, expected a divisor of num_heads {self.num_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim: found {self.head_dim}, expected an even number (rotary turns pairs)")
+        for name in ("bos_id", "eos_id", "pad_id"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < self.vocab_size:
+                raise ValueError(f"{name}: found {value}, expected 0..{self.vocab_size - 1} (vocab_size)")
+
+    def _check_combinations(self) -> None:
+        if self.linear == "dense" and self.linear_norm:
+            raise ValueError("linear_norm: found True with linear 'dense'; it belongs to ternary linears")
+        if self.ternary_head and self.tie_word_embeddings:
+            raise ValueError(
+                "ternary_head: found True with tie_word_embeddings; a tied head is the embedding table, so set "
+                "embedding to 'ternary' or tie_word_embeddings to False"
+            )
+        # The packed layout splits the rows of a matrix into four planes.
+        ternary_rows = {}
+        if self.linear == "ternary":
+            ternary_rows = {
+                "hidden_size": self.hidden_size,
+                "intermediate_size": self.intermediate_size,
+                "num_heads * head_dim": self.num_heads * self.head_dim,
+                "num_kv_heads * head_dim": self.num_kv_heads * self.head_dim,
+            }
+        if self.ternary_head or self.embedding == "ternary":
+            ternary_rows["vocab_size"] = self.vocab_size
+        for name, rows in ternary_rows.items():
+            if rows % 4:
+                raise ValueError(f"{name}: found {rows}, expected a multiple of 4 for packed ternary weights")
+
+    @property
+    def is_ternary(self) -> bool:
+        """Whether any matrix is ternary."""
+        return self.linear == "ternary" or self.ternary_head or self.embedding == "ternary"
+
+
+def config_from_dict(fields: dict[str, Any]) -> ModelConfig:
+    """A ModelConfig from its fields; raises ValueError naming fields that are unknown or missing."""
+    known = {field.name: field for field in dataclasses.fields(ModelConfig)}
+    if unknown := sorted(set(fields) - set(known)):
+        raise ValueError(f"model settings: unknown {', '.join(unknown)}; known are {', '.join(known)}")
+    needed = {name for name, field in known.items() if field.default is dataclasses.MISSING}
+    if missing := sorted(needed - set(fields)):
+        raise ValueError(f"model settings: missing {', '.join(missing)}")
+    return ModelConfig(**fields)

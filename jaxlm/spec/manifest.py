@@ -1,0 +1,130 @@
+"""Directories that are whole or absent, and can prove it.
+
+A sealed directory ends with MANIFEST.sha256 (the format of `sha256sum`) over every file in it. Artifacts,
+checkpoints, tokenizers and token shards all carry one, and loading checks it: a flipped bit is found, never
+trained on.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+MANIFEST = "MANIFEST.sha256"
+
+
+class DamagedError(ValueError):
+    """A sealed directory is not what it was when it was written."""
+
+
+def write_manifest(directory: Path) -> None:
+    """Seal a directory: write the digest of every file below it, and see both onto the disk."""
+    lines = [f"{_digest(directory / name)}  {name}\n" for name in _files(directory)]
+    write_file(directory / MANIFEST, "".join(lines).encode())
+
+
+def verify_manifest(directory: Path) -> None:
+    """Check every file against the manifest.
+
+    Raises DamagedError naming the first file that is missing, altered or not listed, or the manifest itself.
+    """
+    manifest = directory / MANIFEST
+    if not manifest.is_file():
+        raise DamagedError(
+            f"{directory}: found no {MANIFEST}; it was not written to its end, or not by this program"
+        )
+    listed = _parse(manifest)
+    for name in listed:
+        if not (directory / name).is_file():
+            raise DamagedError(f"{directory / name}: missing, but listed in {MANIFEST}")
+    if extra := set(_files(directory)) - set(listed):
+        raise DamagedError(f"{directory / min(extra)}: not listed in {MANIFEST}; remove it or restore the directory")
+    for name, expected in listed.items():
+        if (found := _digest(directory / name)) != expected:
+            raise DamagedError(
+                f"{directory / name}: damaged, found sha256 {found[:12]}..., expected {expected[:12]}...; "
+                "restore it from a copy or write it again"
+            )
+
+
+def _parse(manifest: Path) -> dict[str, str]:
+    listed: dict[str, str] = {}
+    text = manifest.read_bytes().decode("utf-8", "replace")
+    for number, line in enumerate(text.splitlines(), 1):
+        digest, separator, name = line.partition("  ")
+        inside = name and not os.path.isabs(name) and ".." not in Path(name).parts
+        if len(digest) != 64 or not separator or not inside or name in listed:
+            raise DamagedError(f"{manifest}: line {number} is damaged: {line[:100]!r}")
+        listed[name] = digest
+    if not text.endswith("\n"):
+        raise DamagedError(f"{manifest}: damaged, its last line has no end")
+    return listed
+
+
+def _files(directory: Path) -> list[str]:
+    found = (path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST)
+    return sorted(path.relative_to(directory).as_posix() for path in found)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace a file atomically: write beside it, flush to disk, rename."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def sealed_directory(directory: Path) -> Iterator[Path]:
+    """Build a directory beside its final place; on success seal it, flush it to disk and rename it there.
+
+    On any exception nothing is left behind. Raises ValueError where the final place is taken.
+    """
+    directory = Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory}: already exists and is not empty; remove it or choose another place")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        for name in _files(temporary):
+            _sync_file(temporary / name)
+        write_manifest(temporary)
+        for path in temporary.rglob("*"):
+            if path.is_dir():
+                _sync_directory(path)
+        os.replace(temporary, directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync_directory(directory.parent)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,119 @@
+"""Named model configurations. A trained tokenizer replaces the vocabulary size of the small ones."""
+
+import dataclasses
+
+from jaxlm.spec.config import ModelConfig
+
+
+def _llama(**fields) -> ModelConfig:
+    return ModelConfig(**fields)
+
+
+def _ternary(**fields) -> ModelConfig:
+    """BitNet b1.58 with sub-norms and SiLU, which every build of llama.cpp also computes right."""
+    return ModelConfig(**({"linear": "ternary", "sub_norm": True} | fields))
+
+
+def _smollm2(**fields) -> ModelConfig:
+    return _llama(vocab_size=49152, max_seq_len=8192, **fields)
+
+
+_TINY = {
+    "vocab_size": 2048,
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_layers": 4,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "max_seq_len": 512,
+}
+_SMALL = {
+    "vocab_size": 4096,
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_layers": 8,
+    "num_heads": 8,
+    "num_kv_heads": 4,
+    "max_seq_len": 1024,
+}
+
+PRESETS: dict[str, ModelConfig] = {
+    "ternary-tiny": _ternary(**_TINY),
+    "dense-tiny": _llama(**_TINY),
+    "ternary-25m": _ternary(**_SMALL),
+    "dense-25m": _llama(**_SMALL),
+    "bitnet-700m": _ternary(
+        vocab_size=32000,
+        hidden_size=1536,
+        intermediate_size=4096,
+        num_layers=24,
+        num_heads=24,
+        num_kv_heads=24,
+    ),
+    "bitnet-1.3b": _ternary(
+        vocab_size=32000,
+        hidden_size=2048,
+        intermediate_size=5460,
+        num_layers=24,
+        num_heads=32,
+        num_kv_heads=32,
+    ),
+    "bitnet-3b": _ternary(
+        vocab_size=32000,
+        hidden_size=3200,
+        intermediate_size=8640,
+        num_layers=26,
+        num_heads=32,
+        num_kv_heads=32,
+    ),
+    "bitnet-2b-4t": _ternary(
+        vocab_size=128256,
+        hidden_size=2560,
+        intermediate_size=6912,
+        num_layers=30,
+        num_heads=20,
+        num_kv_heads=5,
+        max_seq_len=4096,
+        rope_theta=500000.0,
+        activation="relu2",
+        bos_id=128000,
+        eos_id=128001,
+    ),
+    "smollm2-135m": _smollm2(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_layers=30,
+        num_heads=9,
+        num_kv_heads=3,
+        rope_theta=100000.0,
+        initializer_range=1 / 24,
+    ),
+    "smollm2-360m": _smollm2(
+        hidden_size=960,
+        intermediate_size=2560,
+        num_layers=32,
+        num_heads=15,
+        num_kv_heads=5,
+        rope_theta=100000.0,
+    ),
+    "smollm2-1.7b": _smollm2(
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_layers=24,
+        num_heads=32,
+        num_kv_heads=32,
+        rope_theta=130000.0,
+    ),
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """The preset of that name; raises ValueError listing the known ones."""
+    if name not in PRESETS:
+        raise ValueError(f"preset: found {name!r}, expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def dense_twin(config: ModelConfig) -> ModelConfig:
+    """The float model of the same shape: plain linears, float embedding and head, the same norms."""
+    return dataclasses.replace(config, linear="dense", linear_norm=False, ternary_head=False, embedding="float")

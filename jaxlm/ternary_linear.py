@@ -1,0 +1,106 @@
+"""The ternary linear as one operation: int8 codes times int8 activations, with its own backward pass.
+
+The layer takes codes and a scale, never latent weights. Training ternarises the parameter tree once a step
+(`ternarize`), outside scans and micro-batches; packed inference reads codes from a file. So training,
+evaluation and inference run the same layer, and nothing is quantized twice.
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxlm.shapes import Codes, Features, LatentWeight, Outputs, WeightScale
+from jaxlm.spec.config import ModelConfig
+from jaxlm.spec.names import parameters
+from jaxlm.spec.ternary import quantize_activation, quantize_weight
+
+Params = dict[str, Any]
+
+
+@jax.custom_vjp
+def straight_through(latent: jax.Array, quantized: jax.Array) -> jax.Array:
+    """`quantized` forward, with its gradient handed to `latent` unchanged."""
+    return quantized
+
+
+straight_through.defvjp(lambda latent, quantized: (quantized, None), lambda _, dy: (dy, jnp.zeros_like(dy)))
+
+
+class TernaryWeight(flax.struct.PyTreeNode):
+    """A ternary matrix, or a stack of them.
+
+    Invariants: codes in {-1, 0, 1}; one scale a matrix; dequantized == codes * scale. `latent` is where the
+    gradient goes in training; the forward pass never reads it. It is None in a model that is only run.
+    """
+
+    codes: Codes
+    scale: WeightScale
+    latent: LatentWeight | None = None
+
+
+def ternarize_weight(latent: LatentWeight, scale_dtype: str) -> TernaryWeight:
+    """Quantize latent weights `[..., out, in]`."""
+    return TernaryWeight(*quantize_weight(jax.lax.stop_gradient(latent), scale_dtype, jnp))
+
+
+def quantize_params(params: Params, config: ModelConfig) -> dict[str, TernaryWeight]:
+    """The ternary form of every latent matrix that the config calls ternary, by dotted path."""
+    flat = flatten_dict(params, sep=".")
+    paths = {".".join(parameter.path) for parameter in parameters(config) if parameter.storage == "ternary"}
+    return {
+        path: ternarize_weight(flat[path], config.scale_dtype)
+        for path in sorted(paths)
+        if not isinstance(flat[path], TernaryWeight)
+    }
+
+
+def with_ternary(params: Params, ternary: dict[str, TernaryWeight]) -> Params:
+    """Put ternary weights in the place of their latent ones, to which they hand the gradient."""
+    flat = flatten_dict(params, sep=".")
+    joined = {path: weight.replace(latent=flat[path]) for path, weight in ternary.items()}
+    return unflatten_dict(flat | joined, sep=".")
+
+
+def ternarize(params: Params, config: ModelConfig) -> Params:
+    """Parameters for running: ternary matrices without their latent weights. A packed model's stay as they are."""
+    return unflatten_dict(flatten_dict(params, sep=".") | quantize_params(params, config), sep=".")
+
+
+@jax.custom_vjp
+def ternary_linear(x: Features, weight: TernaryWeight) -> Outputs:
+    """y = (q . codes) * (g / s): int8 products summed in int32, so exact in any order of summation.
+
+    Gradients are straight-through, as if y = x~ W~^T of the dequantized values: dW = dy^T x~ and dx = dy W~.
+    """
+    return _forward(x, weight)[0]
+
+
+def _forward(x, weight):
+    quantized, scale = quantize_activation(x, jnp)
+    quantized = quantized.astype(jnp.int8)
+    contract_last = (((x.ndim - 1,), (1,)), ((), ()))
+    products = jax.lax.dot_general(quantized, weight.codes, contract_last, preferred_element_type=jnp.int32)
+    y = products.astype(jnp.float32) * (weight.scale / scale)
+    # int8 residuals: a quarter of the activations that a float layer keeps.
+    return y.astype(x.dtype), (quantized, scale, weight)
+
+
+def _backward(residuals, dy):
+    quantized, scale, weight = residuals
+    codes = weight.codes.astype(dy.dtype)
+    dx = (dy @ codes) * weight.scale.astype(dy.dtype)
+    latent = None
+    if weight.latent is not None:
+        rows = (dy / scale).astype(dy.dtype).reshape(-1, dy.shape[-1])
+        columns = quantized.astype(dy.dtype).reshape(-1, quantized.shape[-1])
+        contract_tokens = (((0,), (0,)), ((), ()))
+        latent = jax.lax.dot_general(rows, columns, contract_tokens, preferred_element_type=jnp.float32)
+    no_codes = np.zeros(weight.codes.shape, jax.dtypes.float0)
+    return dx, TernaryWeight(no_codes, jnp.zeros_like(weight.scale), latent)
+
+
+ternary_linear.defvjp(_forward, _backward)

@@ -1,0 +1,140 @@
+"""Settings of a training run. Every command-line flag is generated from these fields."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.optimizer import OptimizerConfig
+from jaxlm.spec.config import ModelConfig, config_from_dict
+from jaxlm.spec.presets import preset
+from shared_tokenizer.tokenizer import Tokenizer
+
+# What may change when a run is resumed: nothing in it touches a weight.
+RESUMABLE_CHANGES = {
+    "output_dir",
+    "data_dir",
+    "resume",
+    "verify_data",
+    "log_every_steps",
+    "eval_every_steps",
+    "eval_batches",
+    "checkpoint_every_steps",
+    "keep_last_checkpoints",
+    "keep_best_checkpoints",
+    "sample_every_steps",
+    "sample_prompt",
+    "sample_tokens",
+    "compilation_cache_dir",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run. Raises ValueError on a value out of range."""
+
+    output_dir: str
+    """Run directory to create, or to continue with resume."""
+    data_dir: str
+    """Token shards, as scripts/prepare_data.py writes them."""
+    preset: str = "ternary-tiny"
+    """Named model configuration; its vocabulary and special tokens are the tokenizer's."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Fields of the model that replace the preset's, for example --model.num_layers 6."""
+    init_from: str | None = None
+    """Start from the weights of this latent artifact instead of fresh ones."""
+    resume: bool = False
+    """Continue the run in output_dir from its last whole checkpoint."""
+    num_train_steps: int = 1000
+    """Optimizer steps in all."""
+    batch_size: int = 16
+    """Sequences per optimizer step, over all hosts."""
+    grad_accumulation_steps: int = 1
+    """Micro-batches that a batch is split into; the result is that of the whole batch."""
+    seq_len: int = 256
+    """Tokens per sequence."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of activations over float32 weights; auto is float32 on CPU and bfloat16 elsewhere."""
+    unroll_layers: bool = False
+    """Compile the layers one after another instead of as a loop: slower to compile, sometimes faster to run."""
+    seed: int = 0
+    """Seed of the initial weights, the order of the data and the samples."""
+    verify_data: bool = True
+    """Check the sha256 of every shard at the start."""
+    log_every_steps: int = 10
+    """Steps between lines of metrics.jsonl."""
+    eval_every_steps: int = 100
+    """Steps between evaluations on the held-out split; 0 evaluates only at the end."""
+    eval_batches: int = 20
+    """Batches of the held-out split to evaluate on, at most."""
+    checkpoint_every_steps: int = 200
+    """Steps between checkpoints; 0 saves only at the end or when stopped."""
+    keep_last_checkpoints: int = 2
+    """Latest checkpoints to keep."""
+    keep_best_checkpoints: int = 1
+    """Checkpoints with the lowest held-out loss to keep as well."""
+    sample_every_steps: int = 0
+    """Steps between text samples; 0 samples only at the end."""
+    sample_prompt: str = ""
+    """Start of every text sample."""
+    sample_tokens: int = 128
+    """Tokens per text sample; 0 writes none."""
+    compilation_cache_dir: str | None = None
+    """Keep compiled programs in this directory for the next start."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW and its schedule."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_train_steps", "batch_size", "grad_accumulation_steps", "seq_len", "log_every_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1")
+        for name in ("eval_batches", "keep_last_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1")
+        for name in (
+            "eval_every_steps",
+            "checkpoint_every_steps",
+            "keep_best_checkpoints",
+            "sample_every_steps",
+            "sample_tokens",
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected 0 or more")
+        if self.batch_size % self.grad_accumulation_steps:
+            raise ValueError(
+                f"grad_accumulation_steps: found {self.grad_accumulation_steps}, expected a divisor of "
+                f"batch_size {self.batch_size}"
+            )
+
+
+def resolve_model(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The model to train: the preset, the replaced fields, and the tokenizer's vocabulary.
+
+    Raises ValueError where the model cannot hold the vocabulary or the sequence.
+    """
+    fields = dataclasses.asdict(preset(config.preset))
+    shape_given = {"hidden_size", "num_heads"} & set(config.model)
+    if shape_given and "head_dim" not in config.model:
+        fields["head_dim"] = 0  # derived anew
+    fields["vocab_size"] = tokenizer.vocab_size
+    fields |= {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    model = config_from_dict(fields | config.model)
+    if model.vocab_size < tokenizer.vocab_size:
+        raise ValueError(
+            f"model.vocab_size: found {model.vocab_size}, expected at least the tokenizer's {tokenizer.vocab_size}"
+        )
+    if config.seq_len > model.max_seq_len:
+        raise ValueError(
+            f"seq_len: found {config.seq_len}, expected at most the model's max_seq_len {model.max_seq_len}; "
+            f"set --model.max_seq_len {config.seq_len}"
+        )
+    return model
+
+
+def activation_dtype(name: str) -> Any:
+    """The jax dtype that a `dtype` setting means on this device."""
+    if name == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(name)

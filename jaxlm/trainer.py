@@ -1,0 +1,331 @@
+"""Trainer: the loop around the training step, and everything that must survive its end."""
+
+import math
+import time
+from collections.abc import Callable
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grain
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxlm.checkpoint import Checkpoints
+from jaxlm.data import Batch, evaluation_batches, open_windows, training_batches
+from jaxlm.evaluate import Evaluation, evaluate, make_loss_function, unigram_evaluation
+from jaxlm.export import export_artifact
+from jaxlm.generate import Sampling, generate
+from jaxlm.load import artifact_params
+from jaxlm.metrics import coverage_table, plot_losses
+from jaxlm.model import LanguageModel
+from jaxlm.optimizer import learning_rate_schedule, make_optimizer
+from jaxlm.run_directory import MetricsLog, RunDirectory, open_run, read_metrics
+from jaxlm.spec.artifact import load_artifact
+from jaxlm.spec.config import ModelConfig
+from jaxlm.spec.manifest import sealed_directory
+from jaxlm.stop_request import StopRequest, StopRequested
+from jaxlm.ternary_linear import quantize_params, with_ternary
+from jaxlm.train_config import TrainConfig, activation_dtype, resolve_model
+from jaxlm.train_step import TrainState, init_state, make_train_step
+from shared_tokenizer.shards import TOKENIZER, TokenShards, read_manifest
+from shared_tokenizer.tokenizer import Tokenizer
+
+Result = TypeVar("Result")
+
+
+def train(config: TrainConfig) -> bool:
+    """Train as configured. Returns True when all steps are done, False when a signal ended the run early.
+
+    Raises ValueError on settings, data or a run directory that do not fit, FloatingPointError when the loss
+    is no longer finite. In either case the last checkpoint stays as it was.
+    """
+    if config.compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", config.compilation_cache_dir)
+    console = Console(highlight=False)
+    tokenizer = _load_tokenizer(Path(config.data_dir))
+    model_config = resolve_model(config, tokenizer)
+    learning_rate_schedule(config.optimizer, config.num_train_steps)  # refuses what does not fit, before any file
+    with StopRequest() as stop:
+        data = _Data(config, model_config, tokenizer)
+        with open_run(config, asdict(model_config)) as run:
+            return _Trainer(config, model_config, tokenizer, data, run, stop, console).run()
+
+
+def _load_tokenizer(data_dir: Path) -> Tokenizer:
+    manifest = read_manifest(data_dir)
+    tokenizer = Tokenizer.load(data_dir / TOKENIZER)
+    if tokenizer.fingerprint != manifest["tokenizer_fingerprint"]:
+        raise ValueError(
+            f"{data_dir}: shards were made with tokenizer {manifest['tokenizer_fingerprint'][:12]}..., found "
+            f"{tokenizer.fingerprint[:12]}... in {TOKENIZER}/; prepare the data again"
+        )
+    return tokenizer
+
+
+class _Data:
+    """Batches of both splits, opened before the run directory is touched."""
+
+    def __init__(self, config: TrainConfig, model: ModelConfig, tokenizer: Tokenizer):
+        data_dir = Path(config.data_dir)
+        train = open_windows(data_dir, "train", config.seq_len, tokenizer.eos_id, verify=config.verify_data)
+        held_out = open_windows(data_dir, "val", config.seq_len, tokenizer.eos_id, verify=False)
+        self.train = iter(training_batches(train, config.batch_size, config.seed))
+        self.val = evaluation_batches(held_out, config.batch_size, config.eval_batches)
+        tokens = TokenShards.open(data_dir, "train")
+        self.unigram = unigram_evaluation(tokens, model.vocab_size, self.val, tokenizer.token_bytes)
+
+
+class _Trainer:
+    def __init__(
+        self,
+        config: TrainConfig,
+        model_config: ModelConfig,
+        tokenizer: Tokenizer,
+        data: _Data,
+        run: RunDirectory,
+        stop: StopRequest,
+        console: Console,
+    ):
+        self._config, self._model_config, self._tokenizer = config, model_config, tokenizer
+        self._data, self._run, self._stop, self._console = data, run, stop, console
+        dtype = activation_dtype(config.dtype)
+        self._model = LanguageModel(model_config, dtype, config.unroll_layers)
+        self._optimizer = make_optimizer(config.optimizer, config.num_train_steps)
+        self._checkpoints = Checkpoints(
+            run.checkpoints,
+            keep_last=config.keep_last_checkpoints,
+            keep_best=config.keep_best_checkpoints,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            say=console.print,
+        )
+        self._iterator: grain.DatasetIterator[Batch] = data.train
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._last_log = (0, 0.0)  # step and time of the last line
+        self._progress = _progress_bar(console)
+
+    def run(self) -> bool:
+        config = self._config
+        if not self._run.tokenizer.exists():
+            with sealed_directory(self._run.tokenizer) as directory:
+                self._tokenizer.save(directory)
+        self._console.print(coverage_table(self._model_config))
+        state = self._start()
+        try:
+            step_function, self._loss_function = self._compile(state)
+            state = self._loop(state, step_function)
+            self._stop.check()
+            evaluation = self._evaluate(state, config.num_train_steps)
+            self._save(state, evaluation)
+        except StopRequested as request:
+            # After a failed donation nothing is lost: the loop stops between steps only.
+            self._save(self._state, None)
+            self._checkpoints.close()
+            self._say_how_to_resume(str(request))
+            return False
+        self._checkpoints.close()
+        self._finish(state, evaluation)
+        return True
+
+    def _start(self) -> TrainState:
+        """The state to train from: fresh, from an artifact, or restored with the data iterator in its place."""
+        state = jax.jit(lambda: init_state(self._model_config, self._optimizer, self._config.seed))()
+        restored = self._checkpoints.restore_latest(state.params, state.opt_state, self._iterator)
+        if restored is not None:
+            self._console.print(f"resuming after step {restored.step}")
+            ternary = jax.jit(quantize_params, static_argnums=1)(restored.params, self._model_config)
+            state = TrainState(np.int32(restored.step), restored.params, restored.opt_state, ternary)
+        elif self._config.init_from:
+            state = self._start_from_artifact(state, Path(self._config.init_from))
+        self._metrics = MetricsLog(self._run.metrics, int(state.step))
+        self._state = state
+        return state
+
+    def _start_from_artifact(self, state: TrainState, path: Path) -> TrainState:
+        artifact = load_artifact(path)
+        if artifact.kind != "latent":
+            raise ValueError(f"init_from: {path} is packed and holds no latent weights; name a latent artifact")
+        params = artifact_params(artifact)
+        wanted, found = jax.tree.map(np.shape, state.params), jax.tree.map(np.shape, params)
+        if wanted != found:
+            raise ValueError(f"init_from: {path} is a model of another shape than preset {self._config.preset!r}")
+        return state.replace(params=params, ternary=quantize_params(params, self._model_config))
+
+    def _compile(self, state: TrainState) -> tuple[Callable, Callable]:
+        config = self._config
+        schedule = learning_rate_schedule(config.optimizer, config.num_train_steps)
+        step = make_train_step(self._model, self._optimizer, schedule, config.grad_accumulation_steps)
+        batch = self._data.val[0]
+        compiled = self._phase("compiling the training step", lambda: step.lower(state, batch).compile())
+        loss = make_loss_function(self._model)
+        weights = with_ternary(state.params, state.ternary)
+        compiled_loss = self._phase("compiling the evaluation", lambda: loss.lower(weights, batch).compile())
+        return compiled, compiled_loss
+
+    def _phase(self, name: str, work: Callable[[], Result]) -> Result:
+        start = time.perf_counter()
+        self._console.print(f"{name} ...")
+        result = self._stop.watch(work)
+        self._console.print(f"{name}: {time.perf_counter() - start:.1f} s")
+        return result
+
+    def _loop(self, state: TrainState, step_function: Callable) -> TrainState:
+        config = self._config
+        first = int(state.step)
+        self._last_log = (first, time.perf_counter())
+        with self._progress:
+            task = self._progress.add_task("training", total=config.num_train_steps, completed=first, loss="", speed="")
+            for step in range(first + 1, config.num_train_steps + 1):
+                state, metrics = step_function(state, next(self._iterator))
+                # The device works on this step while the last one's numbers are read.
+                self._report(task)
+                self._pending = (step, metrics)
+                self._state = state
+                self._stop.check()
+                evaluation = None
+                if _due(step, config.eval_every_steps, config.num_train_steps):
+                    evaluation = self._evaluate(state, step)
+                if _due(step, config.sample_every_steps, config.num_train_steps):
+                    self._sample(state, step)
+                if _due(step, config.checkpoint_every_steps, config.num_train_steps):
+                    self._save(state, evaluation)
+                self._checkpoints.poll()
+            self._report(task)
+        return state
+
+    def _report(self, task: Any = None) -> None:
+        """Read the pending step's numbers, stop the run if they are not finite, log them if it is time."""
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        loss = float(metrics["train/loss"])
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"step {step}: the loss is {loss}; the last checkpoint is of step {self._checkpoints.latest}. "
+                "Lower optimizer.learning_rate and start a new run from it"
+            )
+        speed = self._log(step, metrics) if self._is_log_step(step) else None
+        if task is not None:
+            shown = {} if speed is None else {"speed": f"{speed:,.0f} tokens/s"}
+            self._progress.update(task, completed=step, loss=f"loss {loss:.4f}", **shown)
+
+    def _is_log_step(self, step: int) -> bool:
+        return step == 1 or step % self._config.log_every_steps == 0 or step == self._config.num_train_steps
+
+    def _log(self, step: int, metrics: dict[str, jax.Array]) -> float:
+        config = self._config
+        last_step, last_time = self._last_log
+        now = time.perf_counter()
+        self._last_log = (step, now)
+        tokens_per_step = config.batch_size * config.seq_len
+        speed = (step - last_step) * tokens_per_step / (now - last_time)
+        line = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+        line |= {
+            "data/tokens_seen": step * tokens_per_step,
+            "perf/tokens_per_second": round(speed, 1),
+            "perf/step_time_ms": round(1000 * (now - last_time) / max(1, step - last_step), 2),
+        }
+        self._metrics.write(line)
+        if not self._console.is_terminal:
+            eta = (config.num_train_steps - step) * tokens_per_step / speed
+            health = ""
+            if "ternary/flip_rate" in line:
+                health = f"  zeros {line['ternary/zero_fraction']:.1%}  flips {line['ternary/flip_rate']:.2%}"
+            self._console.print(
+                f"step {step}/{config.num_train_steps}  loss {line['train/loss']:.4f}{health}  "
+                f"{speed:,.0f} tokens/s  {eta:.0f} s left"
+            )
+        return speed
+
+    def _evaluate(self, state: TrainState, step: int) -> Evaluation:
+        """Held-out loss; raises StopRequested between batches."""
+        self._report()
+        weights = with_ternary(state.params, state.ternary)
+        start = time.perf_counter()
+        found = evaluate(self._loss_function, weights, self._data.val, self._tokenizer.token_bytes, self._stop.check)
+        line = {"step": step, "val/loss": found.loss, "val/bits_per_byte": found.bits_per_byte}
+        tokens_seen = step * self._config.batch_size * self._config.seq_len
+        self._metrics.write(line | {"data/tokens_seen": tokens_seen})
+        self._console.print(f"step {step}  held-out loss {found.loss:.4f}  {found.bits_per_byte:.4f} bits per byte")
+        self._forgive(time.perf_counter() - start)
+        return found
+
+    def _sample(self, state: TrainState, step: int) -> str:
+        """Write a text sample to samples.txt; its random choices depend on (seed, step) alone."""
+        if self._config.sample_tokens == 0:
+            return ""
+        self._report()
+        start = time.perf_counter()
+        prompt = self._tokenizer.encode_prompt(self._config.sample_prompt)
+        sampling = Sampling(
+            max_tokens=self._config.sample_tokens, temperature=0.7, top_p=0.95, seed=self._config.seed + step
+        )
+        weights = with_ternary(state.params, state.ternary)
+        ids = []
+        for token in generate(self._model, weights, prompt, sampling, self._tokenizer.eos_id):
+            self._stop.check()
+            ids.append(token)
+        text = self._config.sample_prompt + self._tokenizer.decode(ids)
+        with self._run.samples.open("a", encoding="utf-8") as file:
+            file.write(f"=== step {step}\n{text}\n")
+        self._forgive(time.perf_counter() - start)
+        return text
+
+    def _forgive(self, seconds: float) -> None:
+        """Keep time spent beside training out of the training speed."""
+        step, before = self._last_log
+        self._last_log = (step, before + seconds)
+
+    def _save(self, state: TrainState, evaluation: Evaluation | None) -> None:
+        self._report()  # a loss that is not finite must not be saved
+        step = int(state.step)
+        if step == self._checkpoints.latest:
+            return
+        loss = None if evaluation is None else evaluation.loss
+        self._checkpoints.save(step, state.params, state.opt_state, self._iterator, loss)
+
+    def _finish(self, state: TrainState, evaluation: Evaluation) -> None:
+        say = self._console.print
+        text = self._sample(state, self._config.num_train_steps)
+        plot_losses(read_metrics(self._run.metrics), self._run.loss_plot)
+        kind = "packed" if self._model_config.is_ternary else "latent"
+        if not self._run.artifact.exists():
+            export_artifact(
+                self._run.artifact, self._model_config, state.params, kind, tokenizer_dir=self._run.tokenizer
+            )
+        if text:
+            self._console.rule("sample")
+            say(text, markup=False)
+            self._console.rule()
+        unigram = self._data.unigram
+        say(f"held-out loss      {evaluation.loss:.4f} nats per token  {evaluation.bits_per_byte:.4f} bits per byte")
+        say(f"of a unigram model {unigram.loss:.4f} nats per token  {unigram.bits_per_byte:.4f} bits per byte")
+        say(f"{kind} artifact: {self._run.artifact}")
+
+    def _say_how_to_resume(self, signal_name: str) -> None:
+        path = self._run.path
+        self._console.print(
+            f"{signal_name}: saved step {int(self._state.step)}. Resume with\n"
+            f"  python scripts/train_jax.py --config {path / 'config.yaml'} --resume true",
+            soft_wrap=True,
+        )
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    """Whether something done every `every` steps is due; the last step's is done after the loop."""
+    return every > 0 and step % every == 0 and step != last
+
+
+def _progress_bar(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, disable=not console.is_terminal)

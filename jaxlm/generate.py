@@ -1,48 +1,19 @@
 """Text from a model: one compiled prefill, one compiled decoding step, any prompt length."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.model import LanguageModel, init_cache
+from jaxlm.spec.sampling import Sampling, check_prompt
 from jaxlm.ternary_linear import Params, ternarize
 
 # Prompts and caches are padded up to powers of two, so few programs serve all lengths.
 SMALLEST_BUCKET = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next token is chosen. Raises ValueError on a value out of range."""
-
-    max_tokens: int = 128
-    """Tokens to generate, at most."""
-    temperature: float = 0.0
-    """0 takes the likeliest token; higher is more varied."""
-    top_k: int = 0
-    """Choose among this many likeliest tokens; 0 does not limit."""
-    top_p: float = 1.0
-    """Choose among the likeliest tokens that together reach this probability; 1 does not limit."""
-    min_p: float = 0.0
-    """Leave out tokens less likely than this fraction of the likeliest; 0 does not limit."""
-    seed: int = 0
-    """Seed of the random choice."""
-
-    def __post_init__(self) -> None:
-        bounds = {
-            "max_tokens": self.max_tokens >= 1,
-            "temperature": self.temperature >= 0,
-            "top_k": self.top_k >= 0,
-            "top_p": 0 < self.top_p <= 1,
-            "min_p": 0 <= self.min_p <= 1,
-        }
-        for name, holds in bounds.items():
-            if not holds:
-                raise ValueError(f"{name}: found {getattr(self, name)}, which is out of range")
 
 
 def sample(logits: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
@@ -96,7 +67,7 @@ def generate_batch(
     cache = init_cache(config, len(prompts), cache_length, model.dtype)
     positions = np.broadcast_to(np.arange(padded, dtype=np.int32), tokens.shape)
     last = (lengths - 1).astype(np.int32)
-    fixed = Sampling(**{**vars(sampling), "max_tokens": 1})  # its length is no reason to compile again
+    fixed = _without_length(sampling)
     chosen, cache = _step(model, params, tokens, positions, cache, (last, np.int32(0)), fixed)
     stopped = np.zeros(len(prompts), bool)
     zeros = np.zeros(len(prompts), np.int32)
@@ -122,14 +93,10 @@ def generate(
         yield int(tokens[0])
 
 
-def check_prompt(prompt: Sequence[int], vocab_size: int, max_seq_len: int) -> None:
-    """Raise ValueError where the prompt cannot be continued."""
-    if len(prompt) == 0:
-        raise ValueError("prompt: found no token, expected at least one; this tokenizer has no begin-of-text token")
-    if len(prompt) >= max_seq_len:
-        raise ValueError(f"prompt: found {len(prompt)} tokens, expected fewer than the model's context of {max_seq_len}")
-    if not all(0 <= token < vocab_size for token in prompt):
-        raise ValueError(f"prompt: found a token id outside 0..{vocab_size - 1}; it belongs to another tokenizer")
+def _without_length(sampling: Sampling) -> Sampling:
+    """The settings that the compiled step depends on: another length is no reason to compile again."""
+    kept = {field.name: getattr(sampling, field.name) for field in dataclasses.fields(Sampling)}
+    return Sampling(**kept | {"max_tokens": 1})
 
 
 def _bucket(length: int) -> int:

@@ -15,25 +15,25 @@ def coverage_table(config: ModelConfig) -> Table:
     """Which matrices are ternary, how many parameters they hold, and the bytes that a packed artifact will have."""
     table = Table(title="Model")
     for heading in ("parameter", "shape", "stored as"):
-        table.add_column(heading)
-    for heading in ("count", "parameters", "packed bytes"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, no_wrap=True)
+    for heading in ("parameters", "packed bytes"):
+        table.add_column(heading, justify="right", no_wrap=True)
     groups: dict[tuple[str, ...], list[Parameter]] = {}
     for parameter in parameters(config):
         groups.setdefault(parameter.path, []).append(parameter)
     for path, group in groups.items():
         packed = sum(t.nbytes for p in group for t in stored_form(p, config, "packed", "float32"))
+        shape = " x ".join(map(str, group[0].shape))
         table.add_row(
-            ".".join(path),
-            " x ".join(map(str, group[0].shape)),
+            ".".join(path).removeprefix("layers."),
+            shape if group[0].layer is None else f"{len(group)} layers of {shape}",
             group[0].storage,
-            str(len(group)),
             f"{sum(p.size for p in group):,}",
             f"{packed:,}",
         )
     total, ternary = parameter_count(config), ternary_parameter_count(config)
     table.add_section()
-    table.add_row("total", "", f"{ternary / total:.1%} ternary", "", f"{total:,}", f"{tensor_bytes(config, 'packed'):,}")
+    table.add_row("total", "", f"{ternary / total:.0%} ternary", f"{total:,}", f"{tensor_bytes(config, 'packed'):,}")
     return table
 
 

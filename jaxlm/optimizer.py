@@ -27,7 +27,7 @@ class OptimizerConfig:
     then linear to the final rate; linear; two_stage, the BitNet recipe: a linear decay that drops to
     second_learning_rate at half time, when weight decay ends too."""
     warmup_steps: int = 100
-    """Optimizer steps of linear warm-up from 0."""
+    """Optimizer steps of linear warm-up."""
     final_fraction: float = 0.1
     """Final learning rate as a fraction of the peak (two_stage always ends at 0)."""
     num_cycles: int | None = None
@@ -86,7 +86,9 @@ def learning_rate_schedule(config: OptimizerConfig, num_train_steps: int) -> opt
     after = _after_warmup(config, num_train_steps - warmup, num_train_steps)
     if warmup == 0:
         return after
-    return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup), after], [warmup])
+    # From peak / warmup up: a first step at rate 0 would train nothing.
+    rise = optax.linear_schedule(config.learning_rate / warmup, config.learning_rate, max(1, warmup - 1))
+    return optax.join_schedules([rise, after], [warmup])
 
 
 def _after_warmup(config: OptimizerConfig, steps: int, num_train_steps: int) -> optax.Schedule:

@@ -18,7 +18,7 @@ from jaxlm.checkpoint import Checkpoints
 from jaxlm.data import Batch, evaluation_batches, open_windows, training_batches
 from jaxlm.evaluate import Evaluation, evaluate, make_loss_function, unigram_evaluation
 from jaxlm.export import export_artifact
-from jaxlm.generate import Sampling, generate
+from jaxlm.generate import generate
 from jaxlm.load import artifact_params
 from jaxlm.metrics import coverage_table, plot_losses
 from jaxlm.model import LanguageModel
@@ -27,6 +27,7 @@ from jaxlm.run_directory import MetricsLog, RunDirectory, open_run, read_metrics
 from jaxlm.spec.artifact import load_artifact
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.manifest import sealed_directory
+from jaxlm.spec.sampling import Sampling
 from jaxlm.stop_request import StopRequest, StopRequested
 from jaxlm.ternary_linear import quantize_params, with_ternary
 from jaxlm.train_config import TrainConfig, activation_dtype, resolve_model

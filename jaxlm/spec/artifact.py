@@ -14,13 +14,20 @@ import numpy as np
 
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.hf_config import from_hf_config, to_hf_config
-from jaxlm.spec.manifest import MANIFEST, sealed_directory, verify_manifest
+from jaxlm.spec.manifest import sealed_directory, verify_manifest
 from jaxlm.spec.names import Kind, StoredTensor, stored_tensors
 from jaxlm.spec.tensor_file import TensorFile, write_tensors
 
 MAX_FILE_BYTES = 5 * 10**9
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class Artifact:
     kind: Kind
     float_dtype: str
     tensors: Mapping[str, np.ndarray]
+    stored: tuple[StoredTensor, ...]
 
 
 def is_artifact(directory: Path) -> bool:
@@ -49,7 +57,6 @@ def save_artifact(
     *,
     float_dtype: str = "float32",
     tokenizer_dir: Path | None = None,
-    max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
     """Write an artifact atomically. `read(name)` gives each stored tensor once, in file order.
 
@@ -57,13 +64,27 @@ def save_artifact(
     taken or a tensor is not what the config says; then nothing is left behind.
     """
     with sealed_directory(directory) as temporary:
-        content = to_hf_config(config, kind, float_dtype)
-        (temporary / CONFIG).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-        if tokenizer_dir is not None:
-            for file in sorted(tokenizer_dir.iterdir()):
-                if file.is_file() and file.name != MANIFEST:
-                    shutil.copyfile(file, temporary / file.name)
-        _write_files(temporary, stored_tensors(config, kind, float_dtype), read, max_file_bytes)
+        write_artifact(temporary, config, kind, read, float_dtype=float_dtype, tokenizer_dir=tokenizer_dir)
+
+
+def write_artifact(
+    directory: Path,
+    config: ModelConfig,
+    kind: Kind,
+    read: Callable[[str], np.ndarray],
+    *,
+    float_dtype: str = "float32",
+    tokenizer_dir: Path | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> None:
+    """Write the files of an artifact into an existing directory that the caller seals (see `save_artifact`)."""
+    content = to_hf_config(config, kind, float_dtype)
+    (directory / CONFIG).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    if tokenizer_dir is not None:
+        for name in TOKENIZER_FILES:
+            if (tokenizer_dir / name).is_file():
+                shutil.copyfile(tokenizer_dir / name, directory / name)
+    _write_files(directory, stored_tensors(config, kind, float_dtype), read, max_file_bytes)
 
 
 def _write_files(
@@ -104,8 +125,9 @@ def load_artifact(directory: Path, *, verify: bool = True) -> Artifact:
         raise ValueError(f"{directory / CONFIG}: not JSON: {error}") from error
     config, kind, float_dtype = from_hf_config(content)
     files = _open_files(directory)
-    _check_tensors(directory, files, stored_tensors(config, kind, float_dtype))
-    return Artifact(config, kind, float_dtype, ChainMap(*files))  # pyright: ignore[reportArgumentType]
+    stored = _check_tensors(directory, files, stored_tensors(config, kind, float_dtype))
+    tensors = ChainMap(*files)  # pyright: ignore[reportArgumentType]
+    return Artifact(config, kind, float_dtype, tensors, stored)
 
 
 def _open_files(directory: Path) -> list[TensorFile]:
@@ -119,20 +141,25 @@ def _open_files(directory: Path) -> list[TensorFile]:
     return [TensorFile(directory / name) for name in names]
 
 
-def _check_tensors(directory: Path, files: Sequence[TensorFile], expected: Sequence[StoredTensor]) -> None:
+def _check_tensors(
+    directory: Path, files: Sequence[TensorFile], expected: Sequence[StoredTensor]
+) -> tuple[StoredTensor, ...]:
+    """The tensors found, which are those expected and no others."""
     found: dict[str, StoredTensor] = {}
     for file in files:
         for name in file:
             if name in found:
                 raise ValueError(f"{directory}: tensor {name} is there twice")
             found[name] = file.stored(name)
+    stored = tuple(found.values())
     for tensor in expected:
         if tensor.name not in found:
             raise ValueError(f"{directory}: missing tensor {tensor.name}, {tensor.dtype} {list(tensor.shape)}")
-        if (stored := found.pop(tensor.name)) != tensor:
+        if (there := found.pop(tensor.name)) != tensor:
             raise ValueError(
-                f"{directory}: tensor {tensor.name}: found {stored.dtype} {list(stored.shape)}, "
+                f"{directory}: tensor {tensor.name}: found {there.dtype} {list(there.shape)}, "
                 f"expected {tensor.dtype} {list(tensor.shape)}"
             )
     if found:
         raise ValueError(f"{directory}: unexpected tensor {min(found)}; the config has no place for it")
+    return stored

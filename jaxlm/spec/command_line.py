@@ -4,26 +4,26 @@ A command is a function of one frozen dataclass; its flags are generated from th
 help live in one place.
 """
 
+import json
+import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 Settings = TypeVar("Settings")
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
-def run_command(
-    function: Callable[[Settings], Any], settings_class: type[Settings], argv: list[str] | None = None
-) -> None:
+def run_command(function: Callable[[Settings], Any], settings_class: type[Settings], *, positional: bool = False) -> None:
     """Parse flags into `settings_class`, call `function`, and exit: 0 when done, 2 on a user's mistake.
 
-    A mistake is one line on stderr; `--debug` shows the traceback instead.
+    A mistake is one line on stderr; `--debug` shows the traceback instead. With `positional` the settings
+    that have no default are given by place.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    debug = "--debug" in argv
+    debug = "--debug" in sys.argv
     try:
-        settings = parse(settings_class, [word for word in argv if word != "--debug"], function.__doc__)
+        settings = parse(settings_class, sys.argv[1:], function.__doc__, positional=positional)
         function(settings)
     except USER_ERRORS as error:
         if debug:
@@ -35,7 +35,9 @@ def run_command(
     sys.stdout.flush()
 
 
-def parse(settings_class: type[Settings], argv: list[str], description: str | None = None) -> Settings:
+def parse(
+    settings_class: type[Settings], argv: list[str], description: str | None = None, *, positional: bool = False
+) -> Settings:
     """Settings from flags, over those of a `--config` file; raises ValueError on what does not fit."""
     # Imported here: the rest of the contract needs numpy and safetensors only.
     import jsonargparse
@@ -44,14 +46,31 @@ def parse(settings_class: type[Settings], argv: list[str], description: str | No
     parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file of these settings; flags go over it")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.add_class_arguments(settings_class)
+    parser.add_class_arguments(settings_class, as_positional=positional)
     try:
-        values = parser.parse_args(argv)
+        values = parser.parse_args(_gather_lists(argv, settings_class))
     except jsonargparse.ArgumentError as error:
         raise ValueError(f"{_one_line(error)}; see --help") from error
     fields = parser.instantiate_classes(values).as_dict()
     fields.pop("config"), fields.pop("debug")
     return settings_class(**fields)
+
+
+def _gather_lists(argv: list[str], settings_class: type) -> list[str]:
+    """Let a flag of a list take all the words that follow it: `--input a b` becomes `--input ["a", "b"]`."""
+    lists = {f"--{name}" for name, kind in get_type_hints(settings_class).items() if get_origin(kind) is list}
+    gathered: list[str] = []
+    words: list[str] | None = None
+    for word in [*argv, "--"]:
+        if words is not None and (word.startswith("--") or word.startswith("[")):
+            gathered += [json.dumps(words)] if words else []
+            words = None
+        if words is not None:
+            words.append(word)
+        else:
+            gathered.append(word)
+            words = [] if word in lists else None
+    return gathered[:-1]
 
 
 def _one_line(error: BaseException) -> str:
@@ -62,5 +81,5 @@ def _one_line(error: BaseException) -> str:
 def quiet_libraries() -> None:
     """Keep the log lines of XLA, absl and transformers off the terminal; call before they are imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("ABSL_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("absl").setLevel(logging.ERROR)

@@ -1,0 +1,43 @@
+# Everything runs from a .venv in the checkout, built by plain pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?= data/stdlib
+RUN ?= runs/$(shell date +%Y%m%d-%H%M%S)
+ARGS ?=
+
+.PHONY: setup train test witness lint bench
+
+setup: $(VENV)/.dev
+
+# The stamp is made anew when pyproject.toml changes, so a left-over environment is brought up to date.
+$(VENV)/.dev: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(VENV)/.witness: pyproject.toml $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[witness]'
+	touch $@
+
+# Text -> shards -> ternary model -> artifact -> the same words from JAX and from MLX.
+train: setup
+	$(BIN)/python scripts/prepare_data.py --input stdlib --vocab_size 2048 --output_dir $(DATA)
+	$(BIN)/python scripts/train_jax.py --config scripts/tiny.yaml --data_dir $(DATA) --output_dir $(RUN) $(ARGS)
+	$(BIN)/python scripts/same_text.py --run $(RUN)
+
+test: setup
+	$(BIN)/python -m pytest tests --ignore tests/witness
+
+# Comparisons with transformers, which need torch.
+witness: $(VENV)/.witness
+	$(BIN)/python -m pytest tests/witness
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: setup
+	$(BIN)/python scripts/benchmark.py $(ARGS)

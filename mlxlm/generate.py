@@ -1,0 +1,49 @@
+"""Text from an artifact: `python -m mlxlm.generate --model DIR --prompt TEXT`."""
+
+from collections.abc import Iterator, Sequence
+
+from jaxlm.spec.command_line import quiet_libraries, run_command
+
+quiet_libraries()
+
+import mlx.core as mx  # noqa: E402
+from mlx_lm.generate import generate_step  # noqa: E402
+from mlx_lm.sample_utils import make_sampler  # noqa: E402
+
+from jaxlm.spec.sampling import GenerateConfig, Sampling, check_prompt  # noqa: E402
+from mlxlm.load import load_model  # noqa: E402
+from mlxlm.model import LanguageModel  # noqa: E402
+
+
+def generate(
+    model: LanguageModel, prompt: Sequence[int], sampling: Sampling, stop_id: int | None = None
+) -> Iterator[int]:
+    """Continue one prompt; yields token ids as they come, without the stop token.
+
+    Raises ValueError where the prompt is empty, holds an id outside the vocabulary, or leaves no room in the
+    model's context.
+    """
+    check_prompt(prompt, model.config.vocab_size, model.config.max_seq_len)
+    mx.random.seed(sampling.seed)
+    # mlx-lm spells "no limit" as 0 for top-p.
+    top_p = sampling.top_p if sampling.top_p < 1 else 0.0
+    sampler = make_sampler(sampling.temperature, top_p=top_p, min_p=sampling.min_p, top_k=sampling.top_k)
+    max_tokens = min(sampling.max_tokens, model.config.max_seq_len - len(prompt))
+    for token, _ in generate_step(mx.array(list(prompt)), model, max_tokens=max_tokens, sampler=sampler):
+        if token == stop_id:
+            return
+        yield int(token)
+
+
+def main(config: GenerateConfig) -> None:
+    """Generate text with MLX from an artifact."""
+    model, tokenizer = load_model(config.model)
+    if tokenizer is None:
+        raise ValueError(f"{config.model}: found no tokenizer, so there is no text to continue")
+    prompt = tokenizer.encode_prompt(config.prompt)
+    tokens = list(generate(model, prompt, config, tokenizer.eos_id))
+    print(config.prompt + tokenizer.decode(tokens))
+
+
+if __name__ == "__main__":
+    run_command(main, GenerateConfig)

@@ -1,0 +1,55 @@
+"""Loss, perplexity and bits per byte of models on the same text."""
+
+from dataclasses import dataclass
+
+from jaxlm.spec.command_line import quiet_libraries, run_command
+
+quiet_libraries()
+
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from jaxlm.evaluate import evaluate_text  # noqa: E402
+from jaxlm.load import load_model  # noqa: E402
+from shared_tokenizer.documents import is_validation, read_documents  # noqa: E402
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What to evaluate, on what."""
+
+    model: list[str]
+    """Run directories or artifacts, compared in one table."""
+    input: list[str]
+    """Text files, folders of them, or stdlib, the Python standard library's own source."""
+    held_out: float | None = None
+    """Evaluate only on this fraction of the documents: what prepare_data.py held out with the same val_fraction."""
+    seq_len: int = 256
+    """Tokens per window."""
+    batch_size: int = 8
+    """Windows at a time."""
+
+
+def main(config: EvaluateConfig) -> None:
+    """Evaluate models on text: nats per token, perplexity, and bits per byte, which no tokenizer can flatter."""
+    texts = [document.text for document in read_documents(config.input)]
+    if config.held_out is not None:
+        texts = [text for text in texts if is_validation(text, config.held_out)]
+    if not texts:
+        raise ValueError(f"held_out: found no document in a fraction of {config.held_out}; give more text")
+    table = Table()
+    for heading in ("model", "tokens", "nats per token", "perplexity", "bits per byte"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for path in config.model:
+        model, params, tokenizer = load_model(path)
+        if tokenizer is None:
+            raise ValueError(f"{path}: found no tokenizer, so text cannot be evaluated")
+        found = evaluate_text(model, params, tokenizer, texts, config.seq_len, config.batch_size)
+        table.add_row(
+            path, f"{found.tokens:,}", f"{found.loss:.4f}", f"{found.perplexity:.2f}", f"{found.bits_per_byte:.4f}"
+        )
+    Console(highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    run_command(main, EvaluateConfig)

@@ -1,5 +1,7 @@
 """The small layers: norm, linear (dense or ternary), embedding, rotary position, gated feed-forward."""
 
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -28,7 +30,7 @@ class RMSNorm(nn.Module):
         weight = self.param("weight", nn.initializers.ones, (x.shape[-1],))
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return (normed * weight).astype(x.dtype)
+        return (normed * jnp.expand_dims(weight, range(x.ndim - 1))).astype(x.dtype)
 
 
 class Linear(nn.Module):
@@ -36,11 +38,11 @@ class Linear(nn.Module):
 
     config: ModelConfig
     features: int
+    init_std: float
 
     @nn.compact
     def __call__(self, x: Features) -> Outputs:
-        initializer = nn.initializers.normal(self.config.initializer_range)
-        weight = self.param("weight", initializer, (self.features, x.shape[-1]))
+        weight = self.param("weight", nn.initializers.normal(self.init_std), (self.features, x.shape[-1]))
         return jnp.einsum("...i,oi->...o", x, weight.astype(x.dtype))
 
 
@@ -52,35 +54,40 @@ class BitLinear(nn.Module):
 
     config: ModelConfig
     features: int
+    init_std: float
 
     @nn.compact
     def __call__(self, x: Features) -> Outputs:
         if self.config.linear_norm:
             x = RMSNorm(self.config.norm_eps, name="rms_norm")(x)
-        return ternary_linear(x, _ternary_weight(self, (self.features, x.shape[-1])))
+        return ternary_linear(x, _ternary_weight(self, (self.features, x.shape[-1]), self.init_std))
 
 
-def _ternary_weight(module: nn.Module, shape: tuple[int, int]) -> TernaryWeight:
+def _ternary_weight(module: nn.Module, shape: tuple[int, int], init_std: float) -> TernaryWeight:
     """The module's `weight`: as it is where it is ternary already, else quantized here."""
     config: ModelConfig = module.config  # pyright: ignore[reportAttributeAccessIssue]
     weight = module.get_variable("params", "weight")
     if isinstance(weight, TernaryWeight):
         return weight
-    weight = module.param("weight", nn.initializers.normal(config.initializer_range), shape)
+    weight = module.param("weight", nn.initializers.normal(init_std), shape)
     return ternarize_weight(weight, config.scale_dtype).replace(latent=weight)
 
 
 def block_linear(config: ModelConfig, features: int, name: str) -> nn.Module:
     """A linear layer of a block, of the kind the config asks for."""
     kind = BitLinear if config.linear == "ternary" else Linear
-    return kind(config, features, name=name)
+    init_std = config.initializer_range
+    if name in ("o_proj", "down_proj"):
+        # They write into the residual stream, which 2 num_layers of them add up in (GPT-2's rule).
+        init_std /= (2 * config.num_layers) ** 0.5
+    return kind(config, features, init_std, name=name)
 
 
 class QuantizedRows(flax.struct.PyTreeNode):
     """A table quantized by row. Invariant: dequantized == codes * scale, int8 codes `[V, D]`, scale `[V, 1]`."""
 
-    codes: jax.Array
-    scale: jax.Array
+    codes: Any
+    scale: Any
 
 
 class Embedding(nn.Module):
@@ -93,13 +100,13 @@ class Embedding(nn.Module):
         config = self.config
         shape = (config.vocab_size, config.hidden_size)
         if config.embedding == "ternary":
-            weight = _ternary_weight(self, shape)
+            weight = _ternary_weight(self, shape, config.embedding_range)
             table = weight.codes * weight.scale
             return table if weight.latent is None else straight_through(weight.latent, table)
         weight = self.get_variable("params", "weight")
         if isinstance(weight, QuantizedRows):
             return weight.codes * weight.scale
-        latent = self.param("weight", nn.initializers.normal(config.initializer_range), shape)
+        latent = self.param("weight", nn.initializers.normal(config.embedding_range), shape)
         if config.embedding == "float":
             return latent
         codes, scale = quantize_rows(latent, jnp)
@@ -125,7 +132,7 @@ class FeedForward(nn.Module):
 def rotary(x: jax.Array, positions: Positions, theta: float) -> jax.Array:
     """Rotate `[B, L, heads, H]` by position, split-half as Hugging Face does (arXiv 2104.09864)."""
     half = x.shape[-1] // 2
-    frequencies = np.float32(theta ** (-np.arange(half) / half))
+    frequencies = np.float32(theta ** (-np.arange(half) / half)).reshape(1, 1, 1, half)
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)

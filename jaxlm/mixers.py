@@ -1,5 +1,7 @@
 """Token mixers: how a position sees the ones before it."""
 
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -16,8 +18,9 @@ class KVCache(flax.struct.PyTreeNode):
     No length is kept: a query at position p reads slots 0..p, so slots beyond what was written are never seen.
     """
 
-    keys: jax.Array
-    values: jax.Array
+    # Not typed more closely: jax also builds the node with placeholders in its leaves.
+    keys: Any
+    values: Any
 
 
 class Attention(nn.Module):

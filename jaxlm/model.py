@@ -57,7 +57,7 @@ class LanguageModel(nn.Module):
         self.norm = RMSNorm(config.norm_eps)
         if not config.tie_word_embeddings:
             head = BitLinear if config.ternary_head else Linear
-            self.lm_head = head(config, config.vocab_size)
+            self.lm_head = head(config, config.vocab_size, config.initializer_range)
 
     def __call__(
         self, token_ids: Tokens, positions: Positions | None = None, segment_ids: SegmentIds | None = None
@@ -76,7 +76,7 @@ class LanguageModel(nn.Module):
         """Run tokens at given positions against a cache: logits `[B, V]` at index `last` `[B]`, new cache."""
         table = self.embed_tokens()
         x = table[token_ids].astype(self.dtype)
-        mask = jnp.arange(cache.keys.shape[2]) <= positions[:, :, None]
+        mask = jnp.arange(cache.keys.shape[2])[None, None] <= positions[:, :, None]
         x, cache = self.layers(x, cache, positions, mask)
         x = x[jnp.arange(x.shape[0]), last][:, None]
         return self._logits(x, table)[:, 0], cache
@@ -94,7 +94,7 @@ def _segment_mask(segment_ids: SegmentIds | None) -> AttentionMask | None:
         return None
     length = segment_ids.shape[1]
     causal = jnp.tril(jnp.ones((length, length), bool))
-    return causal & (segment_ids[:, :, None] == segment_ids[:, None, :])
+    return causal[None] & (segment_ids[:, :, None] == segment_ids[:, None, :])
 
 
 def init_params(config: ModelConfig, rng: jax.Array) -> dict[str, Any]:

@@ -5,17 +5,17 @@ N query heads    K key/value heads    H head_dim    V vocab_size    O/I out/in f
 """
 
 import jax
-from jaxtyping import Bool, Float, Int, Int8
+import numpy as np
+from jaxtyping import Bool, Float, Int
 
-Tokens = Int[jax.Array, "B L"]
-Positions = Int[jax.Array, "B L"]
-SegmentIds = Int[jax.Array, "B L"]
-LossMask = Bool[jax.Array, "B L"]
-Hidden = Float[jax.Array, "B L D"]
-Features = Float[jax.Array, "*batch I"]
-Outputs = Float[jax.Array, "*batch O"]
-Logits = Float[jax.Array, "B L V"]
-AttentionMask = Bool[jax.Array, "B L S"]
-LatentWeight = Float[jax.Array, "*layers O I"]
-Codes = Int8[jax.Array, "*layers O I"]
-WeightScale = Float[jax.Array, "*layers"]
+AnyArray = jax.Array | np.ndarray
+Tokens = Int[AnyArray, "B L"]
+Positions = Int[AnyArray, "B L"]
+SegmentIds = Int[AnyArray, "B L"]
+LossMask = Bool[AnyArray, "B L"]
+Hidden = Float[AnyArray, "B L D"]
+Features = Float[AnyArray, "*batch I"]
+Outputs = Float[AnyArray, "*batch O"]
+Logits = Float[AnyArray, "B L V"]
+AttentionMask = Bool[AnyArray, "B L S"]
+LatentWeight = Float[AnyArray, "*layers O I"]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxlm.shapes import Codes, Features, LatentWeight, Outputs, WeightScale
+from jaxlm.shapes import Features, LatentWeight, Outputs
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.names import parameters
 from jaxlm.spec.ternary import quantize_activation, quantize_weight
@@ -37,9 +37,10 @@ class TernaryWeight(flax.struct.PyTreeNode):
     gradient goes in training; the forward pass never reads it. It is None in a model that is only run.
     """
 
-    codes: Codes
-    scale: WeightScale
-    latent: LatentWeight | None = None
+    # Not typed more closely: jax also builds the node with placeholders and with gradients in its leaves.
+    codes: Any  # Int8 [*layers, O, I]
+    scale: Any  # Float [*layers]
+    latent: Any = None  # Float [*layers, O, I]
 
 
 def ternarize_weight(latent: LatentWeight, scale_dtype: str) -> TernaryWeight:

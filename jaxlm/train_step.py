@@ -19,10 +19,10 @@ Metrics = dict[str, jax.Array]
 class TrainState(flax.struct.PyTreeNode):
     """Everything a step changes. `ternary` follows from `params`, so checkpoints leave it out."""
 
-    step: jax.Array
-    params: Params
+    step: Any
+    params: Any
     opt_state: Any
-    ternary: dict[str, TernaryWeight]
+    ternary: Any  # TernaryWeight by dotted path
 
 
 def init_state(config: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
@@ -78,7 +78,7 @@ def make_train_step(
         ternary = quantize_params(params, config)
         metrics = {
             "train/loss": loss / tokens,
-            "train/grad_norm": optax.global_norm(grads),
+            "train/grad_norm": optax.tree.norm(grads),
             "train/learning_rate": learning_rate(state.step),
             **ternary_health(state.ternary, ternary),
         }

@@ -128,7 +128,7 @@ class TokenShards:
             path = Path(directory) / shard["file"]
             try:
                 array = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, EOFError) as error:
                 raise ValueError(f"{path}: not a token shard: {error}") from error
             if array.dtype != manifest["dtype"] or array.shape != (shard["tokens"],):
                 raise ValueError(

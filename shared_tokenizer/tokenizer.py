@@ -15,6 +15,7 @@ import sentencepiece
 
 MODEL_FILE = "tokenizer.model"
 CONFIG_FILE = "tokenizer_config.json"
+SPACE_MARKER = "\u2581"  # how sentencepiece writes a space inside a piece
 
 
 class Tokenizer:
@@ -60,11 +61,21 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text. Special tokens written in the text stay text."""
-        return self._processor.encode(text)
+        parts = text.split(SPACE_MARKER)
+        ids = self._processor.encode(parts[0])
+        for part in parts[1:]:
+            # sentencepiece would read its own marker as a space; its bytes say what it is.
+            ids += self._marker_ids
+            ids += self._processor.encode(part)
+        return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of many texts, on all cores."""
-        return self._processor.encode(list(texts), num_threads=-1)
+        encoded = self._processor.encode(list(texts), num_threads=-1)
+        for i, text in enumerate(texts):
+            if SPACE_MARKER in text:
+                encoded[i] = self.encode(text)
+        return encoded
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of the start of a document: the begin-of-text token, then the text."""
@@ -91,6 +102,10 @@ class Tokenizer:
         return self._optional(self._processor.pad_id())
 
     @cached_property
+    def _marker_ids(self) -> list[int]:
+        return [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARKER.encode()]
+
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 of the model: token shards and checkpoints name the tokenizer they belong to by it."""
         return hashlib.sha256(self._model).hexdigest()
@@ -103,7 +118,7 @@ class Tokenizer:
             if self._processor.is_byte(i):
                 sizes[i] = 1
             elif not (self._processor.is_control(i) or self._processor.is_unknown(i)):
-                sizes[i] = len(self._processor.id_to_piece(i).replace("\u2581", " ").encode())
+                sizes[i] = len(self._processor.id_to_piece(i).replace(SPACE_MARKER, " ").encode())
         return sizes
 
     def _special(self, token_id: int | None) -> str | None:

@@ -51,7 +51,7 @@ def parse(
         values = parser.parse_args(_gather_lists(argv, settings_class))
     except jsonargparse.ArgumentError as error:
         raise ValueError(f"{_one_line(error)}; see --help") from error
-    fields = parser.instantiate_classes(values).as_dict()
+    fields = parser.instantiate(values).as_dict()
     fields.pop("config"), fields.pop("debug")
     return settings_class(**fields)
 

@@ -52,7 +52,9 @@ class ModelConfig:
     scale_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of ternary scales, in training and on disk. Models trained elsewhere need float32."""
     initializer_range: float = 0.02
-    """Standard deviation of the initial weights."""
+    """Standard deviation of the initial linear weights; o_proj and down_proj start smaller by sqrt(2 num_layers)."""
+    embedding_range: float = 0.02
+    """Standard deviation of the initial embeddings."""
     bos_id: int | None = None
     """Token that starts a document."""
     eos_id: int | None = None
@@ -97,6 +99,7 @@ class ModelConfig:
             "rope_theta",
             "norm_eps",
             "initializer_range",
+            "embedding_range",
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected more than 0")

@@ -5,17 +5,13 @@ import dataclasses
 from jaxlm.spec.config import ModelConfig
 
 
-def _llama(**fields) -> ModelConfig:
-    return ModelConfig(**fields)
-
-
 def _ternary(**fields) -> ModelConfig:
     """BitNet b1.58 with sub-norms and SiLU, which every build of llama.cpp also computes right."""
     return ModelConfig(**({"linear": "ternary", "sub_norm": True} | fields))
 
 
 def _smollm2(**fields) -> ModelConfig:
-    return _llama(vocab_size=49152, max_seq_len=8192, **fields)
+    return ModelConfig(vocab_size=49152, max_seq_len=8192, **fields)
 
 
 _TINY = {
@@ -26,6 +22,7 @@ _TINY = {
     "num_heads": 4,
     "num_kv_heads": 2,
     "max_seq_len": 512,
+    "embedding_range": 0.1,
 }
 _SMALL = {
     "vocab_size": 4096,
@@ -35,13 +32,14 @@ _SMALL = {
     "num_heads": 8,
     "num_kv_heads": 4,
     "max_seq_len": 1024,
+    "embedding_range": 0.1,
 }
 
 PRESETS: dict[str, ModelConfig] = {
     "ternary-tiny": _ternary(**_TINY),
-    "dense-tiny": _llama(**_TINY),
+    "dense-tiny": ModelConfig(**_TINY),
     "ternary-25m": _ternary(**_SMALL),
-    "dense-25m": _llama(**_SMALL),
+    "dense-25m": ModelConfig(**_SMALL),
     "bitnet-700m": _ternary(
         vocab_size=32000,
         hidden_size=1536,
@@ -115,5 +113,7 @@ def preset(name: str) -> ModelConfig:
 
 
 def dense_twin(config: ModelConfig) -> ModelConfig:
-    """The float model of the same shape: plain linears, float embedding and head, the same norms."""
-    return dataclasses.replace(config, linear="dense", linear_norm=False, ternary_head=False, embedding="float")
+    """The float Llama of the same shape."""
+    return dataclasses.replace(
+        config, linear="dense", sub_norm=False, linear_norm=False, ternary_head=False, embedding="float"
+    )

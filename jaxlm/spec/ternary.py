@@ -36,7 +36,8 @@ def absmean(weight: Array, xp: Any) -> Array:
     row_sums = xp.sum(xp.round(magnitude / step).astype(xp.int32), axis=-1, keepdims=True)
     high = xp.sum(row_sums >> 14, axis=-2, keepdims=True).astype(xp.float32)
     low = xp.sum(row_sums & 0x3FFF, axis=-2, keepdims=True).astype(xp.float32)
-    return (high * 2.0**14 + low) / (rows * columns) * step
+    # One rounding: a division would be compiled differently here and there; times a power of two is exact.
+    return (high * 2.0**14 + low) * (1 / (rows * columns)) * step
 
 
 def round_to_bfloat16(positive: Array, xp: Any) -> Array:

@@ -1,0 +1,44 @@
+"""Tests run stricter than users: no implicit rank promotion, warnings are errors, shapes are checked."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from jaxlm.spec.config import ModelConfig  # noqa: E402
+from shared_tokenizer.tokenizer import Tokenizer  # noqa: E402
+from shared_tokenizer.train import train_tokenizer  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+TEXT = "def add(first, second):\n    return first + second\n\nclass Point:\n    x = 1.5  # caf\u00e9, \u4f60\u597d \U0001f600\n"
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """A tiny tokenizer, trained here."""
+    return train_tokenizer([TEXT * 20], 300)
+
+
+TINY = ModelConfig(
+    vocab_size=300,
+    hidden_size=32,
+    intermediate_size=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    max_seq_len=64,
+    linear="ternary",
+    sub_norm=True,
+    initializer_range=0.1,
+    embedding_range=0.1,
+)
+
+
+@pytest.fixture
+def tiny_config() -> ModelConfig:
+    """A ternary model with grouped heads and sub-norms, small enough for any test."""
+    return TINY

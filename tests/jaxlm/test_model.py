@@ -1,0 +1,143 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.layers import rotary
+from jaxlm.model import LanguageModel, init_cache, init_params
+from jaxlm.spec.config import ModelConfig
+from jaxlm.spec.names import parameters
+from jaxlm.ternary_linear import quantize_params, ternarize, with_ternary
+
+VARIANTS = {
+    "ternary": {},
+    "dense": {"linear": "dense", "sub_norm": False, "activation": "gelu", "head_dim": 16},
+    "ternary_head": {"tie_word_embeddings": False, "ternary_head": True, "linear_norm": True, "activation": "relu2"},
+    "int8_embedding": {"embedding": "int8", "sub_norm": False},
+    "ternary_embedding": {"embedding": "ternary"},
+}
+
+
+@pytest.fixture(params=VARIANTS)
+def config(request, tiny_config) -> ModelConfig:
+    return dataclasses.replace(tiny_config, **VARIANTS[request.param])
+
+
+@pytest.fixture
+def params(config):
+    return jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+
+
+@pytest.fixture
+def token_ids():
+    return np.random.default_rng(0).integers(0, 300, (2, 12))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, params, *inputs):
+    return model.apply({"params": params}, *inputs)
+
+
+def assert_logits_close(found, expected, config):
+    """Dense models to float32 rounding; ternary ones with rounding flips in mind."""
+    difference = np.abs(np.asarray(found) - np.asarray(expected))
+    assert difference.max() < (3e-2 if config.is_ternary else 1e-4)
+    assert difference.mean() < (1e-3 if config.is_ternary else 1e-5)
+
+
+def test_the_tree_is_the_names_table(config, params):
+    from flax.traverse_util import flatten_dict
+
+    expected = {}
+    for parameter in parameters(config):
+        layers = () if parameter.layer is None else (config.num_layers,)
+        expected[parameter.path] = (*layers, *parameter.shape)
+    assert jax.tree.map(jnp.shape, flatten_dict(params)) == expected
+
+
+def test_logits_are_float32_and_causal_by_gradient(config, params, token_ids):
+    model = LanguageModel(config)
+    table = params["embed_tokens"]["weight"]
+
+    def logit_sum(offsets):
+        """Sum of the logits at position 5, as a function of something added to every token's embedding."""
+        bound = model.bind({"params": params})
+        x = table[token_ids] + offsets
+        positions = jnp.broadcast_to(jnp.arange(12), (2, 12))
+        hidden, _ = bound.layers(x, None, positions, None)
+        return jnp.sum(bound.norm(hidden)[:, 5] ** 3)
+
+    gradient = np.abs(jax.jit(jax.grad(logit_sum))(jnp.zeros((2, 12, config.hidden_size)))).sum(axis=(0, 2))
+    assert (gradient[:6] > 0).all()
+    assert (gradient[6:] == 0).all()
+    assert apply(model, params, token_ids).dtype == jnp.float32
+
+
+def test_cached_decoding_equals_the_uncached_pass(config, params, token_ids):
+    model = LanguageModel(config)
+    expected = apply(model, params, token_ids)
+    cache = init_cache(config, 2, 16)
+    decode = jax.jit(lambda t, p, c, last: model.apply({"params": params}, t, p, c, last, method="decode"))
+    first = jnp.broadcast_to(jnp.arange(5), (2, 5))
+    logits, cache = decode(token_ids[:, :5], first, cache, jnp.array([4, 4]))
+    assert_logits_close(logits, expected[:, 4], config)
+    for position in range(5, 12):
+        at = jnp.full((2, 1), position)
+        logits, cache = decode(token_ids[:, position : position + 1], at, cache, jnp.zeros(2, jnp.int32))
+        assert_logits_close(logits, expected[:, position], config)
+
+
+def test_latent_and_ternary_parameters_run_the_same(config, params, token_ids):
+    model = LanguageModel(config)
+    latent = apply(model, params, token_ids)
+    np.testing.assert_array_equal(apply(model, ternarize(params, config), token_ids), latent)
+
+    def loss(params, once):
+        if once:
+            params = with_ternary(params, quantize_params(params, config))
+        return jnp.sum(model.apply({"params": params}, token_ids)[..., :3])
+
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    found, expected = gradient(params, True), gradient(params, False)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(found))
+
+
+def test_unrolled_layers_equal_the_loop(config, params, token_ids):
+    looped = apply(LanguageModel(config), params, token_ids)
+    unrolled = apply(LanguageModel(config, unroll_layers=True), params, token_ids)
+    assert_logits_close(unrolled, looped, config)
+
+
+def test_segments_do_not_see_each_other(tiny_config, token_ids):
+    params = jax.jit(init_params, static_argnums=0)(tiny_config, jax.random.key(0))
+    model = LanguageModel(tiny_config)
+    segment_ids = np.array([[0] * 5 + [1] * 7] * 2)
+    positions = np.array([[*range(5), *range(7)]] * 2)
+    packed = apply(model, params, token_ids, positions, segment_ids)
+    assert_logits_close(packed[:, :5], apply(model, params, token_ids[:, :5]), tiny_config)
+    assert_logits_close(packed[:, 5:], apply(model, params, token_ids[:, 5:]), tiny_config)
+
+
+def test_rotary_depends_on_distance_alone():
+    rng = np.random.default_rng(0)
+    query, key = (jnp.asarray(rng.standard_normal((1, 1, 1, 8)), jnp.float32) for _ in range(2))
+
+    def score(at, other):
+        turned = [rotary(x, jnp.array([[p]]), 10000.0) for x, p in ((query, at), (key, other))]
+        return float(jnp.sum(turned[0] * turned[1]))
+
+    assert score(7, 3) == pytest.approx(score(104, 100), abs=1e-5)
+    assert score(7, 3) != pytest.approx(score(7, 4), abs=1e-3)
+    np.testing.assert_allclose(rotary(query, jnp.array([[0]]), 10000.0), query)
+
+
+def test_bfloat16_is_close_to_float32(tiny_config, token_ids):
+    params = jax.jit(init_params, static_argnums=0)(tiny_config, jax.random.key(0))
+    exact = apply(LanguageModel(tiny_config), params, token_ids)
+    rounded = apply(LanguageModel(tiny_config, dtype=jnp.bfloat16), params, token_ids)
+    assert rounded.dtype == jnp.float32
+    assert 0 < np.abs(rounded - exact).mean() < 0.1 * np.abs(exact).mean()

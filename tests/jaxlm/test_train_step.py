@@ -1,0 +1,63 @@
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlm.data import Batch, to_example
+from jaxlm.model import LanguageModel
+from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from jaxlm.ternary_linear import quantize_params
+from jaxlm.train_step import init_state, make_train_step
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "train_step.json"
+OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=0, schedule="linear")
+
+
+def make_batch(rows=4, length=16, seed=0) -> Batch:
+    """Tokens with document ends in them, so that the loss mask differs from row to row."""
+    tokens = np.random.default_rng(seed).integers(0, 300, (rows, length + 1)).astype(np.int32)
+    tokens[1:3, 5] = 2
+    examples = [to_example(row, eos_id=2) for row in tokens]
+    return Batch(**{key: np.stack([example[key] for example in examples]) for key in examples[0]})
+
+
+def run_steps(config, grad_accumulation_steps=1, steps=3):
+    optimizer = make_optimizer(OPTIMIZER, 10)
+    state = jax.jit(lambda: init_state(config, optimizer, seed=0))()
+    schedule = learning_rate_schedule(OPTIMIZER, 10)
+    step = make_train_step(LanguageModel(config), optimizer, schedule, grad_accumulation_steps)
+    lines = []
+    for number in range(steps):
+        state, metrics = step(state, make_batch(seed=number))
+        lines.append({name: float(value) for name, value in metrics.items()})
+    return state, lines
+
+
+def test_accumulation_equals_the_large_batch(tiny_config):
+    whole, whole_lines = run_steps(tiny_config, 1)
+    split, split_lines = run_steps(tiny_config, 2)
+    assert split_lines[0]["train/loss"] == pytest.approx(whole_lines[0]["train/loss"], abs=1e-6)
+    assert split_lines[0]["train/grad_norm"] == pytest.approx(whole_lines[0]["train/grad_norm"], rel=1e-4)
+    assert int(whole.step) == int(split.step) == 3
+
+
+def test_the_state_carries_the_codes_of_its_parameters(tiny_config):
+    state, lines = run_steps(tiny_config)
+    expected = jax.jit(quantize_params, static_argnums=1)(state.params, tiny_config)
+    jax.tree.map(np.testing.assert_array_equal, state.ternary, expected)
+    assert all(0.2 < line["ternary/zero_fraction"] < 0.45 for line in lines)
+    assert all(0 < line["ternary/flip_rate"] < 0.5 for line in lines)
+
+
+def test_golden_step(tiny_config):
+    _, lines = run_steps(tiny_config)
+    golden = json.loads(GOLDEN.read_text())
+    for number, (found, expected) in enumerate(zip(lines, golden, strict=True)):
+        for name, value in expected.items():
+            assert found[name] == pytest.approx(value, rel=2e-3), (
+                f"step {number}: {name} is {found[name]}, the golden run had {value}. If the change was not meant to "
+                "alter the model, its initialisation or the optimizer, this is a bug. If it was, write the new "
+                f"numbers with `python tests/golden/make_train_step.py` and say why in the commit. ({GOLDEN.name})"
+            )

@@ -1,0 +1,82 @@
+import pytest
+
+from jaxlm.spec.config import ModelConfig, config_from_dict
+from jaxlm.spec.names import parameter_count, tensor_bytes, ternary_parameter_count
+from jaxlm.spec.presets import PRESETS, dense_twin, preset
+
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 5}, "num_heads: found 5, which does not divide hidden_size 32"),
+        ({"num_kv_heads": 3}, "num_kv_heads: found 3, expected a divisor of num_heads 4"),
+        ({"head_dim": 7}, "head_dim: found 7, expected an even number"),
+        ({"num_layers": 0}, "num_layers: found 0, expected more than 0"),
+        ({"hidden_size": "32"}, "hidden_size: found '32', expected int"),
+        ({"num_layers": True}, "num_layers: found True, expected int"),
+        ({"activation": "tanh"}, "activation: found 'tanh', expected one of 'silu', 'gelu', 'relu2'"),
+        ({"linear_norm": True}, "linear_norm: found True with linear 'dense'"),
+        ({"ternary_head": True}, "ternary_head: found True with tie_word_embeddings"),
+        ({"linear": "ternary", "intermediate_size": 66}, "intermediate_size: found 66, expected a multiple of 4"),
+        ({"embedding": "ternary", "vocab_size": 301}, "vocab_size: found 301, expected a multiple of 4"),
+        ({"eos_id": 300}, "eos_id: found 300, expected 0..299"),
+        ({"norm_eps": 0.0}, "norm_eps: found 0.0, expected more than 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        ModelConfig(**SIZES | changes)
+
+
+def test_unknown_and_missing_settings_are_named():
+    with pytest.raises(ValueError, match=r"unknown num_layer; known are vocab_size"):
+        config_from_dict(SIZES | {"num_layer": 3})
+    with pytest.raises(ValueError, match="missing vocab_size"):
+        config_from_dict({name: value for name, value in SIZES.items() if name != "vocab_size"})
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        # Hugging Face's own counts of these shapes.
+        ("smollm2-135m", 134_515_008),
+        ("smollm2-360m", 361_821_120),
+        ("smollm2-1.7b", 1_711_376_384),
+        ("bitnet-2b-4t", 2_412_820_480),
+    ],
+)
+def test_parameter_counts(name, count):
+    assert parameter_count(preset(name)) == count
+
+
+def test_byte_counts_by_hand():
+    config = ModelConfig(**SIZES, linear="ternary")
+    block = 32 * 32 * 2 + 16 * 32 * 2 + 64 * 32 * 3
+    floats = 300 * 32 + 2 * (32 + 32) + 32
+    assert ternary_parameter_count(config) == 2 * block
+    assert parameter_count(config) == 2 * block + floats
+    assert tensor_bytes(config, "latent") == 4 * (2 * block + floats)
+    assert tensor_bytes(config, "latent", "bfloat16") == 2 * (2 * block + floats)
+    # 2 bits a weight, and one bfloat16 scale for each of 7 matrices a layer.
+    assert tensor_bytes(config, "packed") == 2 * block // 4 + 2 * 7 * 2 + 4 * floats
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_and_their_dense_twins_are_sound(name):
+    twin = dense_twin(preset(name))
+    assert not twin.is_ternary
+    assert ternary_parameter_count(twin) == 0
+
+
+def test_an_unknown_preset_lists_the_known():
+    with pytest.raises(ValueError, match="preset: found 'tiny', expected one of ternary-tiny, "):
+        preset("tiny")

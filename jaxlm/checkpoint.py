@@ -142,15 +142,21 @@ def restore_params(directory: Path, params: Any, say: Callable[[str], None]) -> 
 
     Raises ValueError where there is none.
     """
+    step = newest_whole_step(directory, say)
+    with ocp.CheckpointManager(directory.resolve(), options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(params)))
+        return step, manager.restore(step, args=args)["params"]
+
+
+def newest_whole_step(directory: Path, say: Callable[[str], None]) -> int:
+    """Step of the newest checkpoint whose manifest holds; raises ValueError where there is none."""
     for step in reversed(_steps(directory)):
         try:
             verify_manifest(directory / str(step))
         except DamagedError as error:
             say(f"checkpoint {step} is not whole and is passed over: {error}")
-            continue
-        with ocp.CheckpointManager(directory.resolve(), options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-            args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(params)))
-            return step, manager.restore(step, args=args)["params"]
+        else:
+            return step
     raise ValueError(f"{directory}: found no whole checkpoint")
 
 

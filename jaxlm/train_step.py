@@ -79,6 +79,7 @@ def make_train_step(
         metrics = {
             "train/loss": loss / tokens,
             "train/grad_norm": optax.tree.norm(grads),
+            "train/param_norm": optax.tree.norm(params),
             "train/learning_rate": learning_rate(state.step),
             **ternary_health(state.ternary, ternary),
         }

@@ -25,11 +25,13 @@ from jaxlm.model import LanguageModel
 from jaxlm.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.run_directory import MetricsLog, RunDirectory, open_run, read_metrics
 from jaxlm.spec.artifact import load_artifact
+from jaxlm.spec.command_line import make_console
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.manifest import sealed_directory
+from jaxlm.spec.names import parameters
 from jaxlm.spec.sampling import Sampling
 from jaxlm.stop_request import StopRequest, StopRequested
-from jaxlm.ternary_linear import quantize_params, with_ternary
+from jaxlm.ternary_linear import Params, quantize_params, with_ternary
 from jaxlm.train_config import TrainConfig, activation_dtype, resolve_model
 from jaxlm.train_step import TrainState, init_state, make_train_step
 from shared_tokenizer.shards import TOKENIZER, TokenShards, read_manifest
@@ -46,14 +48,15 @@ def train(config: TrainConfig) -> bool:
     """
     if config.compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache_dir)
-    console = Console(highlight=False)
+    console = make_console()
     tokenizer = _load_tokenizer(Path(config.data_dir))
     model_config = resolve_model(config, tokenizer)
     learning_rate_schedule(config.optimizer, config.num_train_steps)  # refuses what does not fit, before any file
     with StopRequest() as stop:
         data = _Data(config, model_config, tokenizer)
+        initial = _initial_params(config, model_config)
         with open_run(config, asdict(model_config)) as run:
-            return _Trainer(config, model_config, tokenizer, data, run, stop, console).run()
+            return _Trainer(config, model_config, tokenizer, data, initial, run, stop, console).run()
 
 
 def _load_tokenizer(data_dir: Path) -> Tokenizer:
@@ -65,6 +68,22 @@ def _load_tokenizer(data_dir: Path) -> Tokenizer:
             f"{tokenizer.fingerprint[:12]}... in {TOKENIZER}/; prepare the data again"
         )
     return tokenizer
+
+
+def _initial_params(config: TrainConfig, model_config: ModelConfig) -> Params | None:
+    """The weights of `init_from`, or None to start fresh."""
+    if config.init_from is None:
+        return None
+    artifact = load_artifact(Path(config.init_from))
+    if artifact.kind != "latent":
+        raise ValueError(f"init_from: {config.init_from} is packed and holds no latent weights; name a latent artifact")
+    shapes = [{parameter.name: parameter.shape for parameter in parameters(c)} for c in (artifact.config, model_config)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"init_from: {config.init_from} is a model of another shape than preset {config.preset!r} with "
+            f"{config.model or 'no changes'}"
+        )
+    return artifact_params(artifact)
 
 
 class _Data:
@@ -87,12 +106,14 @@ class _Trainer:
         model_config: ModelConfig,
         tokenizer: Tokenizer,
         data: _Data,
+        initial: Params | None,
         run: RunDirectory,
         stop: StopRequest,
         console: Console,
     ):
         self._config, self._model_config, self._tokenizer = config, model_config, tokenizer
-        self._data, self._run, self._stop, self._console = data, run, stop, console
+        self._data, self._initial = data, initial
+        self._run, self._stop, self._console = run, stop, console
         dtype = activation_dtype(config.dtype)
         self._model = LanguageModel(model_config, dtype, config.unroll_layers)
         self._optimizer = make_optimizer(config.optimizer, config.num_train_steps)
@@ -109,7 +130,12 @@ class _Trainer:
         self._progress = _progress_bar(console)
 
     def run(self) -> bool:
-        config = self._config
+        try:
+            return self._run_to_the_end()
+        finally:
+            self._checkpoints.close()
+
+    def _run_to_the_end(self) -> bool:
         if not self._run.tokenizer.exists():
             with sealed_directory(self._run.tokenizer) as directory:
                 self._tokenizer.save(directory)
@@ -119,15 +145,14 @@ class _Trainer:
             step_function, self._loss_function = self._compile(state)
             state = self._loop(state, step_function)
             self._stop.check()
-            evaluation = self._evaluate(state, config.num_train_steps)
+            evaluation = self._evaluate(state, self._config.num_train_steps)
             self._save(state, evaluation)
         except StopRequested as request:
-            # After a failed donation nothing is lost: the loop stops between steps only.
             self._save(self._state, None)
-            self._checkpoints.close()
+            self._checkpoints.finish()
             self._say_how_to_resume(str(request))
             return False
-        self._checkpoints.close()
+        self._checkpoints.finish()
         self._finish(state, evaluation)
         return True
 
@@ -139,21 +164,12 @@ class _Trainer:
             self._console.print(f"resuming after step {restored.step}")
             ternary = jax.jit(quantize_params, static_argnums=1)(restored.params, self._model_config)
             state = TrainState(np.int32(restored.step), restored.params, restored.opt_state, ternary)
-        elif self._config.init_from:
-            state = self._start_from_artifact(state, Path(self._config.init_from))
+        elif self._initial is not None:
+            ternary = jax.jit(quantize_params, static_argnums=1)(self._initial, self._model_config)
+            state = state.replace(params=self._initial, ternary=ternary)
         self._metrics = MetricsLog(self._run.metrics, int(state.step))
         self._state = state
         return state
-
-    def _start_from_artifact(self, state: TrainState, path: Path) -> TrainState:
-        artifact = load_artifact(path)
-        if artifact.kind != "latent":
-            raise ValueError(f"init_from: {path} is packed and holds no latent weights; name a latent artifact")
-        params = artifact_params(artifact)
-        wanted, found = jax.tree.map(np.shape, state.params), jax.tree.map(np.shape, params)
-        if wanted != found:
-            raise ValueError(f"init_from: {path} is a model of another shape than preset {self._config.preset!r}")
-        return state.replace(params=params, ternary=quantize_params(params, self._model_config))
 
     def _compile(self, state: TrainState) -> tuple[Callable, Callable]:
         config = self._config
@@ -203,11 +219,12 @@ class _Trainer:
             return
         (step, metrics), self._pending = self._pending, None
         loss = float(metrics["train/loss"])
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"step {step}: the loss is {loss}; the last checkpoint is of step {self._checkpoints.latest}. "
-                "Lower optimizer.learning_rate and start a new run from it"
-            )
+        for name in ("train/loss", "train/grad_norm", "train/param_norm"):
+            if not math.isfinite(value := float(metrics[name])):
+                raise FloatingPointError(
+                    f"step {step}: {name} is {value}; the last checkpoint is of step {self._checkpoints.latest}. "
+                    "Lower optimizer.learning_rate and start a new run"
+                )
         speed = self._log(step, metrics) if self._is_log_step(step) else None
         if task is not None:
             shown = {} if speed is None else {"speed": f"{speed:,.0f} tokens/s"}
@@ -281,7 +298,7 @@ class _Trainer:
         self._last_log = (step, before + seconds)
 
     def _save(self, state: TrainState, evaluation: Evaluation | None) -> None:
-        self._report()  # a loss that is not finite must not be saved
+        self._report()  # what is not finite must not be saved
         step = int(state.step)
         if step == self._checkpoints.latest:
             return
@@ -298,9 +315,7 @@ class _Trainer:
                 self._run.artifact, self._model_config, state.params, kind, tokenizer_dir=self._run.tokenizer
             )
         if text:
-            self._console.rule("sample")
-            say(text, markup=False)
-            self._console.rule()
+            say(f"--- sample\n{text}\n---", markup=False)
         unigram = self._data.unigram
         say(f"held-out loss      {evaluation.loss:.4f} nats per token  {evaluation.bits_per_byte:.4f} bits per byte")
         say(f"of a unigram model {unigram.loss:.4f} nats per token  {unigram.bits_per_byte:.4f} bits per byte")

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jaxlm.spec.command_line import quiet_libraries, run_command
+from jaxlm.spec.command_line import make_console, quiet_libraries, run_command
 
 quiet_libraries()
 
-from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from jaxlm.convert import REPORT, ConversionReport, convert  # noqa: E402
@@ -36,8 +35,7 @@ def main(config: ConvertConfig) -> None:
 
 def print_report(report: ConversionReport, destination: Path) -> None:
     """Show every tensor and what the comparison found."""
-    console = Console(highlight=False, soft_wrap=True)
-    console.width = max(console.width, 110)
+    console = make_console()
     table = Table()
     for heading in ("tensor", "shape", "type"):
         table.add_column(heading, no_wrap=True)

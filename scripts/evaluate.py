@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 
-from jaxlm.spec.command_line import quiet_libraries, run_command
+from jaxlm.spec.command_line import make_console, quiet_libraries, run_command
 
 quiet_libraries()
 
-from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from jaxlm.evaluate import evaluate_text  # noqa: E402
@@ -48,7 +47,7 @@ def main(config: EvaluateConfig) -> None:
         table.add_row(
             path, f"{found.tokens:,}", f"{found.loss:.4f}", f"{found.perplexity:.2f}", f"{found.bits_per_byte:.4f}"
         )
-    Console(highlight=False).print(table)
+    make_console().print(table)
 
 
 if __name__ == "__main__":

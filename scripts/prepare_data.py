@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxlm.spec.command_line import run_command
 from jaxlm.spec.manifest import sealed_directory, verify_manifest
-from shared_tokenizer.documents import Document, read_documents
+from shared_tokenizer.documents import Document, cut_documents, read_documents
 from shared_tokenizer.shards import MANIFEST, read_manifest, write_shards
 from shared_tokenizer.tokenizer import Tokenizer
 from shared_tokenizer.train import train_tokenizer
@@ -28,6 +28,9 @@ class PrepareConfig:
     """Train a tokenizer of this many tokens on the input."""
     val_fraction: float = 0.05
     """Share of the documents held out for validation, chosen by their hash."""
+    document_characters: int = 0
+    """Cut texts at line ends into documents of about this many characters, so that a part of one long file can be
+    held out; 0 leaves each file whole."""
     shard_tokens: int = 50_000_000
     """Tokens per shard file."""
 
@@ -38,12 +41,16 @@ class PrepareConfig:
             raise ValueError(f"val_fraction: found {self.val_fraction}, expected more than 0 and less than 1")
         if self.shard_tokens < 1:
             raise ValueError(f"shard_tokens: found {self.shard_tokens}, expected at least 1")
+        if self.document_characters < 0:
+            raise ValueError(f"document_characters: found {self.document_characters}, expected 0 or more")
 
 
 def main(config: PrepareConfig) -> None:
     """Turn text into token shards, training a tokenizer first if none is given."""
     output_dir = Path(config.output_dir)
     documents = list(read_documents(config.input))
+    if config.document_characters:
+        documents = list(cut_documents(documents, config.document_characters))
     options = _options(config, documents)
     if (output_dir / MANIFEST).is_file():
         _check_same(output_dir, options)
@@ -61,7 +68,10 @@ def main(config: PrepareConfig) -> None:
         )
         for split, found in manifest["splits"].items():
             if not found["tokens"]:
-                raise ValueError(f"{split} split: found no document; give more text or another val_fraction")
+                raise ValueError(
+                    f"{split} split: found none of the {len(documents)} documents in it; give more of them, another "
+                    "val_fraction, or cut long files with --document_characters 10000"
+                )
     for split, found in manifest["splits"].items():
         ratio = found["bytes"] / found["tokens"]
         print(f"{split}: {found['documents']:,} documents, {found['tokens']:,} tokens, {ratio:.2f} bytes per token")
@@ -86,6 +96,7 @@ def _options(config: PrepareConfig, documents: Iterable[Document]) -> dict[str, 
         "tokenizer": fingerprint,
         "vocab_size": config.vocab_size,
         "val_fraction": config.val_fraction,
+        "document_characters": config.document_characters,
         "shard_tokens": config.shard_tokens,
     }
 

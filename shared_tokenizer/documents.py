@@ -41,6 +41,16 @@ def read_documents(sources: Iterable[str]) -> Iterator[Document]:
             )
 
 
+def cut_documents(documents: Iterable[Document], characters: int) -> Iterator[Document]:
+    """Cut documents at line ends into pieces of about `characters`; nothing is lost between them."""
+    for document in documents:
+        start = 0
+        while start < len(document.text):
+            end = document.text.find("\n", start + characters) + 1 or len(document.text)
+            yield Document(f"{document.name}:{start}", document.text[start:end])
+            start = end
+
+
 def _text_files(source: str) -> Iterator[tuple[Path, str]]:
     if source == STDLIB:
         root = Path(sysconfig.get_paths()["stdlib"])

@@ -25,14 +25,13 @@ def run_command(function: Callable[[Settings], Any], settings_class: type[Settin
     try:
         settings = parse(settings_class, sys.argv[1:], function.__doc__, positional=positional)
         function(settings)
+    except BrokenPipeError:  # of `| head`
+        os._exit(0)
     except USER_ERRORS as error:
         if debug:
             raise
         sys.stderr.write(f"error: {_one_line(error)}\n")
         sys.exit(2)
-    except BrokenPipeError:
-        sys.exit(0)
-    sys.stdout.flush()
 
 
 def parse(
@@ -43,7 +42,7 @@ def parse(
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of these settings; flags go over it")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_class_arguments(settings_class, as_positional=positional)
@@ -76,6 +75,16 @@ def _gather_lists(argv: list[str], settings_class: type) -> list[str]:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text or type(error).__name__
+
+
+def make_console() -> Any:
+    """A rich console for tables and progress; a pipe gets the width that the tables need."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = max(console.width, 120)
+    return console
 
 
 def quiet_libraries() -> None:

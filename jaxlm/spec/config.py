@@ -64,6 +64,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         self._check_types()
+        for name in ("rope_theta", "norm_eps", "initializer_range", "embedding_range"):
+            object.__setattr__(self, name, float(getattr(self, name)))  # transformers refuses an int here
         if self.head_dim == 0 and self.num_heads > 0:
             if self.hidden_size % self.num_heads:
                 raise ValueError(
@@ -109,6 +111,8 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim: found {self.head_dim}, expected an even number (rotary turns pairs)")
+        if self.initializer_range > 1:
+            raise ValueError(f"initializer_range: found {self.initializer_range}, expected at most 1")
         for name in ("bos_id", "eos_id", "pad_id"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < self.vocab_size:

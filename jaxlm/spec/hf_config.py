@@ -39,9 +39,12 @@ def hf_model_type(config: ModelConfig) -> str:
     """The transformers model type that computes this model, or "jaxlm" where there is none."""
     if config.embedding != "float" or config.ternary_head:
         return "jaxlm"
-    if not config.sub_norm:
-        return "llama"
-    return "bitnet" if config.linear == "ternary" else "jaxlm"
+    if config.sub_norm:
+        # transformers sizes attn_sub_norm by hidden_size, whatever the heads add up to.
+        fits = config.linear == "ternary" and config.num_heads * config.head_dim == config.hidden_size
+        return "bitnet" if fits else "jaxlm"
+    # Its Llama wants heads that divide hidden_size, even where head_dim is given.
+    return "llama" if config.hidden_size % config.num_heads == 0 else "jaxlm"
 
 
 def to_hf_config(config: ModelConfig, kind: Kind, float_dtype: str) -> dict[str, Any]:

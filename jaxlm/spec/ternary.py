@@ -26,7 +26,7 @@ def absmean(weight: Array, xp: Any) -> Array:
     The sum runs over integers (|W| in steps of 2^-14 of the largest magnitude's power of two), so it is the
     same number in any framework, on any number of devices and in any order of summation; a float mean is
     not, and a scale that lies on a rounding border would then differ between training and export. It is
-    within 1e-6 of the float mean for trained weights, and exact in int32 up to 2^30 weights a matrix.
+    within 1e-6 of the true mean (1e-5 with a heavy tail), and its sums fit int32 up to 2^30 weights a matrix.
     """
     rows, columns = weight.shape[-2:]
     magnitude = xp.abs(weight.astype(xp.float32))

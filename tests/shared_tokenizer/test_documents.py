@@ -1,6 +1,6 @@
 import pytest
 
-from shared_tokenizer.documents import STDLIB, is_validation, read_documents
+from shared_tokenizer.documents import STDLIB, Document, cut_documents, is_validation, read_documents
 
 
 def test_a_folder_is_read_in_a_stable_order(tmp_path):
@@ -29,6 +29,14 @@ def test_sources_without_text_are_refused(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(ValueError, match=r"latin\.txt: not UTF-8 at byte 3"):
         list(read_documents([str(tmp_path / "latin.txt")]))
+
+
+def test_cutting_loses_nothing_and_cuts_at_line_ends():
+    text = "".join(f"line {i}\n" * (i % 3) for i in range(200)) + "no end"
+    pieces = list(cut_documents([Document("a", text), Document("b", "short")], 100))
+    assert "".join(piece.text for piece in pieces) == text + "short"
+    assert all(piece.text.endswith("\n") for piece in pieces[:-2])
+    assert all(100 < len(piece.text) < 120 for piece in pieces[:-2])
 
 
 def test_the_held_out_share_is_as_asked_and_each_document_keeps_its_side():

@@ -135,6 +135,9 @@ def test_a_config_that_was_edited_is_refused(tiny_config, change, message):
         ({"sub_norm": False, "linear": "dense"}, "llama"),
         ({"linear": "dense"}, "jaxlm"),
         ({"embedding": "int8"}, "jaxlm"),
+        # transformers has no place for these shapes of heads
+        ({"head_dim": 32}, "jaxlm"),
+        ({"sub_norm": False, "num_heads": 6, "num_kv_heads": 6, "head_dim": 8}, "jaxlm"),
         ({"tie_word_embeddings": False, "ternary_head": True}, "jaxlm"),
     ],
 )

@@ -1,0 +1,153 @@
+"""A run that was stopped or killed goes on as if nothing had happened."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlm.load import load_model
+from jaxlm.run_directory import read_metrics
+from jaxlm.spec.manifest import sealed_directory, verify_manifest
+from shared_tokenizer.documents import Document
+from shared_tokenizer.shards import write_shards
+
+ROOT = Path(__file__).parent.parent.parent
+# Dies by SIGKILL when the checkpoint of step 20 has its files but not yet its manifest.
+KILLED_WHILE_SAVING = """
+import os, signal, sys
+import jaxlm.checkpoint
+seal = jaxlm.checkpoint.write_manifest
+def write_manifest(directory):
+    if directory.name == "20":
+        os.kill(os.getpid(), signal.SIGKILL)
+    seal(directory)
+jaxlm.checkpoint.write_manifest = write_manifest
+sys.argv = ["train_jax.py", *sys.argv[1:]]
+exec(compile(open("scripts/train_jax.py").read(), "train_jax.py", "exec"))
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, tokenizer):
+    """A folder with token shards and a place for compiled programs."""
+    path = tmp_path_factory.mktemp("work")
+    with sealed_directory(path / "data") as directory:
+        documents = [Document(str(i), f"def f{i}(x):\n    return x + {i * 7}\n" * 4) for i in range(80)]
+        write_shards(directory, documents, tokenizer, val_fraction=0.2, shard_tokens=10**6, options={})
+    return path
+
+
+def flags(workplace, name, **settings):
+    settings = {
+        "data_dir": workplace / "data",
+        "output_dir": workplace / name,
+        "preset": "ternary-tiny",
+        "num_train_steps": 40,
+        "batch_size": 4,
+        "seq_len": 32,
+        "eval_every_steps": 10,
+        "eval_batches": 2,
+        "checkpoint_every_steps": 10,
+        "keep_last_checkpoints": 10,
+        "sample_tokens": 0,
+        "log_every_steps": 5,
+        "optimizer.warmup_steps": 4,
+        "model": json.dumps({"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 2}),
+        "compilation_cache_dir": workplace / "compiled",
+    } | settings
+    return [word for flag, value in settings.items() for word in (f"--{flag}", str(value))]
+
+
+def run(arguments, program=("scripts/train_jax.py",)):
+    command = [sys.executable, *program, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+
+
+def final_state(run_dir: Path):
+    """Parameters, optimizer state and place in the data of the last checkpoint, as plain arrays."""
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager(run_dir / "checkpoints", options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        items = ocp.args.Composite(params=ocp.args.StandardRestore(), opt_state=ocp.args.StandardRestore())
+        found = manager.restore(40, args=items)
+    place = (run_dir / "checkpoints" / "40" / "data" / "process_0-of-1.json").read_text()
+    return found["params"], found["opt_state"], place
+
+
+@pytest.mark.filterwarnings("ignore:Sharding info not provided:UserWarning")
+@pytest.mark.parametrize("grad_accumulation_steps", [1, 2])
+def test_killed_while_saving_and_resumed_equals_never_stopped(workplace, grad_accumulation_steps):
+    name = f"straight-{grad_accumulation_steps}"
+    settings = {"grad_accumulation_steps": grad_accumulation_steps}
+    straight = run(flags(workplace, name, **settings))
+    assert straight.returncode == 0, straight.stderr
+    broken = f"broken-{grad_accumulation_steps}"
+    killed = run(flags(workplace, broken, **settings), ("-c", KILLED_WHILE_SAVING))
+    assert killed.returncode == -signal.SIGKILL
+    resumed = run(["--config", str(workplace / broken / "config.yaml"), "--resume", "true"])
+    assert resumed.returncode == 0, resumed.stderr
+    assert "checkpoint 20 is not whole" in resumed.stdout
+    assert "resuming after step 10" in resumed.stdout
+    expected, found = final_state(workplace / name), final_state(workplace / broken)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    losses = [[(line["step"], line.get("train/loss"), line.get("val/loss")) for line in read_metrics(path)] for path in
+              (workplace / name / "metrics.jsonl", workplace / broken / "metrics.jsonl")]
+    assert losses[0] == losses[1]
+    assert [step for step, *_ in losses[0]] == [1, 5, 10, 15, 20, 25, 30, 35, 40]
+    assert (workplace / broken / "loss.png").stat().st_size > 1000
+    verify_manifest(workplace / broken / "artifact")
+
+
+def stop_at(arguments, line_start: str, number: int):
+    """Start a run, send a signal as soon as a line begins with `line_start`, and wait for its end."""
+    command = [sys.executable, "-u", "scripts/train_jax.py", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith(line_start):
+                process.send_signal(number)
+                break
+        lines += process.stdout.readlines()
+        errors = process.stderr.read()
+    return process.returncode, "".join(lines), errors
+
+
+@pytest.mark.parametrize(
+    ("line_start", "number"),
+    [
+        ("compiling the training step", signal.SIGTERM),
+        ("step 5/", signal.SIGINT),
+        ("step 10  held-out", signal.SIGHUP),
+    ],
+)
+def test_a_signal_saves_and_leaves_with_the_resume_command(workplace, line_start, number):
+    name = f"stopped-by-{number.name}"
+    # A cache would make the compilation too short to be caught in.
+    arguments = flags(workplace, name, num_train_steps=4000, compilation_cache_dir=workplace / name / ".." / number.name)
+    code, printed, errors = stop_at(arguments, line_start, number)
+    assert code == 0, errors
+    assert f"{number.name}: saved step" in printed
+    assert f"--config {workplace / name / 'config.yaml'} --resume true" in printed
+    saved = sorted((workplace / name / "checkpoints").iterdir(), key=lambda path: path.stat().st_mtime)
+    verify_manifest(saved[-1])
+    assert f"saved step {saved[-1].name}." in printed
+    load_model(workplace / name)
+
+
+def test_a_diverged_run_stops_and_keeps_its_last_checkpoint(workplace):
+    settings = {"optimizer.learning_rate": 1e17, "optimizer.grad_clip_norm": 0, "optimizer.warmup_steps": 30}
+    done = run(flags(workplace, "diverged", **settings, preset="dense-tiny", checkpoint_every_steps=1))
+    assert done.returncode == 2
+    assert "train/param_norm is " in done.stderr and "the last checkpoint is of step" in done.stderr
+    assert done.stderr.count("\n") == 1
+    checkpoints = workplace / "diverged" / "checkpoints"
+    if any(checkpoints.iterdir()):
+        _, params, _ = load_model(workplace / "diverged")
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))

@@ -1,0 +1,95 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.generate import generate, generate_batch, sample
+from jaxlm.model import LanguageModel, init_params
+from jaxlm.spec.sampling import Sampling
+
+
+@pytest.fixture
+def model_and_params(tiny_config):
+    return LanguageModel(tiny_config), jax.jit(init_params, static_argnums=0)(tiny_config, jax.random.key(0))
+
+
+def test_greedy_text_is_that_of_the_uncached_pass(model_and_params):
+    model, params = model_and_params
+    prompt = [1, 17, 250]
+    found = list(generate(model, params, prompt, Sampling(max_tokens=12)))
+    apply = jax.jit(lambda ids: model.apply({"params": params}, ids))
+    logits = np.asarray(apply(np.array([prompt + found])))[0]
+    for i, token in enumerate(found):
+        row = logits[len(prompt) + i - 1]
+        assert row.max() - row[token] < 3e-2  # the likeliest, but for rounding flips
+
+
+def test_prompts_of_any_lengths_together_equal_each_alone(model_and_params):
+    model, params = model_and_params
+    prompts = [[1, 5], [1, 9, 33, 7, 8, 120], [4]]
+    together = np.stack(list(generate_batch(model, params, prompts, Sampling(max_tokens=8))))
+    for column, prompt in zip(together.T, prompts, strict=True):
+        assert column.tolist() == list(generate(model, params, prompt, Sampling(max_tokens=8)))
+
+
+def test_text_stops_at_the_stop_token_and_at_the_end_of_the_context(model_and_params):
+    model, params = model_and_params
+    whole = list(generate(model, params, [1, 5], Sampling(max_tokens=10)))
+    stop = whole[4]
+    assert list(generate(model, params, [1, 5], Sampling(max_tokens=10), stop)) == whole[: whole.index(stop)]
+    assert len(list(generate(model, params, [1] * 60, Sampling(max_tokens=100)))) == 4
+
+
+def test_a_seed_gives_the_same_text_and_another_seed_another(model_and_params):
+    model, params = model_and_params
+
+    def text(seed):
+        return list(generate(model, params, [1], Sampling(max_tokens=12, temperature=2.0, seed=seed)))
+
+    assert text(0) == text(0) != text(1)
+
+
+LOGITS = jnp.log(jnp.array([[0.5, 0.25, 0.15, 0.1]]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "allowed"),
+    [
+        ({}, {0, 1, 2, 3}),
+        ({"top_k": 2}, {0, 1}),
+        ({"top_k": 100}, {0, 1, 2, 3}),
+        ({"top_p": 0.7}, {0, 1}),
+        ({"top_p": 0.01}, {0}),
+        ({"min_p": 0.25}, {0, 1, 2}),
+        ({"temperature": 0.0}, {0}),
+    ],
+)
+def test_sampling_draws_from_what_is_allowed_and_from_all_of_it(settings, allowed):
+    sampling = Sampling(**{"temperature": 1.0} | settings)
+    draw = jax.jit(functools.partial(sample, LOGITS, sampling))
+    drawn = {int(draw(key)[0]) for key in jax.random.split(jax.random.key(0), 200)}
+    assert drawn == allowed
+
+
+def test_frequencies_follow_the_temperature():
+    draw = jax.jit(jax.vmap(functools.partial(sample, LOGITS, Sampling(temperature=0.5))))
+    drawn = np.asarray(draw(jax.random.split(jax.random.key(0), 4000)))[:, 0]
+    expected = np.array([0.5, 0.25, 0.15, 0.1]) ** 2
+    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 4000, expected / expected.sum(), atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [([], "found no token"), ([300], r"outside 0\.\.299"), ([1] * 64, "found 64 tokens, expected fewer than the model")],
+)
+def test_prompts_that_cannot_be_continued_are_refused(model_and_params, prompt, message):
+    with pytest.raises(ValueError, match=message):
+        list(generate(*model_and_params, prompt, Sampling()))
+
+
+def test_settings_out_of_range_are_refused():
+    for settings in ({"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"min_p": 2.0}, {"top_k": -1}):
+        with pytest.raises(ValueError, match="out of range"):
+            Sampling(**settings)

@@ -23,7 +23,7 @@ $(VENV)/.witness: pyproject.toml $(VENV)/.dev
 
 # Text -> shards -> ternary model -> artifact -> the same words from JAX and from MLX.
 train: setup
-	$(BIN)/python scripts/prepare_data.py --input stdlib --vocab_size 2048 --output_dir $(DATA)
+	$(BIN)/python scripts/prepare_data.py --input stdlib --vocab_size 4096 --output_dir $(DATA)
 	$(BIN)/python scripts/train_jax.py --config scripts/tiny.yaml --data_dir $(DATA) --output_dir $(RUN) $(ARGS)
 	$(BIN)/python scripts/same_text.py --run $(RUN)
 
@@ -39,5 +39,6 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# make bench ARGS="quality --num_train_steps 100"
 bench: setup
-	$(BIN)/python scripts/benchmark.py $(ARGS)
+	$(BIN)/python scripts/benchmark.py $(or $(ARGS),quality)

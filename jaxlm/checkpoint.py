@@ -33,7 +33,13 @@ class Checkpoints:
     """The checkpoints of one run, open for writing. `say` receives a line on anything unusual."""
 
     def __init__(
-        self, directory: Path, *, keep_last: int, keep_best: int, tokenizer_fingerprint: str, say: Callable[[str], None]
+        self,
+        directory: Path,
+        *,
+        keep_last: int,
+        keep_best: int,
+        tokenizer_fingerprint: str,
+        say: Callable[[str], None],
     ):
         self._directory = directory.resolve()
         self._directory.mkdir(exist_ok=True)

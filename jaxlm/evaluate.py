@@ -40,7 +40,7 @@ class Evaluation:
 LossFunction = Callable[[Params, Batch], tuple[jax.Array, jax.Array]]
 
 
-def make_loss_function(model: LanguageModel) -> LossFunction:
+def make_loss_function(model: LanguageModel) -> jax.stages.Wrapped:
     """The jitted summed loss and token count of a batch; parameters may be latent or ternary."""
     return jax.jit(lambda params, batch: loss_sum(model, params, batch))
 
@@ -69,7 +69,12 @@ def count_bytes(batch: Batch, token_bytes: np.ndarray) -> int:
 
 
 def evaluate_text(
-    model: LanguageModel, params: Params, tokenizer: Tokenizer, texts: Iterable[str], seq_len: int, batch_size: int
+    model: LanguageModel,
+    params: Params,
+    tokenizer: Tokenizer,
+    texts: Iterable[str],
+    seq_len: int,
+    batch_size: int,
 ) -> Evaluation:
     """Evaluate on documents, in windows of `seq_len` tokens. Raises ValueError where there is less than one."""
     start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
@@ -81,7 +86,9 @@ def evaluate_text(
     return evaluate(make_loss_function(model), ternary, batches, tokenizer.token_bytes)
 
 
-def unigram_evaluation(train: TokenShards, vocab_size: int, batches: Iterable[Batch], token_bytes: np.ndarray) -> Evaluation:
+def unigram_evaluation(
+    train: TokenShards, vocab_size: int, batches: Iterable[Batch], token_bytes: np.ndarray
+) -> Evaluation:
     """The same tokens under the train split's token frequencies (add-one): what any model must beat."""
     counts = np.ones(vocab_size)
     for array in train.arrays:

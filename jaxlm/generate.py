@@ -45,7 +45,11 @@ def _step(model: LanguageModel, params: Params, tokens, positions, cache, last_a
 
 
 def generate_batch(
-    model: LanguageModel, params: Params, prompts: Sequence[Sequence[int]], sampling: Sampling, stop_id: int | None = None
+    model: LanguageModel,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    stop_id: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Continue prompts of any lengths together; yields one token for each, `[B]`, until all have stopped.
 
@@ -84,7 +88,11 @@ def generate_batch(
 
 
 def generate(
-    model: LanguageModel, params: Params, prompt: Sequence[int], sampling: Sampling, stop_id: int | None = None
+    model: LanguageModel,
+    params: Params,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    stop_id: int | None = None,
 ) -> Iterator[int]:
     """Continue one prompt; yields token ids as they come, without the stop token."""
     for tokens in generate_batch(model, params, [prompt], sampling, stop_id):

@@ -8,7 +8,14 @@ import matplotlib
 from rich.table import Table
 
 from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.names import Parameter, parameter_count, parameters, stored_form, tensor_bytes, ternary_parameter_count
+from jaxlm.spec.names import (
+    Parameter,
+    parameter_count,
+    parameters,
+    stored_form,
+    tensor_bytes,
+    ternary_parameter_count,
+)
 
 
 def coverage_table(config: ModelConfig) -> Table:

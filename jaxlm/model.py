@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.layers import Embedding, FeedForward, Linear, BitLinear, RMSNorm
+from jaxlm.layers import BitLinear, Embedding, FeedForward, Linear, RMSNorm
 from jaxlm.mixers import Attention, KVCache
 from jaxlm.shapes import AttentionMask, Hidden, Logits, Positions, SegmentIds, Tokens
 from jaxlm.spec.config import ModelConfig
@@ -50,7 +50,7 @@ class LanguageModel(nn.Module):
             Block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=config.num_layers,
             unroll=config.num_layers if self.unroll_layers else 1,
         )(config)
@@ -77,9 +77,10 @@ class LanguageModel(nn.Module):
         table = self.embed_tokens()
         x = table[token_ids].astype(self.dtype)
         mask = jnp.arange(cache.keys.shape[2])[None, None] <= positions[:, :, None]
-        x, cache = self.layers(x, cache, positions, mask)
+        x, written = self.layers(x, cache, positions, mask)
+        assert written is not None
         x = x[jnp.arange(x.shape[0]), last][:, None]
-        return self._logits(x, table)[:, 0], cache
+        return self._logits(x, table)[:, 0], written
 
     def _logits(self, x: Hidden, table: jax.Array) -> Logits:
         x = self.norm(x)
@@ -99,7 +100,7 @@ def _segment_mask(segment_ids: SegmentIds | None) -> AttentionMask | None:
 
 def init_params(config: ModelConfig, rng: jax.Array) -> dict[str, Any]:
     """Fresh float32 parameters; jit it to make them where they will live."""
-    return LanguageModel(config).init(rng, jnp.zeros((1, 2), jnp.int32))["params"]
+    return dict(LanguageModel(config).init(rng, jnp.zeros((1, 2), jnp.int32))["params"])
 
 
 def init_cache(config: ModelConfig, batch_size: int, length: int, dtype: Any = jnp.float32) -> KVCache:

@@ -122,12 +122,12 @@ def weight_decay_schedule(config: OptimizerConfig, num_train_steps: int) -> opta
     if config.schedule != "two_stage":
         return config.weight_decay
     start = second_stage_start(num_train_steps)
-    return lambda step: jnp.where(step < start, config.weight_decay, 0.0)
+    return lambda step: jnp.where(jnp.asarray(step) < start, config.weight_decay, 0.0)
 
 
 def decay_mask(params: Any) -> Any:
     """True for the leaves that are decayed, by name: the matrices, but neither norms nor embeddings."""
-    return path_aware_map(lambda path, _: not any("norm" in key or key == "embed_tokens" for key in path), params)
+    return path_aware_map(lambda path, _: not any("norm" in str(key) or key == "embed_tokens" for key in path), params)
 
 
 def make_optimizer(config: OptimizerConfig, num_train_steps: int) -> optax.GradientTransformation:

@@ -124,7 +124,9 @@ def _locked(path: Path) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             owner = file.read().strip() or "another process"
-            raise ValueError(f"{path.parent}: another trainer is at work here ({owner}); wait for it or stop it") from error
+            raise ValueError(
+                f"{path.parent}: another trainer is at work here ({owner}); wait for it or stop it"
+            ) from error
         file.truncate(0)
         file.write(f"pid {os.getpid()} boot {_boot_id()}\n")
         file.flush()

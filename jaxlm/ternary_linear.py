@@ -5,7 +5,7 @@ The layer takes codes and a scale, never latent weights. Training ternarises the
 evaluation and inference run the same layer, and nothing is quantized twice.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -53,7 +53,7 @@ def quantize_params(params: Params, config: ModelConfig) -> dict[str, TernaryWei
     flat = flatten_dict(params, sep=".")
     paths = {".".join(parameter.path) for parameter in parameters(config) if parameter.storage == "ternary"}
     return {
-        path: ternarize_weight(flat[path], config.scale_dtype)
+        path: ternarize_weight(cast(jax.Array, flat[path]), config.scale_dtype)
         for path in sorted(paths)
         if not isinstance(flat[path], TernaryWeight)
     }

@@ -87,7 +87,13 @@ class TrainConfig:
     """AdamW and its schedule."""
 
     def __post_init__(self) -> None:
-        for name in ("num_train_steps", "batch_size", "grad_accumulation_steps", "seq_len", "log_every_steps"):
+        for name in (
+            "num_train_steps",
+            "batch_size",
+            "grad_accumulation_steps",
+            "seq_len",
+            "log_every_steps",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1")
         for name in ("eval_batches", "keep_last_checkpoints"):

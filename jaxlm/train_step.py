@@ -1,7 +1,6 @@
 """The training step: a pure function (state, batch) -> (state, metrics), jitted once with the state donated."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -38,7 +37,7 @@ def init_state(config: ModelConfig, optimizer: optax.GradientTransformation, see
 
 def loss_sum(model: LanguageModel, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Summed cross-entropy in nats over the tokens of the loss mask, and how many they are."""
-    logits = model.apply({"params": params}, batch["inputs"], batch["positions"], batch["segment_ids"])
+    logits: Any = model.apply({"params": params}, batch["inputs"], batch["positions"], batch["segment_ids"])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
     mask = batch["loss_mask"]
     return jnp.sum(losses * mask), jnp.sum(mask)
@@ -49,7 +48,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
     grad_accumulation_steps: int,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """Build the step. The gradient is that of the mean loss over all tokens of the batch, however many
     micro-batches it is computed in; weights are ternarised once, after the update, for the next step.
     """
@@ -74,7 +73,7 @@ def make_train_step(
             ((loss, tokens), grads), _ = jax.lax.scan(accumulate, zeros, micro_batches)
         grads = jax.tree.map(lambda g: g / tokens, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Params = cast(Params, optax.apply_updates(state.params, updates))
         ternary = quantize_params(params, config)
         metrics = {
             "train/loss": loss / tokens,
@@ -92,7 +91,10 @@ def ternary_health(before: dict[str, TernaryWeight], after: dict[str, TernaryWei
     """Share of zero codes after a step, and share of codes that the step changed."""
     if not after:
         return {}
-    count = sum(weight.codes.size for weight in after.values())
-    zeros = sum(jnp.sum(weight.codes == 0) for weight in after.values())
-    flips = sum(jnp.sum(before[name].codes != after[name].codes) for name in after)
-    return {"ternary/zero_fraction": zeros / count, "ternary/flip_rate": flips / count}
+    count = jnp.float32(sum(weight.codes.size for weight in after.values()))
+    zeros = [jnp.sum(weight.codes == 0) for weight in after.values()]
+    flips = [jnp.sum(before[name].codes != after[name].codes) for name in after]
+    return {
+        "ternary/zero_fraction": jnp.sum(jnp.stack(zeros)) / count,
+        "ternary/flip_rate": jnp.sum(jnp.stack(flips)) / count,
+    }

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -227,7 +226,7 @@ class _Trainer:
                 )
         speed = self._log(step, metrics) if self._is_log_step(step) else None
         if task is not None:
-            shown = {} if speed is None else {"speed": f"{speed:,.0f} tokens/s"}
+            shown: dict[str, Any] = {} if speed is None else {"speed": f"{speed:,.0f} tokens/s"}
             self._progress.update(task, completed=step, loss=f"loss {loss:.4f}", **shown)
 
     def _is_log_step(self, step: int) -> bool:

@@ -15,7 +15,11 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self._num_heads, self._num_kv_heads, self._head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self._num_heads, self._num_kv_heads, self._head_dim = (
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+        )
         width = config.num_heads * config.head_dim
         kv_width = config.num_kv_heads * config.head_dim
         self.q_proj = block_linear(config, config.hidden_size, width)
@@ -35,9 +39,7 @@ class Attention(nn.Module):
         queries, keys = self._rotary(queries, offset=offset), self._rotary(keys, offset=offset)
         if cache is not None:
             keys, values = cache.update_and_fetch(keys, values)
-        mixed = scaled_dot_product_attention(
-            queries, keys, values, cache=cache, scale=self._head_dim**-0.5, mask=mask
-        )
+        mixed = scaled_dot_product_attention(queries, keys, values, cache=cache, scale=self._head_dim**-0.5, mask=mask)
         mixed = mixed.transpose(0, 2, 1, 3).reshape(B, L, -1)
         if "attn_sub_norm" in self:
             mixed = self.attn_sub_norm(mixed)

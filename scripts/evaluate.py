@@ -45,7 +45,11 @@ def main(config: EvaluateConfig) -> None:
             raise ValueError(f"{path}: found no tokenizer, so text cannot be evaluated")
         found = evaluate_text(model, params, tokenizer, texts, config.seq_len, config.batch_size)
         table.add_row(
-            path, f"{found.tokens:,}", f"{found.loss:.4f}", f"{found.perplexity:.2f}", f"{found.bits_per_byte:.4f}"
+            path,
+            f"{found.tokens:,}",
+            f"{found.loss:.4f}",
+            f"{found.perplexity:.2f}",
+            f"{found.bits_per_byte:.4f}",
         )
     make_console().print(table)
 

@@ -8,7 +8,29 @@ from pathlib import Path
 
 STDLIB = "stdlib"
 TEXT_SUFFIXES = frozenset(
-    ".txt .md .rst .py .js .ts .c .h .cc .cpp .hpp .rs .go .java .swift .html .css .sh .toml .yaml .yml".split()
+    [
+        ".txt",
+        ".md",
+        ".rst",
+        ".py",
+        ".js",
+        ".ts",
+        ".c",
+        ".h",
+        ".cc",
+        ".cpp",
+        ".hpp",
+        ".rs",
+        ".go",
+        ".java",
+        ".swift",
+        ".html",
+        ".css",
+        ".sh",
+        ".toml",
+        ".yaml",
+        ".yml",
+    ]
 )
 # Tests repeat themselves, and installed packages differ from machine to machine.
 _STDLIB_LEFT_OUT = {"test", "tests", "site-packages", "dist-packages", "__pycache__"}

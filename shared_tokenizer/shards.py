@@ -106,7 +106,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a shard set; raises ValueError where the directory does not hold one."""
     path = Path(directory) / MANIFEST
     if not path.is_file():
-        raise ValueError(f"{directory}: found no {MANIFEST}, expected token shards (scripts/prepare_data.py makes them)")
+        raise ValueError(
+            f"{directory}: found no {MANIFEST}, expected token shards (scripts/prepare_data.py makes them)"
+        )
     manifest = json.loads(path.read_text("utf-8"))
     if manifest.get("format_version") != FORMAT_VERSION:
         raise ValueError(f"{path}: found format_version {manifest.get('format_version')!r}, expected {FORMAT_VERSION}")

@@ -5,16 +5,19 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
-from jaxlm.spec.config import ModelConfig  # noqa: E402
-from shared_tokenizer.tokenizer import Tokenizer  # noqa: E402
-from shared_tokenizer.train import train_tokenizer  # noqa: E402
+from jaxlm.spec.config import ModelConfig
+from shared_tokenizer.tokenizer import Tokenizer
+from shared_tokenizer.train import train_tokenizer
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-TEXT = "def add(first, second):\n    return first + second\n\nclass Point:\n    x = 1.5  # caf\u00e9, \u4f60\u597d \U0001f600\n"
+TEXT = (
+    "def add(first, second):\n    return first + second\n\n"
+    "class Point:\n    x = 1.5  # caf\u00e9, \u4f60\u597d \U0001f600\n"
+)
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,8 @@ def run_with_blocked(blocked: tuple[str, ...], modules: list[str]) -> None:
 
 def modules_of(room: str) -> list[str]:
     return [
-        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in sorted((ROOT / room).rglob("*.py"))
+        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        for path in sorted((ROOT / room).rglob("*.py"))
     ]
 
 

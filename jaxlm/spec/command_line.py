@@ -15,15 +15,22 @@ Settings = TypeVar("Settings")
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
-def run_command(function: Callable[[Settings], Any], settings_class: type[Settings], *, positional: bool = False) -> None:
+def run_command(
+    function: Callable[[Settings], Any],
+    settings_class: type[Settings],
+    *,
+    argv: list[str] | None = None,
+    positional: bool = False,
+) -> None:
     """Parse flags into `settings_class`, call `function`, and exit: 0 when done, 2 on a user's mistake.
 
     A mistake is one line on stderr; `--debug` shows the traceback instead. With `positional` the settings
     that have no default are given by place.
     """
-    debug = "--debug" in sys.argv
+    argv = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in argv
     try:
-        settings = parse(settings_class, sys.argv[1:], function.__doc__, positional=positional)
+        settings = parse(settings_class, argv, function.__doc__, positional=positional)
         function(settings)
     except BrokenPipeError:  # of `| head`
         os._exit(0)
@@ -35,7 +42,11 @@ def run_command(function: Callable[[Settings], Any], settings_class: type[Settin
 
 
 def parse(
-    settings_class: type[Settings], argv: list[str], description: str | None = None, *, positional: bool = False
+    settings_class: type[Settings],
+    argv: list[str],
+    description: str | None = None,
+    *,
+    positional: bool = False,
 ) -> Settings:
     """Settings from flags, over those of a `--config` file; raises ValueError on what does not fit."""
     # Imported here: the rest of the contract needs numpy and safetensors only.
@@ -51,8 +62,7 @@ def parse(
     except jsonargparse.ArgumentError as error:
         raise ValueError(f"{_one_line(error)}; see --help") from error
     fields = parser.instantiate(values).as_dict()
-    fields.pop("config"), fields.pop("debug")
-    return settings_class(**fields)
+    return settings_class(**{name: value for name, value in fields.items() if name not in ("config", "debug")})
 
 
 def _gather_lists(argv: list[str], settings_class: type) -> list[str]:

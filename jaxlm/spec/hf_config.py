@@ -31,7 +31,15 @@ HF_KEYS = {
     "eos_id": "eos_token_id",
     "pad_id": "pad_token_id",
 }
-OWN_KEYS = ("linear", "sub_norm", "linear_norm", "ternary_head", "embedding", "embedding_range", "scale_dtype")
+OWN_KEYS = (
+    "linear",
+    "sub_norm",
+    "linear_norm",
+    "ternary_head",
+    "embedding",
+    "embedding_range",
+    "scale_dtype",
+)
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "bitnet": "BitNetForCausalLM", "jaxlm": "JaxlmForCausalLM"}
 
 

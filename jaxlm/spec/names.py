@@ -121,9 +121,7 @@ def stored_tensors(config: ModelConfig, kind: Kind, float_dtype: str = "float32"
     )
 
 
-def stored_form(
-    parameter: Parameter, config: ModelConfig, kind: Kind, float_dtype: str
-) -> tuple[StoredTensor, ...]:
+def stored_form(parameter: Parameter, config: ModelConfig, kind: Kind, float_dtype: str) -> tuple[StoredTensor, ...]:
     """The tensors that hold one parameter: itself, or codes and their scale."""
     name, shape = parameter.name, parameter.shape
     if kind == "latent" or parameter.storage == "float":

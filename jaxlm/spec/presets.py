@@ -5,8 +5,8 @@ import dataclasses
 from jaxlm.spec.config import ModelConfig
 
 
-def _ternary(**fields) -> ModelConfig:
-    """BitNet b1.58 with sub-norms and SiLU, which every build of llama.cpp also computes right."""
+def _bitnet(**fields) -> ModelConfig:
+    """BitNet b1.58 with sub-norms; SiLU unless said otherwise, which every build of llama.cpp computes right."""
     return ModelConfig(**({"linear": "ternary", "sub_norm": True} | fields))
 
 
@@ -15,10 +15,10 @@ def _smollm2(**fields) -> ModelConfig:
 
 
 _TINY = {
-    "vocab_size": 2048,
+    "vocab_size": 4096,
     "hidden_size": 256,
     "intermediate_size": 768,
-    "num_layers": 4,
+    "num_layers": 2,
     "num_heads": 4,
     "num_kv_heads": 2,
     "max_seq_len": 512,
@@ -36,11 +36,11 @@ _SMALL = {
 }
 
 PRESETS: dict[str, ModelConfig] = {
-    "ternary-tiny": _ternary(**_TINY),
+    "ternary-tiny": ModelConfig(**_TINY, linear="ternary"),
     "dense-tiny": ModelConfig(**_TINY),
-    "ternary-25m": _ternary(**_SMALL),
+    "ternary-25m": ModelConfig(**_SMALL, linear="ternary"),
     "dense-25m": ModelConfig(**_SMALL),
-    "bitnet-700m": _ternary(
+    "bitnet-700m": _bitnet(
         vocab_size=32000,
         hidden_size=1536,
         intermediate_size=4096,
@@ -48,7 +48,7 @@ PRESETS: dict[str, ModelConfig] = {
         num_heads=24,
         num_kv_heads=24,
     ),
-    "bitnet-1.3b": _ternary(
+    "bitnet-1.3b": _bitnet(
         vocab_size=32000,
         hidden_size=2048,
         intermediate_size=5460,
@@ -56,7 +56,7 @@ PRESETS: dict[str, ModelConfig] = {
         num_heads=32,
         num_kv_heads=32,
     ),
-    "bitnet-3b": _ternary(
+    "bitnet-3b": _bitnet(
         vocab_size=32000,
         hidden_size=3200,
         intermediate_size=8640,
@@ -64,7 +64,7 @@ PRESETS: dict[str, ModelConfig] = {
         num_heads=32,
         num_kv_heads=32,
     ),
-    "bitnet-2b-4t": _ternary(
+    "bitnet-2b-4t": _bitnet(
         vocab_size=128256,
         hidden_size=2560,
         intermediate_size=6912,

@@ -49,6 +49,8 @@ def check_prompt(prompt: Sequence[int], vocab_size: int, max_seq_len: int) -> No
     if len(prompt) == 0:
         raise ValueError("prompt: found no token, expected at least one; this tokenizer has no begin-of-text token")
     if len(prompt) >= max_seq_len:
-        raise ValueError(f"prompt: found {len(prompt)} tokens, expected fewer than the model's context of {max_seq_len}")
+        raise ValueError(
+            f"prompt: found {len(prompt)} tokens, expected fewer than the model's context of {max_seq_len}"
+        )
     if not all(0 <= token < vocab_size for token in prompt):
         raise ValueError(f"prompt: found a token id outside 0..{vocab_size - 1}; it belongs to another tokenizer")

@@ -31,13 +31,30 @@ def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data")
     for number in range(30):
         (path / f"{number}.txt").write_text(f"def f{number}(x):\n    return x + {number * 7}\n" * 10)
-    prepared = run("scripts/prepare_data.py", "--input", path, "--output_dir", path / "shards", "--vocab_size", 300, *SPLIT)
+    prepared = run(
+        "scripts/prepare_data.py",
+        "--input",
+        path,
+        "--output_dir",
+        path / "shards",
+        "--vocab_size",
+        300,
+        *SPLIT,
+    )
     assert prepared.returncode == 0, prepared.stderr
     return path
 
 
 def test_prepare_data_reuses_what_is_the_same_and_refuses_what_is_not(data):
-    arguments = ["scripts/prepare_data.py", "--input", data, "--output_dir", data / "shards", *SPLIT, "--vocab_size"]
+    arguments = [
+        "scripts/prepare_data.py",
+        "--input",
+        data,
+        "--output_dir",
+        data / "shards",
+        *SPLIT,
+        "--vocab_size",
+    ]
     before = (data / "shards" / "manifest.json").read_bytes()
     again = run(*arguments, 300)
     assert again.returncode == 0 and "holds this corpus already" in again.stdout
@@ -72,14 +89,26 @@ def test_prepare_data_refuses_missing_empty_and_wrong_input(tmp_path):
         (["--batch_size", "10000"], ["batch_size: found 10000, but the training split holds only"]),
         (["--data_dir", "nowhere"], ["nowhere: found no manifest.json, expected token shards"]),
         (["--optimizer.num_cycles", "3"], ["optimizer.num_cycles: has no effect with schedule 'cosine'"]),
-        (["--optimizer.warmup_steps", "10"], ["warmup_steps: found 10, expected fewer than num_train_steps 10"]),
+        (
+            ["--optimizer.warmup_steps", "10"],
+            ["warmup_steps: found 10, expected fewer than num_train_steps 10"],
+        ),
         (["--resume", "true"], ["found no run to resume"]),
         (["--init_from", "nowhere"], ["nowhere: found no config.json"]),
     ],
 )
 def test_train_refuses_before_it_writes(data, tmp_path, flags, words):
     run_dir = tmp_path / "run"
-    common = ["--data_dir", data / "shards", "--output_dir", run_dir, "--num_train_steps", 10, "--seq_len", 16]
+    common = [
+        "--data_dir",
+        data / "shards",
+        "--output_dir",
+        run_dir,
+        "--num_train_steps",
+        10,
+        "--seq_len",
+        16,
+    ]
     done = run("scripts/train_jax.py", *common, "--batch_size", 2, "--optimizer.warmup_steps", 2, *flags)
     assert_refused(done, *words)
     assert not run_dir.exists()
@@ -88,9 +117,7 @@ def test_train_refuses_before_it_writes(data, tmp_path, flags, words):
 def test_train_refuses_shards_of_another_tokenizer_and_damaged_ones(data, tmp_path):
     shutil.copytree(data / "shards", tmp_path / "shards")
     train = ["scripts/train_jax.py", "--data_dir", tmp_path / "shards", "--output_dir", tmp_path / "run"]
-    other = run(
-        "scripts/train_tokenizer.py", "--input", data, "--output_dir", tmp_path / "other", "--vocab_size", 310
-    )
+    other = run("scripts/train_tokenizer.py", "--input", data, "--output_dir", tmp_path / "other", "--vocab_size", 310)
     assert other.returncode == 0, other.stderr
     model = tmp_path / "shards" / "tokenizer" / "tokenizer.model"
     ours = model.read_bytes()
@@ -110,5 +137,7 @@ def test_generate_convert_and_evaluate_refuse_what_is_no_model(data, tmp_path):
     assert_refused(run("-m", "mlxlm.generate", "--model", tmp_path / "folder"), "found no config.json")
     assert_refused(run("scripts/convert.py", tmp_path / "folder", tmp_path / "out"), "found no config.json")
     assert_refused(run("scripts/convert.py", tmp_path / "folder", tmp_path / "out", "--to", "onnx"), "onnx")
-    assert_refused(run("scripts/evaluate.py", "--model", tmp_path / "no", "--input", data / "1.txt"), "no such directory")
+    assert_refused(
+        run("scripts/evaluate.py", "--model", tmp_path / "no", "--input", data / "1.txt"), "no such directory"
+    )
     assert not (tmp_path / "out").exists()

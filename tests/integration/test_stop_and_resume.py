@@ -72,7 +72,9 @@ def final_state(run_dir: Path):
     """Parameters, optimizer state and place in the data of the last checkpoint, as plain arrays."""
     import orbax.checkpoint as ocp
 
-    with ocp.CheckpointManager(run_dir / "checkpoints", options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    with ocp.CheckpointManager(
+        run_dir / "checkpoints", options=ocp.CheckpointManagerOptions(read_only=True)
+    ) as manager:
         items = ocp.args.Composite(params=ocp.args.StandardRestore(), opt_state=ocp.args.StandardRestore())
         found = manager.restore(40, args=items)
     place = (run_dir / "checkpoints" / "40" / "data" / "process_0-of-1.json").read_text()
@@ -95,8 +97,10 @@ def test_killed_while_saving_and_resumed_equals_never_stopped(workplace, grad_ac
     assert "resuming after step 10" in resumed.stdout
     expected, found = final_state(workplace / name), final_state(workplace / broken)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
-    losses = [[(line["step"], line.get("train/loss"), line.get("val/loss")) for line in read_metrics(path)] for path in
-              (workplace / name / "metrics.jsonl", workplace / broken / "metrics.jsonl")]
+    losses = [
+        [(line["step"], line.get("train/loss"), line.get("val/loss")) for line in read_metrics(path)]
+        for path in (workplace / name / "metrics.jsonl", workplace / broken / "metrics.jsonl")
+    ]
     assert losses[0] == losses[1]
     assert [step for step, *_ in losses[0]] == [1, 5, 10, 15, 20, 25, 30, 35, 40]
     assert (workplace / broken / "loss.png").stat().st_size > 1000
@@ -130,7 +134,9 @@ def stop_at(arguments, line_start: str, number: int):
 def test_a_signal_saves_and_leaves_with_the_resume_command(workplace, line_start, number):
     name = f"stopped-by-{number.name}"
     # A cache would make the compilation too short to be caught in.
-    arguments = flags(workplace, name, num_train_steps=4000, compilation_cache_dir=workplace / name / ".." / number.name)
+    arguments = flags(
+        workplace, name, num_train_steps=4000, compilation_cache_dir=workplace / name / ".." / number.name
+    )
     code, printed, errors = stop_at(arguments, line_start, number)
     assert code == 0, errors
     assert f"{number.name}: saved step" in printed

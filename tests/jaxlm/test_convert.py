@@ -76,7 +76,7 @@ def test_a_code_that_differs_fails_the_conversion_and_leaves_nothing(latent, tmp
         return one_code_off
 
     monkeypatch.setattr(jaxlm.convert, "stored_tensor_reader", lying)
-    with pytest.raises(ValueError, match="not written: .* 1 codes and 0 scales unlike the source"):
+    with pytest.raises(ValueError, match=r"not written: .* 1 codes and 0 scales unlike the source"):
         convert(latent, tmp_path / "packed", "packed")
     assert not (tmp_path / "packed").exists()
 

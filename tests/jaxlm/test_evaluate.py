@@ -61,5 +61,5 @@ def test_a_stop_is_noticed_between_batches(tiny_config, params):
 
 
 def test_text_shorter_than_a_window_is_refused(tiny_config, params, tokenizer):
-    with pytest.raises(ValueError, match="text: found .* tokens, expected more than one window"):
+    with pytest.raises(ValueError, match=r"text: found .* tokens, expected more than one window"):
         evaluate_text(LanguageModel(tiny_config), params, tokenizer, ["short"], 64, 4)

@@ -82,7 +82,11 @@ def test_frequencies_follow_the_temperature():
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
-    [([], "found no token"), ([300], r"outside 0\.\.299"), ([1] * 64, "found 64 tokens, expected fewer than the model")],
+    [
+        ([], "found no token"),
+        ([300], r"outside 0\.\.299"),
+        ([1] * 64, "found 64 tokens, expected fewer than the model"),
+    ],
 )
 def test_prompts_that_cannot_be_continued_are_refused(model_and_params, prompt, message):
     with pytest.raises(ValueError, match=message):

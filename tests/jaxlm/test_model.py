@@ -15,7 +15,12 @@ from jaxlm.ternary_linear import quantize_params, ternarize, with_ternary
 VARIANTS = {
     "ternary": {},
     "dense": {"linear": "dense", "sub_norm": False, "activation": "gelu", "head_dim": 16},
-    "ternary_head": {"tie_word_embeddings": False, "ternary_head": True, "linear_norm": True, "activation": "relu2"},
+    "ternary_head": {
+        "tie_word_embeddings": False,
+        "ternary_head": True,
+        "linear_norm": True,
+        "activation": "relu2",
+    },
     "int8_embedding": {"embedding": "int8", "sub_norm": False},
     "ternary_embedding": {"embedding": "ternary"},
 }

@@ -60,8 +60,14 @@ def test_two_stages_drop_rate_and_decay_at_half_time():
     [
         ({"learning_rate": 0.0}, "optimizer.learning_rate: found 0.0, which is out of range"),
         ({"b2": 1.0}, "optimizer.b2: found 1.0"),
-        ({"num_cycles": 3}, "optimizer.num_cycles: has no effect with schedule 'cosine', only with 'cosine_restarts'"),
-        ({"decay_fraction": 0.1, "schedule": "linear"}, "decay_fraction: has no effect with schedule 'linear'"),
+        (
+            {"num_cycles": 3},
+            "optimizer.num_cycles: has no effect with schedule 'cosine', only with 'cosine_restarts'",
+        ),
+        (
+            {"decay_fraction": 0.1, "schedule": "linear"},
+            "decay_fraction: has no effect with schedule 'linear'",
+        ),
     ],
 )
 def test_settings_out_of_range_or_without_effect_are_refused(settings, message):

@@ -28,7 +28,10 @@ def test_the_resolved_config_is_written_and_accepted_again(config):
 def test_a_run_is_not_touched_unless_told_to_resume(config):
     with open_run(config, MODEL) as run:
         before = (run.path / CONFIG).read_bytes()
-    with pytest.raises(ValueError, match="already holds a run; continue it with --resume"), open_run(config, MODEL):
+    with (
+        pytest.raises(ValueError, match="already holds a run; continue it with --resume"),
+        open_run(config, MODEL),
+    ):
         pass
     assert (run.path / CONFIG).read_bytes() == before
 
@@ -47,7 +50,10 @@ def test_another_config_is_refused_with_its_differences(config):
 
 
 def test_a_folder_of_something_else_is_refused(config, tmp_path):
-    with pytest.raises(ValueError, match="found no run to resume"), open_run(replace(config, resume=True), MODEL):
+    with (
+        pytest.raises(ValueError, match="found no run to resume"),
+        open_run(replace(config, resume=True), MODEL),
+    ):
         pass
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("precious")

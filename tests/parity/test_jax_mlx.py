@@ -21,7 +21,12 @@ from jaxlm.ternary_linear import TernaryWeight, ternarize, ternary_linear
 VARIANTS = {
     "ternary": {},
     "dense": {"linear": "dense", "sub_norm": False, "activation": "gelu", "tie_word_embeddings": False},
-    "ternary_head": {"tie_word_embeddings": False, "ternary_head": True, "linear_norm": True, "activation": "relu2"},
+    "ternary_head": {
+        "tie_word_embeddings": False,
+        "ternary_head": True,
+        "linear_norm": True,
+        "activation": "relu2",
+    },
     "int8_embedding": {"embedding": "int8", "sub_norm": False},
     "ternary_embedding": {"embedding": "ternary"},
 }
@@ -132,7 +137,10 @@ def test_mlx_sampling_follows_its_seed_and_stops(tiny_config, tmp_path):
 
     assert text(0) == text(0) != text(1)
     greedy = list(mlxlm.generate.generate(model, [1, 5], Sampling(max_tokens=10)))
-    assert list(mlxlm.generate.generate(model, [1, 5], Sampling(max_tokens=10), greedy[3])) == greedy[: greedy.index(greedy[3])]
+    assert (
+        list(mlxlm.generate.generate(model, [1, 5], Sampling(max_tokens=10), greedy[3]))
+        == greedy[: greedy.index(greedy[3])]
+    )
     assert len(list(mlxlm.generate.generate(model, [1] * 60, Sampling(max_tokens=100)))) == 4
     with pytest.raises(ValueError, match="found no token"):
         list(mlxlm.generate.generate(model, [], Sampling()))

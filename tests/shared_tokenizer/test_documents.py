@@ -4,7 +4,13 @@ from shared_tokenizer.documents import STDLIB, Document, cut_documents, is_valid
 
 
 def test_a_folder_is_read_in_a_stable_order(tmp_path):
-    for name, text in (("b.txt", "two"), ("a.md", "one"), ("empty.txt", ""), ("image.png", "no"), ("c/d.py", "three")):
+    for name, text in (
+        ("b.txt", "two"),
+        ("a.md", "one"),
+        ("empty.txt", ""),
+        ("image.png", "no"),
+        ("c/d.py", "three"),
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     found = [(document.name, document.text) for document in read_documents([str(tmp_path)])]

@@ -26,7 +26,10 @@ SIZES = {
         ({"activation": "tanh"}, "activation: found 'tanh', expected one of 'silu', 'gelu', 'relu2'"),
         ({"linear_norm": True}, "linear_norm: found True with linear 'dense'"),
         ({"ternary_head": True}, "ternary_head: found True with tie_word_embeddings"),
-        ({"linear": "ternary", "intermediate_size": 66}, "intermediate_size: found 66, expected a multiple of 4"),
+        (
+            {"linear": "ternary", "intermediate_size": 66},
+            "intermediate_size: found 66, expected a multiple of 4",
+        ),
         ({"embedding": "ternary", "vocab_size": 301}, "vocab_size: found 301, expected a multiple of 4"),
         ({"eos_id": 300}, "eos_id: found 300, expected 0..299"),
         ({"norm_eps": 0.0}, "norm_eps: found 0.0, expected more than 0"),

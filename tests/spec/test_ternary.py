@@ -110,7 +110,7 @@ def test_packed_layout_is_four_planes_of_rows():
 
 
 def test_pack_refuses_what_is_not_a_code_and_unpack_a_three():
-    with pytest.raises(ValueError, match="found -1..2"):
+    with pytest.raises(ValueError, match=r"found -1\.\.2"):
         ternary.pack(np.array([[-1, 2]], np.int8))
     with pytest.raises(ValueError, match="value 3"):
         ternary.unpack(np.array([[0b00001100]], np.uint8), 4)

@@ -250,9 +250,7 @@ def test_every_ternary_linear_of_a_packed_model_agrees_on_its_own_input(
         weight = TernaryWeight(stack.codes[parameter.layer], stack.scale[parameter.layer])
         x, theirs = calls[parameter.name.removesuffix(".weight")]
         ours = ternary_linear(jnp.asarray(x), weight)
-        np.testing.assert_allclose(
-            ours, theirs, rtol=0, atol=2e-6 * np.abs(theirs).max(), err_msg=parameter.name
-        )
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6 * np.abs(theirs).max(), err_msg=parameter.name)
 
 
 def record_linears(model: torch.nn.Module, token_ids: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:

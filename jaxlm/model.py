@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxlm.layers import BitLinear, Embedding, FeedForward, Linear, RMSNorm
 from jaxlm.mixers import Attention, KVCache
-from jaxlm.shapes import AttentionMask, Hidden, Logits, Positions, SegmentIds, Tokens
+from jaxlm.shapes import AttentionMask, Hidden, LastLogits, Logits, Positions, SegmentIds, Tokens
 from jaxlm.spec.config import ModelConfig
 
 
@@ -72,7 +72,7 @@ class LanguageModel(nn.Module):
 
     def decode(
         self, token_ids: Tokens, positions: Positions, cache: KVCache, last: jax.Array
-    ) -> tuple[jax.Array, KVCache]:
+    ) -> tuple[LastLogits, KVCache]:
         """Run tokens at given positions against a cache: logits `[B, V]` at index `last` `[B]`, new cache."""
         table = self.embed_tokens()
         x = table[token_ids].astype(self.dtype)

@@ -146,13 +146,13 @@ class _Trainer:
             self._stop.check()
             evaluation = self._evaluate(state, self._config.num_train_steps)
             self._save(state, evaluation)
+            self._checkpoints.finish()
+            self._finish(state, evaluation)
         except StopRequested as request:
             self._save(self._state, None)
             self._checkpoints.finish()
             self._say_how_to_resume(str(request))
             return False
-        self._checkpoints.finish()
-        self._finish(state, evaluation)
         return True
 
     def _start(self) -> TrainState:

@@ -59,5 +59,5 @@ def test_golden_step(tiny_config):
             assert found[name] == pytest.approx(value, rel=2e-3), (
                 f"step {number}: {name} is {found[name]}, the golden run had {value}. If the change was not meant to "
                 "alter the model, its initialisation or the optimizer, this is a bug. If it was, write the new "
-                f"numbers with `python tests/golden/make_train_step.py` and say why in the commit. ({GOLDEN.name})"
+                f"numbers with `python -m tests.golden.make_train_step` and say why in the commit. ({GOLDEN.name})"
             )

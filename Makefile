@@ -6,7 +6,7 @@ DATA ?= data/stdlib
 RUN ?= runs/$(shell date +%Y%m%d-%H%M%S)
 ARGS ?=
 
-.PHONY: setup train test witness lint bench
+.PHONY: setup data train test witness lint bench
 
 setup: $(VENV)/.dev
 
@@ -21,9 +21,12 @@ $(VENV)/.witness: pyproject.toml $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[witness]'
 	touch $@
 
-# Text -> shards -> ternary model -> artifact -> the same words from JAX and from MLX.
-train: setup
+# The source files of Python's own library as token shards; made once.
+data: setup
 	$(BIN)/python scripts/prepare_data.py --input stdlib --vocab_size 4096 --output_dir $(DATA)
+
+# Shards -> ternary model -> artifact -> the same words from JAX and from MLX.
+train: data
 	$(BIN)/python scripts/train_jax.py --config scripts/tiny.yaml --data_dir $(DATA) --output_dir $(RUN) $(ARGS)
 	$(BIN)/python scripts/same_text.py --run $(RUN)
 
@@ -40,5 +43,5 @@ lint: setup
 	$(BIN)/pyright
 
 # make bench ARGS="quality --num_train_steps 100"
-bench: setup
+bench: data
 	$(BIN)/python scripts/benchmark.py $(or $(ARGS),quality)

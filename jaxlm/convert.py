@@ -57,6 +57,8 @@ def convert(source: Path, destination: Path, kind: Kind, float_dtype: str = "flo
     code or a scale of the file written is not that of the source.
     """
     model, params, _ = load_model(source)
+    if kind == "packed" and not model.config.has_packed_form:
+        raise ValueError(f"{source}: a dense model, which has nothing to pack; convert it to latent")
     tokenizer_dir = RunDirectory(source).tokenizer if is_run_directory(source) else source
     with sealed_directory(destination) as temporary:
         read = stored_tensor_reader(params, model.config, kind)

@@ -308,7 +308,7 @@ class _Trainer:
         say = self._console.print
         text = self._sample(state, self._config.num_train_steps)
         plot_losses(read_metrics(self._run.metrics), self._run.loss_plot)
-        kind = "packed" if self._model_config.is_ternary else "latent"
+        kind = "packed" if self._model_config.has_packed_form else "latent"
         if not self._run.artifact.exists():
             export_artifact(
                 self._run.artifact, self._model_config, state.params, kind, tokenizer_dir=self._run.tokenizer

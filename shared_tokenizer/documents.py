@@ -32,8 +32,8 @@ TEXT_SUFFIXES = frozenset(
         ".yml",
     ]
 )
-# Tests repeat themselves, and installed packages differ from machine to machine.
-_STDLIB_LEFT_OUT = {"test", "tests", "site-packages", "dist-packages", "__pycache__"}
+# Tests repeat themselves, installed packages differ from machine to machine, and the last two are tables of data.
+_STDLIB_LEFT_OUT = {"test", "tests", "site-packages", "dist-packages", "encodings", "pydoc_data"}
 
 
 @dataclass(frozen=True)

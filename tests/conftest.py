@@ -41,6 +41,16 @@ TINY = ModelConfig(
 )
 
 
+# Points of the architecture grid that between them use every option.
+VARIANTS = {
+    "ternary": {},
+    "dense": {"linear": "dense", "sub_norm": False, "activation": "gelu", "head_dim": 16},
+    "ternary_head": {"tie_word_embeddings": False, "ternary_head": True, "linear_norm": True, "activation": "relu2"},
+    "int8_embedding": {"embedding": "int8", "sub_norm": False},
+    "ternary_embedding": {"embedding": "ternary"},
+}
+
+
 @pytest.fixture
 def tiny_config() -> ModelConfig:
     """A ternary model with grouped heads and sub-norms, small enough for any test."""

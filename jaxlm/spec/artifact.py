@@ -116,7 +116,9 @@ def load_artifact(directory: Path, *, verify: bool = True) -> Artifact:
     """
     directory = Path(directory)
     if not (directory / CONFIG).is_file():
-        raise ValueError(f"{directory}: found no {CONFIG}, expected a model directory")
+        inside = directory / "artifact"
+        hint = f"; its artifact is {inside}" if (inside / CONFIG).is_file() else ""
+        raise ValueError(f"{directory}: found no {CONFIG}, expected a model directory{hint}")
     if verify:
         verify_manifest(directory)
     try:

@@ -146,6 +146,11 @@ class ModelConfig:
         """Whether any matrix is ternary."""
         return self.linear == "ternary" or self.ternary_head or self.embedding == "ternary"
 
+    @property
+    def has_packed_form(self) -> bool:
+        """Whether a packed artifact of it differs from a latent one."""
+        return self.is_ternary or self.embedding == "int8"
+
 
 def config_from_dict(fields: dict[str, Any]) -> ModelConfig:
     """A ModelConfig from its fields; raises ValueError naming fields that are unknown or missing."""

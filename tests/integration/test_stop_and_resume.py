@@ -64,7 +64,7 @@ def flags(workplace, name, **settings):
 
 
 def run(arguments, program=("scripts/train_jax.py",)):
-    command = [sys.executable, *program, *arguments]
+    command = [sys.executable, *program, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
@@ -105,6 +105,21 @@ def test_killed_while_saving_and_resumed_equals_never_stopped(workplace, grad_ac
     assert [step for step, *_ in losses[0]] == [1, 5, 10, 15, 20, 25, 30, 35, 40]
     assert (workplace / broken / "loss.png").stat().st_size > 1000
     verify_manifest(workplace / broken / "artifact")
+
+
+def test_training_goes_on_from_a_latent_artifact(workplace):
+    assert run(flags(workplace, "source")).returncode == 0
+    latent = workplace / "latent"
+    done = run([workplace / "source", latent, "--to", "latent"], ("scripts/convert.py",))
+    assert done.returncode == 0, done.stderr
+    done = run(flags(workplace, "continued", init_from=latent, num_train_steps=10))
+    assert done.returncode == 0, done.stderr
+    before = read_metrics(workplace / "source" / "metrics.jsonl")
+    after = read_metrics(workplace / "continued" / "metrics.jsonl")
+    # The same first batch, seen by a fresh model and by the trained one.
+    assert after[0]["train/loss"] < before[0]["train/loss"] - 0.5
+    packed = run(flags(workplace, "refused", init_from=workplace / "source" / "artifact"))
+    assert packed.returncode == 2 and "packed and holds no latent weights" in packed.stderr
 
 
 def stop_at(arguments, line_start: str, number: int):

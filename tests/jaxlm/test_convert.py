@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -87,6 +88,14 @@ def test_compare_sees_a_scale_that_differs(latent, tmp_path, tiny_config):
     params["layers"]["mlp"]["up_proj"]["weight"] = params["layers"]["mlp"]["up_proj"]["weight"] * 1.1
     report = compare(tiny_config, params, load_artifact(tmp_path / "packed"))
     assert report.scales_differing == 2 and not report.exact
+
+
+def test_a_dense_model_has_nothing_to_pack(tiny_config, tmp_path):
+    config = dataclasses.replace(tiny_config, linear="dense")
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+    export_artifact(tmp_path / "dense", config, params, "latent")
+    with pytest.raises(ValueError, match="a dense model, which has nothing to pack"):
+        convert(tmp_path / "dense", tmp_path / "packed", "packed")
 
 
 def test_what_is_no_model_is_refused(tmp_path):

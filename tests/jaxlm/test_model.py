@@ -11,19 +11,7 @@ from jaxlm.model import LanguageModel, init_cache, init_params
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.names import parameters
 from jaxlm.ternary_linear import quantize_params, ternarize, with_ternary
-
-VARIANTS = {
-    "ternary": {},
-    "dense": {"linear": "dense", "sub_norm": False, "activation": "gelu", "head_dim": 16},
-    "ternary_head": {
-        "tie_word_embeddings": False,
-        "ternary_head": True,
-        "linear_norm": True,
-        "activation": "relu2",
-    },
-    "int8_embedding": {"embedding": "int8", "sub_norm": False},
-    "ternary_embedding": {"embedding": "ternary"},
-}
+from tests.conftest import VARIANTS
 
 
 @pytest.fixture(params=VARIANTS)

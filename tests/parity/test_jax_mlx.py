@@ -17,20 +17,9 @@ from jaxlm.model import init_params
 from jaxlm.spec.sampling import Sampling
 from jaxlm.spec.ternary import quantize_activation
 from jaxlm.ternary_linear import TernaryWeight, ternarize, ternary_linear
+from tests.conftest import VARIANTS
 
-VARIANTS = {
-    "ternary": {},
-    "dense": {"linear": "dense", "sub_norm": False, "activation": "gelu", "tie_word_embeddings": False},
-    "ternary_head": {
-        "tie_word_embeddings": False,
-        "ternary_head": True,
-        "linear_norm": True,
-        "activation": "relu2",
-    },
-    "int8_embedding": {"embedding": "int8", "sub_norm": False},
-    "ternary_embedding": {"embedding": "ternary"},
-}
-# Design rule for ternary models: a rounding flip moves logits by about 1e-3 to 1e-2.
+# For ternary models: a rounding flip moves logits by about 1e-3 to 1e-2.
 NEAR_TIE = 3e-2
 
 

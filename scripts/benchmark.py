@@ -35,21 +35,21 @@ class QualityConfig:
     """Token shards, as scripts/prepare_data.py writes them."""
     preset: str = "ternary-tiny"
     """The ternary model; the twin is the float Llama of its shape."""
-    num_train_steps: int = 600
+    num_train_steps: int = 1600
     """Optimizer steps of each."""
-    batch_size: int = 8
+    batch_size: int = 4
     """Sequences per optimizer step."""
     seq_len: int = 128
     """Tokens per sequence."""
-    eval_batches: int = 100
+    eval_batches: int = 150
     """Batches of the held-out split."""
     ternary_learning_rate: float = 4e-3
     """Peak learning rate of the ternary model."""
-    dense_learning_rate: float = 3e-3
+    dense_learning_rate: float = 2e-3
     """Peak learning rate of the float twin."""
     seed: int = 0
     """Seed of the weights and of the order of the data."""
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(warmup_steps=50, final_fraction=0.0))
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(warmup_steps=50, final_fraction=0.0, b2=0.99))
     """The rest of the recipe, the same for both."""
 
 

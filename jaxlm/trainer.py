@@ -337,7 +337,7 @@ def _due(step: int, every: int, last: int) -> bool:
 def _progress_bar(console: Console) -> Progress:
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=20),  # all of it fits in 80 columns
         MofNCompleteColumn(),
         TextColumn("{task.fields[loss]}"),
         TextColumn("{task.fields[speed]}"),

@@ -49,7 +49,9 @@ class QualityConfig:
     """Peak learning rate of the float twin."""
     seed: int = 0
     """Seed of the weights and of the order of the data."""
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(warmup_steps=50, final_fraction=0.0, b2=0.99))
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(warmup_steps=50, final_fraction=0.0, b2=0.99)
+    )
     """The rest of the recipe, the same for both."""
 
 

@@ -1,6 +1,7 @@
 """A run that was stopped or killed goes on as if nothing had happened."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -166,7 +167,7 @@ def test_a_diverged_run_stops_and_keeps_its_last_checkpoint(workplace):
     settings = {"optimizer.learning_rate": 1e17, "optimizer.grad_clip_norm": 0, "optimizer.warmup_steps": 30}
     done = run(flags(workplace, "diverged", **settings, preset="dense-tiny", checkpoint_every_steps=1))
     assert done.returncode == 2
-    assert "train/param_norm is " in done.stderr and "the last checkpoint is of step" in done.stderr
+    assert re.search(r"error: step \d+: train/\w+ is (nan|inf); the last checkpoint is of step", done.stderr)
     assert done.stderr.count("\n") == 1
     checkpoints = workplace / "diverged" / "checkpoints"
     if any(checkpoints.iterdir()):

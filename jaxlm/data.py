@@ -32,7 +32,7 @@ class Windows:
         if len(shards) <= seq_len:
             raise ValueError(
                 f"{what}: found {len(shards)} tokens, expected more than one window of seq_len {seq_len}; "
-                "prepare more text or set a shorter data.seq_len"
+                "prepare more text or set a shorter seq_len"
             )
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ def training_batches(windows: Windows, batch_size: int, seed: int) -> grain.Iter
     if len(windows) < batch_size:
         raise ValueError(
             f"batch_size: found {batch_size}, but the training split holds only {len(windows)} windows; "
-            "prepare more text, or set a smaller batch_size or data.seq_len"
+            "prepare more text, or set a smaller batch_size or seq_len"
         )
     dataset = grain.MapDataset.source(windows).seed(seed).shuffle()
     usable = len(windows) - len(windows) % hosts

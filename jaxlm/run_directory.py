@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from jaxlm.spec.manifest import write_file
+from jaxlm.spec.manifest import refuse_inside_sealed, write_file
 from jaxlm.train_config import RESUMABLE_CHANGES, TrainConfig
 
 CONFIG = "config.yaml"
@@ -75,7 +75,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]]
+    lines = path.read_text("utf-8").split("\n")[:-1]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise ValueError(f"{path}: holds a line that is not JSON ({error}); repair it or move the file away") from error
 
 
 def _json_line(values: dict[str, Any]) -> str:
@@ -88,7 +92,13 @@ def is_run_directory(path: Path) -> bool:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The resolved config of a run, as plain values."""
-    return yaml.safe_load((path / CONFIG).read_text("utf-8"))
+    try:
+        content = yaml.safe_load((path / CONFIG).read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path / CONFIG}: not YAML: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise ValueError(f"{path / CONFIG}: expected the settings of a run with a 'model' among them")
+    return content
 
 
 @contextlib.contextmanager
@@ -100,14 +110,22 @@ def open_run(config: TrainConfig, model_fields: dict[str, Any]) -> Iterator[RunD
     """
     path = Path(config.output_dir)
     exists = is_run_directory(path)
-    if exists and not config.resume:
-        raise ValueError(f"{path}: already holds a run; continue it with --resume true or choose another output_dir")
     if config.resume and not exists:
-        raise ValueError(f"{path}: found no run to resume (no {CONFIG}); start one without --resume")
+        raise ValueError(
+            f"{path}: found no run to resume (no {CONFIG}); of a run that was moved, name its new place with "
+            "--output_dir; else start without --resume"
+        )
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path}: is a file, expected a directory to create")
     if not exists and path.is_dir() and any(path.iterdir()):
         raise ValueError(f"{path}: is not empty and holds no run; choose another output_dir")
+    refuse_inside_sealed(path)
     path.mkdir(parents=True, exist_ok=True)
     with _locked(path / LOCK):
+        if exists and not config.resume:
+            raise ValueError(
+                f"{path}: already holds a run; continue it with --resume true or choose another output_dir"
+            )
         resolved = asdict(config) | {"model": model_fields}
         if exists:
             _check_same_run(path, read_config(path), resolved)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxlm.optimizer import OptimizerConfig
 from jaxlm.spec.config import ModelConfig, config_from_dict
 from jaxlm.spec.presets import preset
+from jaxlm.spec.sampling import LARGEST_SEED
 from shared_tokenizer.tokenizer import Tokenizer
 
 # What may change when a run is resumed: nothing in it touches a weight.
@@ -108,6 +109,8 @@ class TrainConfig:
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected 0 or more")
+        if not 0 <= self.seed <= LARGEST_SEED - self.num_train_steps:
+            raise ValueError(f"seed: found {self.seed}, expected 0 or more and, with the steps, at most {LARGEST_SEED}")
         if self.batch_size % self.grad_accumulation_steps:
             raise ValueError(
                 f"grad_accumulation_steps: found {self.grad_accumulation_steps}, expected a divisor of "

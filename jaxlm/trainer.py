@@ -1,6 +1,7 @@
 """Trainer: the loop around the training step, and everything that must survive its end."""
 
 import math
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -28,7 +29,7 @@ from jaxlm.spec.command_line import make_console
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.manifest import sealed_directory
 from jaxlm.spec.names import parameters
-from jaxlm.spec.sampling import Sampling
+from jaxlm.spec.sampling import Sampling, check_prompt
 from jaxlm.stop_request import StopRequest, StopRequested
 from jaxlm.ternary_linear import Params, quantize_params, with_ternary
 from jaxlm.train_config import TrainConfig, activation_dtype, resolve_model
@@ -52,6 +53,9 @@ def train(config: TrainConfig) -> bool:
     model_config = resolve_model(config, tokenizer)
     learning_rate_schedule(config.optimizer, config.num_train_steps)  # refuses what does not fit, before any file
     with StopRequest() as stop:
+        if config.sample_tokens:
+            prompt = tokenizer.encode_prompt(config.sample_prompt)
+            check_prompt(prompt, model_config.vocab_size, model_config.max_seq_len)
         data = _Data(config, model_config, tokenizer)
         initial = _initial_params(config, model_config)
         with open_run(config, asdict(model_config)) as run:
@@ -124,6 +128,7 @@ class _Trainer:
             say=console.print,
         )
         self._iterator: grain.DatasetIterator[Batch] = data.train
+        self._state: TrainState | None = None  # of the last whole step
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._last_log = (0, 0.0)  # step and time of the last line
         self._progress = _progress_bar(console)
@@ -139,8 +144,8 @@ class _Trainer:
             with sealed_directory(self._run.tokenizer) as directory:
                 self._tokenizer.save(directory)
         self._console.print(coverage_table(self._model_config))
-        state = self._start()
         try:
+            state = self._start()
             step_function, self._loss_function = self._compile(state)
             state = self._loop(state, step_function)
             self._stop.check()
@@ -149,15 +154,17 @@ class _Trainer:
             self._checkpoints.finish()
             self._finish(state, evaluation)
         except StopRequested as request:
-            self._save(self._state, None)
-            self._checkpoints.finish()
+            if self._state is not None:
+                self._save(self._state, None)
+                self._checkpoints.finish()
             self._say_how_to_resume(str(request))
             return False
         return True
 
     def _start(self) -> TrainState:
         """The state to train from: fresh, from an artifact, or restored with the data iterator in its place."""
-        state = jax.jit(lambda: init_state(self._model_config, self._optimizer, self._config.seed))()
+        initialise = jax.jit(lambda: init_state(self._model_config, self._optimizer, self._config.seed))
+        state = self._stop.watch(lambda: jax.block_until_ready(initialise()))
         restored = self._checkpoints.restore_latest(state.params, state.opt_state, self._iterator)
         if restored is not None:
             self._console.print(f"resuming after step {restored.step}")
@@ -314,18 +321,17 @@ class _Trainer:
                 self._run.artifact, self._model_config, state.params, kind, tokenizer_dir=self._run.tokenizer
             )
         if text:
-            say(f"--- sample\n{text}\n---", markup=False)
+            say(f"--- sample\n{text}\n---")
         unigram = self._data.unigram
         say(f"held-out loss      {evaluation.loss:.4f} nats per token  {evaluation.bits_per_byte:.4f} bits per byte")
         say(f"of a unigram model {unigram.loss:.4f} nats per token  {unigram.bits_per_byte:.4f} bits per byte")
         say(f"{kind} artifact: {self._run.artifact}")
 
     def _say_how_to_resume(self, signal_name: str) -> None:
-        path = self._run.path
+        config = shlex.quote(str(self._run.path / "config.yaml"))
+        saved = "nothing to save yet" if self._state is None else f"saved step {int(self._state.step)}"
         self._console.print(
-            f"{signal_name}: saved step {int(self._state.step)}. Resume with\n"
-            f"  python scripts/train_jax.py --config {path / 'config.yaml'} --resume true",
-            soft_wrap=True,
+            f"{signal_name}: {saved}. Resume with\n  python scripts/train_jax.py --config {config} --resume true"
         )
 
 

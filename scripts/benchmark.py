@@ -21,6 +21,7 @@ from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimi
 from jaxlm.spec.config import ModelConfig  # noqa: E402
 from jaxlm.spec.names import parameter_count, tensor_bytes  # noqa: E402
 from jaxlm.spec.presets import dense_twin, preset  # noqa: E402
+from jaxlm.spec.sampling import LARGEST_SEED  # noqa: E402
 from jaxlm.ternary_linear import with_ternary  # noqa: E402
 from jaxlm.train_step import init_state, make_train_step  # noqa: E402
 from shared_tokenizer.shards import TOKENIZER  # noqa: E402
@@ -53,6 +54,13 @@ class QualityConfig:
         default_factory=lambda: OptimizerConfig(warmup_steps=50, final_fraction=0.0, b2=0.99)
     )
     """The rest of the recipe, the same for both."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_train_steps", "batch_size", "seq_len", "eval_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"seed: found {self.seed}, expected 0..{LARGEST_SEED}")
 
 
 class Contestant:
@@ -88,7 +96,9 @@ def quality(settings: QualityConfig) -> None:
     train = open_windows(data_dir, "train", settings.seq_len, tokenizer.eos_id)
     held_out = open_windows(data_dir, "val", settings.seq_len, tokenizer.eos_id, verify=False)
     batches = evaluation_batches(held_out, settings.batch_size, settings.eval_batches)
-    ternary = replace(preset(settings.preset), vocab_size=tokenizer.vocab_size)
+    ternary = replace(
+        preset(settings.preset), vocab_size=tokenizer.vocab_size, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id
+    )
     contestants = [
         Contestant(name, config, replace(settings.optimizer, learning_rate=rate), settings)
         for name, config, rate in (
@@ -133,6 +143,9 @@ BENCHMARKS: dict[str, tuple[Callable[[Any], None], type]] = {"quality": (quality
 
 def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "none"
+    if name in ("-h", "--help"):
+        print(f"usage: benchmark.py {{{','.join(BENCHMARKS)}}} [--help]")
+        return
     if name not in BENCHMARKS:
         sys.stderr.write(f"error: benchmark: found {name!r}, expected one of {', '.join(BENCHMARKS)}\n")
         sys.exit(2)

@@ -28,6 +28,13 @@ class EvaluateConfig:
     batch_size: int = 8
     """Windows at a time."""
 
+    def __post_init__(self) -> None:
+        for name in ("seq_len", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1")
+        if self.held_out is not None and not 0 < self.held_out <= 1:
+            raise ValueError(f"held_out: found {self.held_out}, expected more than 0 and at most 1")
+
 
 def main(config: EvaluateConfig) -> None:
     """Evaluate models on text: nats per token, perplexity, and bits per byte, which no tokenizer can flatter."""

@@ -64,11 +64,12 @@ def read_documents(sources: Iterable[str]) -> Iterator[Document]:
 
 
 def cut_documents(documents: Iterable[Document], characters: int) -> Iterator[Document]:
-    """Cut documents at line ends into pieces of about `characters`; nothing is lost between them."""
+    """Cut documents into pieces of about `characters`, at line ends where they come in time; nothing is lost."""
     for document in documents:
         start = 0
         while start < len(document.text):
-            end = document.text.find("\n", start + characters) + 1 or len(document.text)
+            end = document.text.find("\n", start + characters, start + 2 * characters) + 1 or start + 2 * characters
+            end = min(end, len(document.text))
             yield Document(f"{document.name}:{start}", document.text[start:end])
             start = end
 

@@ -109,9 +109,16 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise ValueError(
             f"{directory}: found no {MANIFEST}, expected token shards (scripts/prepare_data.py makes them)"
         )
-    manifest = json.loads(path.read_text("utf-8"))
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}; prepare the data again") from error
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{path}: found a {type(manifest).__name__}, expected an object; prepare the data again")
     if manifest.get("format_version") != FORMAT_VERSION:
         raise ValueError(f"{path}: found format_version {manifest.get('format_version')!r}, expected {FORMAT_VERSION}")
+    if missing := {"dtype", "tokenizer_fingerprint", "options", "splits"} - set(manifest):
+        raise ValueError(f"{path}: missing {min(missing)!r}; prepare the data again")
     return manifest
 
 

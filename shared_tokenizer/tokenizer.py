@@ -78,7 +78,14 @@ class Tokenizer:
         return encoded
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids of the start of a document: the begin-of-text token, then the text."""
+        """Ids of the start of a document: the begin-of-text token, then the text.
+
+        Raises ValueError where the text is not Unicode (bytes of a terminal that are not UTF-8).
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"prompt: found {text[error.start]!r} at {error.start}, expected UTF-8 text") from error
         return [*([] if self.bos_id is None else [self.bos_id]), *self.encode(text)]
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -1,6 +1,7 @@
 """Train a sentencepiece BPE."""
 
 import io
+import re
 from collections.abc import Iterable, Iterator
 
 import sentencepiece
@@ -45,11 +46,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ValueError(
-            f"tokenizer: sentencepiece could not train {vocab_size} tokens on this corpus: {reason}"
-        ) from error
+        raise ValueError(_reason(str(error), vocab_size)) from error
     return Tokenizer(model.getvalue())
+
+
+def _reason(error: str, vocab_size: int) -> str:
+    """What sentencepiece's message means for the user's one setting."""
+    if found := re.search(r"required_chars.*?(\d+) vs (\d+)", error, re.DOTALL):
+        return f"vocab_size: found {vocab_size}, expected at least {found[2]} for the characters of this corpus"
+    if found := re.search(r"value <= (\d+)", error):
+        return f"vocab_size: found {vocab_size}, but this corpus is too small for more than {found[1]}"
+    last = error.strip().splitlines()[-1]
+    return f"tokenizer: sentencepiece could not train {vocab_size} tokens on this corpus: {last}"
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:

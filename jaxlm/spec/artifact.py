@@ -135,7 +135,11 @@ def load_artifact(directory: Path, *, verify: bool = True) -> Artifact:
 def _open_files(directory: Path) -> list[TensorFile]:
     if not (directory / INDEX).is_file():
         return [TensorFile(directory / "model.safetensors")]
-    weight_map = json.loads((directory / INDEX).read_text("utf-8"))["weight_map"]
+    try:
+        weight_map = json.loads((directory / INDEX).read_text("utf-8"))["weight_map"]
+        assert isinstance(weight_map, dict)
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise ValueError(f"{directory / INDEX}: expected JSON with a 'weight_map' of tensor names to files") from error
     names = sorted(set(weight_map.values()))
     for name in names:
         if Path(name).name != name:

@@ -7,12 +7,13 @@ help live in one place.
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 Settings = TypeVar("Settings")
-USER_ERRORS = (ValueError, OSError, FloatingPointError)
+USER_ERRORS = (ValueError, OSError, FloatingPointError, OverflowError, MemoryError)
 
 
 def run_command(
@@ -28,10 +29,17 @@ def run_command(
     that have no default are given by place.
     """
     argv = sys.argv[1:] if argv is None else argv
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # Leave by an exception, so that what is half written is cleaned up.
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     debug = "--debug" in argv
     try:
         settings = parse(settings_class, argv, function.__doc__, positional=positional)
         function(settings)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.stderr.flush()
+        os._exit(130)  # a compiler may still be at work in a thread
     except BrokenPipeError:  # of `| head`
         os._exit(0)
     except USER_ERRORS as error:
@@ -70,7 +78,8 @@ def _gather_lists(argv: list[str], settings_class: type) -> list[str]:
     lists = {f"--{name}" for name, kind in get_type_hints(settings_class).items() if get_origin(kind) is list}
     gathered: list[str] = []
     words: list[str] | None = None
-    for word in [*argv, "--"]:
+    split = [part for word in argv for part in _split_list_flag(word, lists)]
+    for word in [*split, "--"]:
         if words is not None and (word.startswith("--") or word.startswith("[")):
             gathered += [json.dumps(words)] if words else []
             words = None
@@ -82,6 +91,12 @@ def _gather_lists(argv: list[str], settings_class: type) -> list[str]:
     return gathered[:-1]
 
 
+def _split_list_flag(word: str, lists: set[str]) -> list[str]:
+    """`--input=a` as two words."""
+    flag, separator, value = word.partition("=")
+    return [flag, value] if separator and flag in lists else [word]
+
+
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text or type(error).__name__
@@ -91,7 +106,7 @@ def make_console() -> Any:
     """A rich console for tables and progress; a pipe gets the width that the tables need."""
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     if not console.is_terminal:
         console.width = max(console.width, 120)
     return console

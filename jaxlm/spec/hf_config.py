@@ -81,7 +81,7 @@ def from_hf_config(content: dict[str, Any]) -> tuple[ModelConfig, Kind, str]:
     The file is regenerated from what was read, and every key that then differs is an error: nothing in it
     is silently ignored. Raises ValueError naming the key, what was found and what was expected.
     """
-    own = content.get("jaxlm")
+    own = content.get("jaxlm") if isinstance(content, dict) else None
     if not isinstance(own, dict):
         raise ValueError("config.json: found no 'jaxlm' object; this directory was not written by jaxlm")
     if own.get("format_version") != FORMAT_VERSION:

@@ -95,8 +95,11 @@ def sealed_directory(directory: Path) -> Iterator[Path]:
     On any exception nothing is left behind. Raises ValueError where the final place is taken.
     """
     directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory}: is a file, expected a directory to create")
+    if directory.exists() and any(directory.iterdir()):
         raise ValueError(f"{directory}: already exists and is not empty; remove it or choose another place")
+    refuse_inside_sealed(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
@@ -113,6 +116,13 @@ def sealed_directory(directory: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync_directory(directory.parent)
+
+
+def refuse_inside_sealed(path: Path) -> None:
+    """Raise ValueError where a new file or folder at `path` would break a sealed directory around it."""
+    for parent in path.absolute().parents:
+        if (parent / MANIFEST).is_file():
+            raise ValueError(f"{path}: lies inside {parent}, which is sealed by {MANIFEST}; choose another place")
 
 
 def _sync_file(path: Path) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+LARGEST_SEED = 2**31 - 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -28,6 +30,7 @@ class Sampling:
             "top_k": self.top_k >= 0,
             "top_p": 0 < self.top_p <= 1,
             "min_p": 0 <= self.min_p <= 1,
+            "seed": 0 <= self.seed <= LARGEST_SEED,
         }
         for name, holds in bounds.items():
             if not holds:

@@ -95,6 +95,8 @@ def test_prepare_data_refuses_missing_empty_and_wrong_input(tmp_path):
         ),
         (["--resume", "true"], ["found no run to resume"]),
         (["--init_from", "nowhere"], ["nowhere: found no config.json"]),
+        (["--sample_prompt", "word " * 600], ["prompt: found", "expected fewer than the model's context of 512"]),
+        (["--seed", "-1"], ["seed: found -1"]),
     ],
 )
 def test_train_refuses_before_it_writes(data, tmp_path, flags, words):

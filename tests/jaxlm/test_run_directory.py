@@ -98,6 +98,17 @@ def test_metrics_hold_each_step_once(tmp_path):
     assert lines[2] == {"step": 3, "train/loss": 1.5, "val/loss": 8.0}
 
 
+def test_damaged_files_are_named(config):
+    with open_run(config, MODEL) as run:
+        run.metrics.write_text("garbage\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: holds a line that is not JSON"):
+        MetricsLog(run.metrics, 0)
+    for content in ("{bad", "", "a: 1"):
+        (run.path / CONFIG).write_text(content)
+        with pytest.raises(ValueError, match=r"config\.yaml: (not YAML|expected the settings of a run)"):
+            read_config(run.path)
+
+
 def test_the_config_is_a_config_file(config, tmp_path):
     from jaxlm.spec.command_line import parse
 

@@ -43,6 +43,8 @@ def test_cutting_loses_nothing_and_cuts_at_line_ends():
     assert "".join(piece.text for piece in pieces) == text + "short"
     assert all(piece.text.endswith("\n") for piece in pieces[:-2])
     assert all(100 < len(piece.text) < 120 for piece in pieces[:-2])
+    one_line = [Document("c", "x" * 1000)]  # no line end to cut at
+    assert [len(piece.text) for piece in cut_documents(one_line, 100)] == [200] * 5
 
 
 def test_the_held_out_share_is_as_asked_and_each_document_keeps_its_side():

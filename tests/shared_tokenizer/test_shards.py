@@ -52,3 +52,7 @@ def test_what_is_not_a_shard_set_is_refused(shards_dir, tmp_path):
     (shards_dir / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="found format_version 2, expected 1"):
         read_manifest(shards_dir)
+    for content in ("{bad", "[]", '{"format_version": 1}'):
+        (shards_dir / MANIFEST).write_text(content)
+        with pytest.raises(ValueError, match=r"manifest\.json: .*prepare the data again"):
+            read_manifest(shards_dir)

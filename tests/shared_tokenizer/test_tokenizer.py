@@ -66,7 +66,14 @@ def test_what_is_no_tokenizer_is_refused(tmp_path):
 def test_sizes_that_cannot_be_trained_are_refused():
     with pytest.raises(ValueError, match=f"found {SMALLEST_VOCAB}, expected more than {SMALLEST_VOCAB}"):
         train_tokenizer(["text"], SMALLEST_VOCAB)
-    with pytest.raises(ValueError, match="could not train 5000 tokens"):
+    with pytest.raises(ValueError, match=r"vocab_size: found 5000, but this corpus is too small for more than \d+"):
         train_tokenizer(["a short text"], 5000)
+    with pytest.raises(ValueError, match=r"vocab_size: found 265, expected at least \d+ for the characters"):
+        train_tokenizer(["abcdefghijklmnopqrstuvwxyz 0123456789"], 265)
     with pytest.raises(ValueError, match="could not train"):
         train_tokenizer([], 300)
+
+
+def test_a_prompt_that_is_not_unicode_is_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"prompt: found .* at 2, expected UTF-8 text"):
+        tokenizer.encode_prompt("ab\udcff")

@@ -36,6 +36,10 @@ def test_flags_lists_and_nested_settings():
     assert settings == Settings(name="x", input=["a", "b c"], inner=Inner(rate=2.0))
 
 
+def test_a_list_may_be_given_with_an_equals_sign():
+    assert parse(Settings, ["--name", "x", "--input=a"]) == Settings(name="x", input=["a"])
+
+
 def test_flags_go_over_the_file(tmp_path):
     (tmp_path / "settings.yaml").write_text("name: file\ninner:\n  rate: 3\ninput: [a]\n")
     settings = parse(Settings, ["--config", str(tmp_path / "settings.yaml"), "--name", "flag"])

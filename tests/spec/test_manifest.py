@@ -64,6 +64,12 @@ def test_a_failure_leaves_nothing_and_a_taken_place_stays(tmp_path, sealed):
     verify_manifest(sealed)
 
 
+def test_nothing_is_put_inside_a_sealed_directory(sealed):
+    with pytest.raises(ValueError, match="which is sealed by MANIFEST"), sealed_directory(sealed / "below" / "new"):
+        pass
+    verify_manifest(sealed)
+
+
 def test_write_file_replaces_whole_or_not_at_all(tmp_path):
     write_file(tmp_path / "file", b"one")
     with pytest.raises(TypeError):

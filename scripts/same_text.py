@@ -32,7 +32,7 @@ class SameTextConfig:
     """Run directory (or artifact) that JAX reads."""
     artifact: str | None = None
     """Artifact that MLX reads; the run's own if not given."""
-    prompt: str = "class"
+    prompt: str = "def get"
     """Start of the text."""
     max_tokens: int = 64
     """Tokens to generate, at most."""

@@ -37,6 +37,7 @@ def run_command(
         settings = parse(settings_class, argv, function.__doc__, positional=positional)
         function(settings)
     except KeyboardInterrupt:
+        sys.stdout.flush()
         sys.stderr.write("interrupted\n")
         sys.stderr.flush()
         os._exit(130)  # a compiler may still be at work in a thread

@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= data/stdlib
-RUN ?= runs/$(shell date +%Y%m%d-%H%M%S)
+ifndef RUN
+RUN := runs/$(shell date +%Y%m%d-%H%M%S)
+endif
 ARGS ?=
 
 .PHONY: setup data train test witness lint bench

@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import hypothesis
 import jax
 import pytest
 
@@ -13,6 +14,9 @@ from shared_tokenizer.tokenizer import Tokenizer
 from shared_tokenizer.train import train_tokenizer
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A slow machine is no failure.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 
 TEXT = (
     "def add(first, second):\n    return first + second\n\n"

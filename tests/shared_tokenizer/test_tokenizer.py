@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared_tokenizer.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ def test_decoding_gives_back_the_text(tokenizer, text):
 
 
 @given(text=st.text())
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300)
 def test_decoding_gives_back_any_text(tokenizer, text):
     text = text.encode("utf-8", "ignore").decode("utf-8")
     ids = tokenizer.encode(text)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -95,7 +95,6 @@ def test_rows_are_within_half_a_step():
 
 
 @given(st.integers(1, 13), st.integers(1, 5), st.integers(0, 2**32 - 1))
-@settings(deadline=None)
 def test_pack_and_unpack_are_inverse(rows, columns, seed):
     codes = np.random.default_rng(seed).integers(-1, 2, (rows, columns)).astype(np.int8)
     packed = ternary.pack(codes)

@@ -92,6 +92,21 @@ def test_tensors_that_do_not_fit_are_named(artifact, tiny_config):
         load_artifact(artifact)
 
 
+def test_any_flipped_bit_in_any_file_is_found(artifact):
+    files = [path for path in artifact.iterdir() if path.stat().st_size]
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        path = files[rng.integers(len(files))]
+        whole = path.read_bytes()
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedError):
+            load_artifact(artifact)
+        path.write_bytes(whole)
+    load_artifact(artifact)
+
+
 @pytest.mark.parametrize("cut", [0, 4, 100, -1])
 def test_a_truncated_file_is_refused_with_or_without_the_manifest(artifact, cut):
     file = artifact / "model.safetensors"

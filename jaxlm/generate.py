@@ -36,11 +36,14 @@ def sample(logits: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6), donate_argnums=4)
-def _step(model: LanguageModel, params: Params, tokens, positions, cache, last_and_index, sampling: Sampling):
-    """Run tokens, choose the next ones. The key depends on (seed, index of the token) alone."""
-    last, index = last_and_index
+def _step(model: LanguageModel, params: Params, tokens, positions, cache, place, sampling: Sampling):
+    """Run tokens, choose the next ones. The key depends on (seed, index of the token) alone.
+
+    `place` is (index of each row's last token, seed, index of the token to choose).
+    """
+    last, seed, index = place
     logits, cache = model.apply({"params": params}, tokens, positions, cache, last, method="decode")
-    key = jax.random.fold_in(jax.random.key(sampling.seed), index)
+    key = jax.random.fold_in(jax.random.key(seed), index)
     return sample(logits, sampling, key), cache
 
 
@@ -71,8 +74,8 @@ def generate_batch(
     cache = init_cache(config, len(prompts), cache_length, model.dtype)
     positions = np.broadcast_to(np.arange(padded, dtype=np.int32), tokens.shape)
     last = (lengths - 1).astype(np.int32)
-    fixed = _without_length(sampling)
-    chosen, cache = _step(model, params, tokens, positions, cache, (last, np.int32(0)), fixed)
+    fixed, seed = _compiled_settings(sampling), np.int32(sampling.seed)
+    chosen, cache = _step(model, params, tokens, positions, cache, (last, seed, np.int32(0)), fixed)
     stopped = np.zeros(len(prompts), bool)
     zeros = np.zeros(len(prompts), np.int32)
     for index in range(1, max_tokens + 1):
@@ -84,7 +87,8 @@ def generate_batch(
         if stopped.all() or index == max_tokens:
             return
         positions = (lengths + index - 1).astype(np.int32)[:, None]
-        chosen, cache = _step(model, params, chosen[:, None], positions, cache, (zeros, np.int32(index)), fixed)
+        place = (zeros, seed, np.int32(index))
+        chosen, cache = _step(model, params, chosen[:, None], positions, cache, place, fixed)
 
 
 def generate(
@@ -101,10 +105,10 @@ def generate(
         yield int(tokens[0])
 
 
-def _without_length(sampling: Sampling) -> Sampling:
-    """The settings that the compiled step depends on: another length is no reason to compile again."""
+def _compiled_settings(sampling: Sampling) -> Sampling:
+    """The settings that the compiled step depends on: another length or seed is no reason to compile again."""
     kept = {field.name: getattr(sampling, field.name) for field in dataclasses.fields(Sampling)}
-    return Sampling(**kept | {"max_tokens": 1})
+    return Sampling(**kept | {"max_tokens": 1, "seed": 0})
 
 
 def _bucket(length: int) -> int:

@@ -1,12 +1,16 @@
 """Tests run stricter than users: no implicit rank promotion, warnings are errors, shapes are checked."""
 
+import contextlib
 import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import hypothesis
 import jax
+import numpy as np
 import pytest
 
 from jaxlm.spec.config import ModelConfig
@@ -43,6 +47,18 @@ TINY = ModelConfig(
     initializer_range=0.1,
     embedding_range=0.1,
 )
+
+
+@contextlib.contextmanager
+def flipped_bit(files: Sequence[Path], rng: np.random.Generator) -> Iterator[Path]:
+    """Flip one random bit of one of the files, and mend it afterwards."""
+    path = files[rng.integers(len(files))]
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    damaged[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
+    path.write_bytes(damaged)
+    yield path
+    path.write_bytes(whole)
 
 
 # Points of the architecture grid that between them use every option.

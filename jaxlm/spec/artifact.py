@@ -41,14 +41,6 @@ class Artifact:
     stored: tuple[StoredTensor, ...]
 
 
-def is_artifact(directory: Path) -> bool:
-    """Whether the directory says that it is one of ours."""
-    try:
-        return "jaxlm" in json.loads((directory / CONFIG).read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-
-
 def save_artifact(
     directory: Path,
     config: ModelConfig,

@@ -6,6 +6,7 @@ from jaxlm.checkpoint import Checkpoints, newest_whole_step, restore_params
 from jaxlm.data import Windows, training_batches
 from jaxlm.spec.manifest import MANIFEST, verify_manifest
 from shared_tokenizer.shards import TokenShards
+from tests.conftest import flipped_bit
 
 
 def make_iterator():
@@ -94,15 +95,10 @@ def test_a_flipped_bit_anywhere_is_never_trained_on(two_checkpoints):
     files = [path for path in (two_checkpoints / "2").rglob("*") if path.is_file() and path.stat().st_size]
     rng = np.random.default_rng(0)
     for _ in range(200):
-        path = files[rng.integers(len(files))]
-        whole = path.read_bytes()
-        damaged = bytearray(whole)
-        damaged[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
-        path.write_bytes(damaged)
         said: list[str] = []
-        assert newest_whole_step(two_checkpoints, said.append) == 1
+        with flipped_bit(files, rng):
+            assert newest_whole_step(two_checkpoints, said.append) == 1
         assert "checkpoint 2 is not whole" in said[0]
-        path.write_bytes(whole)
     assert restore_params(two_checkpoints, params(0), print)[0] == 2
 
 

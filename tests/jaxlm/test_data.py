@@ -5,6 +5,7 @@ from jaxlm.data import Windows, evaluation_batches, open_windows, to_example, tr
 from jaxlm.spec.manifest import DamagedError, sealed_directory
 from shared_tokenizer.documents import Document
 from shared_tokenizer.shards import TokenShards, write_shards
+from tests.conftest import flipped_bit
 
 
 @pytest.fixture
@@ -82,11 +83,7 @@ def test_damaged_shards_are_found_before_training(tmp_path, tokenizer):
         write_shards(directory, documents, tokenizer, val_fraction=0.3, shard_tokens=10**6, options={})
     open_windows(tmp_path / "data", "train", 8, tokenizer.eos_id)
     file = tmp_path / "data" / "train-00000.npy"
-    whole = file.read_bytes()
     rng = np.random.default_rng(0)
     for _ in range(200):
-        damaged = bytearray(whole)
-        damaged[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
-        file.write_bytes(damaged)
-        with pytest.raises(DamagedError, match=r"train-00000\.npy: damaged"):
+        with flipped_bit([file], rng), pytest.raises(DamagedError, match=r"train-00000\.npy: damaged"):
             open_windows(tmp_path / "data", "train", 8, tokenizer.eos_id)

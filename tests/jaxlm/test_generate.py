@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.generate import generate, generate_batch, sample
+from jaxlm.generate import _step, generate, generate_batch, sample
 from jaxlm.model import LanguageModel, init_params
 from jaxlm.spec.sampling import Sampling
 
@@ -49,6 +49,14 @@ def test_a_seed_gives_the_same_text_and_another_seed_another(model_and_params):
         return list(generate(model, params, [1], Sampling(max_tokens=12, temperature=2.0, seed=seed)))
 
     assert text(0) == text(0) != text(1)
+
+
+def test_another_seed_length_or_prompt_compiles_nothing_new(model_and_params):
+    model, params = model_and_params
+    list(generate(model, params, [1, 5], Sampling(max_tokens=3, temperature=1.0)))
+    compiled = _step._cache_size()
+    list(generate(model, params, [1, 5, 9, 7], Sampling(max_tokens=5, temperature=1.0, seed=77)))
+    assert _step._cache_size() == compiled
 
 
 LOGITS = jnp.log(jnp.array([[0.5, 0.25, 0.15, 0.1]]))

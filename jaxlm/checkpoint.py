@@ -22,7 +22,7 @@ VAL_LOSS = "val_loss"
 
 @dataclass(frozen=True)
 class Restored:
-    """What a checkpoint held. The data iterator was set in place."""
+    """What a checkpoint held. The data iterator was set to its place."""
 
     step: int
     params: Any
@@ -39,11 +39,12 @@ class Checkpoints:
         keep_last: int,
         keep_best: int,
         tokenizer_fingerprint: str,
+        data_fingerprint: str,
         say: Callable[[str], None],
     ):
         self._directory = directory.resolve()
         self._directory.mkdir(exist_ok=True)
-        self._fingerprint = tokenizer_fingerprint
+        self._belongs_to = {"tokenizer": tokenizer_fingerprint, "data": data_fingerprint}
         self._say = say
         self._set_aside_damaged()
         policies: list[Any] = [LatestN(keep_last)]
@@ -73,8 +74,8 @@ class Checkpoints:
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(params),
             opt_state=ocp.args.StandardSave(opt_state),
-            data=grain.checkpoint.CheckpointSave(data),
-            meta=ocp.args.JsonSave({"step": step, "tokenizer_fingerprint": self._fingerprint}),
+            # The place in the data is the same on every host, so another number of hosts can go on from it.
+            meta=ocp.args.JsonSave({"step": step, "data_state": data.get_state(), **self._belongs_to}),
         )
         metrics = None if val_loss is None else {VAL_LOSS: val_loss}
         self._manager.save(step, args=items, metrics=metrics)
@@ -102,7 +103,7 @@ class Checkpoints:
     def restore_latest(self, params: Any, opt_state: Any, data: grain.DatasetIterator) -> Restored | None:
         """Restore the newest checkpoint into trees of these shapes, and set `data` to its place.
 
-        Returns None where there is none. Raises ValueError where it belongs to another tokenizer.
+        Returns None where there is none. Raises ValueError where it belongs to another tokenizer or other data.
         """
         step = self.latest
         if step is None:
@@ -112,15 +113,16 @@ class Checkpoints:
             args=ocp.args.Composite(
                 params=ocp.args.StandardRestore(_abstract(params)),
                 opt_state=ocp.args.StandardRestore(_abstract(opt_state)),
-                data=grain.checkpoint.CheckpointRestore(data),
                 meta=ocp.args.JsonRestore(),
             ),
         )
-        if found["meta"]["tokenizer_fingerprint"] != self._fingerprint:
-            raise ValueError(
-                f"{self._directory / str(step)}: was trained with tokenizer "
-                f"{found['meta']['tokenizer_fingerprint'][:12]}..., found {self._fingerprint[:12]}... in the data"
-            )
+        for what, fingerprint in self._belongs_to.items():
+            if found["meta"][what] != fingerprint:
+                raise ValueError(
+                    f"{self._directory / str(step)}: was trained with {what} {found['meta'][what][:12]}..., found "
+                    f"{fingerprint[:12]}...; resume with the same data_dir, or start a new run with init_from"
+                )
+        data.set_state(found["meta"]["data_state"])
         return Restored(step, found["params"], found["opt_state"])
 
     def close(self) -> None:

@@ -1,98 +1,100 @@
-"""Token shards -> batches: windows over concatenated documents, shuffled by seed, sharded by host (grain)."""
+"""Token shards -> this host's batches."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import TypedDict
 
 import grain
 import jax
-import numpy as np
 
 from jaxlm.spec.manifest import verify_manifest
-from shared_tokenizer.shards import Split, TokenShards, read_manifest
+from shared_tokenizer.batches import BatchOrder, Packing, evaluation_batches, open_examples, training_batches
+from shared_tokenizer.examples import Example, Examples, PackedDocuments
+from shared_tokenizer.load import load_tokenizer
+from shared_tokenizer.shards import MANIFEST, TOKENIZER, Split, read_manifest
+from shared_tokenizer.tokenizer import Tokenizer
+
+Batch = Example
 
 
-class Batch(TypedDict):
-    """Arrays `[B, L]`. Attention stays within a segment; positions count from its start."""
+@dataclass(frozen=True)
+class DataSets:
+    """One or several shard sets of one tokenizer, ready to be drawn from."""
 
-    inputs: np.ndarray
-    targets: np.ndarray
-    positions: np.ndarray
-    segment_ids: np.ndarray
-    loss_mask: np.ndarray
+    directories: tuple[Path, ...]
+    train: tuple[Examples, ...]
+    val: tuple[Examples, ...]
+    tokenizer: Tokenizer
 
+    @classmethod
+    def open(
+        cls,
+        directories: Sequence[Path],
+        seq_len: int,
+        *,
+        packing: Packing = "auto",
+        document_mask: bool = True,
+        verify: bool = True,
+    ) -> "DataSets":
+        """Open both splits of every set; `verify` checks every file's sha256 first.
 
-class Windows:
-    """Windows of `seq_len` tokens and the token after them: example i starts at token i * seq_len.
+        Raises ValueError where a set is damaged, holds nothing to learn or belongs to another tokenizer.
+        """
+        tokenizer = _load_common_tokenizer(directories)
+        if verify:
+            for directory in directories:
+                verify_manifest(Path(directory))
 
-    Raises ValueError where the split is shorter than one window.
-    """
-
-    def __init__(self, shards: TokenShards, seq_len: int, eos_id: int, what: str):
-        self._shards, self._seq_len, self._eos_id = shards, seq_len, eos_id
-        if len(shards) <= seq_len:
-            raise ValueError(
-                f"{what}: found {len(shards)} tokens, expected more than one window of seq_len {seq_len}; "
-                "prepare more text or set a shorter seq_len"
+        def open_split(split: Split) -> tuple[Examples, ...]:
+            return tuple(
+                open_examples(directory, split, seq_len, packing=packing, document_mask=document_mask)
+                for directory in directories
             )
 
-    def __len__(self) -> int:
-        return (len(self._shards) - 1) // self._seq_len
+        return cls(tuple(map(Path, directories)), open_split("train"), open_split("val"), tokenizer)
 
-    def __getitem__(self, index: int) -> Batch:
-        return to_example(self._shards.read(index * self._seq_len, self._seq_len + 1), self._eos_id)
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of what the sets say they hold: a run goes on only with the data it began with."""
+        digest = sha256()
+        for directory in self.directories:
+            digest.update((directory / MANIFEST).read_bytes())
+        return digest.hexdigest()
+
+    def packing_reports(self) -> list[str]:
+        """A line for each packed split."""
+        return [
+            f"{directory} ({split}): {examples.report}"
+            for split, sets in (("train", self.train), ("val", self.val))
+            for directory, examples in zip(self.directories, sets, strict=True)
+            if isinstance(examples, PackedDocuments)
+        ]
+
+    def training_batches(
+        self, batch_size: int, seed: int, weights: Sequence[float] | None = None
+    ) -> grain.IterDataset[Batch]:
+        """This host's share of endless batches (see `shared_tokenizer.batches.training_batches`)."""
+        order = BatchOrder(batch_size, seed, jax.process_index(), jax.process_count())
+        return training_batches(self.train, order, weights)
+
+    def evaluation_batches(self, batch_size: int, max_batches: int) -> list[Batch]:
+        """The first held-out batches, in order."""
+        return evaluation_batches(self.val, batch_size, max_batches)
 
 
-def to_example(tokens: np.ndarray, eos_id: int) -> Batch:
-    """Split ids `[L + 1]` into inputs and targets `[L]`; nothing is predicted across the end of a document."""
-    ends = tokens[:-1] == eos_id
-    segment_ids = np.concatenate([[0], np.cumsum(ends)]).astype(np.int32)
-    index = np.arange(len(tokens), dtype=np.int32)
-    starts = np.concatenate([[0], np.where(ends, index[1:], 0)])
-    positions = index - np.maximum.accumulate(starts)
-    return Batch(
-        inputs=tokens[:-1],
-        targets=tokens[1:],
-        positions=positions[:-1].astype(np.int32),
-        segment_ids=segment_ids[:-1],
-        loss_mask=segment_ids[:-1] == segment_ids[1:],
-    )
-
-
-def open_windows(data_dir: Path, split: Split, seq_len: int, eos_id: int, *, verify: bool = True) -> Windows:
-    """The windows of one split of a shard set; `verify` checks every file's sha256 first."""
-    read_manifest(data_dir)
-    if verify:
-        verify_manifest(Path(data_dir))
-    return Windows(TokenShards.open(data_dir, split), seq_len, eos_id, f"{data_dir} ({split})")
-
-
-def training_batches(windows: Windows, batch_size: int, seed: int) -> grain.IterDataset[Batch]:
-    """Endless batches `[batch_size / hosts, L]`, shuffled anew each epoch.
-
-    The batch of step k depends on (seed, k, host layout) alone. Raises ValueError where an epoch is smaller
-    than a batch or the batch does not divide among the hosts.
-    """
-    hosts = jax.process_count()
-    if batch_size % hosts:
-        raise ValueError(f"batch_size: found {batch_size}, expected a multiple of the {hosts} hosts")
-    if len(windows) < batch_size:
+def _load_common_tokenizer(directories: Sequence[Path]) -> Tokenizer:
+    first = read_manifest(directories[0])["tokenizer_fingerprint"]
+    for directory in directories:
+        if (found := read_manifest(directory)["tokenizer_fingerprint"]) != first:
+            raise ValueError(
+                f"{directory}: shards were made with tokenizer {found[:12]}..., those of {directories[0]} with "
+                f"{first[:12]}...; prepare one with the other's tokenizer"
+            )
+    tokenizer = load_tokenizer(Path(directories[0]) / TOKENIZER)
+    if tokenizer.fingerprint != first:
         raise ValueError(
-            f"batch_size: found {batch_size}, but the training split holds only {len(windows)} windows; "
-            "prepare more text, or set a smaller batch_size or seq_len"
+            f"{directories[0]}: shards were made with tokenizer {first[:12]}..., found "
+            f"{tokenizer.fingerprint[:12]}... in {TOKENIZER}/; prepare the data again"
         )
-    dataset = grain.MapDataset.source(windows).seed(seed).shuffle()
-    usable = len(windows) - len(windows) % hosts
-    dataset = dataset[:usable][jax.process_index() :: hosts]
-    dataset = dataset.repeat(None).batch(batch_size // hosts)
-    return dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
-
-
-def evaluation_batches(windows: Windows, batch_size: int, max_batches: int) -> list[Batch]:
-    """The first windows in order, at most `max_batches` batches; the last one is filled up with masked rows."""
-    batches = []
-    for start in range(0, min(len(windows), batch_size * max_batches), batch_size):
-        rows = [windows[i] for i in range(start, min(start + batch_size, len(windows)))]
-        blank = Batch(**{key: np.zeros_like(value) for key, value in rows[0].items()})  # pyright: ignore
-        rows += [blank] * (batch_size - len(rows))
-        batches.append(Batch(**{key: np.stack([row[key] for row in rows]) for key in rows[0]}))  # pyright: ignore
-    return batches
+    return tokenizer

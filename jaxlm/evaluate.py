@@ -1,16 +1,18 @@
 """Loss of a model on text, in nats per token and in bits per byte (which no tokenizer can flatter)."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 
-from jaxlm.data import Batch, Windows, evaluation_batches
+from jaxlm.data import Batch
 from jaxlm.model import LanguageModel
 from jaxlm.ternary_linear import Params, ternarize
 from jaxlm.train_step import loss_sum
+from shared_tokenizer.batches import evaluation_batches
+from shared_tokenizer.examples import Windows
 from shared_tokenizer.shards import TokenShards
 from shared_tokenizer.tokenizer import Tokenizer
 
@@ -79,27 +81,27 @@ def evaluate_text(
     seq_len: int,
     batch_size: int,
 ) -> Evaluation:
-    """Evaluate on documents, in windows of `seq_len` tokens. Raises ValueError where there is less than one."""
-    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    ids = [[*start, *tokenizer.encode(text), tokenizer.eos_id] for text in texts]
-    shards = TokenShards((np.concatenate([np.array(part, np.int32) for part in ids]),))
-    windows = Windows(shards, min(seq_len, model.config.max_seq_len), tokenizer.eos_id, "text")
-    batches = evaluation_batches(windows, batch_size, len(windows))
+    """Evaluate on documents, in windows of `seq_len` tokens. Raises ValueError where there is no text."""
+    encoded = tokenizer.encode_batch(list(texts))
+    shards = TokenShards.from_documents([[*tokenizer.start_ids, *ids, tokenizer.eos_id] for ids in encoded])
+    windows = Windows(shards, min(seq_len, model.config.max_seq_len), "text")
+    batches = evaluation_batches([windows], batch_size, len(windows))
     ternary = ternarize(params, model.config)
     return evaluate(make_loss_function(model), ternary, batches, tokenizer.token_bytes)
 
 
 def unigram_evaluation(
-    train: TokenShards, vocab_size: int, batches: Iterable[Batch], token_bytes: np.ndarray
+    train: Sequence[TokenShards], vocab_size: int, batches: Iterable[Batch], token_bytes: np.ndarray
 ) -> Evaluation:
-    """The same tokens under the train split's token frequencies (add-one): what any model must beat.
+    """The same tokens under the train splits' token frequencies (add-one): what any model must beat.
 
-    The frequencies are those of the first UNIGRAM_TOKENS tokens.
+    The frequencies are those of the first UNIGRAM_TOKENS tokens of each.
     """
     counts = np.ones(vocab_size)
-    for start in range(0, min(len(train), UNIGRAM_TOKENS), UNIGRAM_CHUNK):
-        chunk = train.read(start, min(UNIGRAM_CHUNK, len(train) - start))
-        counts += np.bincount(chunk, minlength=vocab_size)
+    for shards in train:
+        for start in range(0, min(len(shards), UNIGRAM_TOKENS), UNIGRAM_CHUNK):
+            span = shards.read(start, UNIGRAM_CHUNK)
+            counts += np.bincount(span.ids[span.learned], minlength=vocab_size)
     nats_per_token = -np.log(counts / counts.sum())
     nats, tokens, text_bytes = 0.0, 0, 0
     for batch in batches:

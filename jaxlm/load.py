@@ -19,7 +19,8 @@ from jaxlm.spec.config import ModelConfig, config_from_dict
 from jaxlm.spec.names import Parameter, parameters, scale_name
 from jaxlm.spec.ternary import unpack
 from jaxlm.ternary_linear import Params, TernaryWeight
-from shared_tokenizer.tokenizer import MODEL_FILE, Tokenizer
+from shared_tokenizer.load import has_tokenizer, load_tokenizer
+from shared_tokenizer.tokenizer import Tokenizer
 
 
 def load_model(
@@ -35,9 +36,9 @@ def load_model(
         raise ValueError(f"{path}: no such directory, expected a run directory or an artifact")
     if is_run_directory(path):
         config, params = load_run(path, say)
-        return LanguageModel(config, dtype), params, Tokenizer.load(RunDirectory(path).tokenizer)
+        return LanguageModel(config, dtype), params, load_tokenizer(RunDirectory(path).tokenizer)
     artifact = load_artifact(path, verify=verify)
-    tokenizer = Tokenizer.load(path) if (path / MODEL_FILE).is_file() else None
+    tokenizer = load_tokenizer(path) if has_tokenizer(path) else None
     return LanguageModel(artifact.config, dtype), artifact_params(artifact), tokenizer
 
 

@@ -11,6 +11,7 @@ from jaxlm.optimizer import OptimizerConfig
 from jaxlm.spec.config import ModelConfig, config_from_dict
 from jaxlm.spec.presets import preset
 from jaxlm.spec.sampling import LARGEST_SEED
+from shared_tokenizer.batches import Packing
 from shared_tokenizer.tokenizer import Tokenizer
 
 # What may change when a run is resumed: nothing in it touches a weight.
@@ -38,8 +39,15 @@ class TrainConfig:
 
     output_dir: str
     """Run directory to create, or to continue with resume."""
-    data_dir: str
-    """Token shards, as scripts/prepare_data.py writes them."""
+    data_dir: list[str]
+    """Token shards, as scripts/prepare_data.py writes them; several sets are mixed."""
+    data_weights: list[float] = field(default_factory=list)
+    """Share of the examples that each data_dir gives, in any unit; by default its size."""
+    packing: Packing = "auto"
+    """How examples are made: windows over the concatenated text, or whole documents packed best_fit; auto packs sets
+    that hold chats."""
+    document_mask: bool = True
+    """Keep attention and state inside each document of a window."""
     preset: str = "ternary-tiny"
     """Named model configuration; its vocabulary and special tokens are the tokenizer's."""
     model: dict[str, Any] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxlm.checkpoint import Checkpoints
-from jaxlm.data import Batch, evaluation_batches, open_windows, training_batches
+from jaxlm.data import Batch, DataSets
 from jaxlm.evaluate import Evaluation, evaluate, make_loss_function, unigram_evaluation
 from jaxlm.export import export_artifact
 from jaxlm.generate import generate
@@ -34,7 +34,7 @@ from jaxlm.stop_request import StopRequest, StopRequested
 from jaxlm.ternary_linear import Params, quantize_params, with_ternary
 from jaxlm.train_config import TrainConfig, activation_dtype, resolve_model
 from jaxlm.train_step import TrainState, init_state, make_train_step
-from shared_tokenizer.shards import TOKENIZER, TokenShards, read_manifest
+from shared_tokenizer.shards import TokenShards
 from shared_tokenizer.tokenizer import Tokenizer
 
 Result = TypeVar("Result")
@@ -49,28 +49,26 @@ def train(config: TrainConfig) -> bool:
     if config.compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache_dir)
     console = make_console()
-    tokenizer = _load_tokenizer(Path(config.data_dir))
+    sets = DataSets.open(
+        [Path(directory) for directory in config.data_dir],
+        config.seq_len,
+        packing=config.packing,
+        document_mask=config.document_mask,
+        verify=config.verify_data,
+    )
+    tokenizer = sets.tokenizer
     model_config = resolve_model(config, tokenizer)
     learning_rate_schedule(config.optimizer, config.num_train_steps)  # refuses what does not fit, before any file
     with StopRequest() as stop:
         if config.sample_tokens:
             prompt = tokenizer.encode_prompt(config.sample_prompt)
             check_prompt(prompt, model_config.vocab_size, model_config.max_seq_len)
-        data = _Data(config, model_config, tokenizer)
+        for line in sets.packing_reports():
+            console.print(line)
+        data = _Data(config, model_config, sets)
         initial = _initial_params(config, model_config)
         with open_run(config, asdict(model_config)) as run:
             return _Trainer(config, model_config, tokenizer, data, initial, run, stop, console).run()
-
-
-def _load_tokenizer(data_dir: Path) -> Tokenizer:
-    manifest = read_manifest(data_dir)
-    tokenizer = Tokenizer.load(data_dir / TOKENIZER)
-    if tokenizer.fingerprint != manifest["tokenizer_fingerprint"]:
-        raise ValueError(
-            f"{data_dir}: shards were made with tokenizer {manifest['tokenizer_fingerprint'][:12]}..., found "
-            f"{tokenizer.fingerprint[:12]}... in {TOKENIZER}/; prepare the data again"
-        )
-    return tokenizer
 
 
 def _initial_params(config: TrainConfig, model_config: ModelConfig) -> Params | None:
@@ -92,14 +90,12 @@ def _initial_params(config: TrainConfig, model_config: ModelConfig) -> Params | 
 class _Data:
     """Batches of both splits, opened before the run directory is touched."""
 
-    def __init__(self, config: TrainConfig, model: ModelConfig, tokenizer: Tokenizer):
-        data_dir = Path(config.data_dir)
-        train = open_windows(data_dir, "train", config.seq_len, tokenizer.eos_id, verify=config.verify_data)
-        held_out = open_windows(data_dir, "val", config.seq_len, tokenizer.eos_id, verify=False)
-        self.train = iter(training_batches(train, config.batch_size, config.seed))
-        self.val = evaluation_batches(held_out, config.batch_size, config.eval_batches)
-        tokens = TokenShards.open(data_dir, "train")
-        self.unigram = unigram_evaluation(tokens, model.vocab_size, self.val, tokenizer.token_bytes)
+    def __init__(self, config: TrainConfig, model: ModelConfig, sets: DataSets):
+        self.fingerprint = sets.fingerprint
+        self.train = iter(sets.training_batches(config.batch_size, config.seed, config.data_weights or None))
+        self.val = sets.evaluation_batches(config.batch_size, config.eval_batches)
+        tokens = [TokenShards.open(directory, "train") for directory in sets.directories]
+        self.unigram = unigram_evaluation(tokens, model.vocab_size, self.val, sets.tokenizer.token_bytes)
 
 
 class _Trainer:
@@ -125,6 +121,7 @@ class _Trainer:
             keep_last=config.keep_last_checkpoints,
             keep_best=config.keep_best_checkpoints,
             tokenizer_fingerprint=tokenizer.fingerprint,
+            data_fingerprint=data.fingerprint,
             say=console.print,
         )
         self._iterator: grain.DatasetIterator[Batch] = data.train

@@ -12,7 +12,8 @@ from jaxlm.spec.names import Parameter, parameters, scale_name
 from jaxlm.spec.ternary import quantize_rows, quantize_weight, unpack
 from mlxlm.layers import BitLinear, Embedding
 from mlxlm.model import LanguageModel
-from shared_tokenizer.tokenizer import MODEL_FILE, Tokenizer
+from shared_tokenizer.load import has_tokenizer, load_tokenizer
+from shared_tokenizer.tokenizer import Tokenizer
 
 
 def load_model(path: str | Path, *, verify: bool = True) -> tuple[LanguageModel, Tokenizer | None]:
@@ -27,7 +28,7 @@ def load_model(path: str | Path, *, verify: bool = True) -> tuple[LanguageModel,
     for parameter in parameters(artifact.config):
         _set(model, parameter, artifact)
     mx.eval(model.parameters())
-    tokenizer = Tokenizer.load(path) if (path / MODEL_FILE).is_file() else None
+    tokenizer = load_tokenizer(path) if has_tokenizer(path) else None
     return model, tokenizer
 
 

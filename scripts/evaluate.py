@@ -20,7 +20,7 @@ class EvaluateConfig:
     model: list[str]
     """Run directories or artifacts, compared in one table."""
     input: list[str]
-    """Text files, folders of them, or stdlib, the Python standard library's own source."""
+    """Files (text, jsonl, parquet, csv, ...), folders of them, or stdlib, the Python standard library's own source."""
     held_out: float | None = None
     """Evaluate only on this fraction of the documents: what prepare_data.py held out with the same val_fraction."""
     seq_len: int = 256
@@ -38,9 +38,10 @@ class EvaluateConfig:
 
 def main(config: EvaluateConfig) -> None:
     """Evaluate models on text: nats per token, perplexity, and bits per byte, which no tokenizer can flatter."""
-    texts = [document.text for document in read_documents(config.input)]
+    documents = read_documents(config.input)
     if config.held_out is not None:
-        texts = [text for text in texts if is_validation(text, config.held_out)]
+        documents = (document for document in documents if is_validation(document, config.held_out))
+    texts = [document.text for document in documents]
     if not texts:
         raise ValueError(f"held_out: found no document in a fraction of {config.held_out}; give more text")
     table = Table()

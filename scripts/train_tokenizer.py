@@ -1,12 +1,12 @@
 """Train a tokenizer on text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxlm.spec.command_line import run_command
 from jaxlm.spec.manifest import sealed_directory
 from shared_tokenizer.documents import read_documents
-from shared_tokenizer.train import train_tokenizer
+from shared_tokenizer.train import ModelType, sample_texts, train_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,13 +19,25 @@ class TokenizerConfig:
     """Tokenizer directory to create."""
     vocab_size: int = 2048
     """Tokens in all, the special ones and the 256 bytes among them."""
+    model_type: ModelType = "bpe"
+    """bpe or unigram."""
+    special_tokens: list[str] = field(default_factory=list)
+    """Special tokens of your own, after the built-in ones."""
+    train_size: int = 50_000_000
+    """Bytes of text to train on, chosen by their hash where the input holds more."""
+
+    def __post_init__(self) -> None:
+        if self.train_size < 1:
+            raise ValueError(f"train_size: found {self.train_size}, expected at least 1")
 
 
 def main(config: TokenizerConfig) -> None:
-    """Train a sentencepiece BPE whose decoding gives back every text exactly."""
+    """Train a sentencepiece tokenizer whose decoding gives back every text exactly."""
     with sealed_directory(Path(config.output_dir)) as directory:
-        documents = list(read_documents(config.input))
-        tokenizer = train_tokenizer((document.text for document in documents), config.vocab_size)
+        texts = sample_texts((document.text for document in read_documents(config.input)), config.train_size)
+        tokenizer = train_tokenizer(
+            texts, config.vocab_size, model_type=config.model_type, special_tokens=config.special_tokens
+        )
         tokenizer.save(directory)
     print(f"{config.output_dir}: {tokenizer.vocab_size} tokens, fingerprint {tokenizer.fingerprint[:12]}")
 

@@ -1,107 +1,185 @@
-"""Where text comes from: files, folders, and the corpus that every Python carries with it."""
+"""Where text comes from: files, folders, and the corpus that every Python carries with it -> documents."""
 
 import hashlib
+import itertools
+import json
 import sysconfig
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+from shared_tokenizer.chat import Message
+from shared_tokenizer.columns import Columns, find_columns, read_columns
+from shared_tokenizer.readers import ROW_SUFFIXES, TEXT_SUFFIXES, BadRow, Piece, Row, format_of, read_rows
 
 STDLIB = "stdlib"
-TEXT_SUFFIXES = frozenset(
-    [
-        ".txt",
-        ".md",
-        ".rst",
-        ".py",
-        ".js",
-        ".ts",
-        ".c",
-        ".h",
-        ".cc",
-        ".cpp",
-        ".hpp",
-        ".rs",
-        ".go",
-        ".java",
-        ".swift",
-        ".html",
-        ".css",
-        ".sh",
-        ".toml",
-        ".yaml",
-        ".yml",
-    ]
-)
+SNIFFED_ROWS = 100
 # Tests repeat themselves, installed packages differ from machine to machine, and the last two are tables of data.
 _STDLIB_LEFT_OUT = {"test", "tests", "site-packages", "dist-packages", "encodings", "pydoc_data"}
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text and where it came from."""
+    """One text, or one chat, and where it came from."""
 
     name: str
-    text: str
+    content: str | tuple[Message, ...]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What people wrote: the text, or the contents of the messages."""
+        if isinstance(self.content, str):
+            return (self.content,)
+        return tuple(message.content for message in self.content)
+
+    @property
+    def text(self) -> str:
+        """All of it as one text."""
+        return "\n".join(self.texts)
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """UTF-8 bytes of the texts."""
+        return sum(len(text.encode("utf-8")) for text in self.texts)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """sha256 of the content, 32 bytes."""
+        content = self.content
+        if not isinstance(content, str):
+            content = json.dumps([[message.role, message.content] for message in content], ensure_ascii=False)
+        return hashlib.sha256(content.encode("utf-8")).digest()
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that became no document: where it stands, and why."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source, and how it is read."""
+
+    source: str
+    path: Path
+    name: str
+    format: str
+    columns: Columns = field(default_factory=Columns)
+    holds_chats: bool = False
 
 
 def read_documents(sources: Iterable[str]) -> Iterator[Document]:
-    """Documents of files, folders (recursive, text files by suffix) and `stdlib`, in a stable order.
+    """Documents of files, folders and `stdlib`, in a stable order.
 
-    Empty files are passed over. Raises ValueError on a source that is missing, holds no text, or is not UTF-8.
+    Raises ValueError on a source that is missing or holds no text, and on the first row that cannot be read.
     """
     for source in sources:
         found = False
-        for path, name in _text_files(source):
-            text = _read(path)
-            if text:
+        for file in find_files(source):
+            for document in read_file(file):
+                if isinstance(document, Rejected):
+                    raise ValueError(f"{document.where}: {document.reason}")
                 found = True
-                yield Document(name, text)
+                yield document
         if not found:
-            raise ValueError(
-                f"{source}: found no text, expected a text file, a folder of them ({' '.join(sorted(TEXT_SUFFIXES))}) "
-                f"or {STDLIB!r}"
-            )
+            raise ValueError(f"{source}: found no text, expected {_EXPECTED}")
 
 
-def cut_documents(documents: Iterable[Document], characters: int) -> Iterator[Document]:
-    """Cut documents into pieces of about `characters`, at line ends where they come in time; nothing is lost."""
-    for document in documents:
-        start = 0
-        while start < len(document.text):
-            end = document.text.find("\n", start + characters, start + 2 * characters) + 1 or start + 2 * characters
-            end = min(end, len(document.text))
-            yield Document(f"{document.name}:{start}", document.text[start:end])
-            start = end
+def find_files(source: str, text_column: str | None = None, leave_out: Collection[Path] = ()) -> list[SourceFile]:
+    """The files of a source that can be read, in a stable order, each with its columns; none below `leave_out`.
+
+    Raises ValueError where the source is missing, holds no such file, or a file has no column that is known.
+    """
+    files = []
+    for path, name, file_format in _list_files(source):
+        if any(path.resolve().is_relative_to(folder) for folder in leave_out):
+            continue
+        columns, holds_chats = Columns(), False
+        if file_format != "text":
+            first_rows = itertools.islice(read_rows(path, file_format), SNIFFED_ROWS)
+            objects = (row.value for row in first_rows if isinstance(row, Row))
+            columns, holds_chats = find_columns(objects, str(path), text_column)
+        files.append(SourceFile(source, path, name, file_format, columns, holds_chats))
+    if not files:
+        raise ValueError(f"{source}: found no file that can be read, expected {_EXPECTED}")
+    return files
 
 
-def _text_files(source: str) -> Iterator[tuple[Path, str]]:
+_EXPECTED = (
+    f"a text file, a folder of them ({' '.join(sorted(TEXT_SUFFIXES))}), {' '.join(ROW_SUFFIXES)} "
+    f"(.gz and .zst too) or {STDLIB!r}"
+)
+
+
+def _list_files(source: str) -> Iterator[tuple[Path, str, str]]:
+    """Path, name and format of every file."""
     if source == STDLIB:
         root = Path(sysconfig.get_paths()["stdlib"])
         names = (path.relative_to(root) for path in root.rglob("*.py"))
         for name in sorted(name for name in names if not _STDLIB_LEFT_OUT & set(name.parts)):
-            yield root / name, f"{STDLIB}/{name.as_posix()}"
+            yield root / name, f"{STDLIB}/{name.as_posix()}", "text"
         return
     path = Path(source)
     if path.is_file():
-        yield path, path.name
+        yield path, path.name, format_of(path) or "text"
     elif path.is_dir():
         for file in sorted(path.rglob("*")):
-            if file.is_file() and file.suffix in TEXT_SUFFIXES:
-                yield file, file.relative_to(path).as_posix()
+            if file.is_file() and (file_format := format_of(file)):
+                yield file, file.relative_to(path).as_posix(), file_format
     else:
         raise ValueError(f"{source}: no such file or folder")
 
 
-def _read(path: Path) -> str:
+def read_file(file: SourceFile, piece: Piece | None = None) -> Iterator[Document | Rejected]:
+    """The documents of a file or of a piece of it, and what became none. Empty texts are passed over."""
+    for row in read_rows(file.path, file.format, piece):
+        where = f"{file.name}:{row.number}" if row.number else file.name
+        if isinstance(row, BadRow):
+            yield Rejected(where, row.reason)
+            continue
+        document = to_document(row.value, file.columns, where, holds_chats=file.holds_chats)
+        if isinstance(document, Rejected) or any(document.texts):
+            yield document
+
+
+def to_document(row: Any, columns: Columns, where: str, *, holds_chats: bool) -> Document | Rejected:
+    """The document of a text or of an object with these columns, or why it is none."""
     try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: not UTF-8 at byte {error.start}; convert it, for example with `iconv -t utf-8`"
-        ) from error
+        document = Document(where, row if isinstance(row, str) else read_columns(row, columns))
+        document.size_bytes  # noqa: B018 - raises on lone surrogates, which JSON can hold
+    except UnicodeEncodeError:
+        return Rejected(where, "holds half a surrogate pair, which is no character")
+    except ValueError as error:
+        return Rejected(where, str(error))
+    if isinstance(document.content, str) == holds_chats:
+        kinds = ("a chat", "a text") if holds_chats else ("a text", "a chat")
+        return Rejected(where, f"found {kinds[1]}, expected {kinds[0]} as in the first rows")
+    if any("\0" in text for text in document.texts):
+        return Rejected(where, "holds a NUL byte, so it is not text")
+    return document
 
 
-def is_validation(text: str, fraction: float) -> bool:
+def cut_document(document: Document, characters: int) -> Iterator[Document]:
+    """Cut a text into pieces of about `characters`, at line ends where they come in time; nothing is lost.
+
+    A chat stays whole, and 0 leaves a text whole.
+    """
+    text = document.content
+    if not characters or not isinstance(text, str):
+        yield document
+        return
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start + characters, start + 2 * characters) + 1 or start + 2 * characters
+        yield Document(f"{document.name}:{start}", text[start:end])
+        start = min(end, len(text))
+
+
+def is_validation(document: Document, fraction: float) -> bool:
     """Whether a document is held out: decided by its own hash, so stable when others come and go."""
-    digest = hashlib.sha256(text.encode("utf-8")).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+    return int.from_bytes(document.digest[:8], "big") < fraction * 2**64

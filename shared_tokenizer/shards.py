@@ -1,105 +1,93 @@
 """Token shards: plain .npy files of ids that anyone can open, and a manifest.json that says what they are.
 
-A document is stored as begin-of-text (where the tokenizer has one), its ids, end-of-text.
+Shard NAME is NAME.npy, the ids of its documents one after another (uint16 or uint32); NAME.ends.npy, where each
+document ends (int64); and, in a set that holds chats, NAME.mask.npy, which ids are learned (bool). A text is stored as
+begin-of-text (where the tokenizer has one), its ids, end-of-text. A document never crosses from one shard to the next.
 """
 
+import hashlib
+import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import fsspec
 import numpy as np
 
-from shared_tokenizer.documents import Document, is_validation
-from shared_tokenizer.tokenizer import Tokenizer
-
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
-BATCH_CHARACTERS = 1 << 20
 
 
-class _SplitWriter:
-    """Collects the tokens of one split and writes them out shard by shard."""
+def ids_dtype(vocab_size: int) -> str:
+    """The smallest dtype that holds every id."""
+    return "uint16" if vocab_size <= 2**16 else "uint32"
 
-    def __init__(self, directory: Path, split: Split, dtype: str, shard_tokens: int):
-        self._directory, self._split, self._dtype, self._shard_tokens = directory, split, dtype, shard_tokens
-        self._pending: list[np.ndarray] = []
-        self._pending_tokens = 0
-        self.summary: dict[str, Any] = {"tokens": 0, "documents": 0, "bytes": 0, "shards": []}
 
-    def add(self, ids: list[int], text_bytes: int) -> None:
-        self._pending.append(np.array(ids, self._dtype))
-        self._pending_tokens += len(ids)
-        self.summary["documents"] += 1
-        self.summary["bytes"] += text_bytes
-        while self._pending_tokens >= self._shard_tokens:
-            self._write(self._shard_tokens)
+class ShardWriter:
+    """Collects documents and writes a shard whenever `shard_tokens` have come together."""
+
+    def __init__(
+        self,
+        filesystem: fsspec.AbstractFileSystem,
+        directory: str,
+        stem: str,
+        dtype: str,
+        shard_tokens: int,
+        *,
+        masked: bool,
+    ):
+        self._filesystem, self._directory, self._stem = filesystem, directory, stem
+        self._dtype, self._shard_tokens, self._masked = dtype, shard_tokens, masked
+        self.shards: list[dict[str, Any]] = []
+        self.sha256: dict[str, str] = {}
+        self._clear()
+
+    def _clear(self) -> None:
+        self._ids: list[np.ndarray] = []
+        self._masks: list[np.ndarray] = []
+        self._ends: list[int] = []
+
+    def add(self, ids: Sequence[int], mask: Sequence[bool] | None) -> None:
+        """Add a document; without a mask all of it is learned."""
+        self._ids.append(np.array(ids, self._dtype))
+        if self._masked:
+            self._masks.append(np.ones(len(ids), bool) if mask is None else np.array(mask, bool))
+        self._ends.append(len(ids) + (self._ends[-1] if self._ends else 0))
+        if self._ends[-1] >= self._shard_tokens:
+            self._write()
 
     def close(self) -> None:
-        if self._pending_tokens:
-            self._write(self._pending_tokens)
+        """Write what is left."""
+        if self._ends:
+            self._write()
 
-    def _write(self, count: int) -> None:
-        tokens = np.concatenate(self._pending)
-        name = f"{self._split}-{len(self.summary['shards']):05d}.npy"
-        np.save(self._directory / name, tokens[:count])
-        self._pending, self._pending_tokens = [tokens[count:]], len(tokens) - count
-        self.summary["shards"].append({"file": name, "tokens": count})
-        self.summary["tokens"] += count
+    def _write(self) -> None:
+        name = f"{self._stem}-{len(self.shards):02d}"
+        arrays = {"": np.concatenate(self._ids), ".ends": np.array(self._ends, np.int64)}
+        if self._masked:
+            arrays[".mask"] = np.concatenate(self._masks)
+        self.shards.append(
+            {
+                "name": name,
+                "tokens": len(arrays[""]),
+                "documents": len(self._ends),
+                "learned": int(arrays[".mask"].sum()) if self._masked else len(arrays[""]),
+            }
+        )
+        self.sha256 |= {f"{name}{kind}.npy": self._save(f"{name}{kind}.npy", array) for kind, array in arrays.items()}
+        self._clear()
 
-
-def write_shards(
-    directory: Path,
-    documents: Iterable[Document],
-    tokenizer: Tokenizer,
-    *,
-    val_fraction: float,
-    shard_tokens: int,
-    options: dict[str, Any],
-) -> dict[str, Any]:
-    """Write both splits, the tokenizer and the manifest into an existing empty directory; returns the manifest.
-
-    `val_fraction` of the documents (by hash) is held out. `options` is recorded as given.
-    """
-    dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
-    writers = {split: _SplitWriter(directory, split, dtype, shard_tokens) for split in SPLITS}
-    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    for batch in _batches(documents):
-        texts = [document.text for document in batch]
-        for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-            split: Split = "val" if is_validation(text, val_fraction) else "train"
-            writers[split].add([*start, *ids, tokenizer.eos_id], len(text.encode("utf-8")))
-    for writer in writers.values():
-        writer.close()
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "dtype": dtype,
-        "vocab_size": tokenizer.vocab_size,
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        "options": options,
-        "splits": {split: writer.summary for split, writer in writers.items()},
-    }
-    (directory / TOKENIZER).mkdir()
-    tokenizer.save(directory / TOKENIZER)
-    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-    return manifest
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document.text)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+    def _save(self, name: str, array: np.ndarray) -> str:
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        self._filesystem.pipe_file(f"{self._directory}/{name}", buffer.getvalue())
+        return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -109,53 +97,105 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise ValueError(
             f"{directory}: found no {MANIFEST}, expected token shards (scripts/prepare_data.py makes them)"
         )
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(content: bytes, path: str) -> dict[str, Any]:
+    """A manifest from its bytes; raises ValueError where they are none."""
     try:
-        manifest = json.loads(path.read_text("utf-8"))
+        manifest = json.loads(content)
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}; prepare the data again") from error
     if not isinstance(manifest, dict):
         raise ValueError(f"{path}: found a {type(manifest).__name__}, expected an object; prepare the data again")
     if manifest.get("format_version") != FORMAT_VERSION:
-        raise ValueError(f"{path}: found format_version {manifest.get('format_version')!r}, expected {FORMAT_VERSION}")
-    if missing := {"dtype", "tokenizer_fingerprint", "options", "splits"} - set(manifest):
+        raise ValueError(
+            f"{path}: found format_version {manifest.get('format_version')!r}, expected {FORMAT_VERSION}; "
+            "prepare the data again"
+        )
+    if missing := {"dtype", "tokenizer_fingerprint", "options", "splits", "masked"} - set(manifest):
         raise ValueError(f"{path}: missing {min(missing)!r}; prepare the data again")
     return manifest
 
 
+class Span(NamedTuple):
+    """Consecutive tokens `[count]`: ids (int32), which are learned, and which begin a document."""
+
+    ids: np.ndarray
+    learned: np.ndarray
+    begins: np.ndarray
+
+
 @dataclass(frozen=True)
 class TokenShards:
-    """One split as a single sequence of ids, memory-mapped."""
+    """One split as a single sequence of ids, memory-mapped. `masks` is None where everything is learned."""
 
     arrays: tuple[np.ndarray, ...]
+    ends: tuple[np.ndarray, ...]
+    masks: tuple[np.ndarray, ...] | None = None
 
     @classmethod
     def open(cls, directory: Path, split: Split) -> "TokenShards":
-        """Open a split; raises ValueError where a shard is not the array that the manifest describes."""
+        """Open a split; raises ValueError where a shard is not the arrays that the manifest describes."""
+        directory = Path(directory)
         manifest = read_manifest(directory)
-        arrays = []
-        for shard in manifest["splits"][split]["shards"]:
-            path = Path(directory) / shard["file"]
-            try:
-                array = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                raise ValueError(f"{path}: not a token shard: {error}") from error
-            if array.dtype != manifest["dtype"] or array.shape != (shard["tokens"],):
-                raise ValueError(
-                    f"{path}: found {array.dtype} {list(array.shape)}, expected {manifest['dtype']} [{shard['tokens']}]"
-                )
-            arrays.append(array)
-        return cls(tuple(arrays))
+        shards = manifest["splits"][split]["shards"]
+
+        def load(kind: str, dtype: str, count: str) -> tuple[np.ndarray, ...]:
+            return tuple(_load(directory / f"{shard['name']}{kind}.npy", dtype, shard[count]) for shard in shards)
+
+        masks = load(".mask", "bool", "tokens") if manifest["masked"] else None
+        return cls(load("", manifest["dtype"], "tokens"), load(".ends", "int64", "documents"), masks)
+
+    @classmethod
+    def from_documents(cls, documents: Iterable[Sequence[int]]) -> "TokenShards":
+        """Documents in memory, all of them learned."""
+        arrays = [np.asarray(document, np.int32) for document in documents]
+        ends = np.cumsum([len(array) for array in arrays], dtype=np.int64)
+        return cls((np.concatenate([np.zeros(0, np.int32), *arrays]),), (ends,))
 
     def __len__(self) -> int:
-        return sum(len(array) for array in self.arrays)
+        return int(self._offsets[-1])
 
-    def read(self, start: int, count: int) -> np.ndarray:
-        """Ids `[count]` from position `start` on, int32, across shard borders."""
+    @cached_property
+    def _offsets(self) -> np.ndarray:
+        """Where each shard begins, and the end of the last."""
+        return np.cumsum([0, *(len(array) for array in self.arrays)])
+
+    @cached_property
+    def document_ends(self) -> np.ndarray:
+        """Where each document ends, int64 `[documents]`, counted through all shards."""
+        parts = [ends + offset for ends, offset in zip(self.ends, self._offsets, strict=False)]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
+    def read(self, start: int, count: int) -> Span:
+        """`count` tokens from position `start` on, across shard borders; fewer at the end."""
+        first = int(np.searchsorted(self._offsets, start, "right")) - 1
         parts = []
-        for array in self.arrays:
-            if count > 0 and start < len(array):
-                part = array[start : start + count]
-                parts.append(part)
-                count -= len(part)
-            start = max(0, start - len(array))
-        return np.concatenate(parts).astype(np.int32)
+        for i in range(first, len(self.arrays)):
+            local = start - int(self._offsets[i])
+            if count <= 0:
+                break
+            part = self._part(i, local, count)
+            parts.append(part)
+            start, count = start + len(part.ids), count - len(part.ids)
+        return Span(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+    def _part(self, i: int, start: int, count: int) -> Span:
+        ids = self.arrays[i][start : start + count].astype(np.int32)
+        learned = np.ones(len(ids), bool) if self.masks is None else np.asarray(self.masks[i][start : start + count])
+        begins = np.zeros(len(ids), bool)
+        inside = np.searchsorted(self.ends[i], [start, start + len(ids)])
+        begins[np.asarray(self.ends[i][inside[0] : inside[1]]) - start] = True
+        begins[0] |= start == 0
+        return Span(ids, learned, begins)
+
+
+def _load(path: Path, dtype: str, count: int) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path}: not a token shard: {error}") from error
+    if array.dtype != dtype or array.shape != (count,):
+        raise ValueError(f"{path}: found {array.dtype} {list(array.shape)}, expected {dtype} [{count}]")
+    return array

@@ -1,81 +1,86 @@
-"""Tokenizer: text to ids and back, the same in every program.
+"""Tokenizer: text to ids and back, one interface for every kind, the same in every program.
 
-A sentencepiece model with byte fallback and no normalisation, so `decode(encode(text)) == text`. Special
-tokens are control symbols: they are inserted by id and never parsed out of user text.
+`sentencepiece_tokenizer` and `json_tokenizer` implement it; `load.load_tokenizer` opens either.
 """
 
+import codecs
 import hashlib
-import json
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
-
-MODEL_FILE = "tokenizer.model"
-CONFIG_FILE = "tokenizer_config.json"
-SPACE_MARKER = "\u2581"  # how sentencepiece writes a space inside a piece
 
 
-class Tokenizer:
-    """A loaded tokenizer. Raises ValueError where `model` is not a sentencepiece model."""
+class Tokenizer(ABC):
+    """A loaded tokenizer.
 
-    def __init__(self, model: bytes):
-        self._model = model
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-            usable = self._processor.vocab_size() > 0 and self._processor.eos_id() >= 0
-        except RuntimeError as error:
-            raise ValueError("tokenizer: found bytes that are not a sentencepiece model") from error
-        if not usable:
-            raise ValueError("tokenizer: found a sentencepiece model without an end-of-text token, expected one")
+    Special tokens are inserted by id and never parsed out of text: `encode("<|im_end|>")` gives the ids of
+    these ten characters.
+    """
 
-    @classmethod
-    def load(cls, directory: Path) -> "Tokenizer":
-        """Read the tokenizer of a directory; raises ValueError naming the file that is missing or wrong."""
-        path = Path(directory) / MODEL_FILE
-        if not path.is_file():
-            raise ValueError(f"{directory}: found no {MODEL_FILE}, expected a tokenizer directory")
-        try:
-            return cls(path.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-
-    def save(self, directory: Path) -> None:
-        """Write the files that sentencepiece and transformers read into an existing directory."""
-        (directory / MODEL_FILE).write_bytes(self._model)
-        config = {
-            "tokenizer_class": "LlamaTokenizer",
-            "legacy": False,
-            "add_prefix_space": False,
-            "add_bos_token": self.bos_id is not None,
-            "add_eos_token": False,
-            "clean_up_tokenization_spaces": False,
-            "bos_token": self._special(self.bos_id),
-            "eos_token": self._special(self.eos_id),
-            "pad_token": self._special(self.pad_id),
-            "unk_token": self._special(self._processor.unk_id()),
-        }
-        (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-
+    @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Ids of a text. Special tokens written in the text stay text."""
-        parts = text.split(SPACE_MARKER)
-        ids = self._processor.encode(parts[0])
-        for part in parts[1:]:
-            # sentencepiece would read its own marker as a space; its bytes say what it is.
-            ids += self._marker_ids
-            ids += self._processor.encode(part)
-        return ids
+        """Ids of a text, without a begin or an end token."""
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of many texts, on all cores."""
-        encoded = self._processor.encode(list(texts), num_threads=-1)
-        for i, text in enumerate(texts):
-            if SPACE_MARKER in text:
-                encoded[i] = self.encode(text)
-        return encoded
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str], *, num_threads: int | None = None) -> list[list[int]]:
+        """Ids of many texts; `num_threads` None uses all cores."""
+
+    @abstractmethod
+    def save(self, directory: Path) -> None:
+        """Write every file that transformers and `load_tokenizer` read into an existing directory."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Number of ids, special ones among them."""
+
+    @property
+    @abstractmethod
+    def bos_id(self) -> int | None:
+        """The token that begins a document, None where the tokenizer begins it with none."""
+
+    @property
+    @abstractmethod
+    def eos_id(self) -> int:
+        """The token that ends a document."""
+
+    @property
+    @abstractmethod
+    def pad_id(self) -> int | None:
+        """The token that fills a batch up."""
+
+    @property
+    @abstractmethod
+    def special_tokens(self) -> Mapping[str, int]:
+        """Special tokens as they are written, and their ids."""
+
+    @cached_property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """sha256 of the model: token shards and checkpoints name the tokenizer they belong to by it."""
+
+    @cached_property
+    @abstractmethod
+    def pieces(self) -> list[bytes]:
+        """UTF-8 bytes that each id stands for `[vocab_size]`; empty for special tokens."""
+
+    @property
+    def strips_first_space(self) -> bool:
+        """Whether encoding puts a space before the text, which decoding takes away again."""
+        return False
+
+    @property
+    def start_ids(self) -> list[int]:
+        """Ids that begin a document."""
+        return [] if self.bos_id is None else [self.bos_id]
+
+    @cached_property
+    def token_bytes(self) -> np.ndarray:
+        """UTF-8 bytes that each token stands for, int32 `[vocab_size]`; 0 for special tokens."""
+        return np.array([len(piece) for piece in self.pieces], np.int32)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of the start of a document: the begin-of-text token, then the text.
@@ -86,51 +91,43 @@ class Tokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(f"prompt: found {text[error.start]!r} at {error.start}, expected UTF-8 text") from error
-        return [*([] if self.bos_id is None else [self.bos_id]), *self.encode(text)]
+        return [*self.start_ids, *self.encode(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens decode to nothing, bytes that are not UTF-8 to U+FFFD."""
-        return self._processor.decode([int(i) for i in ids])
+        stream = TextStream(self)
+        return "".join([stream.add(token) for token in ids]) + stream.end()
 
-    @property
-    def vocab_size(self) -> int:
-        return self._processor.vocab_size()
 
-    @property
-    def bos_id(self) -> int | None:
-        return self._optional(self._processor.bos_id())
+class TextStream:
+    """Decodes one token at a time and never emits half a character."""
 
-    @property
-    def eos_id(self) -> int:
-        return self._processor.eos_id()
+    def __init__(self, tokenizer: Tokenizer):
+        self._pieces = tokenizer.pieces
+        self._strip = tokenizer.strips_first_space
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    @property
-    def pad_id(self) -> int | None:
-        return self._optional(self._processor.pad_id())
+    def add(self, token: int) -> str:
+        """The text that this token completes, perhaps none."""
+        piece = self._pieces[int(token)]
+        if self._strip and piece:
+            self._strip = False
+            piece = piece.removeprefix(b" ")
+        return self._decoder.decode(piece)
 
-    @cached_property
-    def _marker_ids(self) -> list[int]:
-        return [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARKER.encode()]
+    def end(self) -> str:
+        """What is left: U+FFFD where the last character is not whole."""
+        return self._decoder.decode(b"", final=True)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """sha256 of the model: token shards and checkpoints name the tokenizer they belong to by it."""
-        return hashlib.sha256(self._model).hexdigest()
 
-    @cached_property
-    def token_bytes(self) -> np.ndarray:
-        """UTF-8 bytes that each token stands for, int32 `[vocab_size]`; 0 for special tokens."""
-        sizes = np.zeros(self.vocab_size, np.int32)
-        for i in range(self.vocab_size):
-            if self._processor.is_byte(i):
-                sizes[i] = 1
-            elif not (self._processor.is_control(i) or self._processor.is_unknown(i)):
-                sizes[i] = len(self._processor.id_to_piece(i).replace(SPACE_MARKER, " ").encode())
-        return sizes
+def check_unicode(text: str) -> None:
+    """Raises ValueError (UnicodeEncodeError) where a text holds half of a surrogate pair."""
+    text.encode("utf-8")
 
-    def _special(self, token_id: int | None) -> str | None:
-        return None if token_id is None or token_id < 0 else self._processor.id_to_piece(token_id)
 
-    @staticmethod
-    def _optional(token_id: int) -> int | None:
-        return None if token_id < 0 else token_id
+def sha256(*contents: bytes) -> str:
+    """Fingerprint of the files that define a tokenizer."""
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(content)
+    return digest.hexdigest()

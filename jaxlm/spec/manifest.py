@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 MANIFEST = "MANIFEST.sha256"
@@ -22,8 +22,25 @@ class DamagedError(ValueError):
 
 def write_manifest(directory: Path) -> None:
     """Seal a directory: write the digest of every file below it, and see both onto the disk."""
-    lines = [f"{_digest(directory / name)}  {name}\n" for name in _files(directory)]
-    write_file(directory / MANIFEST, "".join(lines).encode())
+    write_file(directory / MANIFEST, manifest_lines({name: _digest(directory / name) for name in _files(directory)}))
+
+
+def manifest_lines(sha256: Mapping[str, str]) -> bytes:
+    """The content of a manifest, from the digest of every file."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sha256.items())).encode()
+
+
+def seal_directory(directory: Path, sha256: Mapping[str, str] | None = None) -> None:
+    """Flush every file to disk, then seal the directory, with digests that were taken when the files were written."""
+    for name in _files(directory):
+        _sync_file(directory / name)
+    if sha256 is None:
+        write_manifest(directory)
+    else:
+        write_file(directory / MANIFEST, manifest_lines(sha256))
+    for path in (directory, *directory.rglob("*")):
+        if path.is_dir():
+            _sync_directory(path)
 
 
 def verify_manifest(directory: Path) -> None:
@@ -105,12 +122,7 @@ def sealed_directory(directory: Path) -> Iterator[Path]:
     try:
         temporary.chmod(0o755)
         yield temporary
-        for name in _files(temporary):
-            _sync_file(temporary / name)
-        write_manifest(temporary)
-        for path in temporary.rglob("*"):
-            if path.is_dir():
-                _sync_directory(path)
+        seal_directory(temporary)
         os.replace(temporary, directory)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

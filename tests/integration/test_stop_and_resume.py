@@ -13,9 +13,8 @@ import pytest
 
 from jaxlm.load import load_model
 from jaxlm.run_directory import read_metrics
-from jaxlm.spec.manifest import sealed_directory, verify_manifest
-from shared_tokenizer.documents import Document
-from shared_tokenizer.shards import write_shards
+from jaxlm.spec.manifest import verify_manifest
+from tests.conftest import prepare_texts
 
 ROOT = Path(__file__).parent.parent.parent
 # Dies by SIGKILL when the checkpoint of step 20 has its files but not yet its manifest.
@@ -37,9 +36,7 @@ exec(compile(open("scripts/train_jax.py").read(), "train_jax.py", "exec"))
 def workplace(tmp_path_factory, tokenizer):
     """A folder with token shards and a place for compiled programs."""
     path = tmp_path_factory.mktemp("work")
-    with sealed_directory(path / "data") as directory:
-        documents = [Document(str(i), f"def f{i}(x):\n    return x + {i * 7}\n" * 4) for i in range(80)]
-        write_shards(directory, documents, tokenizer, val_fraction=0.2, shard_tokens=10**6, options={})
+    prepare_texts(path / "data", [f"def f{i}(x):\n    return x + {i * 7}\n" * 4 for i in range(80)], tokenizer)
     return path
 
 
@@ -76,10 +73,12 @@ def final_state(run_dir: Path):
     with ocp.CheckpointManager(
         run_dir / "checkpoints", options=ocp.CheckpointManagerOptions(read_only=True)
     ) as manager:
-        items = ocp.args.Composite(params=ocp.args.StandardRestore(), opt_state=ocp.args.StandardRestore())
+        items = ocp.args.Composite(
+            params=ocp.args.StandardRestore(), opt_state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()
+        )
         found = manager.restore(40, args=items)
-    place = (run_dir / "checkpoints" / "40" / "data" / "process_0-of-1.json").read_text()
-    return found["params"], found["opt_state"], place
+    assert found["meta"]["data_state"] == {"next_index": 40}
+    return found["params"], found["opt_state"]
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided:UserWarning")

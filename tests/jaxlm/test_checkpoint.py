@@ -3,15 +3,16 @@ import numpy as np
 import pytest
 
 from jaxlm.checkpoint import Checkpoints, newest_whole_step, restore_params
-from jaxlm.data import Windows, training_batches
 from jaxlm.spec.manifest import MANIFEST, verify_manifest
+from shared_tokenizer.batches import BatchOrder, training_batches
+from shared_tokenizer.examples import Windows
 from shared_tokenizer.shards import TokenShards
 from tests.conftest import flipped_bit
 
 
 def make_iterator():
-    windows = Windows(TokenShards((np.arange(1, 1002, dtype=np.uint16),)), 10, 0, "test")
-    return iter(training_batches(windows, 10, seed=0))
+    windows = Windows(TokenShards.from_documents([np.arange(1, 1002)]), 10, "test")
+    return iter(training_batches([windows], BatchOrder(10, seed=0)))
 
 
 class Run:
@@ -19,7 +20,7 @@ class Run:
 
     def __init__(self, directory, **settings):
         self.said: list[str] = []
-        settings = {"keep_last": 2, "keep_best": 0, "tokenizer_fingerprint": "a"} | settings
+        settings = {"keep_last": 2, "keep_best": 0, "tokenizer_fingerprint": "a", "data_fingerprint": "d"} | settings
         self.checkpoints = Checkpoints(directory, say=self.said.append, **settings)
         self.iterator = make_iterator()
 
@@ -102,9 +103,10 @@ def test_a_flipped_bit_anywhere_is_never_trained_on(two_checkpoints):
     assert restore_params(two_checkpoints, params(0), print)[0] == 2
 
 
-def test_another_tokenizer_is_refused(two_checkpoints):
-    run = Run(two_checkpoints, tokenizer_fingerprint="b" * 20)
-    with pytest.raises(ValueError, match=r"was trained with tokenizer a\.\.\., found bbbbbbbbbbbb\.\.\. in the data"):
+@pytest.mark.parametrize(("what", "before"), [("tokenizer", "a"), ("data", "d")])
+def test_another_tokenizer_and_other_data_are_refused(two_checkpoints, what, before):
+    run = Run(two_checkpoints, **{f"{what}_fingerprint": "b" * 20})
+    with pytest.raises(ValueError, match=rf"was trained with {what} {before}\.\.\., found bbbbbbbbbbbb\.\.\.; resume"):
         run.restore()
     run.checkpoints.close()
 

@@ -1,6 +1,18 @@
+import json
+
 import pytest
 
-from shared_tokenizer.documents import STDLIB, Document, cut_documents, is_validation, read_documents
+from shared_tokenizer.chat import Message
+from shared_tokenizer.documents import (
+    STDLIB,
+    Document,
+    Rejected,
+    cut_document,
+    find_files,
+    is_validation,
+    read_documents,
+    read_file,
+)
 
 
 def test_a_folder_is_read_in_a_stable_order(tmp_path):
@@ -10,11 +22,14 @@ def test_a_folder_is_read_in_a_stable_order(tmp_path):
         ("empty.txt", ""),
         ("image.png", "no"),
         ("c/d.py", "three"),
+        ("e.jsonl", '{"text": "four"}\n'),
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     found = [(document.name, document.text) for document in read_documents([str(tmp_path)])]
-    assert found == [("a.md", "one"), ("b.txt", "two"), ("c/d.py", "three")]
+    assert found == [("a.md", "one"), ("b.txt", "two"), ("c/d.py", "three"), ("e.jsonl:1", "four")]
+    left = [file.name for file in find_files(str(tmp_path), leave_out=[tmp_path.resolve() / "c"])]
+    assert left == ["a.md", "b.txt", "e.jsonl", "empty.txt"]
 
 
 def test_the_embedded_corpus_is_large_and_the_same_each_time():
@@ -27,7 +42,8 @@ def test_the_embedded_corpus_is_large_and_the_same_each_time():
 def test_sources_without_text_are_refused(tmp_path):
     with pytest.raises(ValueError, match="missing: no such file or folder"):
         list(read_documents([str(tmp_path / "missing")]))
-    with pytest.raises(ValueError, match="found no text"):
+    (tmp_path / "image.png").write_bytes(b"\x89PNG")
+    with pytest.raises(ValueError, match="found no file that can be read, expected a text file"):
         list(read_documents([str(tmp_path)]))
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(ValueError, match=r"empty\.txt: found no text"):
@@ -37,18 +53,48 @@ def test_sources_without_text_are_refused(tmp_path):
         list(read_documents([str(tmp_path / "latin.txt")]))
 
 
+def test_what_is_no_document_says_where_and_why(tmp_path):
+    rows = [
+        {"text": "good"},
+        {"text": "nul \0 byte"},
+        {"text": "half \ud800"},
+        {"text": 3},
+        {"messages": []},
+        {"text": ""},
+        {"text": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (file,) = find_files(str(tmp_path))
+    found = list(read_file(file))
+    assert found[0] == Document("a.jsonl:1", "good")
+    assert all(isinstance(row, Rejected) for row in found[1:])
+    assert [row.where for row in found[1:]] == [f"a.jsonl:{line}" for line in (2, 3, 4, 5, 7)]
+    words = ["NUL byte", "surrogate", "found a int", "no column 'text'", "found a chat, expected a text"]
+    assert all(word in row.reason for word, row in zip(words, found[1:], strict=True))
+
+
 def test_cutting_loses_nothing_and_cuts_at_line_ends():
     text = "".join(f"line {i}\n" * (i % 3) for i in range(200)) + "no end"
-    pieces = list(cut_documents([Document("a", text), Document("b", "short")], 100))
-    assert "".join(piece.text for piece in pieces) == text + "short"
-    assert all(piece.text.endswith("\n") for piece in pieces[:-2])
-    assert all(100 < len(piece.text) < 120 for piece in pieces[:-2])
-    one_line = [Document("c", "x" * 1000)]  # no line end to cut at
-    assert [len(piece.text) for piece in cut_documents(one_line, 100)] == [200] * 5
+    pieces = [piece.text for piece in cut_document(Document("a", text), 100)]
+    assert "".join(pieces) == text
+    assert all(piece.endswith("\n") for piece in pieces[:-1])
+    assert all(100 < len(piece) < 120 for piece in pieces[:-1])
+    one_line = Document("c", "x" * 1000)  # no line end to cut at
+    assert [len(piece.text) for piece in cut_document(one_line, 100)] == [200] * 5
+    assert list(cut_document(one_line, 0)) == [one_line]
+    chat = Document("d", (Message("user", "x" * 1000), Message("assistant", "y")))
+    assert list(cut_document(chat, 100)) == [chat]
 
 
 def test_the_held_out_share_is_as_asked_and_each_document_keeps_its_side():
-    texts = [f"document {i}" for i in range(4000)]
-    held_out = {text for text in texts if is_validation(text, 0.1)}
+    documents = [Document(str(i), f"document {i}") for i in range(4000)]
+    held_out = {document.name for document in documents if is_validation(document, 0.1)}
     assert 300 < len(held_out) < 500
-    assert held_out <= {text for text in texts if is_validation(text, 0.2)}
+    assert held_out <= {document.name for document in documents if is_validation(document, 0.2)}
+
+
+def test_texts_and_chats_differ_by_their_digest():
+    chat = Document("a", (Message("user", "x"), Message("assistant", "y")))
+    swapped = Document("a", (Message("assistant", "x"), Message("user", "y")))
+    assert len({chat.digest, swapped.digest, Document("a", "x\ny").digest}) == 3
+    assert chat.size_bytes == 2

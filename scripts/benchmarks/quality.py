@@ -1,0 +1,129 @@
+"""A ternary model against its float twin: quality and speed on the same tokens."""
+
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.table import Table
+
+from jaxlm.data import Batch, DataSets
+from jaxlm.evaluate import Evaluation, evaluate, make_loss_function
+from jaxlm.model import LanguageModel
+from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from jaxlm.spec.command_line import make_console
+from jaxlm.spec.config import ModelConfig
+from jaxlm.spec.names import parameter_count, tensor_bytes
+from jaxlm.spec.presets import dense_twin, preset
+from jaxlm.spec.sampling import LARGEST_SEED
+from jaxlm.ternary_linear import with_ternary
+from jaxlm.train_step import init_state, make_train_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A ternary model against its float twin, on the same tokens in the same order from the same seed."""
+
+    data_dir: str = "data/stdlib"
+    """Token shards, as scripts/prepare_data.py writes them."""
+    preset: str = "ternary-tiny"
+    """The ternary model; the twin is the float Llama of its shape."""
+    num_train_steps: int = 1600
+    """Optimizer steps of each."""
+    batch_size: int = 4
+    """Sequences per optimizer step."""
+    seq_len: int = 128
+    """Tokens per sequence."""
+    eval_batches: int = 150
+    """Batches of the held-out split."""
+    ternary_learning_rate: float = 4e-3
+    """Peak learning rate of the ternary model."""
+    dense_learning_rate: float = 2e-3
+    """Peak learning rate of the float twin."""
+    seed: int = 0
+    """Seed of the weights and of the order of the data."""
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(warmup_steps=50, final_fraction=0.0, b2=0.99)
+    )
+    """The rest of the recipe, the same for both."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_train_steps", "batch_size", "seq_len", "eval_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"seed: found {self.seed}, expected 0..{LARGEST_SEED}")
+
+
+class Contestant:
+    """A model in training, with the seconds that its steps took."""
+
+    def __init__(self, name: str, config: ModelConfig, optimizer: OptimizerConfig, settings: Settings):
+        self.name, self.config = name, config
+        self._model = LanguageModel(config)
+        transformation = make_optimizer(optimizer, settings.num_train_steps)
+        schedule = learning_rate_schedule(optimizer, settings.num_train_steps)
+        self._state = jax.jit(lambda: init_state(config, transformation, settings.seed))()
+        self._step = make_train_step(self._model, transformation, schedule, 1)
+        self.seconds = 0.0
+
+    def compile(self, batch: Batch) -> None:
+        self._step = self._step.lower(self._state, batch).compile()
+
+    def step(self, batch: Batch) -> None:
+        start = time.perf_counter()
+        self._state, metrics = self._step(self._state, batch)
+        jax.block_until_ready(metrics)
+        self.seconds += time.perf_counter() - start
+
+    def evaluate(self, batches: list[Batch], token_bytes: Any) -> Evaluation:
+        weights = with_ternary(self._state.params, self._state.ternary)
+        return evaluate(make_loss_function(self._model), weights, batches, token_bytes)
+
+
+def benchmark(settings: Settings) -> None:
+    """Train a ternary model and its float twin side by side and print both held-out losses and speeds."""
+    sets = DataSets.open([Path(settings.data_dir)], settings.seq_len)
+    tokenizer = sets.tokenizer
+    batches = sets.evaluation_batches(settings.batch_size, settings.eval_batches)
+    ternary = replace(
+        preset(settings.preset), vocab_size=tokenizer.vocab_size, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id
+    )
+    contestants = [
+        Contestant(name, config, replace(settings.optimizer, learning_rate=rate), settings)
+        for name, config, rate in (
+            ("ternary", ternary, settings.ternary_learning_rate),
+            ("float", dense_twin(ternary), settings.dense_learning_rate),
+        )
+    ]
+    iterator = iter(sets.training_batches(settings.batch_size, settings.seed))
+    for contestant in contestants:
+        contestant.compile(batches[0])
+    for _ in range(settings.num_train_steps):
+        batch = next(iterator)
+        for contestant in contestants:  # in turn, so that a drift of the machine meets both
+            contestant.step(batch)
+    _print_quality(settings, contestants, [c.evaluate(batches, tokenizer.token_bytes) for c in contestants])
+
+
+def _print_quality(settings: Settings, contestants: list[Contestant], found: list[Evaluation]) -> None:
+    tokens = settings.num_train_steps * settings.batch_size * settings.seq_len
+    table = Table(title=f"{tokens:,} tokens, seed {settings.seed}")
+    for heading in ("model", "parameters", "artifact bytes", "nats per token", "bits per byte", "tokens/s"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for contestant, evaluation in zip(contestants, found, strict=True):
+        kind = "packed" if contestant.config.is_ternary else "latent"
+        table.add_row(
+            contestant.name,
+            f"{parameter_count(contestant.config):,}",
+            f"{tensor_bytes(contestant.config, kind):,}",
+            f"{evaluation.loss:.4f}",
+            f"{evaluation.bits_per_byte:.4f}",
+            f"{tokens / contestant.seconds:,.0f}",
+        )
+    console = make_console()
+    console.print(table)
+    gap = found[0].bits_per_byte - found[1].bits_per_byte
+    console.print(f"gap: ternary - float = {gap:+.4f} bits per byte")
+    console.print(f"speed: ternary / float = {contestants[1].seconds / contestants[0].seconds:.2f}")

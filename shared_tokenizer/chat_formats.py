@@ -1,0 +1,325 @@
+"""The chat formats that are known, as data."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal, TypeAlias
+
+Role: TypeAlias = Literal["system", "user", "assistant"]
+
+
+class Edge(Enum):
+    """The tokenizer's own begin-of-text and end-of-text tokens, however they are written."""
+
+    BEGIN = "begin"
+    END = "end"
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A string that stands for one special token.
+
+    Where the tokenizer has no such token, it is written as text if `text_will_do`, and refused otherwise.
+    """
+
+    text: str
+    text_will_do: bool = False
+
+
+Part: TypeAlias = str | Marker | Edge
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What stands around the content of a turn: header, lead, content, end, footer.
+
+    Of an assistant's turn a model learns `lead`, the content and `end`: what it has to write itself.
+    """
+
+    header: tuple[Part, ...] = ()
+    lead: str = ""
+    end: tuple[Part, ...] = ()
+    footer: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How a conversation is written as tokens.
+
+    name: what the format is called.
+    user, assistant, system: the frames of the turns.
+    folds_system: the system message, in its frame, is the beginning of the first user turn. Such formats begin
+        with a user turn and alternate, so consecutive turns of one role become one, a blank line between them.
+    default_system: system message of conversations that have none.
+    trims: whitespace around contents is taken away.
+    template: the format in Jinja, for others; `chat_template` makes it fit a tokenizer.
+    published: the outputs of the templates by which models that are in use say that they have this format.
+    """
+
+    name: str
+    user: Frame
+    assistant: Frame
+    system: Frame
+    template: str
+    published: tuple[frozenset[str], ...]
+    folds_system: bool = False
+    default_system: str | None = None
+    trims: bool = False
+
+    @property
+    def generation_prompt(self) -> str:
+        """The header of an assistant's turn as text."""
+        header = (part for part in self.assistant.header if not isinstance(part, Edge))
+        return "".join(part.text if isinstance(part, Marker) else part for part in header)
+
+
+_IM_START, _IM_END = Marker("<|im_start|>"), Marker("<|im_end|>")
+_EOT = Marker("<|eot_id|>")
+_INST, _INST_END = Marker("[INST]", text_will_do=True), Marker("[/INST]", text_will_do=True)
+_SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+
+def _chatml_frame(role: Role) -> Frame:
+    if role == "assistant":
+        return Frame(header=(_IM_START, "assistant\n"), end=(_IM_END,), footer=("\n",))
+    return Frame(header=(_IM_START, f"{role}\n"), footer=(_IM_END, "\n"))
+
+
+def _llama_3_frame(role: Role) -> Frame:
+    header = (Marker("<|start_header_id|>"), role, Marker("<|end_header_id|>"), "\n\n")
+    return Frame(header=header, end=(_EOT,)) if role == "assistant" else Frame(header=header, footer=(_EOT,))
+
+
+def _zephyr_frame(role: Role) -> Frame:
+    header = (Marker(f"<|{role}|>", text_will_do=True), "\n")
+    if role == "assistant":
+        return Frame(header=header, end=(Edge.END,), footer=("\n",))
+    return Frame(header=header, footer=(Edge.END, "\n"))
+
+
+CHATML = ChatFormat(
+    name="chatml",
+    system=_chatml_frame("system"),
+    user=_chatml_frame("user"),
+    assistant=_chatml_frame("assistant"),
+    template=r"""
+{{- bos_token }}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+{%- endif %}
+""",
+    published=(
+        frozenset({"<|im_start|>{message.role}\n{message.content}<|im_end|>\n"}),
+        frozenset(
+            {
+                "<|im_start|>system\n{message.content}<|im_end|>\n",
+                "<|im_start|>user\n{message.content}<|im_end|>\n",
+                "<|im_start|>assistant\n{message.content}<|im_end|>\n",
+            }
+        ),
+    ),
+)
+
+SMOLLM2 = ChatFormat(
+    name="smollm2",
+    system=_chatml_frame("system"),
+    user=_chatml_frame("user"),
+    assistant=_chatml_frame("assistant"),
+    default_system=_SMOLLM2_SYSTEM,
+    template=r"""
+{{- bos_token }}
+{%- if messages[0].role != 'system' %}
+    {{- '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+{%- endif %}
+""",
+    published=(
+        frozenset(
+            {
+                f"<|im_start|>system\n{_SMOLLM2_SYSTEM}<|im_end|>\n",
+                "<|im_start|>{message.role}\n{message.content}<|im_end|>\n",
+            }
+        ),
+    ),
+)
+
+LLAMA_2 = ChatFormat(
+    name="llama-2",
+    system=Frame(header=("<<SYS>>\n",), footer=("\n<</SYS>>\n\n",)),
+    user=Frame(header=(Edge.BEGIN, _INST, " "), footer=(" ", _INST_END)),
+    assistant=Frame(lead=" ", end=(" ", Edge.END)),
+    folds_system=True,
+    trims=True,
+    template=r"""
+{%- set system, turns = '', messages %}
+{%- if messages[0].role == 'system' %}
+    {%- set system, turns = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n', messages[1:] %}
+{%- endif %}
+{%- if not turns or turns[0].role != 'user' %}
+    {{- raise_exception('llama-2: expected the first turn to be the user\'s') }}
+{%- endif %}
+{%- for message in turns %}
+    {%- set content = (system + message.content if loop.first else message.content) | trim %}
+    {%- if not loop.first and loop.previtem.role == message.role %}
+        {{- '\n\n' + content }}
+    {%- elif message.role == 'user' %}
+        {{- bos_token + '[INST] ' + content }}
+    {%- else %}
+        {{- ' ' + content }}
+    {%- endif %}
+    {%- if loop.last or loop.nextitem.role != message.role %}
+        {{- ' [/INST]' if message.role == 'user' else ' ' + eos_token }}
+    {%- endif %}
+{%- endfor %}
+""",
+    published=(
+        frozenset(
+            {
+                "<<SYS>>\n{system_message}\n<</SYS>>\n\n{message.content}",
+                "{bos_token}[INST] {content|trim} [/INST]",
+                " {content|trim} {eos_token}",
+            }
+        ),
+    ),
+)
+
+LLAMA_3 = ChatFormat(
+    name="llama-3",
+    system=_llama_3_frame("system"),
+    user=_llama_3_frame("user"),
+    assistant=_llama_3_frame("assistant"),
+    trims=True,
+    template=r"""
+{{- bos_token }}
+{%- for message in messages %}
+    {{- '<|start_header_id|>' + message.role + '<|end_header_id|>\n\n' + message.content | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
+{%- endif %}
+""",
+    published=(
+        frozenset({"<|start_header_id|>{message.role}<|end_header_id|>\n\n{message.content|trim}<|eot_id|>"}),
+        frozenset(
+            {"<|start_header_id|>{message.role}<|end_header_id|>\n\n{message.content|trim}<|eot_id|>", "{content}"}
+        ),
+    ),
+)
+
+MISTRAL = ChatFormat(
+    name="mistral",
+    system=Frame(footer=("\n\n",)),
+    user=Frame(header=(" ", _INST, " "), footer=(" ", _INST_END)),
+    assistant=Frame(lead=" ", end=(Edge.END,)),
+    folds_system=True,
+    template=r"""
+{%- set system, turns = '', messages %}
+{%- if messages[0].role == 'system' %}
+    {%- set system, turns = messages[0].content + '\n\n', messages[1:] %}
+{%- endif %}
+{%- if not turns or turns[0].role != 'user' %}
+    {{- raise_exception('mistral: expected the first turn to be the user\'s') }}
+{%- endif %}
+{{- bos_token }}
+{%- for message in turns %}
+    {%- set content = system + message.content if loop.first else message.content %}
+    {%- if not loop.first and loop.previtem.role == message.role %}
+        {{- '\n\n' + content }}
+    {%- else %}
+        {{- (' [INST] ' if message.role == 'user' else ' ') + content }}
+    {%- endif %}
+    {%- if loop.last or loop.nextitem.role != message.role %}
+        {{- ' [/INST]' if message.role == 'user' else eos_token }}
+    {%- endif %}
+{%- endfor %}
+""",
+    published=(
+        frozenset({" [INST] {message.content} [/INST]", " {message.content}{eos_token}"}),
+        frozenset(
+            {
+                " [INST] {system_message}\n\n{message.content} [/INST]",
+                " [INST] {message.content} [/INST]",
+                " {message.content}{eos_token}",
+            }
+        ),
+    ),
+)
+
+ZEPHYR = ChatFormat(
+    name="zephyr",
+    system=_zephyr_frame("system"),
+    user=_zephyr_frame("user"),
+    assistant=_zephyr_frame("assistant"),
+    template=r"""
+{{- bos_token }}
+{%- for message in messages %}
+    {{- '<|' + message.role + '|>\n' + message.content + eos_token + '\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|assistant|>\n' }}
+{%- endif %}
+""",
+    published=(
+        frozenset(
+            {
+                "<|system|>\n{message.content}{eos_token}\n",
+                "<|user|>\n{message.content}{eos_token}\n",
+                "<|assistant|>\n{message.content}{eos_token}\n",
+            }
+        ),
+    ),
+)
+
+ALPACA = ChatFormat(
+    name="alpaca",
+    system=Frame(footer=("\n\n",)),
+    user=Frame(header=("### Instruction:\n",), footer=("\n\n",)),
+    assistant=Frame(header=("### Response:\n",), end=(Edge.END,), footer=("\n\n",)),
+    template=r"""
+{{- bos_token }}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}
+        {{- '### Instruction:\n' + message.content + '\n\n' }}
+    {%- elif message.role == 'assistant' %}
+        {{- '### Response:\n' + message.content + eos_token + '\n\n' }}
+    {%- else %}
+        {{- message.content + '\n\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '### Response:\n' }}
+{%- endif %}
+""",
+    published=(
+        frozenset(
+            {
+                "{messages[0].content}\n\n",
+                "### Instruction:\n{message.content}\n\n",
+                "### Response:\n{message.content}{eos_token}\n\n",
+            }
+        ),
+        frozenset(
+            {
+                "{message.content}\n\n",
+                "### Instruction:\n{message.content}\n\n",
+                "### Response:\n{message.content}{eos_token}\n\n",
+            }
+        ),
+    ),
+)
+
+CHAT_FORMATS = {known.name: known for known in (CHATML, SMOLLM2, LLAMA_2, LLAMA_3, MISTRAL, ZEPHYR, ALPACA)}
+
+
+def named_chat_format(name: str) -> ChatFormat:
+    """The format of this name; raises ValueError with the names there are."""
+    if name not in CHAT_FORMATS:
+        raise ValueError(f"chat format: found {name!r}, expected one of {', '.join(CHAT_FORMATS)}")
+    return CHAT_FORMATS[name]

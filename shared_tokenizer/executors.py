@@ -1,0 +1,85 @@
+"""Who does the work: this process, several local ones, or a Ray cluster. A job that a kill cut short is done again."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Literal, TypeVar
+
+Executor = Literal["local", "ray"]
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+# A job that ends its process this often is at fault itself.
+TRIES = 3
+
+
+def run_jobs(
+    function: Callable[[Job], Result], jobs: Sequence[Job], executor: Executor, num_workers: int
+) -> Iterator[Result]:
+    """The result of each job, in order. Close the iterator to drop the jobs that have not begun.
+
+    Raises what a job raises, and ValueError where a job killed its process three times.
+    """
+    if executor == "ray":
+        return _run_ray(function, jobs)
+    if num_workers == 1 or len(jobs) == 1:
+        return map(function, jobs)
+    return _run_processes(function, jobs, num_workers)
+
+
+def _run_processes(function: Callable[[Job], Result], jobs: Sequence[Job], num_workers: int) -> Iterator[Result]:
+    done, tries = 0, 0
+    context = multiprocessing.get_context("spawn")  # a fork would copy the threads of arrow and the tokenizer
+    while done < len(jobs):
+        try:
+            with ProcessPoolExecutor(min(num_workers, len(jobs) - done), context, _leave_with_the_parent) as pool:
+                for result in pool.map(function, jobs[done:]):
+                    yield result
+                    done, tries = done + 1, 0
+        except BrokenProcessPool:
+            tries += 1
+            if tries == TRIES:
+                raise ValueError(
+                    f"worker: ended {TRIES} times at slice {done}, perhaps for lack of memory; set fewer num_workers"
+                ) from None
+
+
+def _leave_with_the_parent() -> None:
+    """Let no worker outlive a killed parent, nor print a traceback on Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _run_ray(function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
+    try:
+        import ray
+        from ray.exceptions import RayTaskError
+    except ImportError as error:
+        raise ValueError("executor: ray is not installed; pip install '.[cluster]'") from error
+    try:
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
+    except ConnectionError as error:
+        raise ValueError("executor: found no Ray cluster; start one with `ray start --head`") from error
+    remote: Any = ray.remote(max_retries=TRIES)(function)
+    pending = [remote.remote(job) for job in jobs]
+    try:
+        for reference in pending:
+            try:
+                yield ray.get(reference)
+            except RayTaskError as error:
+                raise error.cause from None
+    finally:
+        for reference in pending:
+            ray.cancel(reference)
+        ray.shutdown()

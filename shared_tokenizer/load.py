@@ -1,0 +1,85 @@
+"""Open a tokenizer of any kind."""
+
+from pathlib import Path
+
+from shared_tokenizer.json_definition import read_definition
+from shared_tokenizer.json_tokenizer import JsonTokenizer
+from shared_tokenizer.json_vocabulary import definition_of_vocabulary
+from shared_tokenizer.named_tokens import NamedTokens
+from shared_tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
+from shared_tokenizer.tokenizer import Tokenizer
+from shared_tokenizer.tokenizer_files import (
+    DEFINITION_FILE,
+    MERGES_FILE,
+    MODEL_FILE,
+    VOCABULARY_FILE,
+    parse_json_object,
+    read_files,
+)
+
+# In a directory the first of these is opened.
+KINDS = (MODEL_FILE, DEFINITION_FILE, VOCABULARY_FILE)
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a directory holds a file that `load_tokenizer` opens."""
+    return any((Path(directory) / name).is_file() for name in KINDS)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read the tokenizer of a directory, or of one file in it: tokenizer.model, tokenizer.json or vocab.json.
+
+    A directory with tokenizer.model and a tokenizer.json of more tokens is read from tokenizer.json. The files beside
+    the one that is read say which tokens are special, and are saved with it. Raises ValueError naming the file that
+    is missing or wrong.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _load_directory(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file or directory, expected a tokenizer")
+    return _load_file(path)
+
+
+def _load_directory(directory: Path) -> Tokenizer:
+    found = [directory / name for name in KINDS if (directory / name).is_file()]
+    if not found:
+        raise ValueError(f"{directory}: found no {MODEL_FILE}, {DEFINITION_FILE} or {VOCABULARY_FILE}, expected one")
+    tokenizer = _load_file(found[0])
+    if found[0].name == MODEL_FILE and found[1:] and found[1].name == DEFINITION_FILE:
+        tokens = _count_tokens(found[1])
+        return _load_file(found[1]) if tokens > tokenizer.vocab_size else tokenizer
+    return tokenizer
+
+
+def _count_tokens(path: Path) -> int:
+    try:
+        return read_definition(path.read_bytes()).vocab_size
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _load_file(path: Path) -> Tokenizer:
+    try:
+        files = read_files(path.parent)
+        content = path.read_bytes()
+        if path.suffix != ".json":
+            return SentencePieceTokenizer(content, files)
+        if path.name == DEFINITION_FILE or isinstance(parse_json_object(path.name, content).get("model"), dict):
+            return JsonTokenizer(content, files)
+        return _load_vocabulary(path, content, files)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _load_vocabulary(path: Path, content: bytes, files: dict[str, bytes]) -> Tokenizer:
+    merges = path.parent / MERGES_FILE
+    named = NamedTokens(files)
+    lowercase = named.config.get("do_lower_case")
+    definition = definition_of_vocabulary(
+        content,
+        merges.read_bytes() if merges.is_file() else None,
+        named.names,
+        lowercase if isinstance(lowercase, bool) else None,
+    )
+    return JsonTokenizer(definition, files)

@@ -1,0 +1,50 @@
+"""The files of a tokenizer directory: their names, and JSON read without guessing."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+MODEL_FILE = "tokenizer.model"
+DEFINITION_FILE = "tokenizer.json"
+VOCABULARY_FILE = "vocab.json"
+MERGES_FILE = "merges.txt"
+CONFIG_FILE = "tokenizer_config.json"
+SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+# Files of the model beside the tokenizer, asked last for the special tokens.
+MODEL_CONFIG_FILES = ("generation_config.json", "config.json")
+# What a tokenizer is saved with, where it came with it.
+KEPT_FILES = (DEFINITION_FILE, CONFIG_FILE, SPECIAL_TOKENS_FILE, CHAT_TEMPLATE_FILE)
+
+
+def read_files(directory: Path) -> dict[str, bytes]:
+    """The files of a directory that say what the tokenizer is, which tokens are special and how a chat is written."""
+    names = (*KEPT_FILES, *MODEL_CONFIG_FILES)
+    return {name: (directory / name).read_bytes() for name in names if (directory / name).is_file()}
+
+
+def parse_json_object(name: str, content: bytes) -> dict[str, Any]:
+    """The JSON object of a file. Raises ValueError where it is not one, or names a key twice."""
+    try:
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: not JSON: {error or 'empty'}; download or save it again") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: found a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def _unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    pairs = list(pairs)
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {twice!r} twice")
+    return found
+
+
+def dump_json(value: Mapping[str, Any]) -> bytes:
+    """JSON as it is written beside a tokenizer."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")

@@ -1,0 +1,127 @@
+"""A sentencepiece model written as the tokenizer.json of the tokenizers library."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shared_tokenizer.sentencepiece_model import (
+    BPE,
+    SPACE_MARKER,
+    SPECIAL_KINDS,
+    UNIGRAM,
+    PieceKind,
+    SentencePieceModel,
+    read_model,
+)
+
+# sentencepiece adds scores in 32 bits, tokenizers in 64: of multiples of this, both get the same sums.
+UNIGRAM_STEP = 1 / 64
+# Worse than any way to write the same characters with ordinary pieces.
+NEVER_CHOSEN = -1e6
+# No piece goes on after a newline, so a cut there changes no id and keeps the library's words short.
+LINES = {"type": "Split", "pattern": {"String": "\n"}, "behavior": "MergedWithPrevious", "invert": False}
+
+
+def to_tokenizer_json(model: bytes, bos_id: int | None) -> str | None:
+    """The same tokenizer as a tokenizer.json that begins a text with `bos_id`, None where it could not be the same.
+
+    The ids are equal for every text if special tokens written in it are to stay text (`encode_special_tokens` in
+    tokenizers, `split_special_tokens` in transformers). Spaces stand in the pieces as they are: a U+2581 of the
+    text is then unknown, and written with its own bytes.
+
+    It cannot be the same where the model changes characters or strips spaces, lacks bytes, has user-defined or
+    unused pieces, a piece with a character that is no piece, or two BPE pieces of one score. A unigram model needs
+    scores that are multiples of UNIGRAM_STEP and pieces for the characters of its special tokens.
+    """
+    read = read_model(model)
+    texts = [piece.text.replace(SPACE_MARKER, " ") for piece in read.pieces]
+    described = _describe_model(read, texts) if _is_plain(read, texts) else None
+    if described is None:
+        return None
+    special = [i for i, piece in enumerate(read.pieces) if piece.kind in SPECIAL_KINDS]
+    ends_lines = not any("\n" in text[:-1] for text in texts)
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if read.dummy_prefix else []
+    definition = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [added_token(i, texts[i]) for i in special],
+        "normalizer": {"type": "Prepend", "prepend": " "} if read.dummy_prefix else None,
+        "pre_tokenizer": LINES if ends_lines else None,
+        "post_processor": None if bos_id is None else _begin_with(texts[bos_id], bos_id),
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}, *strip]},
+        "model": described,
+    }
+    return json.dumps(definition, ensure_ascii=False, indent=1)
+
+
+def added_token(token_id: int, content: str) -> dict[str, Any]:
+    """How tokenizer.json writes a special token."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": token_id, "content": content, **flags, "special": True}
+
+
+def _is_plain(read: SentencePieceModel, texts: Sequence[str]) -> bool:
+    kinds = Counter(piece.kind for piece in read.pieces)
+    return (
+        not (read.changes_characters or read.remove_extra_whitespaces or read.whitespace_as_suffix)
+        and read.escape_whitespaces
+        and kinds[PieceKind.BYTE] == 256
+        and kinds[PieceKind.UNKNOWN] == 1
+        and kinds[PieceKind.UNUSED] == kinds[PieceKind.USER_DEFINED] == 0
+        and len(set(texts)) == len(texts)
+    )
+
+
+def _describe_model(read: SentencePieceModel, texts: Sequence[str]) -> dict[str, Any] | None:
+    pieces = list(zip(texts, read.pieces, strict=True))
+    scores = {text: piece.score for text, piece in pieces if piece.kind is PieceKind.NORMAL}
+    if not set("".join(scores)) <= scores.keys():
+        return None
+    unknown = next(i for i, piece in enumerate(read.pieces) if piece.kind is PieceKind.UNKNOWN)
+    if read.model_type == BPE:
+        return _describe_bpe(texts, scores, texts[unknown])
+    if read.model_type == UNIGRAM:
+        return _describe_unigram(texts, scores, unknown)
+    return None
+
+
+def _describe_bpe(texts: Sequence[str], scores: Mapping[str, float], unknown: str) -> dict[str, Any] | None:
+    ranked = sorted((text for text in scores if len(text) > 1), key=lambda text: -scores[text])
+    if len({scores[text] for text in ranked}) < len(ranked):
+        return None
+    return {
+        "type": "BPE",
+        "unk_token": unknown,
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "vocab": {text: i for i, text in enumerate(texts)},
+        "merges": [pair for text in ranked for pair in _splits(text, scores)],
+    }
+
+
+def _splits(text: str, known: Mapping[str, float]) -> list[tuple[str, str]]:
+    """The pairs of pieces that make up a piece: sentencepiece merges any of them."""
+    pairs = [(text[:i], text[i:]) for i in range(len(text) - 1, 0, -1)]
+    return [(left, right) for left, right in pairs if left in known and right in known]
+
+
+def _describe_unigram(texts: Sequence[str], scores: Mapping[str, float], unknown: int) -> dict[str, Any] | None:
+    # The library finds every entry in the text, special tokens and <0x41> too; it must have a better way.
+    spelled = set("".join(text for text in texts if text not in scores))
+    if not spelled <= scores.keys() or any(score % UNIGRAM_STEP for score in scores.values()):
+        return None
+    vocabulary = [(text, scores.get(text, NEVER_CHOSEN)) for text in texts]
+    return {"type": "Unigram", "unk_id": unknown, "byte_fallback": True, "vocab": vocabulary}
+
+
+def _begin_with(content: str, token_id: int) -> dict[str, Any]:
+    begin = {"SpecialToken": {"id": content, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin, first],
+        "pair": [begin, first, begin, second],
+        "special_tokens": {content: {"id": content, "ids": [token_id], "tokens": [content]}},
+    }

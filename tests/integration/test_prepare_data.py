@@ -1,0 +1,107 @@
+"""Preparation as a command: killed, continued, and spread over a cluster, it writes the same bytes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxlm.spec.manifest import verify_manifest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, tokenizer):
+    """A corpus that takes some seconds, a tokenizer, and the set that an undisturbed run makes of it."""
+    path = tmp_path_factory.mktemp("prepare")
+    (path / "tokenizer").mkdir()
+    tokenizer.save(path / "tokenizer")
+    lines = (f'{{"text": "row {i} {"def add(first, second): " * (i % 50)}"}}\n' for i in range(60_000))
+    (path / "corpus.jsonl").write_text("".join(lines))
+    done = subprocess.run(command(path, "straight"), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def command(path, name, **options):
+    options = {"num_workers": 2, "tokenizer": path / "tokenizer"} | options
+    words = [sys.executable, "scripts/prepare_data.py", "--input", path / "corpus.jsonl", "--output_dir", path / name]
+    return [str(word) for word in (*words, *(part for name, value in options.items() for part in (f"--{name}", value)))]
+
+
+def start(arguments):
+    return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_slices(path, count):
+    deadline = time.monotonic() + 120
+    while len(list(path.glob("slice-*.json"))) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def workers_of(process):
+    """Ids of the processes that do the slices."""
+    found = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True, check=False
+    )
+    return [int(line) for line in found.stdout.split()]
+
+
+def assert_same(found, expected):
+    names = sorted(path.relative_to(expected) for path in expected.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(found) for path in found.rglob("*") if path.is_file())
+    for name in names:
+        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+    verify_manifest(found)
+
+
+def test_a_killed_worker_costs_nothing_but_time(workplace):
+    with start(command(workplace, "worker-killed")) as process:
+        wait_for_slices(workplace / "worker-killed.partial", 1)
+        os.kill(workers_of(process)[0], signal.SIGKILL)
+        assert process.wait(300) == 0, process.stderr.read()
+    assert_same(workplace / "worker-killed", workplace / "straight")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_preparation_goes_on_and_leaves_no_worker_behind(workplace, number):
+    name = f"stopped-by-{number.name}"
+    with start(command(workplace, name)) as process:
+        wait_for_slices(workplace / f"{name}.partial", 1)
+        workers = workers_of(process)
+        process.send_signal(number)
+        process.wait(300)
+        assert "Traceback" not in process.stderr.read()
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    assert not (workplace / name / "manifest.json").exists()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    kept = {path: path.stat().st_mtime_ns for path in (workplace / f"{name}.partial").glob("slice-*.json")}
+    assert kept
+    done = subprocess.run(command(workplace, name), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "going on with a preparation" in done.stdout, done.stderr
+    assert_same(workplace / name, workplace / "straight")
+
+
+def test_a_ray_cluster_writes_the_same_bytes(workplace):
+    ray = str(Path(sys.executable).with_name("ray"))
+    begin = ["start", "--head", "--num-cpus", "2", "--include-dashboard", "false", "--disable-usage-stats"]
+    subprocess.run([ray, *begin], check=True, capture_output=True)
+    try:
+        arguments = command(workplace, "ray", executor="ray")
+        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+    finally:
+        subprocess.run([ray, "stop", "--force"], check=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert_same(workplace / "ray", workplace / "straight")
+    done = subprocess.run(
+        command(workplace, "none", executor="ray"), cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "found no Ray cluster; start one with `ray start --head`" in done.stderr

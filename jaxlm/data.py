@@ -1,100 +1,20 @@
-"""Token shards -> this host's batches."""
+"""Shard sets -> this host's batches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from hashlib import sha256
-from pathlib import Path
 
 import grain
 import jax
 
-from jaxlm.spec.manifest import verify_manifest
-from shared_tokenizer.batches import BatchOrder, Packing, evaluation_batches, open_examples, training_batches
-from shared_tokenizer.examples import Example, Examples, PackedDocuments
-from shared_tokenizer.load import load_tokenizer
-from shared_tokenizer.shards import MANIFEST, TOKENIZER, Split, read_manifest
-from shared_tokenizer.tokenizer import Tokenizer
+from shared_tokenizer.batches import BatchOrder, training_batches
+from shared_tokenizer.data_sets import DataSets
+from shared_tokenizer.examples import Example
 
 Batch = Example
 
 
-@dataclass(frozen=True)
-class DataSets:
-    """One or several shard sets of one tokenizer, ready to be drawn from."""
-
-    directories: tuple[Path, ...]
-    train: tuple[Examples, ...]
-    val: tuple[Examples, ...]
-    tokenizer: Tokenizer
-
-    @classmethod
-    def open(
-        cls,
-        directories: Sequence[Path],
-        seq_len: int,
-        *,
-        packing: Packing = "auto",
-        document_mask: bool = True,
-        verify: bool = True,
-    ) -> "DataSets":
-        """Open both splits of every set; `verify` checks every file's sha256 first.
-
-        Raises ValueError where a set is damaged, holds nothing to learn or belongs to another tokenizer.
-        """
-        tokenizer = _load_common_tokenizer(directories)
-        if verify:
-            for directory in directories:
-                verify_manifest(Path(directory))
-
-        def open_split(split: Split) -> tuple[Examples, ...]:
-            return tuple(
-                open_examples(directory, split, seq_len, packing=packing, document_mask=document_mask)
-                for directory in directories
-            )
-
-        return cls(tuple(map(Path, directories)), open_split("train"), open_split("val"), tokenizer)
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 of what the sets say they hold: a run goes on only with the data it began with."""
-        digest = sha256()
-        for directory in self.directories:
-            digest.update((directory / MANIFEST).read_bytes())
-        return digest.hexdigest()
-
-    def packing_reports(self) -> list[str]:
-        """A line for each packed split."""
-        return [
-            f"{directory} ({split}): {examples.report}"
-            for split, sets in (("train", self.train), ("val", self.val))
-            for directory, examples in zip(self.directories, sets, strict=True)
-            if isinstance(examples, PackedDocuments)
-        ]
-
-    def training_batches(
-        self, batch_size: int, seed: int, weights: Sequence[float] | None = None
-    ) -> grain.IterDataset[Batch]:
-        """This host's share of endless batches (see `shared_tokenizer.batches.training_batches`)."""
-        order = BatchOrder(batch_size, seed, jax.process_index(), jax.process_count())
-        return training_batches(self.train, order, weights)
-
-    def evaluation_batches(self, batch_size: int, max_batches: int) -> list[Batch]:
-        """The first held-out batches, in order."""
-        return evaluation_batches(self.val, batch_size, max_batches)
-
-
-def _load_common_tokenizer(directories: Sequence[Path]) -> Tokenizer:
-    first = read_manifest(directories[0])["tokenizer_fingerprint"]
-    for directory in directories:
-        if (found := read_manifest(directory)["tokenizer_fingerprint"]) != first:
-            raise ValueError(
-                f"{directory}: shards were made with tokenizer {found[:12]}..., those of {directories[0]} with "
-                f"{first[:12]}...; prepare one with the other's tokenizer"
-            )
-    tokenizer = load_tokenizer(Path(directories[0]) / TOKENIZER)
-    if tokenizer.fingerprint != first:
-        raise ValueError(
-            f"{directories[0]}: shards were made with tokenizer {first[:12]}..., found "
-            f"{tokenizer.fingerprint[:12]}... in {TOKENIZER}/; prepare the data again"
-        )
-    return tokenizer
+def host_batches(
+    sets: DataSets, batch_size: int, seed: int, weights: Sequence[float] | None = None
+) -> grain.IterDataset[Batch]:
+    """This host's share of endless batches (see `shared_tokenizer.batches.training_batches`)."""
+    order = BatchOrder(batch_size, seed, jax.process_index(), jax.process_count())
+    return training_batches(sets.train, order, weights)

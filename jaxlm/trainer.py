@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxlm.checkpoint import Checkpoints
-from jaxlm.data import Batch, DataSets
+from jaxlm.data import Batch, host_batches
 from jaxlm.evaluate import Evaluation, evaluate, make_loss_function, unigram_evaluation
 from jaxlm.export import export_artifact
 from jaxlm.generate import generate
@@ -27,13 +27,14 @@ from jaxlm.run_directory import MetricsLog, RunDirectory, open_run, read_metrics
 from jaxlm.spec.artifact import load_artifact
 from jaxlm.spec.command_line import make_console
 from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.manifest import sealed_directory
+from jaxlm.spec.manifest import sealed_directory, verify_manifest
 from jaxlm.spec.names import parameters
 from jaxlm.spec.sampling import Sampling, check_prompt
 from jaxlm.stop_request import StopRequest, StopRequested
 from jaxlm.ternary_linear import Params, quantize_params, with_ternary
 from jaxlm.train_config import TrainConfig, activation_dtype, resolve_model
 from jaxlm.train_step import TrainState, init_state, make_train_step
+from shared_tokenizer.data_sets import DataSets
 from shared_tokenizer.shards import TokenShards
 from shared_tokenizer.tokenizer import Tokenizer
 
@@ -54,7 +55,7 @@ def train(config: TrainConfig) -> bool:
         config.seq_len,
         packing=config.packing,
         document_mask=config.document_mask,
-        verify=config.verify_data,
+        verify=verify_manifest if config.verify_data else lambda directory: None,
     )
     tokenizer = sets.tokenizer
     model_config = resolve_model(config, tokenizer)
@@ -92,7 +93,7 @@ class _Data:
 
     def __init__(self, config: TrainConfig, model: ModelConfig, sets: DataSets):
         self.fingerprint = sets.fingerprint
-        self.train = iter(sets.training_batches(config.batch_size, config.seed, config.data_weights or None))
+        self.train = iter(host_batches(sets, config.batch_size, config.seed, config.data_weights or None))
         self.val = sets.evaluation_batches(config.batch_size, config.eval_batches)
         tokens = [TokenShards.open(directory, "train") for directory in sets.directories]
         self.unigram = unigram_evaluation(tokens, model.vocab_size, self.val, sets.tokenizer.token_bytes)

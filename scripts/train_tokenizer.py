@@ -6,7 +6,7 @@ from pathlib import Path
 from jaxlm.spec.command_line import run_command
 from jaxlm.spec.manifest import sealed_directory
 from shared_tokenizer.documents import read_documents
-from shared_tokenizer.train import ModelType, sample_texts, train_tokenizer
+from shared_tokenizer.train import TRAIN_SIZE, ModelType, sample_texts, train_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class TokenizerConfig:
     """bpe or unigram."""
     special_tokens: list[str] = field(default_factory=list)
     """Special tokens of your own, after the built-in ones."""
-    train_size: int = 50_000_000
+    train_size: int = TRAIN_SIZE
     """Bytes of text to train on, chosen by their hash where the input holds more."""
 
     def __post_init__(self) -> None:

@@ -54,11 +54,17 @@ def training_batches(
 
     `weights` are the shares of the examples that each set gives, by default its size. The batch of step k, all
     hosts together, depends on (sets, weights, batch_size, seed, k) alone, so a run may go on with another
-    number of hosts, and within an epoch of a set every example comes once.
+    number of hosts, and within an epoch of a set every example comes once. Raises ValueError where the weights do
+    not fit, or all examples together make no batch.
     """
     weights = [len(examples) for examples in sets] if weights is None else weights
     if len(weights) != len(sets) or not all(weight > 0 and math.isfinite(weight) for weight in weights):
         raise ValueError(f"data_weights: found {list(weights)}, expected {len(sets)} positive numbers, one a data_dir")
+    if (examples := sum(map(len, sets))) < order.batch_size:
+        raise ValueError(
+            f"batch_size: found {order.batch_size}, but the training data holds only {examples} examples; "
+            "prepare more text, or set a smaller batch_size or seq_len"
+        )
     endless = [grain.MapDataset.source(examples).seed(order.seed).shuffle().repeat(None) for examples in sets]
     dataset = endless[0] if len(sets) == 1 else grain.MapDataset.mix(endless, weights=weights)
     dataset = dataset[order.host :: order.num_hosts].batch(order.batch_size // order.num_hosts)

@@ -39,7 +39,7 @@ def choose_columns(names: Iterable[str]) -> Columns | None:
     return Columns(content=LAST_COLUMN) if LAST_COLUMN in present else None
 
 
-def find_columns(rows: Iterable[Mapping[str, Any]], where: str, text_column: str | None = None) -> tuple[Columns, bool]:
+def find_columns(rows: Iterable[Mapping[str, Any]], text_column: str | None = None) -> tuple[Columns, bool]:
     """The columns to read, and whether they hold chats: of the first row that has them.
 
     `text_column` names one oneself. Raises ValueError where rows have columns but none that is known.
@@ -52,7 +52,7 @@ def find_columns(rows: Iterable[Mapping[str, Any]], where: str, text_column: str
         names |= dict.fromkeys(row)
     if names:
         wanted = "none of them known; name one with text_column" if text_column is None else f"expected {text_column!r}"
-        raise ValueError(f"{where}: found the columns {', '.join(names)}, {wanted}")
+        raise ValueError(f"found the columns {', '.join(names)}, {wanted}")
     return Columns(content="text"), False  # no row can be read: each will say why
 
 

@@ -3,9 +3,10 @@
 import hashlib
 import itertools
 import json
+import os
 import sysconfig
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from shared_tokenizer.readers import ROW_SUFFIXES, TEXT_SUFFIXES, BadRow, Piece,
 
 STDLIB = "stdlib"
 SNIFFED_ROWS = 100
+# What this project writes carries it (jaxlm.spec.manifest), and is no text.
+SEAL = "MANIFEST.sha256"
 # Tests repeat themselves, installed packages differ from machine to machine, and the last two are tables of data.
 _STDLIB_LEFT_OUT = {"test", "tests", "site-packages", "dist-packages", "encodings", "pydoc_data"}
 
@@ -40,17 +43,21 @@ class Document:
         return "\n".join(self.texts)
 
     @cached_property
+    def _encoded(self) -> tuple[bytes, ...]:
+        return tuple(text.encode("utf-8") for text in self.texts)
+
+    @property
     def size_bytes(self) -> int:
-        """UTF-8 bytes of the texts."""
-        return sum(len(text.encode("utf-8")) for text in self.texts)
+        """UTF-8 bytes of the texts. Raises UnicodeEncodeError where they are not Unicode."""
+        return sum(map(len, self._encoded))
 
     @cached_property
     def digest(self) -> bytes:
         """sha256 of the content, 32 bytes."""
-        content = self.content
-        if not isinstance(content, str):
-            content = json.dumps([[message.role, message.content] for message in content], ensure_ascii=False)
-        return hashlib.sha256(content.encode("utf-8")).digest()
+        if isinstance(self.content, str):
+            return hashlib.sha256(self._encoded[0]).digest()
+        turns = [[message.role, message.content] for message in self.content]
+        return hashlib.sha256(json.dumps(turns).encode()).digest()
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,8 @@ class SourceFile:
     format: str
     columns: Columns = field(default_factory=Columns)
     holds_chats: bool = False
+    problem: str | None = None
+    """Why nothing in it can be read."""
 
 
 def read_documents(sources: Iterable[str]) -> Iterator[Document]:
@@ -93,18 +102,13 @@ def read_documents(sources: Iterable[str]) -> Iterator[Document]:
 def find_files(source: str, text_column: str | None = None, leave_out: Collection[Path] = ()) -> list[SourceFile]:
     """The files of a source that can be read, in a stable order, each with its columns; none below `leave_out`.
 
-    Raises ValueError where the source is missing, holds no such file, or a file has no column that is known.
+    Raises ValueError where the source is missing or holds no such file.
     """
-    files = []
-    for path, name, file_format in _list_files(source):
-        if any(path.resolve().is_relative_to(folder) for folder in leave_out):
-            continue
-        columns, holds_chats = Columns(), False
-        if file_format != "text":
-            first_rows = itertools.islice(read_rows(path, file_format), SNIFFED_ROWS)
-            objects = (row.value for row in first_rows if isinstance(row, Row))
-            columns, holds_chats = find_columns(objects, str(path), text_column)
-        files.append(SourceFile(source, path, name, file_format, columns, holds_chats))
+    files = [
+        _inspect(SourceFile(source, path, name, file_format), text_column)
+        for path, name, file_format in _list_files(source)
+        if not any(path.resolve().is_relative_to(folder) for folder in leave_out)
+    ]
     if not files:
         raise ValueError(f"{source}: found no file that can be read, expected {_EXPECTED}")
     return files
@@ -128,15 +132,40 @@ def _list_files(source: str) -> Iterator[tuple[Path, str, str]]:
     if path.is_file():
         yield path, path.name, format_of(path) or "text"
     elif path.is_dir():
-        for file in sorted(path.rglob("*")):
-            if file.is_file() and (file_format := format_of(file)):
+        for file in sorted(_walk(path)):
+            if file_format := format_of(file):
                 yield file, file.relative_to(path).as_posix(), file_format
     else:
         raise ValueError(f"{source}: no such file or folder")
 
 
+def _walk(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, but for shard sets and models."""
+    for root, folders, names in os.walk(folder):
+        if SEAL in names:
+            folders.clear()
+        else:
+            yield from (path for name in names if (path := Path(root, name)).is_file())
+
+
+def _inspect(file: SourceFile, text_column: str | None) -> SourceFile:
+    """The file with the columns that its first rows have."""
+    if file.format == "text":
+        return file
+    first_rows = itertools.islice(read_rows(file.path, file.format), SNIFFED_ROWS)
+    try:
+        objects = (row.value for row in first_rows if isinstance(row, Row))
+        columns, holds_chats = find_columns(objects, text_column)
+    except ValueError as error:
+        return replace(file, problem=str(error))
+    return replace(file, columns=columns, holds_chats=holds_chats)
+
+
 def read_file(file: SourceFile, piece: Piece | None = None) -> Iterator[Document | Rejected]:
     """The documents of a file or of a piece of it, and what became none. Empty texts are passed over."""
+    if file.problem is not None:
+        yield Rejected(file.name, file.problem)
+        return
     for row in read_rows(file.path, file.format, piece):
         where = f"{file.name}:{row.number}" if row.number else file.name
         if isinstance(row, BadRow):

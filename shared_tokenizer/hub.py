@@ -65,7 +65,10 @@ def plan_hub(hub: HubSource, text_column: str | None) -> tuple[Plan, HubPart]:
     The fingerprint is that of the files as the hub names them (with their revision), not of their content.
     """
     split = hub.open()
-    columns, holds_chats = find_columns(itertools.islice(iter(split), SNIFFED_ROWS), hub.name, text_column)
+    try:
+        columns, holds_chats = find_columns(itertools.islice(iter(split), SNIFFED_ROWS), text_column)
+    except ValueError as error:
+        raise ValueError(f"hub: {hub.name}: {error}") from error
     if hub.streaming:
         ranges = [(index, split.num_shards) for index in range(split.num_shards)]
     else:

@@ -65,8 +65,11 @@ def read_definition(content: bytes) -> JsonDefinition:
         raise ValueError(f"{DEFINITION_FILE}: found no model with a vocabulary, expected a tokenizer")
     vocabulary = _vocabulary(model["vocab"])
     check_ids(DEFINITION_FILE, vocabulary.items())
-    if "merges" in model:
+    if model.get("merges") is not None:
         check_merges(vocabulary, _merges(model["merges"]), str(model.get("continuing_subword_prefix") or ""))
+    unknown = model.get("unk_token")
+    if unknown is not None and not (isinstance(unknown, str) and unknown in vocabulary):
+        raise ValueError(f"{DEFINITION_FILE}: unk_token: found {unknown!r}, which is not in the vocabulary")
     tokens = _added_tokens(parts.get("added_tokens") or [])
     _check_added(vocabulary, tokens)
     special = {token["content"]: token["id"] for token in tokens if _is_special(token)}
@@ -117,6 +120,8 @@ def check_ids(name: str, items: Iterable[tuple[str, Any]]) -> None:
 def check_merges(vocabulary: dict[str, int], merges: Iterable[Sequence[str]], prefix: str = "") -> None:
     """Raises ValueError unless both sides of every merge and what they make are in the vocabulary."""
     for number, (left, right) in enumerate(merges, 1):
+        if not right.startswith(prefix):
+            raise ValueError(f"merges: merge {number}: found {right!r}, expected it to begin with {prefix!r}")
         for token in (left, right, left + right.removeprefix(prefix)):
             if token not in vocabulary:
                 raise ValueError(

@@ -34,7 +34,7 @@ class JsonTokenizer(Tokenizer):
         self._named = NamedTokens(self._files)
         ids = self._definition.ids
         self._eos_id = self._named.find_eos(ids)
-        self._pad_id = self._named.find("pad", ids)
+        self._pad_id = self._named.find_pad(ids)
         self._bos_id = self._find_bos()
         special = {self._bos_id, self._eos_id, self._pad_id, self._definition.unknown_id}
         self._special = self._definition.special | {token: i for token, i in ids.items() if i in special}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shared_tokenizer.known_tokens import EOS_NAMES
+from shared_tokenizer.known_tokens import EOS_NAMES, PAD_NAMES
 from shared_tokenizer.tokenizer_files import (
     CONFIG_FILE,
     MODEL_CONFIG_FILES,
@@ -57,6 +57,11 @@ class NamedTokens:
             what = f"eos_token {named[0]!r}, which the vocabulary does not have" if named else "no end-of-text token"
             raise ValueError(f"tokenizer: found {what}; name one as eos_token in {CONFIG_FILE}")
         return ids[known[0]]
+
+    def find_pad(self, ids: Mapping[str, int]) -> int | None:
+        """The id of the padding token, by its well-known name where no file names it."""
+        found = self.find("pad", ids)
+        return found if found is not None else next((ids[name] for name in PAD_NAMES if name in ids), None)
 
     def saved_config(self, tokens: Mapping[str, str | None]) -> bytes:
         """tokenizer_config.json as it came, or with the tokens that no file beside it names."""

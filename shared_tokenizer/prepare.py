@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import fsspec
 
@@ -38,7 +38,7 @@ from shared_tokenizer.prepare_slice import (
 from shared_tokenizer.shards import FORMAT_VERSION, MANIFEST, SPLITS, TOKENIZER, ids_dtype, parse_manifest
 from shared_tokenizer.slices import plan_files
 from shared_tokenizer.tokenizer import Tokenizer
-from shared_tokenizer.train import sample_texts, train_tokenizer
+from shared_tokenizer.train import TRAIN_SIZE, ModelType, sample_texts, train_tokenizer
 
 STATISTICS = "stats.json"
 # The tokenizer's sample is taken from as many slices as hold this many times its size.
@@ -61,11 +61,11 @@ class PrepareConfig:
     """Tokenizer to use: a directory, or a file in it."""
     vocab_size: int | None = None
     """Train a tokenizer of this many tokens on the input."""
-    model_type: Literal["bpe", "unigram"] = "bpe"
+    model_type: ModelType = "bpe"
     """Kind of tokenizer to train."""
     special_tokens: list[str] = field(default_factory=list)
     """Special tokens of the tokenizer to train, beside the usual ones."""
-    train_size: int = 32_000_000
+    train_size: int = TRAIN_SIZE
     """Bytes of text to train a tokenizer on, chosen by hash."""
     text_column: str | None = None
     """Column that holds the text or the messages, where it is not found by itself."""
@@ -199,7 +199,7 @@ class _Preparation:
         self._holds_chats = any(file.holds_chats for file in files)
         shown: set[tuple[str, Columns]] = set()
         for file in files:
-            if file.format != "text" and (file.source, file.columns) not in shown:
+            if file.format != "text" and not file.problem and (file.source, file.columns) not in shown:
                 shown.add((file.source, file.columns))
                 self._show_columns(str(file.path), file.columns, read_file(file))
         self._plan = plan_files(files)
@@ -218,7 +218,8 @@ class _Preparation:
         return {
             "input": [config.hub] if config.hub else config.input,
             "input_sha256": self._plan.fingerprint,
-            "tokenizer": trained if given is None else given.fingerprint,
+            "tokenizer": None if given is None else given.fingerprint,
+            **(trained if given is None else {}),
             "chat_format": config.chat_format,
             **asdict(config.options),
         }

@@ -63,9 +63,9 @@ class Summary:
     bad_rows: list[str] = field(default_factory=list)
     """The first of them, in words."""
     sources: dict[str, Counter[str]] = field(default_factory=dict)
-    """Documents, bytes and tokens of each input."""
+    """Documents, bytes, tokens and learned tokens of each input."""
     splits: dict[str, Counter[str]] = field(default_factory=dict)
-    """Documents, bytes, tokens and learned tokens of each split."""
+    """The same of each split."""
     lengths: Counter[str] = field(default_factory=Counter)
     """Documents by the number of binary digits of their length in tokens."""
     shards: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -73,9 +73,12 @@ class Summary:
 
     def add_document(self, source: str, split: Split, document: Document, tokens: int, learned: int) -> None:
         """Count a document that was kept."""
-        size = {"documents": 1, "bytes": document.size_bytes, "tokens": tokens}
-        self.sources.setdefault(source, Counter()).update(size)
-        self.splits.setdefault(split, Counter()).update(size | {"learned": learned})
+        text_bytes = document.size_bytes
+        for counts in (self.sources.setdefault(source, Counter()), self.splits.setdefault(split, Counter())):
+            counts["documents"] += 1
+            counts["bytes"] += text_bytes
+            counts["tokens"] += tokens
+            counts["learned"] += learned
         self.lengths[str(tokens.bit_length())] += 1
         self.counts["conversations"] += not isinstance(document.content, str)
 
@@ -137,6 +140,7 @@ class _SliceWork:
         self._job, self._options = job, job.options
         filesystem, output = fsspec.url_to_fs(job.output)
         self._tokenizer = _tokenizer(job.output, job.tokenizer_fingerprint)
+        self._start = self._tokenizer.start_ids
         self._format = None if job.chat_format is None else named_chat_format(job.chat_format)
         self._summary = Summary()
         self._writers = {
@@ -181,27 +185,35 @@ class _SliceWork:
                 return False
             split: Split = "val" if is_validation(document, options.val_fraction) else "train"
             self._writers[split].add(ids, mask)
-            summary.add_document(source, split, document, len(ids), len(ids) if mask is None else sum(mask))
+            summary.add_document(source, split, document, len(ids), len(ids) if mask is None else int(mask.sum()))
         return True
 
-    def _encode(self, documents: Sequence[Document]) -> Iterator[tuple[list[int], list[bool] | None] | None]:
+    def _encode(self, documents: Sequence[Document]) -> Iterator[tuple[np.ndarray, np.ndarray | None] | None]:
         """Ids and mask of each document; None for a chat that its format cannot express, which is counted."""
         texts = [document.content for document in documents if isinstance(document.content, str)]
         encoded = iter(self._tokenizer.encode_batch(texts, num_threads=1))
         for document in documents:
             if isinstance(document.content, str):
-                yield [*self._tokenizer.start_ids, *next(encoded), self._tokenizer.eos_id], None
+                yield self._framed(next(encoded)), None
             else:
                 yield self._encode_chat(document)
 
-    def _encode_chat(self, document: Document) -> tuple[list[int], list[bool]] | None:
+    def _framed(self, ids: list[int]) -> np.ndarray:
+        """Begin-of-text, the ids, end-of-text."""
+        framed = np.empty(len(self._start) + len(ids) + 1, np.int32)
+        framed[: len(self._start)] = self._start
+        framed[len(self._start) : -1] = np.fromiter(ids, np.int32, len(ids))
+        framed[-1] = self._tokenizer.eos_id
+        return framed
+
+    def _encode_chat(self, document: Document) -> tuple[np.ndarray, np.ndarray] | None:
         assert self._format is not None and not isinstance(document.content, str)
         try:
             chat = encode_chat(document.content, self._tokenizer, self._format)
         except ValueError as error:
             _count_bad_row(self._job, self._summary, f"{document.name}: {error}")
             return None
-        return chat.ids, chat.loss_mask
+        return np.array(chat.ids, np.int32), np.array(chat.loss_mask, bool)
 
 
 def _kept_documents(job: SliceJob, summary: Summary) -> Iterator[tuple[str, Document]]:

@@ -2,11 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
-from shared_tokenizer.sentencepiece_model import NO_DUMMY_PREFIX, SPACE_MARKER, SPECIAL_KINDS, PieceKind, read_model
+from shared_tokenizer.sentencepiece_model import (
+    BPE,
+    SPACE_MARKER,
+    SPECIAL_KINDS,
+    PieceKind,
+    ends_lines,
+    parse_model,
+    plain_pieces,
+)
 from shared_tokenizer.tokenizer import Tokenizer, check_unicode, sha256
 from shared_tokenizer.tokenizer_files import (
     CONFIG_FILE,
@@ -17,6 +27,9 @@ from shared_tokenizer.tokenizer_files import (
     parse_json_object,
 )
 from shared_tokenizer.tokenizer_json import to_tokenizer_json
+
+# Shorter than this a text is not cut for speed.
+PART_CHARACTERS = 200
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -31,9 +44,9 @@ class SentencePieceTokenizer(Tokenizer):
         self._model = model
         self._files = dict(files or {})
         self._processor = _processor(model)
-        self._read = read_model(model)
-        pieces = enumerate(self._read.pieces)
-        self._special_tokens = {piece.text: i for i, piece in pieces if piece.kind in SPECIAL_KINDS}
+        self._parsed = parse_model(model)
+        pieces = enumerate(self._parsed.pieces)
+        self._special_tokens = {piece.piece: i for i, piece in pieces if piece.type in SPECIAL_KINDS}
         self._config = parse_json_object(CONFIG_FILE, self._files.get(CONFIG_FILE, b"{}"))
         if self._processor.eos_id() < 0:
             raise ValueError("tokenizer: found a sentencepiece model without an end-of-text token, expected one")
@@ -70,13 +83,45 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str], *, num_threads: int | None = None) -> list[list[int]]:
         """Ids of many texts; `num_threads` None uses all cores."""
-        for text in texts:
-            check_unicode(text)
-        encoded = self._processor.encode(list(texts), num_threads=-1 if num_threads is None else num_threads)
+        cuts = [self._cut(text) for text in texts]
+        try:
+            parts = self._processor.encode(
+                list(chain.from_iterable(cuts)), num_threads=-1 if num_threads is None else num_threads
+            )
+        except TypeError:
+            for text in texts:
+                check_unicode(text)
+            raise
+        encoded = iter(parts)
+        found = [list(chain.from_iterable(islice(encoded, len(cut)))) for cut in cuts]
         for i, text in enumerate(texts):
             if SPACE_MARKER in text:
-                encoded[i] = self.encode(text)
-        return encoded
+                found[i] = self.encode(text)
+        return found
+
+    def _cut(self, text: str) -> list[str]:
+        """A text in parts that end at newlines, where that changes no id: sentencepiece is faster on short ones."""
+        if not self._may_be_cut:
+            return [text]
+        parts, start = [], 0
+        while (end := text.find("\n", start + PART_CHARACTERS) + 1) > 0:
+            parts.append(text[start:end])
+            start = end
+        return [*parts, text[start:]]
+
+    @cached_property
+    def _may_be_cut(self) -> bool:
+        is_bpe = self._parsed.trainer_spec.model_type == BPE
+        return is_bpe and not self._normalizer.add_dummy_prefix and self._is_exact and ends_lines(self._parsed)
+
+    @property
+    def _normalizer(self) -> Any:
+        return self._parsed.normalizer_spec
+
+    @property
+    def _is_exact(self) -> bool:
+        """Whether texts reach the model as they are."""
+        return not (self._normalizer.precompiled_charsmap or self._normalizer.remove_extra_whitespaces)
 
     @property
     def vocab_size(self) -> int:
@@ -113,33 +158,37 @@ class SentencePieceTokenizer(Tokenizer):
     @cached_property
     def pieces(self) -> list[bytes]:
         """UTF-8 bytes that each id stands for; empty for special tokens."""
-        found = [piece.text.replace(SPACE_MARKER, " ").encode() for piece in self._read.pieces]
-        for i, piece in enumerate(self._read.pieces):
-            if piece.kind is PieceKind.BYTE:
-                found[i] = bytes([int(piece.text[3:5], 16)])
-            elif piece.kind in SPECIAL_KINDS:
+        found = [piece.encode() for piece in plain_pieces(self._parsed)]
+        for i, piece in enumerate(self._parsed.pieces):
+            if piece.type == PieceKind.BYTE:
+                found[i] = bytes([int(piece.piece[3:5], 16)])
+            elif piece.type in SPECIAL_KINDS:
                 found[i] = b""
         return found
 
     @property
     def strips_first_space(self) -> bool:
         """Whether the model puts a space before the text."""
-        return self._read.dummy_prefix
+        return self._normalizer.add_dummy_prefix
 
     @cached_property
     def _marker_ids(self) -> list[int] | None:
         """The bytes of a U+2581 in the text; None where the model has no bytes or writes spaces plainly."""
         byte_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARKER.encode()]
-        return byte_ids if self._read.escape_whitespaces and all(map(self._processor.is_byte, byte_ids)) else None
+        return byte_ids if self._normalizer.escape_whitespaces and all(map(self._processor.is_byte, byte_ids)) else None
 
     @cached_property
     def _inner(self) -> sentencepiece.SentencePieceProcessor:
         """The same model for what follows inside a text: without the dummy prefix."""
-        return _processor(self._model + NO_DUMMY_PREFIX) if self._read.dummy_prefix else self._processor
+        if not self.strips_first_space:
+            return self._processor
+        changed = parse_model(self._model)
+        changed.normalizer_spec.add_dummy_prefix = False
+        return _processor(changed.SerializeToString())
 
     @cached_property
     def _prefix_ids(self) -> list[int]:
-        return self._inner.encode(" ") if self._read.dummy_prefix else []
+        return self._inner.encode(" ") if self.strips_first_space else []
 
     def _made_config(self) -> dict[str, object]:
         chat = {name: value for name, value in self._config.items() if name == "chat_template"}

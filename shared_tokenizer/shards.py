@@ -53,11 +53,11 @@ class ShardWriter:
         self._masks: list[np.ndarray] = []
         self._ends: list[int] = []
 
-    def add(self, ids: Sequence[int], mask: Sequence[bool] | None) -> None:
-        """Add a document; without a mask all of it is learned."""
-        self._ids.append(np.array(ids, self._dtype))
+    def add(self, ids: np.ndarray, mask: np.ndarray | None) -> None:
+        """Add a document `[tokens]`; without a mask all of it is learned."""
+        self._ids.append(ids.astype(self._dtype))
         if self._masked:
-            self._masks.append(np.ones(len(ids), bool) if mask is None else np.array(mask, bool))
+            self._masks.append(np.ones(len(ids), bool) if mask is None else mask)
         self._ends.append(len(ids) + (self._ends[-1] if self._ends else 0))
         if self._ends[-1] >= self._shard_tokens:
             self._write()

@@ -7,12 +7,12 @@ from typing import Any
 
 from shared_tokenizer.sentencepiece_model import (
     BPE,
-    SPACE_MARKER,
     SPECIAL_KINDS,
     UNIGRAM,
     PieceKind,
-    SentencePieceModel,
-    read_model,
+    ends_lines,
+    parse_model,
+    plain_pieces,
 )
 
 # sentencepiece adds scores in 32 bits, tokenizers in 64: of multiples of this, both get the same sums.
@@ -34,21 +34,21 @@ def to_tokenizer_json(model: bytes, bos_id: int | None) -> str | None:
     unused pieces, a piece with a character that is no piece, or two BPE pieces of one score. A unigram model needs
     scores that are multiples of UNIGRAM_STEP and pieces for the characters of its special tokens.
     """
-    read = read_model(model)
-    texts = [piece.text.replace(SPACE_MARKER, " ") for piece in read.pieces]
-    described = _describe_model(read, texts) if _is_plain(read, texts) else None
+    parsed = parse_model(model)
+    texts = plain_pieces(parsed)
+    described = _describe_model(parsed, texts) if _is_plain(parsed, texts) else None
     if described is None:
         return None
-    special = [i for i, piece in enumerate(read.pieces) if piece.kind in SPECIAL_KINDS]
-    ends_lines = not any("\n" in text[:-1] for text in texts)
-    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if read.dummy_prefix else []
+    special = [i for i, piece in enumerate(parsed.pieces) if piece.type in SPECIAL_KINDS]
+    has_prefix = parsed.normalizer_spec.add_dummy_prefix
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if has_prefix else []
     definition = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [added_token(i, texts[i]) for i in special],
-        "normalizer": {"type": "Prepend", "prepend": " "} if read.dummy_prefix else None,
-        "pre_tokenizer": LINES if ends_lines else None,
+        "normalizer": {"type": "Prepend", "prepend": " "} if has_prefix else None,
+        "pre_tokenizer": LINES if ends_lines(parsed) else None,
         "post_processor": None if bos_id is None else _begin_with(texts[bos_id], bos_id),
         "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}, *strip]},
         "model": described,
@@ -62,11 +62,13 @@ def added_token(token_id: int, content: str) -> dict[str, Any]:
     return {"id": token_id, "content": content, **flags, "special": True}
 
 
-def _is_plain(read: SentencePieceModel, texts: Sequence[str]) -> bool:
-    kinds = Counter(piece.kind for piece in read.pieces)
+def _is_plain(model: Any, texts: Sequence[str]) -> bool:
+    kinds = Counter(piece.type for piece in model.pieces)
+    normalizer = model.normalizer_spec
     return (
-        not (read.changes_characters or read.remove_extra_whitespaces or read.whitespace_as_suffix)
-        and read.escape_whitespaces
+        not (normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces)
+        and normalizer.escape_whitespaces
+        and not model.trainer_spec.treat_whitespace_as_suffix
         and kinds[PieceKind.BYTE] == 256
         and kinds[PieceKind.UNKNOWN] == 1
         and kinds[PieceKind.UNUSED] == kinds[PieceKind.USER_DEFINED] == 0
@@ -74,15 +76,15 @@ def _is_plain(read: SentencePieceModel, texts: Sequence[str]) -> bool:
     )
 
 
-def _describe_model(read: SentencePieceModel, texts: Sequence[str]) -> dict[str, Any] | None:
-    pieces = list(zip(texts, read.pieces, strict=True))
-    scores = {text: piece.score for text, piece in pieces if piece.kind is PieceKind.NORMAL}
+def _describe_model(model: Any, texts: Sequence[str]) -> dict[str, Any] | None:
+    pieces = list(zip(texts, model.pieces, strict=True))
+    scores = {text: piece.score for text, piece in pieces if piece.type == PieceKind.NORMAL}
     if not set("".join(scores)) <= scores.keys():
         return None
-    unknown = next(i for i, piece in enumerate(read.pieces) if piece.kind is PieceKind.UNKNOWN)
-    if read.model_type == BPE:
+    unknown = next(i for i, piece in enumerate(model.pieces) if piece.type == PieceKind.UNKNOWN)
+    if model.trainer_spec.model_type == BPE:
         return _describe_bpe(texts, scores, texts[unknown])
-    if read.model_type == UNIGRAM:
+    if model.trainer_spec.model_type == UNIGRAM:
         return _describe_unigram(texts, scores, unknown)
     return None
 

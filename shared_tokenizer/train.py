@@ -4,14 +4,13 @@ import hashlib
 import heapq
 import io
 import re
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle
 from typing import Literal
 
 import sentencepiece
 
-from shared_tokenizer.sentencepiece_model import SPACE_MARKER, PieceKind, read_model
+from shared_tokenizer.sentencepiece_model import SPACE_MARKER, PieceKind, parse_model
 from shared_tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
 from shared_tokenizer.tokenizer_json import UNIGRAM_STEP
 
@@ -41,10 +40,13 @@ SPECIAL_TOKENS = (
 )
 BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 SMALLEST_VOCAB = len(SPECIAL_TOKENS) + len(BYTE_PIECES)
+LARGEST_VOCAB = 1 << 24
 # sentencepiece wants sentences; a piece of this many characters loses nothing but merges across its ends.
 SENTENCE_CHARACTERS = 4000
 # sentencepiece's sign for an unknown character: it passes over any sentence that holds one.
 UNKNOWN_SIGN = "\u2585"
+# Bytes of text that a tokenizer is trained on, unless told otherwise.
+TRAIN_SIZE = 32_000_000
 # A longer text is sampled in pieces of this.
 PIECE_CHARACTERS = 1 << 16
 
@@ -63,6 +65,8 @@ def train_tokenizer(
         raise ValueError(
             f"vocab_size: found {vocab_size}, expected more than {smallest} (every byte and the special tokens)"
         )
+    if vocab_size > LARGEST_VOCAB:
+        raise ValueError(f"vocab_size: found {vocab_size}, expected at most {LARGEST_VOCAB}")
     if model_type not in ("bpe", "unigram"):
         raise ValueError(f"model_type: found {model_type!r}, expected 'bpe' or 'unigram'")
     unknown, begin, end, padding, *control = special
@@ -163,8 +167,8 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 
 def _round_scores(model: bytes) -> bytes:
     """The scores as multiples of UNIGRAM_STEP: their sums are exact, so the same text has the same ids anywhere."""
-    rounded = bytearray(model)
-    for piece in read_model(model).pieces:
-        if piece.kind is PieceKind.NORMAL and piece.score_at is not None:
-            struct.pack_into("<f", rounded, piece.score_at, round(piece.score / UNIGRAM_STEP) * UNIGRAM_STEP)
-    return bytes(rounded)
+    parsed = parse_model(model)
+    for piece in parsed.pieces:
+        if piece.type == PieceKind.NORMAL:
+            piece.score = round(piece.score / UNIGRAM_STEP) * UNIGRAM_STEP
+    return parsed.SerializeToString()

@@ -63,7 +63,7 @@ def test_spec_and_tokenizer_need_neither_jax_nor_mlx():
 
 
 def test_mlx_needs_no_jax():
-    run_with_blocked(("jax", "flax", "optax", "orbax", "grain"), modules_of("mlxlm"))
+    run_with_blocked(("jax", "flax", "optax", "orbax"), modules_of("mlxlm"))
 
 
 def test_jax_needs_no_mlx():

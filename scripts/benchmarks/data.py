@@ -15,12 +15,13 @@ from pathlib import Path
 
 import jax
 
-from jaxlm.data import Batch, DataSets
+from jaxlm.data import Batch, host_batches
 from jaxlm.model import LanguageModel
 from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from jaxlm.spec.command_line import make_console
 from jaxlm.spec.presets import preset
 from jaxlm.train_step import init_state, make_train_step
+from shared_tokenizer.data_sets import DataSets
 from shared_tokenizer.documents import Document, cut_document, read_documents
 from shared_tokenizer.load import load_tokenizer
 from shared_tokenizer.shards import TOKENIZER
@@ -36,7 +37,7 @@ class Settings:
     """Token shards: their tokenizer is timed, and the batches of training come from them."""
     input: str = "stdlib"
     """Text to prepare, repeated to the sizes that are measured."""
-    megabytes: int = 60
+    megabytes: int = 120
     """Size of the corpus that preparation is timed on."""
     memory_megabytes: tuple[int, int] = (10, 200)
     """Sizes of the corpora whose preparation's peak memory is compared."""
@@ -161,10 +162,10 @@ def _batches(settings: Settings) -> None:
     sets = DataSets.open([Path(settings.data_dir)], settings.seq_len)
     config = replace(preset(settings.preset), vocab_size=sets.tokenizer.vocab_size)
     recipe = OptimizerConfig()
-    optimizer = make_optimizer(recipe, settings.steps)
+    optimizer = make_optimizer(recipe, 10**6)
     state = jax.jit(lambda: init_state(config, optimizer, 0))()
-    step = make_train_step(LanguageModel(config), optimizer, learning_rate_schedule(recipe, settings.steps), 1)
-    pipeline = iter(sets.training_batches(settings.batch_size, 0))
+    step = make_train_step(LanguageModel(config), optimizer, learning_rate_schedule(recipe, 10**6), 1)
+    pipeline = iter(host_batches(sets, settings.batch_size, 0))
     constant = next(pipeline)
     compiled = step.lower(state, constant).compile()
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from rich.table import Table
 
-from jaxlm.data import Batch, DataSets
+from jaxlm.data import Batch, host_batches
 from jaxlm.evaluate import Evaluation, evaluate, make_loss_function
 from jaxlm.model import LanguageModel
 from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
@@ -19,6 +19,7 @@ from jaxlm.spec.presets import dense_twin, preset
 from jaxlm.spec.sampling import LARGEST_SEED
 from jaxlm.ternary_linear import with_ternary
 from jaxlm.train_step import init_state, make_train_step
+from shared_tokenizer.data_sets import DataSets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ def benchmark(settings: Settings) -> None:
             ("float", dense_twin(ternary), settings.dense_learning_rate),
         )
     ]
-    iterator = iter(sets.training_batches(settings.batch_size, settings.seed))
+    iterator = iter(host_batches(sets, settings.batch_size, settings.seed))
     for contestant in contestants:
         contestant.compile(batches[0])
     for _ in range(settings.num_train_steps):

@@ -82,11 +82,8 @@ def test_prepare_data_refuses_missing_empty_and_wrong_input(tmp_path):
         (["--model.num_heads", "5"], ["num_heads: found 5, which does not divide hidden_size 256"]),
         (["--model.layers", "5"], ["model settings: unknown layers; known are vocab_size"]),
         (["--seq_len", "4096"], ["seq_len: found 4096, expected at most the model's max_seq_len 512"]),
-        (
-            ["--seq_len", "50000", "--model.max_seq_len", "50000"],
-            ["expected more than one window of seq_len 50000"],
-        ),
-        (["--batch_size", "10000"], ["batch_size: found 10000, but the training split holds only"]),
+        (["--batch_size", "10000"], ["batch_size: found 10000, but the training data holds only"]),
+        (["--data_weights", "1", "2"], ["data_weights: found [1.0, 2.0], expected 1 positive numbers"]),
         (["--data_dir", "nowhere"], ["nowhere: found no manifest.json, expected token shards"]),
         (["--optimizer.num_cycles", "3"], ["optimizer.num_cycles: has no effect with schedule 'cosine'"]),
         (
@@ -126,10 +123,10 @@ def test_train_refuses_shards_of_another_tokenizer_and_damaged_ones(data, tmp_pa
     model.write_bytes((tmp_path / "other" / "tokenizer.model").read_bytes())
     assert_refused(run(*train), "shards were made with tokenizer", "prepare the data again")
     model.write_bytes(ours)
-    with (tmp_path / "shards" / "train-00000.npy").open("r+b") as file:
+    with (tmp_path / "shards" / "train-00000-00.npy").open("r+b") as file:
         file.seek(200)
         file.write(b"\x77")
-    assert_refused(run(*train), "train-00000.npy: damaged")
+    assert_refused(run(*train), "train-00000-00.npy: damaged")
     assert not (tmp_path / "run").exists()
 
 

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from jaxlm.data import DataSets
-from jaxlm.spec.manifest import DamagedError
+from jaxlm.data import host_batches
+from jaxlm.spec.manifest import DamagedError, verify_manifest
+from shared_tokenizer.data_sets import DataSets
 from shared_tokenizer.train import train_tokenizer
 from tests.conftest import flipped_bit, prepare_texts
 
@@ -13,7 +14,7 @@ def test_several_sets_of_one_tokenizer_are_opened_together(tmp_path, tokenizer):
     paths = [prepare_texts(tmp_path / name, TEXTS[:size], tokenizer) for name, size in (("a", 20), ("b", 10))]
     sets = DataSets.open(paths, 8)
     assert len(sets.train) == len(sets.val) == 2
-    assert next(iter(sets.training_batches(4, seed=0)))["inputs"].shape == (4, 8)
+    assert next(iter(host_batches(sets, 4, seed=0)))["inputs"].shape == (4, 8)
     assert len(sets.evaluation_batches(4, 6)) == 6
     assert sets.fingerprint == DataSets.open(paths, 16).fingerprint != DataSets.open(paths[:1], 8).fingerprint
     assert sets.packing_reports() == []
@@ -30,9 +31,9 @@ def test_sets_of_two_tokenizers_are_refused(tmp_path, tokenizer):
 
 def test_damaged_shards_are_found_before_training(tmp_path, tokenizer):
     data = prepare_texts(tmp_path / "data", TEXTS, tokenizer)
-    DataSets.open([data], 8)
+    DataSets.open([data], 8, verify=verify_manifest)
     file = data / "train-00000-00.npy"
     rng = np.random.default_rng(0)
     for _ in range(200):
         with flipped_bit([file], rng), pytest.raises(DamagedError, match=r"train-00000-00\.npy: damaged"):
-            DataSets.open([data], 8)
+            DataSets.open([data], 8, verify=verify_manifest)

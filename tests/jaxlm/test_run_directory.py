@@ -14,7 +14,7 @@ MODEL = {"num_layers": 2}
 
 @pytest.fixture
 def config(tmp_path):
-    return TrainConfig(output_dir=str(tmp_path / "run"), data_dir="data")
+    return TrainConfig(output_dir=str(tmp_path / "run"), data_dir=["data"])
 
 
 def test_the_resolved_config_is_written_and_accepted_again(config):
@@ -65,7 +65,7 @@ def test_a_folder_of_something_else_is_refused(config, tmp_path):
 def test_a_second_trainer_is_refused_while_the_first_is_at_work(config):
     program = (
         "import sys\nfrom jaxlm.run_directory import open_run\nfrom jaxlm.train_config import TrainConfig\n"
-        f"with open_run(TrainConfig(output_dir={config.output_dir!r}, data_dir='data'), {MODEL!r}):\n"
+        f"with open_run(TrainConfig(output_dir={config.output_dir!r}, data_dir=['data']), {MODEL!r}):\n"
         "    print('locked', flush=True)\n    sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", program]

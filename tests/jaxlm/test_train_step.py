@@ -5,21 +5,28 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlm.data import Batch, to_example
+from jaxlm.data import Batch
 from jaxlm.model import LanguageModel
 from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from jaxlm.ternary_linear import quantize_params
 from jaxlm.train_step import init_state, make_train_step
+from shared_tokenizer.examples import to_example
+from shared_tokenizer.shards import Span
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "train_step.json"
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=0, schedule="linear")
+
+
+def begins(row):
+    """A document begins after each 2."""
+    return np.concatenate([[True], row[:-1] == 2])
 
 
 def make_batch(rows=4, length=16, seed=0) -> Batch:
     """Tokens with document ends in them, so that the loss mask differs from row to row."""
     tokens = np.random.default_rng(seed).integers(0, 300, (rows, length + 1)).astype(np.int32)
     tokens[1:3, 5] = 2
-    examples = [to_example(row, eos_id=2) for row in tokens]
+    examples = [to_example([Span(row, np.ones(length + 1, bool), begins(row))], length) for row in tokens]
     return Batch(**{key: np.stack([example[key] for example in examples]) for key in examples[0]})
 
 

@@ -86,6 +86,8 @@ def test_weights_and_batches_that_do_not_fit_are_refused(one_set):
     for weights in ([1, 2], [0], [-1], [float("nan")]):
         with pytest.raises(ValueError, match=r"data_weights: found .* expected 1 positive numbers"):
             training_batches(one_set, BatchOrder(4, 0), weights)
+    with pytest.raises(ValueError, match="batch_size: found 101, but the training data holds only 100 examples"):
+        training_batches(one_set, BatchOrder(101, 0))
     with pytest.raises(ValueError, match="batch_size: found 10, expected a multiple of the 3 hosts"):
         BatchOrder(10, 0, 0, 3)
 

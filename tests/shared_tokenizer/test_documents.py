@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from jaxlm.spec.manifest import MANIFEST
 from shared_tokenizer.chat import Message
 from shared_tokenizer.documents import (
     STDLIB,
@@ -51,6 +52,19 @@ def test_sources_without_text_are_refused(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(ValueError, match=r"latin\.txt: not UTF-8 at byte 3"):
         list(read_documents([str(tmp_path / "latin.txt")]))
+
+
+def test_files_without_a_known_column_and_what_is_our_own(tmp_path):
+    (tmp_path / "package.json").write_text('{"name": "x", "version": 1}')
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "model" / "tokenizer").mkdir(parents=True)
+    (tmp_path / "model" / "tokenizer" / "tokenizer.json").write_text("{}")
+    (tmp_path / "model" / MANIFEST).write_text("")
+    files = find_files(str(tmp_path))
+    assert [file.name for file in files] == ["a.txt", "package.json"]
+    (rejected,) = read_file(files[1])
+    assert isinstance(rejected, Rejected) and rejected.where == "package.json"
+    assert rejected.reason == "found the columns name, version, none of them known; name one with text_column"
 
 
 def test_what_is_no_document_says_where_and_why(tmp_path):

@@ -34,7 +34,8 @@ def test_what_is_written_is_read_across_shard_borders(tmp_path_factory, document
     directory = tmp_path_factory.mktemp("shards")
     writer = ShardWriter(fsspec.filesystem("file"), str(directory), "train-00000", "uint16", shard_tokens, masked=True)
     for document in documents:
-        writer.add([token for token, _ in document], [learned for _, learned in document])
+        ids, learned = zip(*document, strict=True)
+        writer.add(np.array(ids), np.array(learned))
     writer.close()
     manifest = {"format_version": 2, "dtype": "uint16", "tokenizer_fingerprint": "", "options": {}, "masked": True}
     manifest["splits"] = {"train": {"shards": writer.shards}}

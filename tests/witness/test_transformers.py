@@ -339,6 +339,7 @@ TEXTS = (
     "\n\n\tx = '\u00e9'  # \u4f60\u597d \U0001f600 \U0001f40d \u00f1and\u00fa",
     "e\u0301 \ufb01 \u00bd",  # normalisation would change these
     "x=1;\r\n\x00 \uffff",
+    "the sign a\u2581b that sentencepiece writes for a space",
     " ",
     "",
 )
@@ -350,10 +351,10 @@ def tokenizers(
 ) -> tuple[Tokenizer, transformers.PreTrainedTokenizerBase]:
     """Our tokenizer, and what transformers makes of the artifact that carries it."""
     corpus = "".join(TEXTS) + "class Point:\n    x_axis = 1.5 * y_axis  # the quick brown fox jumps\n"
-    ours = train_tokenizer([corpus * 20], 360)
+    ours = train_tokenizer([corpus * 20], 380)
     directory = tmp_path_factory.mktemp("tokenizer")
     ours.save(directory)
-    config = replace(TERNARY, vocab_size=360, bos_id=ours.bos_id, eos_id=ours.eos_id, pad_id=ours.pad_id)
+    config = replace(TERNARY, vocab_size=380, bos_id=ours.bos_id, eos_id=ours.eos_id, pad_id=ours.pad_id)
     params = make_params(config)
     export_artifact(directory / "artifact", config, params, "packed", tokenizer_dir=directory)
     return ours, transformers.AutoTokenizer.from_pretrained(directory / "artifact")
@@ -383,9 +384,3 @@ def test_special_tokens_written_in_the_text_are_text_when_transformers_is_told_s
     ours, theirs = tokenizers
     assert theirs(text, split_special_tokens=True)["input_ids"] == ours.encode_prompt(text)
     assert theirs(text)["input_ids"] != ours.encode_prompt(text)
-
-
-def test_the_space_marker_is_read_as_a_space(tokenizers):
-    """U+2581 stands for a space in the model file; transformers reads it as one in text too, we do not."""
-    ours, theirs = tokenizers
-    assert theirs("a\u2581b")["input_ids"] == ours.encode_prompt("a b") != ours.encode_prompt("a\u2581b")

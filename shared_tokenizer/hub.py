@@ -75,13 +75,13 @@ def plan_hub(hub: HubSource, text_column: str | None) -> tuple[Plan, HubPart]:
         ranges = [(start, min(start + ROWS_PER_SLICE, len(split))) for start in range(0, len(split), ROWS_PER_SLICE)]
     parts = [HubPart(hub, columns, holds_chats, *bounds) for bounds in ranges]
     slices = [Slice(index, [part]) for index, part in enumerate(parts)]
-    return Plan(slices, _fingerprint(hub)), parts[0]
+    return Plan(slices, _fingerprint(hub, columns)), parts[0]
 
 
-def _fingerprint(hub: HubSource) -> str:
+def _fingerprint(hub: HubSource, columns: Columns) -> str:
     files = _import_datasets().load_dataset_builder(hub.name, hub.config).config.data_files or {}
     named = {split: [list(found), list(found.origin_metadata)] for split, found in files.items()}
-    return hashlib.sha256(repr([hub, sorted(named.items())]).encode()).hexdigest()
+    return hashlib.sha256(repr([hub, columns, sorted(named.items())]).encode()).hexdigest()
 
 
 def _import_datasets() -> Any:

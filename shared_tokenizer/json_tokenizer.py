@@ -115,7 +115,7 @@ class JsonTokenizer(Tokenizer):
         first = next((self.pieces[i] for i in self.encode("a") if self.pieces[i]), b"")
         return first.startswith(b" ")
 
-    @cached_property
+    @property
     def missing_bytes(self) -> frozenset[int]:
         """Bytes of UTF-8 that no token stands for: `encode` leaves out of a text, silently, what needs one."""
         return missing_bytes(self._definition)

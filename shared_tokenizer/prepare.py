@@ -34,6 +34,7 @@ from shared_tokenizer.prepare_slice import (
     load_beside,
     prepare_slice,
     refuse_too_many_bad_rows,
+    write_atomically,
 )
 from shared_tokenizer.shards import FORMAT_VERSION, MANIFEST, SPLITS, TOKENIZER, ids_dtype, parse_manifest
 from shared_tokenizer.slices import plan_files
@@ -166,6 +167,9 @@ class _Preparation:
             )
         self._plan_input()
         given = None if self._config.tokenizer is None else load_tokenizer(Path(self._config.tokenizer))
+        if given is not None and given.missing_bytes:
+            lost = " ".join(f"{byte:02X}" for byte in sorted(given.missing_bytes))
+            self._reporter.say(f"the tokenizer has no token for bytes {lost}: characters that need one are left out")
         identity = self._identity(given)
         if written:
             manifest = parse_manifest(filesystem.cat_file(f"{self._output}/{MANIFEST}"), self._config.output_dir)
@@ -286,7 +290,7 @@ class _Preparation:
             filesystem.makedirs(self._output, exist_ok=True)
             filesystem.makedirs(self._journal, exist_ok=True)
         self._write_tokenizer(tokenizer, chat_format)
-        filesystem.pipe_file(plan, _to_json(identity))
+        write_atomically(filesystem, plan, _to_json(identity))
         return tokenizer, chat_format
 
     def _train_tokenizer(self) -> Tokenizer:

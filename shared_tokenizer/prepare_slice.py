@@ -125,9 +125,14 @@ def prepare_slice(job: SliceJob) -> Summary:
     if filesystem.exists(done):
         return Summary.from_json(filesystem.cat_file(done))
     summary = _SliceWork(job).run()
-    filesystem.pipe_file(f"{done}.tmp", json.dumps(vars(summary)).encode())
-    filesystem.mv(f"{done}.tmp", done)
+    write_atomically(filesystem, done, json.dumps(vars(summary)).encode())
     return summary
+
+
+def write_atomically(filesystem: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
+    """Write beside and move, so that a file is whole or absent."""
+    filesystem.pipe_file(f"{path}.tmp", content)
+    filesystem.mv(f"{path}.tmp", path)
 
 
 def _summary_name(job: SliceJob) -> str:

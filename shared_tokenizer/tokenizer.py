@@ -73,6 +73,11 @@ class Tokenizer(ABC):
         return False
 
     @property
+    def missing_bytes(self) -> frozenset[int]:
+        """Bytes of UTF-8 that no token stands for: `encode` leaves out of a text, silently, what needs one."""
+        return frozenset()
+
+    @property
     def start_ids(self) -> list[int]:
         """Ids that begin a document."""
         return [] if self.bos_id is None else [self.bos_id]

@@ -10,7 +10,7 @@ from rich.table import Table  # noqa: E402
 
 from jaxlm.evaluate import evaluate_text  # noqa: E402
 from jaxlm.load import load_model  # noqa: E402
-from shared_tokenizer.documents import is_validation, read_documents  # noqa: E402
+from shared_tokenizer.documents import cut_document, is_validation, read_documents  # noqa: E402
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +21,13 @@ class EvaluateConfig:
     """Run directories or artifacts, compared in one table."""
     input: list[str]
     """Files (text, jsonl, parquet, csv, ...), folders of them, or stdlib, the Python standard library's own source."""
+    text_column: str | None = None
+    """Column that holds the text, where it is not found by itself."""
+    document_characters: int = 0
+    """Cut texts into documents of about this many characters, as prepare_data.py did with the same setting."""
     held_out: float | None = None
-    """Evaluate only on this fraction of the documents: what prepare_data.py held out with the same val_fraction."""
+    """Evaluate only on this fraction of the documents: what prepare_data.py held out with the same val_fraction and
+    document_characters."""
     seq_len: int = 256
     """Tokens per window."""
     batch_size: int = 8
@@ -38,7 +43,11 @@ class EvaluateConfig:
 
 def main(config: EvaluateConfig) -> None:
     """Evaluate models on text: nats per token, perplexity, and bits per byte, which no tokenizer can flatter."""
-    documents = read_documents(config.input)
+    documents = (
+        document
+        for whole in read_documents(config.input, config.text_column)
+        for document in cut_document(whole, config.document_characters)
+    )
     if config.held_out is not None:
         documents = (document for document in documents if is_validation(document, config.held_out))
     texts = [document.text for document in documents]

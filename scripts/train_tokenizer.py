@@ -14,7 +14,7 @@ class TokenizerConfig:
     """What to train on."""
 
     input: list[str]
-    """Text files, folders of them, or stdlib, the Python standard library's own source."""
+    """Files (text, jsonl, parquet, csv, ...), folders of them, or stdlib, the Python standard library's own source."""
     output_dir: str
     """Tokenizer directory to create."""
     vocab_size: int = 2048
@@ -23,6 +23,8 @@ class TokenizerConfig:
     """bpe or unigram."""
     special_tokens: list[str] = field(default_factory=list)
     """Special tokens of your own, after the built-in ones."""
+    text_column: str | None = None
+    """Column that holds the text, where it is not found by itself."""
     train_size: int = TRAIN_SIZE
     """Bytes of text to train on, chosen by their hash where the input holds more."""
 
@@ -34,7 +36,9 @@ class TokenizerConfig:
 def main(config: TokenizerConfig) -> None:
     """Train a sentencepiece tokenizer whose decoding gives back every text exactly."""
     with sealed_directory(Path(config.output_dir)) as directory:
-        texts = sample_texts((document.text for document in read_documents(config.input)), config.train_size)
+        texts = sample_texts(
+            (document.text for document in read_documents(config.input, config.text_column)), config.train_size
+        )
         tokenizer = train_tokenizer(
             texts, config.vocab_size, model_type=config.model_type, special_tokens=config.special_tokens
         )

@@ -1,5 +1,6 @@
 """Which column of a row holds the text, and a row -> its document."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,7 @@ def find_columns(rows: Iterable[Mapping[str, Any]], text_column: str | None = No
     for row in rows:
         columns = choose_columns(row) if text_column is None else Columns(content=text_column)
         if columns and (columns.content is None or columns.content in row):
-            return columns, columns.content is None or isinstance(row[columns.content], list)
+            return columns, columns.content is None or isinstance(_content(row, columns.content), list)
         names |= dict.fromkeys(row)
     if names:
         wanted = "none of them known; name one with text_column" if text_column is None else f"expected {text_column!r}"
@@ -68,10 +69,19 @@ def read_columns(row: Mapping[str, Any], columns: Columns) -> str | tuple[Messag
         if given is not None and not isinstance(given, str):
             raise ValueError(f"column {columns.input!r}: found a {type(given).__name__}, expected a string")
         return instruction_messages(_text(row, columns.instruction), given or None, _text(row, columns.answer))
-    value = row.get(columns.content)
-    if isinstance(value, list):
-        return parse_messages(value)
-    return _text(row, columns.content)
+    value = _content(row, columns.content)
+    return parse_messages(value) if isinstance(value, list) else _text(row, columns.content)
+
+
+def _content(row: Mapping[str, Any], column: str) -> Any:
+    """What a column holds; messages that were written as JSON, as a CSV must, are read."""
+    value = row.get(column)
+    if column in CHAT_COLUMNS and isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:

@@ -82,19 +82,20 @@ class SourceFile:
     """Why nothing in it can be read."""
 
 
-def read_documents(sources: Iterable[str]) -> Iterator[Document]:
-    """Documents of files, folders and `stdlib`, in a stable order.
+def read_documents(sources: Iterable[str], text_column: str | None = None) -> Iterator[Document]:
+    """Documents of files, folders and `stdlib`, in a stable order; empty ones are passed over.
 
     Raises ValueError on a source that is missing or holds no text, and on the first row that cannot be read.
     """
     for source in sources:
         found = False
-        for file in find_files(source):
+        for file in find_files(source, text_column):
             for document in read_file(file):
                 if isinstance(document, Rejected):
                     raise ValueError(f"{document.where}: {document.reason}")
-                found = True
-                yield document
+                if any(document.texts):
+                    found = True
+                    yield document
         if not found:
             raise ValueError(f"{source}: found no text, expected {_EXPECTED}")
 
@@ -130,13 +131,18 @@ def _list_files(source: str) -> Iterator[tuple[Path, str, str]]:
         return
     path = Path(source)
     if path.is_file():
-        yield path, path.name, format_of(path) or "text"
+        yield path, _printable(Path(path.name)), format_of(path) or "text"
     elif path.is_dir():
         for file in sorted(_walk(path)):
             if file_format := format_of(file):
-                yield file, file.relative_to(path).as_posix(), file_format
+                yield file, _printable(file.relative_to(path)), file_format
     else:
         raise ValueError(f"{source}: no such file or folder")
+
+
+def _printable(path: Path) -> str:
+    """A name that can be written, also of a path that is not UTF-8."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -162,18 +168,17 @@ def _inspect(file: SourceFile, text_column: str | None) -> SourceFile:
 
 
 def read_file(file: SourceFile, piece: Piece | None = None) -> Iterator[Document | Rejected]:
-    """The documents of a file or of a piece of it, and what became none. Empty texts are passed over."""
+    """The documents of a file or of a piece of it, and what became none."""
+    path = _printable(file.path)
     if file.problem is not None:
-        yield Rejected(file.name, file.problem)
+        yield Rejected(path, file.problem)
         return
     for row in read_rows(file.path, file.format, piece):
-        where = f"{file.name}:{row.number}" if row.number else file.name
+        where = f"{path}:{row.number}" if row.number else path
         if isinstance(row, BadRow):
             yield Rejected(where, row.reason)
-            continue
-        document = to_document(row.value, file.columns, where, holds_chats=file.holds_chats)
-        if isinstance(document, Rejected) or any(document.texts):
-            yield document
+        else:
+            yield to_document(row.value, file.columns, where, holds_chats=file.holds_chats)
 
 
 def to_document(row: Any, columns: Columns, where: str, *, holds_chats: bool) -> Document | Rejected:
@@ -211,4 +216,6 @@ def cut_document(document: Document, characters: int) -> Iterator[Document]:
 
 def is_validation(document: Document, fraction: float) -> bool:
     """Whether a document is held out: decided by its own hash, so stable when others come and go."""
-    return int.from_bytes(document.digest[:8], "big") < fraction * 2**64
+    # Salted: a set that somebody split by its plain hash has none of the smallest left.
+    digest = hashlib.sha256(b"held out" + document.digest).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64

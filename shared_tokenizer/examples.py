@@ -8,6 +8,8 @@ import numpy as np
 
 from shared_tokenizer.shards import Span, TokenShards
 
+MUCH_DROPPED = 0.05
+
 
 class Example(TypedDict):
     """Arrays `[L]`, or `[B, L]` in a batch. Mixing stays within a segment; positions count from its start."""
@@ -86,15 +88,20 @@ class PackingReport:
     cut: int
     """Too long for an example: a chat ends at its last turn that fits, a text goes on in the next piece."""
     dropped: int
-    """Nothing of them that fits is learned."""
+    """Nothing of them that fits is learned: chats whose first answer ends too late."""
     fill: float
     """Share of the tokens of all examples that are not filling."""
+    usual_length: int
+    """Tokens that 95 % of the documents have at most."""
 
     def __str__(self) -> str:
-        return (
+        line = (
             f"{self.documents:,} documents packed into {self.examples:,} examples, {self.fill:.1%} full; "
             f"{self.cut:,} cut to fit, {self.dropped:,} dropped"
         )
+        if self.dropped > MUCH_DROPPED * self.documents:
+            line += f" because no answer of theirs fits; seq_len {self.usual_length} would hold 95 % of all whole"
+        return line
 
 
 class PackedDocuments:
@@ -116,7 +123,9 @@ class PackedDocuments:
         # A piece of n tokens makes n - 1 pairs of an input and its target.
         self._order, self._starts = best_fit(pieces[:, 1] - 1, seq_len)
         fill = float((pieces[:, 1] - 1).sum()) / (len(self) * seq_len)
-        self.report = PackingReport(len(shards.document_ends), len(self), cut, dropped, fill)
+        lengths = np.diff(shards.document_ends, prepend=0)
+        usual = int(np.quantile(lengths, 0.95))
+        self.report = PackingReport(len(lengths), len(self), cut, dropped, fill, usual)
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -137,7 +146,7 @@ def _cut_to_fit(shards: TokenShards, seq_len: int) -> tuple[np.ndarray, int, int
             found = [(start, length)] if length > 1 else []
         else:
             found = _fitting_pieces(shards.read(start, length).learned, start, seq_len + 1)
-        cut += length > seq_len + 1
+        cut += bool(found) and length > seq_len + 1
         dropped += not found
         pieces += found
     return np.array(pieces, np.int64).reshape(-1, 2), cut, dropped

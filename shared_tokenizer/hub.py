@@ -53,10 +53,16 @@ class HubPart:
             rows, first, name = split.shard(num_shards=self.stop, index=self.start), 0, f"{self.source}#{self.start}"
         else:
             rows, first, name = split.select(range(self.start, self.stop)), self.start, self.source
-        for number, row in enumerate(rows, first + 1):
-            document = to_document(row, self.columns, f"{name}:{number}", holds_chats=self.holds_chats)
-            if isinstance(document, Rejected) or any(document.texts):
-                yield document
+        for number, row in enumerate(_rows(rows, name), first + 1):
+            yield to_document(row, self.columns, f"{name}:{number}", holds_chats=self.holds_chats)
+
+
+def _rows(rows: Any, name: str) -> Iterator[Any]:
+    """The rows; what the library raises over a damaged file, which is of many kinds, names the dataset."""
+    try:
+        yield from rows
+    except Exception as error:
+        raise ValueError(f"hub: {name}: {error}") from error
 
 
 def plan_hub(hub: HubSource, text_column: str | None) -> tuple[Plan, HubPart]:
@@ -66,7 +72,7 @@ def plan_hub(hub: HubSource, text_column: str | None) -> tuple[Plan, HubPart]:
     """
     split = hub.open()
     try:
-        columns, holds_chats = find_columns(itertools.islice(iter(split), SNIFFED_ROWS), text_column)
+        columns, holds_chats = find_columns(itertools.islice(_rows(split, hub.name), SNIFFED_ROWS), text_column)
     except ValueError as error:
         raise ValueError(f"hub: {hub.name}: {error}") from error
     if hub.streaming:

@@ -3,7 +3,7 @@
 While it is being made, `OUTPUT.partial/` beside it holds the plan and a summary of every finished slice.
 """
 
-import hashlib
+import contextlib
 import itertools
 import json
 import os
@@ -14,8 +14,6 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
-import fsspec
-
 from shared_tokenizer.chat import Message, encode_chat
 from shared_tokenizer.chat_formats import CHATML, ChatFormat, named_chat_format
 from shared_tokenizer.chat_template import read_chat_format, write_chat_template
@@ -24,6 +22,7 @@ from shared_tokenizer.documents import Document, Rejected, find_files, read_file
 from shared_tokenizer.executors import Executor, run_jobs
 from shared_tokenizer.hub import HubSource, plan_hub
 from shared_tokenizer.load import load_tokenizer
+from shared_tokenizer.prepare_output import PICTURE, STATISTICS, PreparationOutput
 from shared_tokenizer.prepare_report import draw_lengths, statistics
 from shared_tokenizer.prepare_slice import (
     PrepareOptions,
@@ -41,12 +40,10 @@ from shared_tokenizer.slices import plan_files
 from shared_tokenizer.tokenizer import Tokenizer
 from shared_tokenizer.train import TRAIN_SIZE, ModelType, sample_texts, train_tokenizer
 
-STATISTICS = "stats.json"
 # The tokenizer's sample is taken from as many slices as hold this many times its size.
 SAMPLED_SLICES = 4
 SAMPLE_ROWS = 3
 SAMPLE_CHARACTERS = 100
-PICTURE = "documents.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +103,7 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if (self.tokenizer is None) == (self.vocab_size is None):
             raise ValueError("tokenizer, vocab_size: expected one of the two, a tokenizer to use or a size to train")
-        if bool(self.input) == (self.hub is not None):
+        if bool(self.input) == bool(self.hub):
             raise ValueError("input, hub: expected one of the two, files to read or a dataset of the hub")
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction: found {self.val_fraction}, expected more than 0 and less than 1")
@@ -116,6 +113,8 @@ class PrepareConfig:
         for name in ("document_characters", "max_bad_rows"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected 0 or more")
+        if self.chat_format != "auto":
+            named_chat_format(self.chat_format)
         if self.tokenizer is not None and self.special_tokens:
             raise ValueError("special_tokens: has no effect on a tokenizer that is given; train one with vocab_size")
 
@@ -152,42 +151,35 @@ def prepare(config: PrepareConfig, seal: Seal, reporter: Reporter) -> dict[str, 
 class _Preparation:
     def __init__(self, config: PrepareConfig, seal: Seal, reporter: Reporter):
         self._config, self._seal, self._reporter = config, seal, reporter
-        self._filesystem, self._output = fsspec.url_to_fs(config.output_dir.rstrip("/"))
-        self._journal = f"{self._output}.partial"
-        self._sha256: dict[str, str] = {}
+        self._output = PreparationOutput(config.output_dir)
 
     def run(self) -> dict[str, Any]:
-        filesystem = self._filesystem
-        started, written = filesystem.exists(self._journal), filesystem.exists(f"{self._output}/{MANIFEST}")
-        if filesystem.isfile(self._output):
-            raise ValueError(f"{self._config.output_dir}: is a file, expected a directory to create")
-        if not (started or written) and filesystem.exists(self._output) and filesystem.ls(self._output):
-            raise ValueError(
-                f"{self._config.output_dir}: already exists and is not empty; remove it or choose another place"
-            )
+        self._output.refuse_what_is_not_ours()
         self._plan_input()
         given = None if self._config.tokenizer is None else load_tokenizer(Path(self._config.tokenizer))
         if given is not None and given.missing_bytes:
             lost = " ".join(f"{byte:02X}" for byte in sorted(given.missing_bytes))
             self._reporter.say(f"the tokenizer has no token for bytes {lost}: characters that need one are left out")
         identity = self._identity(given)
-        if written:
-            manifest = parse_manifest(filesystem.cat_file(f"{self._output}/{MANIFEST}"), self._config.output_dir)
-            self._refuse_another(manifest["options"], identity)
-            if not started:
-                return manifest
-        try:
-            return self._make(given, identity)
-        except ValueError:
-            if not filesystem.glob(f"{self._journal}/slice-*"):
-                self._remove()
-            raise
+        manifest = self._written_manifest(identity)
+        if manifest is not None and not self._output.is_begun:
+            return manifest
+        with self._output.locked():
+            try:
+                return self._make(given, identity)
+            except ValueError:
+                if not self._output.has_finished_slices:
+                    self._output.remove()
+                raise
 
-    def _remove(self) -> None:
-        """Take away what an unfinished preparation has written."""
-        for leftover in (self._journal, self._output):
-            if self._filesystem.exists(leftover):
-                self._filesystem.rm(leftover, recursive=True)
+    def _written_manifest(self, identity: dict[str, Any]) -> dict[str, Any] | None:
+        """The manifest that is there; raises ValueError where it is of another preparation."""
+        content = self._output.read(MANIFEST)
+        if content is None:
+            return None
+        manifest = parse_manifest(content, self._config.output_dir)
+        self._refuse_another(manifest["options"], identity)
+        return manifest
 
     def _plan_input(self) -> None:
         """Find out what there is to read, and show it."""
@@ -198,7 +190,7 @@ class _Preparation:
             self._holds_chats = example.holds_chats
             self._show_columns(hub.name, example.columns, example.read())
             return
-        mine = [Path(self._output).resolve(), Path(self._journal).resolve()]  # may lie inside an input folder
+        mine = [Path(path).resolve() for path in (self._output.output, self._output.journal)]  # may lie in an input
         files = [file for source in config.input for file in find_files(source, config.text_column, mine)]
         self._holds_chats = any(file.holds_chats for file in files)
         shown: set[tuple[str, Columns]] = set()
@@ -233,14 +225,15 @@ class _Preparation:
             if name != "input" and before.get(name) != value:
                 raise ValueError(
                     f"{self._config.output_dir}: holds another corpus: {name} was {before.get(name)!r} and is now "
-                    f"{value!r}; remove it or choose another output_dir"
+                    f"{value!r}; remove it{' and its .partial' if self._output.is_begun else ''} or choose another "
+                    "output_dir"
                 )
 
     def _make(self, given: Tokenizer | None, identity: dict[str, Any]) -> dict[str, Any]:
         tokenizer, chat_format = self._start(given, identity)
         summary = self._run_slices(chat_format, tokenizer.fingerprint)
         self._refuse_empty(summary)
-        self._sha256 |= summary.sha256
+        self._output.sha256 |= summary.sha256
         manifest = {
             "format_version": FORMAT_VERSION,
             "dtype": ids_dtype(tokenizer.vocab_size),
@@ -251,20 +244,23 @@ class _Preparation:
             "options": identity,
             "splits": {split: {**summary.splits[split], "shards": summary.shards[split]} for split in SPLITS},
         }
-        self._write(STATISTICS, _to_json(statistics(summary)))
-        self._write(PICTURE, draw_lengths(summary))
-        self._write(MANIFEST, _to_json(manifest))
-        self._remove_leftovers()
-        self._seal(self._sha256)
-        self._filesystem.rm(self._journal, recursive=True)
+        self._output.write(STATISTICS, _to_json(statistics(summary)))
+        self._output.write(PICTURE, draw_lengths(summary))
+        self._output.write(MANIFEST, _to_json(manifest))
+        self._output.remove_other_shards()
+        self._seal(self._output.sha256)
+        self._output.remove_journal()
         return manifest
 
     def _refuse_empty(self, summary: Summary) -> None:
         if all(summary.splits.get(split) for split in SPLITS):
             return
-        self._remove()
+        self._output.remove()
         if not summary.documents:
-            raise ValueError(f"{self._where}: found no text; left out were {dict(summary.counts)}")
+            left_out = ", ".join(f"{count} {reason}" for reason, count in summary.counts.items() if count)
+            first = f"; the first bad row is {summary.bad_rows[0]}" if summary.bad_rows else ""
+            limit = " within max_samples and max_tokens" if self._config.max_samples or self._config.max_tokens else ""
+            raise ValueError(f"{self._where}: found no text{limit}; left out: {left_out or 'nothing'}{first}")
         split = next(split for split in SPLITS if not summary.splits.get(split))
         raise ValueError(
             f"{split} split: found none of the {summary.documents} documents in it; give more of them, another "
@@ -276,22 +272,40 @@ class _Preparation:
         return self._config.hub or " ".join(self._config.input)
 
     def _start(self, given: Tokenizer | None, identity: dict[str, Any]) -> tuple[Tokenizer, ChatFormat | None]:
-        """The tokenizer and the chat format, and the journal: the one that is there if it is of the same plan."""
-        filesystem, plan = self._filesystem, f"{self._journal}/plan.json"
-        before = json.loads(filesystem.cat_file(plan)) if filesystem.exists(plan) else None
-        if before == identity:
-            self._reporter.say(f"{self._config.output_dir}: going on with a preparation that was interrupted")
-            tokenizer = load_beside(filesystem, self._output)
-            chat_format = self._chat_format(tokenizer)
-        else:
+        """The tokenizer and the chat format: those of the preparation that was begun, where there is one."""
+        begun = self._read_plan() if self._output.is_begun else None
+        if begun is None:
             tokenizer = given or self._train_tokenizer()
             chat_format = self._chat_format(tokenizer)
-            self._remove()
-            filesystem.makedirs(self._output, exist_ok=True)
-            filesystem.makedirs(self._journal, exist_ok=True)
+            self._output.begin()
+        else:
+            self._refuse_another(begun["identity"], identity)
+            tokenizer = given or self._tokenizer_beside(begun["tokenizer_fingerprint"])
+            chat_format = self._chat_format(tokenizer)
+            self._reporter.say(f"{self._config.output_dir}: going on with a preparation that was interrupted")
         self._write_tokenizer(tokenizer, chat_format)
-        write_atomically(filesystem, plan, _to_json(identity))
+        content = {"identity": identity, "tokenizer_fingerprint": tokenizer.fingerprint}
+        write_atomically(self._output.filesystem, self._output.plan, _to_json(content))
         return tokenizer, chat_format
+
+    def _read_plan(self) -> dict[str, Any]:
+        try:
+            begun = json.loads(self._output.filesystem.cat_file(self._output.plan))
+            return {name: begun[name] for name in ("identity", "tokenizer_fingerprint")}
+        except (ValueError, TypeError, KeyError):
+            raise self._damaged(self._output.plan) from None
+
+    def _tokenizer_beside(self, fingerprint: str) -> Tokenizer:
+        """The tokenizer that was trained for the slices that are finished."""
+        with contextlib.suppress(OSError, ValueError):
+            tokenizer = load_beside(self._output.filesystem, self._output.output)
+            if tokenizer.fingerprint == fingerprint:
+                return tokenizer
+        raise self._damaged(f"{self._output.output}/{TOKENIZER}")
+
+    def _damaged(self, what: str) -> ValueError:
+        here = f"{self._output.output} and {self._output.journal}"
+        return ValueError(f"{what}: damaged, so the preparation cannot go on; remove {here} and begin anew")
 
     def _train_tokenizer(self) -> Tokenizer:
         config = self._config
@@ -335,22 +349,16 @@ class _Preparation:
             if chat_format is not None:
                 write_chat_template(directory, chat_format, tokenizer)
             for path in sorted(directory.iterdir()):
-                self._write(f"{TOKENIZER}/{path.name}", path.read_bytes())
-
-    def _write(self, name: str, content: bytes) -> None:
-        path = f"{self._output}/{name}"
-        self._filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
-        self._filesystem.pipe_file(path, content)
-        self._sha256[name] = hashlib.sha256(content).hexdigest()
+                self._output.write(f"{TOKENIZER}/{path.name}", path.read_bytes())
 
     def _run_slices(self, chat_format: ChatFormat | None, fingerprint: str) -> Summary:
         """All slices, up to the limits; the counts of everything."""
-        config, total = self._config, Summary()
+        config, total, filesystem = self._config, Summary(), self._output.filesystem
         jobs = [
             SliceJob(
                 slice=part,
-                output=self._filesystem.unstrip_protocol(self._output),
-                journal=self._filesystem.unstrip_protocol(self._journal),
+                output=filesystem.unstrip_protocol(self._output.output),
+                journal=filesystem.unstrip_protocol(self._output.journal),
                 options=config.options,
                 tokenizer_fingerprint=fingerprint,
                 chat_format=None if chat_format is None else chat_format.name,
@@ -385,13 +393,6 @@ class _Preparation:
             max_samples=None if documents is None else documents - total.documents,
             max_tokens=None if tokens is None else tokens - total.tokens,
         )
-
-    def _remove_leftovers(self) -> None:
-        """Shards of slices beyond a limit."""
-        for path in self._filesystem.ls(self._output, detail=False):
-            name = path.rpartition("/")[2]
-            if name != TOKENIZER and name not in self._sha256:
-                self._filesystem.rm_file(path)
 
 
 def _to_json(content: dict[str, Any]) -> bytes:

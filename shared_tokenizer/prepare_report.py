@@ -11,7 +11,7 @@ def statistics(summary: Summary) -> dict[str, Any]:
     return {
         "documents": summary.documents,
         "tokens": summary.tokens,
-        "left_out": {name: summary.counts[name] for name in ("bad_rows", "short", "duplicates")},
+        "left_out": {name: summary.counts[name] for name in ("bad_rows", "empty", "short", "duplicates")},
         "conversations": summary.counts["conversations"],
         "first_bad_rows": summary.bad_rows,
         "splits": {name: with_ratio(counts) for name, counts in sorted(summary.splits.items())},

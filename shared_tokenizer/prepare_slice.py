@@ -1,5 +1,6 @@
 """One slice of the input -> its token shards: a pure function, to the byte, wherever it runs."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -105,7 +106,7 @@ class Summary:
         return sum(split["tokens"] for split in self.splits.values())
 
     @classmethod
-    def from_json(cls, content: bytes) -> "Summary":
+    def from_json(cls, content: str | bytes) -> "Summary":
         """A summary as the journal holds it."""
         found = json.loads(content)
         for name in ("counts", "lengths"):
@@ -116,14 +117,14 @@ class Summary:
 
 
 def prepare_slice(job: SliceJob) -> Summary:
-    """Write the shards of one slice, then its summary into the journal; a slice that has one is not done again.
+    """Write the shards of one slice, then its summary into the journal; a slice that is whole is not done again.
 
     Raises ValueError where the slice alone holds more bad rows than are allowed.
     """
     filesystem, journal = fsspec.url_to_fs(job.journal)
     done = f"{journal}/{_summary_name(job)}"
-    if filesystem.exists(done):
-        return Summary.from_json(filesystem.cat_file(done))
+    if (found := _finished(filesystem, done, job)) is not None:
+        return found
     summary = _SliceWork(job).run()
     write_atomically(filesystem, done, json.dumps(vars(summary)).encode())
     return summary
@@ -133,6 +134,20 @@ def write_atomically(filesystem: fsspec.AbstractFileSystem, path: str, content: 
     """Write beside and move, so that a file is whole or absent."""
     filesystem.pipe_file(f"{path}.tmp", content)
     filesystem.mv(f"{path}.tmp", path)
+
+
+def _finished(filesystem: fsspec.AbstractFileSystem, path: str, job: SliceJob) -> Summary | None:
+    """The summary of a slice whose files are all there as they were written; None where it has to be done."""
+    try:
+        summary = Summary.from_json(filesystem.cat_file(path))
+        output = fsspec.url_to_fs(job.output)[1]
+        for name, digest in summary.sha256.items():
+            with filesystem.open(f"{output}/{name}") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:  # type: ignore[arg-type]
+                    return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return summary
 
 
 def _summary_name(job: SliceJob) -> str:
@@ -226,6 +241,9 @@ def _kept_documents(job: SliceJob, summary: Summary) -> Iterator[tuple[str, Docu
     for source, read in job.slice.read():
         if isinstance(read, Rejected):
             _count_bad_row(job, summary, f"{read.where}: {read.reason}")
+            continue
+        if not any(read.texts):
+            summary.counts["empty"] += 1
             continue
         for document in cut_document(read, job.options.document_characters):
             if sum(map(len, document.texts)) < job.options.min_text_length:

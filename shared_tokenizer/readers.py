@@ -19,6 +19,7 @@ import pyarrow
 import pyarrow.parquet
 
 MAX_ROW_BYTES = 16 << 20
+MAX_DEPTH = 100
 # A longer text file becomes several documents, cut at line ends.
 MAX_TEXT_BYTES = 8 << 20
 _TEXT = (
@@ -204,12 +205,29 @@ def _read_json(path: Path, piece: Piece) -> Iterator[Row | BadRow]:
 def _read_array(file: io.BufferedReader) -> Iterator[Row | BadRow]:
     number = 0
     try:
-        for value in ijson.items(file, "item", use_float=True):
+        for value in _array_values(file):
             number += 1
             yield _object(value, number)
-    except (ijson.JSONError, UnicodeDecodeError, OverflowError) as error:
+    except (ijson.JSONError, ValueError, OverflowError) as error:
         # Nothing after this point can be read.
         yield BadRow(number + 1, f"not JSON from here on: {' '.join(str(error).split())}")
+
+
+def _array_values(file: io.BufferedReader) -> Iterator[Any]:
+    """The values of an array, one at a time. Raises ValueError where they are nested too deeply."""
+    depth, builder = 0, ijson.ObjectBuilder()
+    for event, value in ijson.basic_parse(file, use_float=True):
+        begins, ends = event.startswith("start_"), event.startswith("end_")
+        depth -= ends
+        if depth == 1 and not ends:
+            builder = ijson.ObjectBuilder()
+        if depth > 0:
+            builder.event(event, value)
+        if depth == 1 and not begins:
+            yield builder.value
+        depth += begins
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested more than {MAX_DEPTH} deep")
 
 
 def _read_csv(path: Path, piece: Piece, delimiter: str = ",") -> Iterator[Row | BadRow]:
@@ -217,23 +235,32 @@ def _read_csv(path: Path, piece: Piece, delimiter: str = ",") -> Iterator[Row | 
     with _open(path, piece) as (file, _):
         # Invalid bytes become surrogates, so that they are found in the row that holds them.
         text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
-        reader = csv.reader(text, delimiter=delimiter)
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
         header: list[str] | None = None
         while True:
+            line = reader.line_num + 1
             try:
                 values = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield BadRow(reader.line_num, f"not CSV: {error}")
+                yield BadRow(line, f"not CSV: {error}")
                 continue
             if header is None:
                 header = values
-                if len(set(header)) < len(header):
-                    yield BadRow(1, f"the header names a column twice: {header}")
+                if problem := _header_problem(header, delimiter):
+                    yield BadRow(line, problem)
                     return
             elif values:
-                yield _csv_row(header, values, reader.line_num)
+                yield _csv_row(header, values, line)
+
+
+def _header_problem(header: list[str], delimiter: str) -> str | None:
+    if len(set(header)) < len(header):
+        return f"the header names a column twice: {header}"
+    if len(header) == 1 and ";" in header[0]:
+        return f"found columns separated by ';', expected {delimiter!r}; save it with that"
+    return None
 
 
 def _csv_row(header: list[str], values: list[str], number: int) -> Row | BadRow:

@@ -13,7 +13,7 @@ from shared_tokenizer.documents import Document, Rejected, SourceFile, read_file
 from shared_tokenizer.readers import MAX_TEXT_BYTES, Piece, is_compressed
 
 SMALLEST_SLICE_BYTES = 4 << 20
-LARGEST_SLICE_BYTES = 64 << 20
+LARGEST_SLICE_BYTES = 32 << 20
 _BLOCK = 1 << 20
 
 

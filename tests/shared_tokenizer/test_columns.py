@@ -55,3 +55,10 @@ def test_the_columns_are_those_of_the_first_row_that_has_known_ones():
         find_columns([{"id": 1, "url": 2}])
     with pytest.raises(ValueError, match=r"found the columns id, expected 'talk'"):
         find_columns([{"id": 1}], "talk")
+
+
+def test_messages_may_be_written_as_json():
+    text = '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'
+    assert find_columns([{"messages": text}]) == (Columns(content="messages"), True)
+    assert read_columns({"messages": text}, Columns(content="messages"))[1] == Message("assistant", "a")
+    assert read_columns({"messages": "[plain"}, Columns(content="messages")) == "[plain"

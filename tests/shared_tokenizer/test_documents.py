@@ -27,7 +27,9 @@ def test_a_folder_is_read_in_a_stable_order(tmp_path):
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    found = [(document.name, document.text) for document in read_documents([str(tmp_path)])]
+    found = [
+        (document.name.removeprefix(f"{tmp_path}/"), document.text) for document in read_documents([str(tmp_path)])
+    ]
     assert found == [("a.md", "one"), ("b.txt", "two"), ("c/d.py", "three"), ("e.jsonl:1", "four")]
     left = [file.name for file in find_files(str(tmp_path), leave_out=[tmp_path.resolve() / "c"])]
     assert left == ["a.md", "b.txt", "e.jsonl", "empty.txt"]
@@ -63,7 +65,7 @@ def test_files_without_a_known_column_and_what_is_our_own(tmp_path):
     files = find_files(str(tmp_path))
     assert [file.name for file in files] == ["a.txt", "package.json"]
     (rejected,) = read_file(files[1])
-    assert isinstance(rejected, Rejected) and rejected.where == "package.json"
+    assert isinstance(rejected, Rejected) and rejected.where == str(tmp_path / "package.json")
     assert rejected.reason == "found the columns name, version, none of them known; name one with text_column"
 
 
@@ -80,9 +82,11 @@ def test_what_is_no_document_says_where_and_why(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (file,) = find_files(str(tmp_path))
     found = list(read_file(file))
-    assert found[0] == Document("a.jsonl:1", "good")
+    path = tmp_path / "a.jsonl"
+    assert found[0] == Document(f"{path}:1", "good")
+    assert found.pop(5) == Document(f"{path}:6", "")
     assert all(isinstance(row, Rejected) for row in found[1:])
-    assert [row.where for row in found[1:]] == [f"a.jsonl:{line}" for line in (2, 3, 4, 5, 7)]
+    assert [row.where for row in found[1:]] == [f"{path}:{line}" for line in (2, 3, 4, 5, 7)]
     words = ["NUL byte", "surrogate", "found a int", "no column 'text'", "found a chat, expected a text"]
     assert all(word in row.reason for word, row in zip(words, found[1:], strict=True))
 

@@ -106,9 +106,12 @@ def test_what_packing_did_is_counted():
     chat = [False, True, True, False]
     shards, _ = to_shards([chat * 4, [False] * 3, chat, [False] * 20 + chat])
     report = PackedDocuments(shards, 10, "test").report
-    assert (report.documents, report.cut, report.dropped) == (4, 2, 2)
+    assert (report.documents, report.cut, report.dropped) == (4, 1, 2)
     assert report.examples == 2 and report.fill == pytest.approx((10 + 3) / 20)
-    assert str(report) == "4 documents packed into 2 examples, 65.0% full; 2 cut to fit, 2 dropped"
+    assert str(report) == (
+        "4 documents packed into 2 examples, 65.0% full; 1 cut to fit, 2 dropped "
+        "because no answer of theirs fits; seq_len 22 would hold 95 % of all whole"
+    )
 
 
 @given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=60))

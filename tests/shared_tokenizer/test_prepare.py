@@ -126,7 +126,7 @@ def test_duplicates_and_short_documents_are_left_out_and_counted(texts, tmp_path
     run(texts, tmp_path / "out", tokenizer_dir, dedup=True, min_text_length=2, val_fraction=0.5)
     statistics = json.loads((tmp_path / "out" / "stats.json").read_text())
     assert statistics["documents"] == 1 + len(OTHERS)
-    assert statistics["left_out"] == {"bad_rows": 0, "short": 45, "duplicates": 26 + 8 * len(OTHERS)}
+    assert statistics["left_out"] == {"bad_rows": 0, "empty": 0, "short": 45, "duplicates": 26 + 8 * len(OTHERS)}
     found = texts_of(tmp_path / "out", "train", tokenizer) + texts_of(tmp_path / "out", "val", tokenizer)
     assert sorted(found) == sorted(["long one", *OTHERS])
 
@@ -182,7 +182,7 @@ def test_bad_rows_stop_the_work_or_are_counted(tmp_path, tokenizer_dir):
     run(source, tmp_path / "out", tokenizer_dir, max_bad_rows=3)
     statistics = json.loads((tmp_path / "out" / "stats.json").read_text())
     assert statistics["left_out"]["bad_rows"] == 3 and statistics["documents"] == 80
-    assert [line.split(": ")[0] for line in statistics["first_bad_rows"]] == ["a.jsonl:41", "a.jsonl:82", "a.jsonl:83"]
+    assert [line.split(": ")[0] for line in statistics["first_bad_rows"]] == [f"{source}:{n}" for n in (41, 82, 83)]
 
 
 def test_an_interrupted_preparation_goes_on_and_does_no_slice_twice(texts, tmp_path, tokenizer_dir, monkeypatch):
@@ -207,14 +207,72 @@ def test_an_interrupted_preparation_goes_on_and_does_no_slice_twice(texts, tmp_p
     assert content(tmp_path / "out") == content(tmp_path / "straight")
 
 
-def test_an_interrupted_preparation_of_something_else_is_begun_anew(texts, tmp_path, tokenizer_dir, monkeypatch):
-    run(texts, tmp_path / "straight", tokenizer_dir, val_fraction=0.5)
+@pytest.fixture
+def interrupted(texts, tmp_path, tokenizer_dir, monkeypatch):
+    """A preparation whose slices are all finished, and nothing else."""
     with monkeypatch.context() as patch:
         patch.setattr("shared_tokenizer.prepare.draw_lengths", lambda summary: exec("raise KeyboardInterrupt"))
         with pytest.raises(KeyboardInterrupt):
             run(texts, tmp_path / "out", tokenizer_dir)
-    run(texts, tmp_path / "out", tokenizer_dir, val_fraction=0.5)
-    assert content(tmp_path / "out") == content(tmp_path / "straight")
+    return tmp_path / "out"
+
+
+def test_an_interrupted_preparation_of_something_else_is_refused(interrupted, texts, tokenizer_dir):
+    before = content(interrupted) | content(interrupted.with_name("out.partial"))
+    with pytest.raises(ValueError, match=r"val_fraction was 0\.3 and is now 0\.5; remove it and its \.partial or"):
+        run(texts, interrupted, tokenizer_dir, val_fraction=0.5)
+    assert content(interrupted) | content(interrupted.with_name("out.partial")) == before
+
+
+def test_a_slice_that_was_damaged_meanwhile_is_done_again(interrupted, texts, tmp_path, tokenizer_dir):
+    run(texts, tmp_path / "straight", tokenizer_dir)
+    journal = interrupted.with_name("out.partial")
+    shards, summaries = sorted(interrupted.glob("train-*-00.npy")), sorted(journal.glob("slice-*.json"))
+    shards[0].unlink()
+    shards[1].write_bytes(shards[1].read_bytes()[:-1] + b"x")
+    for number, damaged in ((2, b""), (3, b'{"counts": {}}'), (4, b"[1]")):
+        summaries[number].write_bytes(damaged)
+    run(texts, interrupted, tokenizer_dir)
+    assert content(interrupted) == content(tmp_path / "straight")
+
+
+def test_a_damaged_plan_or_tokenizer_is_said(texts, tmp_path, tokenizer_dir, monkeypatch):
+    options = {"vocab_size": 295}
+    with monkeypatch.context() as patch:
+        patch.setattr("shared_tokenizer.prepare.draw_lengths", lambda summary: exec("raise KeyboardInterrupt"))
+        with pytest.raises(KeyboardInterrupt):
+            run(texts, tmp_path / "out", tokenizer_dir, **options)
+    (tmp_path / "out" / "tokenizer" / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"out/tokenizer: damaged, so the preparation cannot go on; remove"):
+        run(texts, tmp_path / "out", tokenizer_dir, **options)
+    (tmp_path / "out.partial" / "plan.json").write_text("{")
+    with pytest.raises(ValueError, match=r"plan\.json: damaged, so the preparation cannot go on; remove"):
+        run(texts, tmp_path / "out", tokenizer_dir, **options)
+
+
+def test_what_is_not_ours_is_never_removed(texts, tmp_path, tokenizer_dir):
+    for name in ("out", "out.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("precious")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"out: already exists and is not empty"):
+            run(texts, tmp_path / "out", tokenizer_dir)
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"out\.partial: already exists and is not empty"):
+        run(texts, tmp_path / "out", tokenizer_dir)
+    assert (tmp_path / "out.partial" / "thesis.txt").read_text() == "precious"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_preparation_of_the_same_place_is_refused(texts, tmp_path, tokenizer_dir, monkeypatch):
+    def second(summary):
+        with pytest.raises(ValueError, match="out: another process is preparing it; wait for it"):
+            run(texts, tmp_path / "out", tokenizer_dir)
+        return b""
+
+    monkeypatch.setattr("shared_tokenizer.prepare.draw_lengths", second)
+    run(texts, tmp_path / "out", tokenizer_dir)
+    assert not (tmp_path / "out.partial").exists()
 
 
 def test_a_finished_set_is_kept_and_another_refused(texts, tmp_path, tokenizer_dir):
@@ -259,6 +317,8 @@ def test_shards_may_be_written_to_any_filesystem(texts, tmp_path, tokenizer_dir)
     [
         ({"vocab_size": 300}, "tokenizer, vocab_size: expected one of the two"),
         ({"hub": "x"}, "input, hub: expected one of the two"),
+        ({"input": [], "hub": ""}, "input, hub: expected one of the two"),
+        ({"chat_format": "chatgpt"}, "chat format: found 'chatgpt', expected one of chatml"),
         ({"val_fraction": 0.0}, "val_fraction: found 0.0"),
         ({"max_tokens": 0}, "max_tokens: found 0, expected at least 1"),
         ({"max_bad_rows": -1}, "max_bad_rows: found -1, expected 0 or more"),
@@ -274,6 +334,6 @@ def test_a_trained_tokenizer_needs_text(tmp_path, tokenizer_dir):
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(ValueError, match=r"empty\.txt: found no text to train a tokenizer on"):
         run(tmp_path / "empty.txt", tmp_path / "out", tokenizer_dir, vocab_size=300)
-    with pytest.raises(ValueError, match=r"empty\.txt: found no text; left out were"):
+    with pytest.raises(ValueError, match=r"empty\.txt: found no text; left out: nothing"):
         run(tmp_path / "empty.txt", tmp_path / "out", tokenizer_dir)
     assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]

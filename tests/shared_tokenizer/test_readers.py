@@ -129,12 +129,23 @@ def test_a_truncated_array_gives_what_is_whole(tmp_path):
     assert isinstance(rows[2], BadRow) and "not JSON from here on" in rows[2].reason
 
 
+def test_an_array_that_is_nested_without_end_is_refused(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[{"text": "a"}, ' + "[" * 100_000)
+    rows = list(read_rows(path, "json"))
+    assert rows[0] == Row(1, {"text": "a"}) and "nested more than" in rows[1].reason
+
+
 def test_ragged_and_broken_csv_rows_are_named(tmp_path, monkeypatch):
     path = tmp_path / "a.csv"
     path.write_bytes(b'id,text\n1,a\n2\n3,c,d\n4,"two\nlines"\n5,\xff\n6,f\n')
     rows = list(read_rows(path, "csv"))
     assert [row.value["text"] for row in rows if isinstance(row, Row)] == ["a", "two\nlines", "f"]
     assert [number for number, _ in reasons(path, "csv")] == [3, 4, 7]
+    path.write_text('id,text\n1,a\n2,"never closed\n3,b\n4,c\n')
+    assert [number for number, _ in reasons(path, "csv")] == [3]
+    path.write_text("id;text\n1;a\n")
+    assert "separated by ';', expected ','" in reasons(path, "csv")[0][1]
     path.write_text("a,a\n1,2\n")
     assert reasons(path, "csv") == [(1, "the header names a column twice: ['a', 'a']")]
     monkeypatch.setattr(readers, "MAX_ROW_BYTES", 100)

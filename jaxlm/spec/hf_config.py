@@ -32,6 +32,8 @@ HF_KEYS = {
     "pad_id": "pad_token_id",
 }
 OWN_KEYS = (
+    "token_mixer",
+    "fused_gate",
     "linear",
     "sub_norm",
     "linear_norm",
@@ -45,7 +47,7 @@ ARCHITECTURES = {"llama": "LlamaForCausalLM", "bitnet": "BitNetForCausalLM", "ja
 
 def hf_model_type(config: ModelConfig) -> str:
     """The transformers model type that computes this model, or "jaxlm" where there is none."""
-    if config.embedding != "float" or config.ternary_head:
+    if config.num_mlgru_layers or config.fused_gate or config.embedding != "float" or config.ternary_head:
         return "jaxlm"
     if config.sub_norm:
         # transformers sizes attn_sub_norm by hidden_size, whatever the heads add up to.
@@ -70,7 +72,7 @@ def to_hf_config(config: ModelConfig, kind: Kind, float_dtype: str) -> dict[str,
             "rms_norm_eps": config.norm_eps,
             "modules_to_not_convert": ["lm_head"],
         }
-    own = {field: getattr(config, field) for field in OWN_KEYS}
+    own = {field: getattr(config, field) for field in OWN_KEYS} | {"token_mixer": list(config.token_mixer)}
     content["jaxlm"] = {"format_version": FORMAT_VERSION, "kind": kind, **own}
     return content
 

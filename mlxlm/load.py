@@ -54,8 +54,8 @@ def _set(model: LanguageModel, parameter: Parameter, artifact: Artifact) -> None
 
 
 def module_of(model: LanguageModel, parameter: Parameter) -> nn.Module:
-    """The module that a parameter belongs to: attributes are named as its tensor is."""
+    """The module that a parameter belongs to."""
     place: Any = model
-    for key in parameter.name.removeprefix("model.").split(".")[:-1]:
+    for key in parameter.attribute.split(".")[:-1]:
         place = place[int(key)] if key.isdigit() else getattr(place, key)
     return place

@@ -5,10 +5,11 @@ this table, so no program guesses from shapes or spellings.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from jaxlm.spec.config import ModelConfig
+from jaxlm.spec.mmfreelm import is_mmfreelm, released_name
 from jaxlm.spec.ternary import packed_rows
 
 Storage = Literal["float", "ternary", "int8"]
@@ -29,6 +30,8 @@ class Parameter:
     shape: tuple[int, ...]
     storage: Storage
     """What the packed form holds: the float itself, ternary codes and a scale, or int8 codes and row scales."""
+    attribute: str = ""
+    """Dotted path to it in a model whose layers are a list."""
 
     @property
     def size(self) -> int:
@@ -50,6 +53,14 @@ class StoredTensor:
 
 def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
     """Every parameter of the model in file order: embedding, blocks, final norm, head."""
+    rename = released_name if is_mmfreelm(config) else str
+    return tuple(
+        replace(parameter, name=rename(parameter.name), attribute=parameter.name.removeprefix("model."))
+        for parameter in _parameters(config)
+    )
+
+
+def _parameters(config: ModelConfig) -> list[Parameter]:
     table = [
         Parameter(
             ("embed_tokens", "weight"),
@@ -83,7 +94,7 @@ def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
                     "float",
                 )
             )
-    return tuple(table)
+    return table
 
 
 Row = tuple[str, tuple[int, ...], Storage]

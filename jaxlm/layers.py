@@ -121,8 +121,11 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Hidden) -> Hidden:
         config = self.config
-        gate = block_linear(config, config.intermediate_size, "gate_proj")(x)
-        up = block_linear(config, config.intermediate_size, "up_proj")(x)
+        if config.fused_gate:
+            gate, up = jnp.split(block_linear(config, 2 * config.intermediate_size, "gate_proj")(x), 2, axis=-1)
+        else:
+            gate = block_linear(config, config.intermediate_size, "gate_proj")(x)
+            up = block_linear(config, config.intermediate_size, "up_proj")(x)
         inner = ACTIVATIONS[config.activation](gate) * up
         if config.sub_norm:
             inner = RMSNorm(config.norm_eps, name="ffn_sub_norm")(inner)

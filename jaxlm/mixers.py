@@ -8,8 +8,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.layers import RMSNorm, block_linear, rotary
-from jaxlm.shapes import AttentionMask, Hidden, Positions
+from jaxlm.linear_recurrence import linear_recurrence
+from jaxlm.shapes import Hidden, LowerBound
 from jaxlm.spec.config import ModelConfig
+
+
+class Context(flax.struct.PyTreeNode):
+    """What every layer is told about the tokens."""
+
+    # Not typed more closely: jax also builds the node with placeholders in its leaves.
+    positions: Any  # Int [B, L], from the start of the document
+    mask: Any = None  # Bool [B, L, S]: what attention sees; None stands for plain causal
+    keep: Any = None  # Bool [B, L]: tokens that a recurrent state takes in; None stands for all
 
 
 class KVCache(flax.struct.PyTreeNode):
@@ -29,10 +39,8 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(
-        self, x: Hidden, positions: Positions, mask: AttentionMask | None, cache: KVCache | None
-    ) -> tuple[Hidden, KVCache | None]:
-        config = self.config
+    def __call__(self, x: Hidden, context: Context, cache: KVCache | None) -> tuple[Hidden, KVCache | None]:
+        config, positions, mask = self.config, context.positions, context.mask
         B, L, _ = x.shape
         queries = self._heads("q_proj", config.num_heads, x)
         keys = self._heads("k_proj", config.num_kv_heads, x)
@@ -55,3 +63,48 @@ class Attention(nn.Module):
     def _heads(self, name: str, num_heads: int, x: Hidden) -> jax.Array:
         projected = block_linear(self.config, num_heads * self.config.head_dim, name)(x)
         return projected.reshape(*x.shape[:2], num_heads, self.config.head_dim)
+
+
+class RecurrentState(flax.struct.PyTreeNode):
+    """The state `[B, E]` float32 after the last token; with a leading layer axis for a whole model."""
+
+    state: Any
+
+
+class MLGRU(nn.Module):
+    """The token mixer of the MatMul-free language model: a gated linear recurrence, elementwise in float32.
+
+    As in the authors' program (ridgerchu/matmulfreellm), not as in the text of arXiv 2406.02528: the update is
+    silu(i) (1 - f), the forget gate has a lower bound that grows with the layers, and the norm is on the gate's side:
+    o = RMSNorm(W_g x) * silu(h). The state begins anew where a document does.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Hidden, context: Context, cache: RecurrentState | None, lower_bound: LowerBound
+    ) -> tuple[Hidden, RecurrentState | None]:
+        config = self.config
+        width = config.hidden_size
+        update = block_linear(config, width, "i_proj")(x).astype(jnp.float32)
+        forget = jax.nn.sigmoid(block_linear(config, width, "f_proj")(x).astype(jnp.float32))
+        forget = lower_bound[None, None] + (1 - lower_bound[None, None]) * forget
+        update = nn.silu(update) * (1 - forget)
+        forget = jnp.where(context.positions[..., None] == 0, 0, forget)
+        if context.keep is not None:
+            update = jnp.where(context.keep[..., None], update, 0)
+            forget = jnp.where(context.keep[..., None], forget, 1)
+        initial = jnp.zeros_like(update[:, 0]) if cache is None else cache.state
+        states = linear_recurrence(forget, update, initial)
+        if cache is not None:
+            cache = RecurrentState(states[:, -1])
+        gate = RMSNorm(config.norm_eps, name="g_norm")(block_linear(config, width, "g_proj")(x))
+        mixed = (gate.astype(jnp.float32) * nn.silu(states)).astype(x.dtype)
+        return block_linear(config, width, "o_proj")(mixed), cache
+
+
+def layer_bounds(weight: jax.Array) -> jax.Array:
+    """Lower bounds of the forget gates `[layers, E]`: a softmax over the layers, summed up to each, the first at 0."""
+    shares = jax.nn.softmax(weight, axis=0)
+    return jnp.cumsum(shares, axis=0) - shares[:1]

@@ -7,28 +7,72 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.layers import BitLinear, Embedding, FeedForward, Linear, RMSNorm
-from jaxlm.mixers import Attention, KVCache
+from jaxlm.mixers import MLGRU, Attention, Context, KVCache, RecurrentState, layer_bounds
 from jaxlm.shapes import AttentionMask, Hidden, LastLogits, Logits, Positions, SegmentIds, Tokens
 from jaxlm.spec.config import ModelConfig
+
+# Of one layer, of a stack of them, or by place of a pattern of stacks; None while training.
+Cache = KVCache | RecurrentState | dict[str, Any]
 
 
 class Block(nn.Module):
     """Pre-norm residual block: token mixer, then feed-forward."""
 
     config: ModelConfig
+    token_mixer: str
 
     def setup(self) -> None:
         self.input_layernorm = RMSNorm(self.config.norm_eps)
-        self.self_attn = Attention(self.config)
+        if self.token_mixer == "attention":
+            self.self_attn = Attention(self.config)
+        else:
+            self.mlgru = MLGRU(self.config)
         self.post_attention_layernorm = RMSNorm(self.config.norm_eps)
         self.mlp = FeedForward(self.config)
 
-    def __call__(
-        self, x: Hidden, cache: KVCache | None, positions: Positions, mask: AttentionMask | None
-    ) -> tuple[Hidden, KVCache | None]:
-        mixed, cache = self.self_attn(self.input_layernorm(x), positions, mask, cache)
+    def __call__(self, x: Hidden, cache: Any, lower_bound: jax.Array | None, context: Context) -> tuple[Hidden, Any]:
+        normed = self.input_layernorm(x)
+        if self.token_mixer == "attention":
+            mixed, cache = self.self_attn(normed, context, cache)
+        else:
+            assert lower_bound is not None
+            mixed, cache = self.mlgru(normed, context, cache, lower_bound)
         x = x + mixed
         return x + self.mlp(self.post_attention_layernorm(x)), cache
+
+
+class PatternOfBlocks(nn.Module):
+    """The blocks of one repeat of a pattern of token mixers."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Hidden, cache: Any, lower_bounds: jax.Array | None, context: Context) -> tuple[Hidden, Any]:
+        written = {}
+        recurrent = 0
+        for place, token_mixer in enumerate(self.config.token_mixer):
+            name, lower_bound = f"place_{place}", None
+            if token_mixer == "mlgru":
+                assert lower_bounds is not None
+                lower_bound, recurrent = lower_bounds[recurrent], recurrent + 1
+            block = Block(self.config, token_mixer, name=name)
+            x, written[name] = block(x, None if cache is None else cache[name], lower_bound, context)
+        return x, None if cache is None else written
+
+
+class LowerBounds(nn.Module):
+    """The learned lower bounds of all forget gates, for the layers' loop: `[repeats, E]`, or `[repeats, places, E]`."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        config = self.config
+        shape = (config.num_mlgru_layers, config.hidden_size)
+        bounds = layer_bounds(self.param("weight", nn.initializers.zeros, shape))
+        if len(config.token_mixer) == 1:
+            return bounds
+        return bounds.reshape(config.num_repeats, -1, config.hidden_size)
 
 
 class LanguageModel(nn.Module):
@@ -46,14 +90,18 @@ class LanguageModel(nn.Module):
     def setup(self) -> None:
         config = self.config
         self.embed_tokens = Embedding(config)
-        self.layers = nn.scan(
-            Block,
+        if config.num_mlgru_layers:
+            self.lower_bounds = LowerBounds(config)
+        is_pattern = len(config.token_mixer) > 1
+        repeated = nn.scan(
+            PatternOfBlocks if is_pattern else Block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
-            length=config.num_layers,
-            unroll=config.num_layers if self.unroll_layers else 1,
-        )(config)
+            in_axes=(0, 0, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            length=config.num_repeats,
+            unroll=config.num_repeats if self.unroll_layers else 1,
+        )
+        self.layers = repeated(config) if is_pattern else repeated(config, config.token_mixer[0])
         self.norm = RMSNorm(config.norm_eps)
         if not config.tie_word_embeddings:
             head = BitLinear if config.ternary_head else Linear
@@ -67,20 +115,28 @@ class LanguageModel(nn.Module):
         x = table[token_ids].astype(self.dtype)
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(token_ids.shape[1]), token_ids.shape)
-        x, _ = self.layers(x, None, positions, _segment_mask(segment_ids))
+        mask = _segment_mask(segment_ids) if self.config.has_attention else None
+        x, _ = self.layers(x, None, self._bounds(), Context(positions, mask))
         return self._logits(x, table)
 
     def decode(
-        self, token_ids: Tokens, positions: Positions, cache: KVCache, last: jax.Array
-    ) -> tuple[LastLogits, KVCache]:
-        """Run tokens at given positions against a cache: logits `[B, V]` at index `last` `[B]`, new cache."""
+        self, token_ids: Tokens, positions: Positions, cache: Cache, last: jax.Array
+    ) -> tuple[LastLogits, Cache]:
+        """Run tokens at given positions against a cache: logits `[B, V]` at index `last` `[B]`, new cache.
+
+        Tokens after `last` fill up: they leave no trace in a recurrent state, and attention never sees them again.
+        """
         table = self.embed_tokens()
         x = table[token_ids].astype(self.dtype)
-        mask = jnp.arange(cache.keys.shape[2])[None, None] <= positions[:, :, None]
-        x, written = self.layers(x, cache, positions, mask)
-        assert written is not None
+        length = _cache_length(cache)
+        mask = None if length is None else jnp.arange(length)[None, None] <= positions[:, :, None]
+        keep = jnp.arange(token_ids.shape[1])[None] <= last[:, None]
+        x, written = self.layers(x, cache, self._bounds(), Context(positions, mask, keep))
         x = x[jnp.arange(x.shape[0]), last][:, None]
         return self._logits(x, table)[:, 0], written
+
+    def _bounds(self) -> jax.Array | None:
+        return self.lower_bounds() if self.config.num_mlgru_layers else None
 
     def _logits(self, x: Hidden, table: jax.Array) -> Logits:
         x = self.norm(x)
@@ -103,7 +159,20 @@ def init_params(config: ModelConfig, rng: jax.Array) -> dict[str, Any]:
     return dict(LanguageModel(config).init(rng, jnp.zeros((1, 2), jnp.int32))["params"])
 
 
-def init_cache(config: ModelConfig, batch_size: int, length: int, dtype: Any = jnp.float32) -> KVCache:
-    """An empty cache for `length` positions."""
-    shape = (config.num_layers, batch_size, length, config.num_kv_heads, config.head_dim)
+def init_cache(config: ModelConfig, batch_size: int, length: int, dtype: Any = jnp.float32) -> Cache:
+    """An empty cache: keys and values for `length` positions in attention, one state in recurrent layers."""
+    caches = [_init_cache(config, mixer, batch_size, length, dtype) for mixer in config.token_mixer]
+    return caches[0] if len(caches) == 1 else {f"place_{place}": cache for place, cache in enumerate(caches)}
+
+
+def _init_cache(config: ModelConfig, token_mixer: str, batch_size: int, length: int, dtype: Any) -> Cache:
+    if token_mixer == "mlgru":
+        return RecurrentState(jnp.zeros((config.num_repeats, batch_size, config.hidden_size), jnp.float32))
+    shape = (config.num_repeats, batch_size, length, config.num_kv_heads, config.head_dim)
     return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+def _cache_length(cache: Cache) -> int | None:
+    """Positions that a model's cache has room for; None where it holds states only."""
+    caches = cache.values() if isinstance(cache, dict) else [cache]
+    return next((each.keys.shape[2] for each in caches if isinstance(each, KVCache)), None)

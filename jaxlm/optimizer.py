@@ -126,8 +126,9 @@ def weight_decay_schedule(config: OptimizerConfig, num_train_steps: int) -> opta
 
 
 def decay_mask(params: Any) -> Any:
-    """True for the leaves that are decayed, by name: the matrices, but neither norms nor embeddings."""
-    return path_aware_map(lambda path, _: not any("norm" in str(key) or key == "embed_tokens" for key in path), params)
+    """True for the leaves that are decayed, by name: the matrices, but no norms, embeddings or lower bounds."""
+    spared = ("embed_tokens", "lower_bounds")
+    return path_aware_map(lambda path, _: not any("norm" in str(key) or key in spared for key in path), params)
 
 
 def make_optimizer(config: OptimizerConfig, num_train_steps: int) -> optax.GradientTransformation:

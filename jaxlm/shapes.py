@@ -1,7 +1,7 @@
 """Shape letters, as used in annotations, einsums and comments, and the array types built from them.
 
 B batch    L query length       S key/cache length    D hidden_size    F intermediate_size
-N query heads    K key/value heads    H head_dim    V vocab_size    O/I out/in features
+N query heads    K key/value heads    H head_dim    V vocab_size    O/I out/in features    E recurrent width
 """
 
 import jax
@@ -20,3 +20,7 @@ Logits = Float[AnyArray, "B L V"]
 LastLogits = Float[AnyArray, "B V"]
 AttentionMask = Bool[AnyArray, "B L S"]
 LatentWeight = Float[AnyArray, "*layers O I"]
+Recurrent = Float[AnyArray, "B L E"]
+State = Float[AnyArray, "B E"]
+LowerBound = Float[AnyArray, "E"]
+KeepMask = Bool[AnyArray, "B L"]

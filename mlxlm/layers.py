@@ -126,14 +126,18 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self._activation = ACTIVATIONS[config.activation]
-        self.gate_proj = block_linear(config, config.hidden_size, config.intermediate_size)
-        self.up_proj = block_linear(config, config.hidden_size, config.intermediate_size)
+        self.gate_proj = block_linear(config, config.hidden_size, (1 + config.fused_gate) * config.intermediate_size)
+        if not config.fused_gate:
+            self.up_proj = block_linear(config, config.hidden_size, config.intermediate_size)
         self.down_proj = block_linear(config, config.intermediate_size, config.hidden_size)
         if config.sub_norm:
             self.ffn_sub_norm = nn.RMSNorm(config.intermediate_size, config.norm_eps)
 
     def __call__(self, x: mx.array) -> mx.array:
-        inner = self._activation(self.gate_proj(x)) * self.up_proj(x)
+        gate, up = (
+            (self.gate_proj(x), self.up_proj(x)) if "up_proj" in self else mx.split(self.gate_proj(x), 2, axis=-1)
+        )
+        inner = self._activation(gate) * up
         if "ffn_sub_norm" in self:
             inner = self.ffn_sub_norm(inner)
         return self.down_proj(inner)

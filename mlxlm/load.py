@@ -34,7 +34,7 @@ def load_model(path: str | Path, *, verify: bool = True) -> tuple[LanguageModel,
 
 def _set(model: LanguageModel, parameter: Parameter, artifact: Artifact) -> None:
     """Put one parameter into its place."""
-    module = _module(model, parameter)
+    module = module_of(model, parameter)
     tensor = artifact.tensors[parameter.name]
     if parameter.storage == "float":
         module["weight"] = mx.array(tensor)
@@ -53,11 +53,9 @@ def _set(model: LanguageModel, parameter: Parameter, artifact: Artifact) -> None
         module.codes, module.scale = mx.array(codes), mx.array(np.reshape(scale, (-1, 1)))
 
 
-def _module(model: LanguageModel, parameter: Parameter) -> nn.Module:
-    """The module that a parameter belongs to: attributes are named as the parameter's path is."""
+def module_of(model: LanguageModel, parameter: Parameter) -> nn.Module:
+    """The module that a parameter belongs to."""
     place: Any = model
-    for key in parameter.path[:-1]:
-        place = getattr(place, key)
-        if key == "layers":
-            place = place[parameter.layer]
+    for key in parameter.attribute.split(".")[:-1]:
+        place = place[int(key)] if key.isdigit() else getattr(place, key)
     return place

@@ -8,6 +8,7 @@ from mlx_lm.models.base import scaled_dot_product_attention
 
 from jaxlm.spec.config import ModelConfig
 from mlxlm.layers import block_linear
+from mlxlm.linear_recurrence import linear_recurrence
 
 
 class Attention(nn.Module):
@@ -48,3 +49,40 @@ class Attention(nn.Module):
     def _heads(self, projected: mx.array, num_heads: int) -> mx.array:
         B, L, _ = projected.shape
         return projected.reshape(B, L, num_heads, self._head_dim).transpose(0, 2, 1, 3)
+
+
+class MLGRU(nn.Module):
+    """The token mixer of the MatMul-free language model: a gated linear recurrence, elementwise in float32.
+
+    As in the authors' program, where it differs from the text of arXiv 2406.02528 (see jaxlm/mixers.py).
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.i_proj = block_linear(config, width, width)
+        self.f_proj = block_linear(config, width, width)
+        self.g_proj = block_linear(config, width, width)
+        self.g_norm = nn.RMSNorm(width, config.norm_eps)
+        self.o_proj = block_linear(config, width, width)
+
+    def __call__(self, x: mx.array, lower_bound: mx.array, mask: mx.array | None, cache: Any) -> mx.array:
+        forget = mx.sigmoid(self.f_proj(x).astype(mx.float32))
+        forget = lower_bound + (1 - lower_bound) * forget
+        update = nn.silu(self.i_proj(x).astype(mx.float32)) * (1 - forget)
+        if mask is not None:  # what fills up a batch leaves no trace
+            update, forget = mx.where(mask[..., None], update, 0), mx.where(mask[..., None], forget, 1)
+        state = None if cache is None else cache[0]
+        initial = mx.zeros_like(update[:, 0]) if state is None else state
+        states = linear_recurrence(forget, update, initial)
+        if cache is not None:
+            cache[0] = states[:, -1]
+            cache.advance(x.shape[1])
+        mixed = self.g_norm(self.g_proj(x)).astype(mx.float32) * nn.silu(states)
+        return self.o_proj(mixed.astype(x.dtype))
+
+
+def layer_bounds(weight: mx.array) -> mx.array:
+    """Lower bounds of the forget gates `[layers, E]`: a softmax over the layers, summed up to each, the first at 0."""
+    shares = mx.softmax(weight, axis=0)
+    return mx.cumsum(shares, axis=0) - shares[:1]

@@ -4,27 +4,45 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.base import create_attention_mask
-from mlx_lm.models.cache import KVCache
+from mlx_lm.models.base import create_attention_mask, create_ssm_mask
+from mlx_lm.models.cache import ArraysCache, KVCache
 
 from jaxlm.spec.config import ModelConfig
 from mlxlm.layers import BitLinear, Embedding, FeedForward
-from mlxlm.mixers import Attention
+from mlxlm.mixers import MLGRU, Attention, layer_bounds
 
 
 class Block(nn.Module):
     """Pre-norm residual block: token mixer, then feed-forward."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, token_mixer: str):
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, config.norm_eps)
-        self.self_attn = Attention(config)
+        if token_mixer == "attention":
+            self.self_attn = Attention(config)
+        else:
+            self.mlgru = MLGRU(config)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def __call__(self, x: mx.array, mask: Any, cache: Any) -> mx.array:
-        x = x + self.self_attn(self.input_layernorm(x), mask, cache)
+    def __call__(self, x: mx.array, mask: Any, cache: Any, lower_bound: mx.array | None) -> mx.array:
+        normed = self.input_layernorm(x)
+        if lower_bound is None:
+            x = x + self.self_attn(normed, mask, cache)
+        else:
+            x = x + self.mlgru(normed, lower_bound, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class LowerBounds(nn.Module):
+    """The learned lower bounds of all forget gates, `[mlgru layers, E]`."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.weight = mx.zeros((config.num_mlgru_layers, config.hidden_size))
+
+    def __call__(self) -> mx.array:
+        return layer_bounds(self.weight)
 
 
 class LanguageModel(nn.Module):
@@ -38,7 +56,10 @@ class LanguageModel(nn.Module):
         self.config = config
         self.model_type = "jaxlm"
         self.embed_tokens = Embedding(config)
-        self.layers = [Block(config) for _ in range(config.num_layers)]
+        self._mixers = config.token_mixer * config.num_repeats
+        if config.num_mlgru_layers:
+            self.lower_bounds = LowerBounds(config)
+        self.layers = [Block(config, token_mixer) for token_mixer in self._mixers]
         self.norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
         if config.ternary_head:
             self.lm_head = BitLinear(config, config.hidden_size, config.vocab_size)
@@ -48,13 +69,35 @@ class LanguageModel(nn.Module):
     def __call__(self, inputs: mx.array, cache: list[Any] | None = None) -> mx.array:
         x = self.embed_tokens(inputs)
         caches = cache or [None] * len(self.layers)
-        mask = create_attention_mask(x, caches[0])
-        for layer, layer_cache in zip(self.layers, caches, strict=True):
-            x = layer(x, mask, layer_cache)
+        self._check_caches(caches)
+        bounds = iter(self.lower_bounds() if "lower_bounds" in self else [])
+        masks = {
+            mixer: create(x, caches[self._mixers.index(mixer)])
+            for mixer, create in (("attention", create_attention_mask), ("mlgru", create_ssm_mask))
+            if mixer in self._mixers
+        }
+        for layer, mixer, layer_cache in zip(self.layers, self._mixers, caches, strict=True):
+            x = layer(x, masks[mixer], layer_cache, next(bounds) if mixer == "mlgru" else None)
         x = self.norm(x)
         logits = self.lm_head(x) if "lm_head" in self else self.embed_tokens.attend(x)
         return logits.astype(mx.float32)
 
-    def make_cache(self) -> list[KVCache]:
-        """An empty cache, one entry a layer."""
-        return [KVCache() for _ in self.layers]
+    def make_cache(self) -> list[KVCache | ArraysCache]:
+        """An empty cache, one entry a layer: keys and values, or one recurrent state."""
+        return [KVCache() if mixer == "attention" else ArraysCache(1) for mixer in self._mixers]
+
+    def _check_caches(self, caches: list[Any]) -> None:
+        """Raise ValueError where a cache is another model's."""
+        width = self.config.hidden_size
+        for number, (cache, mixer) in enumerate(zip(caches, self._mixers, strict=False)):
+            state = cache[0] if isinstance(cache, ArraysCache) else None
+            wrong_kind = cache is not None and isinstance(cache, ArraysCache) != (mixer == "mlgru")
+            if wrong_kind or (state is not None and state.shape[-1] != width):
+                found = type(cache).__name__ if state is None else f"a state of width {state.shape[-1]}"
+                raise ValueError(
+                    f"cache: layer {number}: found {found}, expected what make_cache gives for {mixer} of width {width}"
+                )
+        if len(caches) != len(self._mixers):
+            raise ValueError(
+                f"cache: found {len(caches)} layers, expected {len(self._mixers)}; make one with make_cache"
+            )

@@ -96,6 +96,18 @@ VARIANTS = {
     "ternary": {},
     "dense": {"linear": "dense", "sub_norm": False, "activation": "gelu", "head_dim": 16},
     "ternary_head": {"tie_word_embeddings": False, "ternary_head": True, "linear_norm": True, "activation": "relu2"},
+    "mlgru": {
+        "token_mixer": "mlgru",
+        "num_heads": 0,
+        "num_kv_heads": 0,
+        "head_dim": 0,
+        "sub_norm": False,
+        "linear_norm": True,
+        "fused_gate": True,
+        "tie_word_embeddings": False,
+        "ternary_head": True,
+    },
+    "hybrid": {"token_mixer": ("mlgru", "mlgru", "attention"), "num_layers": 6},
     "int8_embedding": {"embedding": "int8", "sub_norm": False},
     "ternary_embedding": {"embedding": "ternary"},
 }

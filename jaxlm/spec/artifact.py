@@ -9,12 +9,13 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.hf_config import from_hf_config, to_hf_config
-from jaxlm.spec.manifest import sealed_directory, verify_manifest
+from jaxlm.spec.hf_config import from_hf_config, is_foreign, to_hf_config
+from jaxlm.spec.manifest import MANIFEST, sealed_directory, verify_manifest
 from jaxlm.spec.names import Kind, StoredTensor, stored_tensors
 from jaxlm.spec.tensor_file import TensorFile, write_tensors
 
@@ -112,17 +113,25 @@ def load_artifact(directory: Path, *, verify: bool = True) -> Artifact:
         inside = directory / "artifact"
         hint = f"; its artifact is {inside}" if (inside / CONFIG).is_file() else ""
         raise ValueError(f"{directory}: found no {CONFIG}, expected a model directory{hint}")
-    if verify:
+    # What it says is believed only after the manifest.
+    content = _read_config(directory / CONFIG)
+    if verify and ((directory / MANIFEST).is_file() or not is_foreign(content)):
         verify_manifest(directory)
-    try:
-        content = json.loads((directory / CONFIG).read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{directory / CONFIG}: not JSON: {error}") from error
+    if content is None:
+        raise ValueError(f"{directory / CONFIG}: not JSON")
     config, kind, float_dtype = from_hf_config(content)
     files = _open_files(directory)
     stored = _check_tensors(directory, files, stored_tensors(config, kind, float_dtype))
     tensors = ChainMap(*files)  # pyright: ignore[reportArgumentType]
     return Artifact(config, kind, float_dtype, tensors, stored)
+
+
+def _read_config(path: Path) -> Any:
+    """The JSON of a config, None where it is none."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError:
+        return None
 
 
 def _open_files(directory: Path) -> list[TensorFile]:

@@ -4,13 +4,17 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
+MIXERS = ("attention", "mlgru")
+DEFAULT_THETA = 10000.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A decoder-only language model.
 
     `linear: dense` with the defaults is a Llama; `linear: ternary` is BitNet b1.58, with `sub_norm` as the
-    2B-4T model has it and with `linear_norm` as its first description had it.
+    2B-4T model has it and with `linear_norm` as its first description had it; `token_mixer: mlgru` with ternary
+    linears, norms in them, a fused gate and a ternary head is the MatMul-free model (arXiv 2406.02528).
 
     Raises ValueError on construction when the fields do not fit together.
     """
@@ -23,20 +27,24 @@ class ModelConfig:
     """Width of the gated feed-forward layer."""
     num_layers: int
     """Decoder blocks."""
-    num_heads: int
-    """Query heads."""
-    num_kv_heads: int
+    token_mixer: tuple[str, ...] = ("attention",)
+    """How positions see the ones before them: attention or mlgru, or a pattern of both that the layers repeat."""
+    num_heads: int = 0
+    """Query heads of attention."""
+    num_kv_heads: int = 0
     """Key/value heads; query heads are shared among them in equal groups."""
     head_dim: int = 0
     """Width of a head; 0 means hidden_size / num_heads."""
     max_seq_len: int = 2048
     """Longest sequence, in tokens."""
-    rope_theta: float = 10000.0
+    rope_theta: float = DEFAULT_THETA
     """Base of the rotary frequencies."""
     norm_eps: float = 1e-5
     """Epsilon of every RMSNorm."""
     activation: Literal["silu", "gelu", "relu2"] = "silu"
     """Gate function of the feed-forward layer: SwiGLU, GeGLU (exact erf) or squared ReLU."""
+    fused_gate: bool = False
+    """Gate and up projection are one matrix, with one scale and one norm (MatMul-free models have it)."""
     linear: Literal["dense", "ternary"] = "dense"
     """Linear layers of the blocks: float weights, or ternary weights with int8 activations."""
     sub_norm: bool = False
@@ -63,7 +71,10 @@ class ModelConfig:
     """Token that fills unused places."""
 
     def __post_init__(self) -> None:
+        pattern = (self.token_mixer,) if isinstance(self.token_mixer, str) else tuple(self.token_mixer)
+        object.__setattr__(self, "token_mixer", pattern)
         self._check_types()
+        self._check_pattern()
         for name in ("rope_theta", "norm_eps", "initializer_range", "embedding_range"):
             object.__setattr__(self, name, float(getattr(self, name)))  # transformers refuses an int here
         if self.head_dim == 0 and self.num_heads > 0:
@@ -78,6 +89,8 @@ class ModelConfig:
 
     def _check_types(self) -> None:
         for name, expected in get_type_hints(type(self)).items():
+            if name == "token_mixer":
+                continue
             value = getattr(self, name)
             choices = get_args(expected)
             if choices and not any(choice in (int, type(None)) for choice in choices):
@@ -88,15 +101,42 @@ class ModelConfig:
             if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
                 raise ValueError(f"{name}: found {value!r}, expected {getattr(expected, '__name__', expected)}")
 
+    def _check_pattern(self) -> None:
+        for mixer in self.token_mixer:
+            if mixer not in MIXERS:
+                raise ValueError(f"token_mixer: found {mixer!r}, expected {' or '.join(map(repr, MIXERS))}")
+        if not self.token_mixer or self.num_layers % len(self.token_mixer):
+            raise ValueError(
+                f"token_mixer: found a pattern of {len(self.token_mixer)} layers, expected one that divides num_layers "
+                f"{self.num_layers}"
+            )
+
+    def _check_attention(self) -> None:
+        if self.has_attention:
+            for name in ("num_heads", "num_kv_heads", "head_dim"):
+                if not getattr(self, name) > 0:
+                    raise ValueError(f"{name}: found {getattr(self, name)}, expected more than 0")
+            if self.num_heads % self.num_kv_heads:
+                raise ValueError(
+                    f"num_kv_heads: found {self.num_kv_heads}, expected a divisor of num_heads {self.num_heads}"
+                )
+            if self.head_dim % 2:
+                raise ValueError(f"head_dim: found {self.head_dim}, expected an even number (rotary turns pairs)")
+            return
+        for name, unset in (("num_heads", 0), ("num_kv_heads", 0), ("head_dim", 0), ("rope_theta", DEFAULT_THETA)):
+            if getattr(self, name) != unset:
+                raise ValueError(
+                    f"{name}: found {getattr(self, name)}, but token_mixer {', '.join(self.token_mixer)} has no "
+                    "attention; leave it out"
+                )
+
     def _check_sizes(self) -> None:
+        self._check_attention()
         for name in (
             "vocab_size",
             "hidden_size",
             "intermediate_size",
             "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
             "max_seq_len",
             "rope_theta",
             "norm_eps",
@@ -105,12 +145,6 @@ class ModelConfig:
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected more than 0")
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_kv_heads: found {self.num_kv_heads}, expected a divisor of num_heads {self.num_heads}"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim: found {self.head_dim}, expected an even number (rotary turns pairs)")
         if self.initializer_range > 1:
             raise ValueError(f"initializer_range: found {self.initializer_range}, expected at most 1")
         for name in ("bos_id", "eos_id", "pad_id"):
@@ -132,6 +166,7 @@ class ModelConfig:
             ternary_rows = {
                 "hidden_size": self.hidden_size,
                 "intermediate_size": self.intermediate_size,
+                # Zero without attention.
                 "num_heads * head_dim": self.num_heads * self.head_dim,
                 "num_kv_heads * head_dim": self.num_kv_heads * self.head_dim,
             }
@@ -140,6 +175,21 @@ class ModelConfig:
         for name, rows in ternary_rows.items():
             if rows % 4:
                 raise ValueError(f"{name}: found {rows}, expected a multiple of 4 for packed ternary weights")
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether any layer is attention."""
+        return "attention" in self.token_mixer
+
+    @property
+    def num_repeats(self) -> int:
+        """How often the layers repeat the pattern of token mixers."""
+        return self.num_layers // len(self.token_mixer)
+
+    @property
+    def num_mlgru_layers(self) -> int:
+        """Layers whose token mixer is recurrent."""
+        return self.num_repeats * self.token_mixer.count("mlgru")
 
     @property
     def is_ternary(self) -> bool:

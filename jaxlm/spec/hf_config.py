@@ -7,7 +7,9 @@ one object, `jaxlm`, with the format version.
 
 from typing import Any
 
+from jaxlm.spec import mmfreelm
 from jaxlm.spec.config import ModelConfig, config_from_dict
+from jaxlm.spec.mmfreelm import is_mmfreelm
 from jaxlm.spec.names import Kind
 
 FORMAT_VERSION = 1
@@ -32,6 +34,8 @@ HF_KEYS = {
     "pad_id": "pad_token_id",
 }
 OWN_KEYS = (
+    "token_mixer",
+    "fused_gate",
     "linear",
     "sub_norm",
     "linear_norm",
@@ -40,12 +44,19 @@ OWN_KEYS = (
     "embedding_range",
     "scale_dtype",
 )
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "bitnet": "BitNetForCausalLM", "jaxlm": "JaxlmForCausalLM"}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "bitnet": "BitNetForCausalLM",
+    mmfreelm.MODEL_TYPE: mmfreelm.ARCHITECTURE,
+    "jaxlm": "JaxlmForCausalLM",
+}
 
 
 def hf_model_type(config: ModelConfig) -> str:
     """The transformers model type that computes this model, or "jaxlm" where there is none."""
-    if config.embedding != "float" or config.ternary_head:
+    if is_mmfreelm(config):
+        return mmfreelm.MODEL_TYPE
+    if config.num_mlgru_layers or config.fused_gate or config.embedding != "float" or config.ternary_head:
         return "jaxlm"
     if config.sub_norm:
         # transformers sizes attn_sub_norm by hidden_size, whatever the heads add up to.
@@ -59,8 +70,11 @@ def to_hf_config(config: ModelConfig, kind: Kind, float_dtype: str) -> dict[str,
     """The config.json of an artifact of this kind whose floats are stored as `float_dtype`."""
     model_type = hf_model_type(config)
     content: dict[str, Any] = {"architectures": [ARCHITECTURES[model_type]], "model_type": model_type}
-    content |= {key: getattr(config, field) for field, key in HF_KEYS.items()}
-    content |= {"attention_bias": False, "mlp_bias": False, "dtype": float_dtype}
+    if model_type == mmfreelm.MODEL_TYPE:
+        content |= mmfreelm.to_released(config) | {"dtype": float_dtype}
+    else:
+        content |= {key: getattr(config, field) for field, key in HF_KEYS.items()}
+        content |= {"attention_bias": False, "mlp_bias": False, "dtype": float_dtype}
     if config.linear == "ternary":
         content["quantization_config"] = {
             "quant_method": "bitnet",
@@ -68,20 +82,24 @@ def to_hf_config(config: ModelConfig, kind: Kind, float_dtype: str) -> dict[str,
             "quantization_mode": "online" if kind == "latent" else "offline",
             "use_rms_norm": config.linear_norm,
             "rms_norm_eps": config.norm_eps,
-            "modules_to_not_convert": ["lm_head"],
+            "modules_to_not_convert": [] if config.ternary_head else ["lm_head"],
         }
-    own = {field: getattr(config, field) for field in OWN_KEYS}
+    own = {field: getattr(config, field) for field in OWN_KEYS} | {"token_mixer": list(config.token_mixer)}
     content["jaxlm"] = {"format_version": FORMAT_VERSION, "kind": kind, **own}
     return content
 
 
 def from_hf_config(content: dict[str, Any]) -> tuple[ModelConfig, Kind, str]:
-    """Read a config.json that this project wrote: the config, the artifact's kind and its float dtype.
+    """Read a config.json: the config, the artifact's kind and its float dtype.
 
-    The file is regenerated from what was read, and every key that then differs is an error: nothing in it
-    is silently ignored. Raises ValueError naming the key, what was found and what was expected.
+    One that this project wrote is regenerated from what was read, and every key that then differs is an error:
+    nothing in it is silently ignored. One of a released MatMul-free model is read by `mmfreelm`. Raises ValueError
+    naming the key, what was found and what was expected.
     """
     own = content.get("jaxlm") if isinstance(content, dict) else None
+    if is_foreign(content):
+        float_dtype = content.get("dtype") or content.get("torch_dtype") or "float32"
+        return mmfreelm.from_released(content), "latent", _checked_dtype(float_dtype)
     if not isinstance(own, dict):
         raise ValueError("config.json: found no 'jaxlm' object; this directory was not written by jaxlm")
     if own.get("format_version") != FORMAT_VERSION:
@@ -92,13 +110,24 @@ def from_hf_config(content: dict[str, Any]) -> tuple[ModelConfig, Kind, str]:
     kind, float_dtype = own.get("kind"), content.get("dtype")
     if kind not in ("latent", "packed"):
         raise ValueError(f"config.json: found kind {kind!r}, expected 'latent' or 'packed'")
-    if float_dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"config.json: found dtype {float_dtype!r}, expected 'float32' or 'bfloat16'")
-    fields = {field: content[key] for field, key in HF_KEYS.items() if key in content}
+    float_dtype = _checked_dtype(float_dtype)
+    keys = mmfreelm.KEYS if content.get("model_type") == mmfreelm.MODEL_TYPE else HF_KEYS
+    fields = {field: content[key] for field, key in keys.items() if key in content}
     fields |= {field: own[field] for field in OWN_KEYS if field in own}
     config = config_from_dict(fields)
     _check_same("config.json", content, to_hf_config(config, kind, float_dtype))
     return config, kind, float_dtype
+
+
+def is_foreign(content: Any) -> bool:
+    """Whether a config.json is of a released model that was not written here: it has no manifest to check."""
+    return isinstance(content, dict) and "jaxlm" not in content and content.get("model_type") == mmfreelm.MODEL_TYPE
+
+
+def _checked_dtype(float_dtype: Any) -> str:
+    if float_dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"config.json: found dtype {float_dtype!r}, expected 'float32' or 'bfloat16'")
+    return float_dtype
 
 
 def _check_same(where: str, found: dict[str, Any], expected: dict[str, Any]) -> None:

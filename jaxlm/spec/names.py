@@ -5,10 +5,11 @@ this table, so no program guesses from shapes or spellings.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from jaxlm.spec.config import ModelConfig
+from jaxlm.spec.mmfreelm import is_mmfreelm, released_name
 from jaxlm.spec.ternary import packed_rows
 
 Storage = Literal["float", "ternary", "int8"]
@@ -29,6 +30,8 @@ class Parameter:
     shape: tuple[int, ...]
     storage: Storage
     """What the packed form holds: the float itself, ternary codes and a scale, or int8 codes and row scales."""
+    attribute: str = ""
+    """Dotted path to it in a model whose layers are a list."""
 
     @property
     def size(self) -> int:
@@ -50,6 +53,14 @@ class StoredTensor:
 
 def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
     """Every parameter of the model in file order: embedding, blocks, final norm, head."""
+    rename = released_name if is_mmfreelm(config) else str
+    return tuple(
+        replace(parameter, name=rename(parameter.name), attribute=parameter.name.removeprefix("model."))
+        for parameter in _parameters(config)
+    )
+
+
+def _parameters(config: ModelConfig) -> list[Parameter]:
     table = [
         Parameter(
             ("embed_tokens", "weight"),
@@ -59,10 +70,15 @@ def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
             config.embedding,
         )
     ]
+    if config.num_mlgru_layers:
+        shape = (config.num_mlgru_layers, config.hidden_size)
+        table.append(Parameter(("lower_bounds", "weight"), None, "model.lower_bounds.weight", shape, "float"))
     for layer in range(config.num_layers):
-        for name, shape, storage in _block(config):
-            path = ("layers", *name.split("."))
-            table.append(Parameter(path, layer, f"model.layers.{layer}.{name}", shape, storage))
+        # One stack for each place in the pattern of token mixers; a pattern of one needs no place.
+        repeat, place = divmod(layer, len(config.token_mixer))
+        stack = ("layers",) if len(config.token_mixer) == 1 else ("layers", f"place_{place}")
+        for name, shape, storage in _block(config, config.token_mixer[place]):
+            table.append(Parameter((*stack, *name.split(".")), repeat, f"model.layers.{layer}.{name}", shape, storage))
     table.append(Parameter(("norm", "weight"), None, "model.norm.weight", (config.hidden_size,), "float"))
     if not config.tie_word_embeddings:
         storage: Storage = "ternary" if config.ternary_head else "float"
@@ -78,32 +94,52 @@ def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
                     "float",
                 )
             )
-    return tuple(table)
+    return table
 
 
-def _block(config: ModelConfig) -> list[tuple[str, tuple[int, ...], Storage]]:
+Row = tuple[str, tuple[int, ...], Storage]
+
+
+def _block(config: ModelConfig, token_mixer: str) -> list[Row]:
     hidden, intermediate = config.hidden_size, config.intermediate_size
-    heads = config.num_heads * config.head_dim
-    kv_heads = config.num_kv_heads * config.head_dim
-    rows: list[tuple[str, tuple[int, ...], Storage]] = [("input_layernorm.weight", (hidden,), "float")]
-    rows += _linear(config, "self_attn.q_proj", heads, hidden)
-    rows += _linear(config, "self_attn.k_proj", kv_heads, hidden)
-    rows += _linear(config, "self_attn.v_proj", kv_heads, hidden)
-    if config.sub_norm:
-        rows.append(("self_attn.attn_sub_norm.weight", (heads,), "float"))
-    rows += _linear(config, "self_attn.o_proj", hidden, heads)
+    rows: list[Row] = [("input_layernorm.weight", (hidden,), "float")]
+    rows += _attention(config) if token_mixer == "attention" else _mlgru(config)
     rows.append(("post_attention_layernorm.weight", (hidden,), "float"))
-    rows += _linear(config, "mlp.gate_proj", intermediate, hidden)
-    rows += _linear(config, "mlp.up_proj", intermediate, hidden)
+    if config.fused_gate:
+        rows += _linear(config, "mlp.gate_proj", 2 * intermediate, hidden)
+    else:
+        rows += _linear(config, "mlp.gate_proj", intermediate, hidden)
+        rows += _linear(config, "mlp.up_proj", intermediate, hidden)
     if config.sub_norm:
         rows.append(("mlp.ffn_sub_norm.weight", (intermediate,), "float"))
     rows += _linear(config, "mlp.down_proj", hidden, intermediate)
     return rows
 
 
-def _linear(config: ModelConfig, name: str, out_features: int, in_features: int):
+def _attention(config: ModelConfig) -> list[Row]:
+    hidden = config.hidden_size
+    heads = config.num_heads * config.head_dim
+    kv_heads = config.num_kv_heads * config.head_dim
+    rows = _linear(config, "self_attn.q_proj", heads, hidden)
+    rows += _linear(config, "self_attn.k_proj", kv_heads, hidden)
+    rows += _linear(config, "self_attn.v_proj", kv_heads, hidden)
+    if config.sub_norm:
+        rows.append(("self_attn.attn_sub_norm.weight", (heads,), "float"))
+    return rows + _linear(config, "self_attn.o_proj", hidden, heads)
+
+
+def _mlgru(config: ModelConfig) -> list[Row]:
+    hidden = config.hidden_size
+    rows: list[Row] = []
+    for name in ("i_proj", "f_proj", "g_proj"):
+        rows += _linear(config, f"mlgru.{name}", hidden, hidden)
+    rows.append(("mlgru.g_norm.weight", (hidden,), "float"))
+    return rows + _linear(config, "mlgru.o_proj", hidden, hidden)
+
+
+def _linear(config: ModelConfig, name: str, out_features: int, in_features: int) -> list[Row]:
     storage: Storage = "ternary" if config.linear == "ternary" else "float"
-    rows: list[tuple[str, tuple[int, ...], Storage]] = [(f"{name}.weight", (out_features, in_features), storage)]
+    rows: list[Row] = [(f"{name}.weight", (out_features, in_features), storage)]
     if config.linear_norm:
         rows.append((f"{name}.rms_norm.weight", (in_features,), "float"))
     return rows

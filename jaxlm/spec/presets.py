@@ -10,6 +10,23 @@ def _bitnet(**fields) -> ModelConfig:
     return ModelConfig(**({"linear": "ternary", "sub_norm": True} | fields))
 
 
+def _mmfree(**fields) -> ModelConfig:
+    """The MatMul-free language model (arXiv 2406.02528), as released."""
+    released = {
+        "token_mixer": "mlgru",
+        "linear": "ternary",
+        "linear_norm": True,
+        "fused_gate": True,
+        "tie_word_embeddings": False,
+        "ternary_head": True,
+        "norm_eps": 1e-6,
+        "vocab_size": 32000,
+        "bos_id": 1,
+        "eos_id": 2,
+    }
+    return ModelConfig(**(released | fields))
+
+
 def _smollm2(**fields) -> ModelConfig:
     return ModelConfig(vocab_size=49152, max_seq_len=8192, **fields)
 
@@ -35,11 +52,24 @@ _SMALL = {
     "embedding_range": 0.1,
 }
 
+_ATTENTION = {"num_heads", "num_kv_heads"}
+
+
+def _without_attention(shape: dict) -> dict:
+    return {name: value for name, value in shape.items() if name not in _ATTENTION}
+
+
 PRESETS: dict[str, ModelConfig] = {
     "ternary-tiny": ModelConfig(**_TINY, linear="ternary"),
     "dense-tiny": ModelConfig(**_TINY),
     "ternary-25m": ModelConfig(**_SMALL, linear="ternary"),
     "dense-25m": ModelConfig(**_SMALL),
+    "mmfree-tiny": _mmfree(**_without_attention(_TINY)),
+    "mmfree-25m": _mmfree(**_without_attention(_SMALL)),
+    "hybrid-25m": ModelConfig(**_SMALL, linear="ternary", token_mixer=("mlgru", "mlgru", "mlgru", "attention")),
+    "mmfree-370m": _mmfree(hidden_size=1024, intermediate_size=2816, num_layers=24),
+    "mmfree-1.3b": _mmfree(hidden_size=2048, intermediate_size=5632, num_layers=24),
+    "mmfree-2.7b": _mmfree(hidden_size=2560, intermediate_size=6912, num_layers=32),
     "bitnet-700m": _bitnet(
         vocab_size=32000,
         hidden_size=1536,

@@ -1,11 +1,10 @@
-"""Write train_step.json, the metrics of three training steps: `python -m tests.golden.make_train_step`."""
+"""Write the metrics of three training steps of each golden model: `python -m tests.golden.make_train_step`."""
 
 import json
-from pathlib import Path
 
-from tests.conftest import TINY
-from tests.jaxlm.test_train_step import run_steps
+from tests.jaxlm.test_train_step import GOLDEN, run_steps
 
 if __name__ == "__main__":
-    _, lines = run_steps(TINY)
-    Path(__file__).with_name("train_step.json").write_text(json.dumps(lines, indent=2) + "\n")
+    for path, config in GOLDEN.items():
+        _, lines = run_steps(config)
+        path.write_text(json.dumps(lines, indent=2) + "\n")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxlm.layers import rotary
+from jaxlm.mixers import Context
 from jaxlm.model import LanguageModel, init_cache, init_params
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.names import parameters
@@ -46,7 +47,7 @@ def test_the_tree_is_the_names_table(config, params):
 
     expected = {}
     for parameter in parameters(config):
-        layers = () if parameter.layer is None else (config.num_layers,)
+        layers = () if parameter.layer is None else (config.num_repeats,)
         expected[parameter.path] = (*layers, *parameter.shape)
     assert jax.tree.map(jnp.shape, flatten_dict(params)) == expected
 
@@ -60,7 +61,7 @@ def test_logits_are_float32_and_causal_by_gradient(config, params, token_ids):
         bound = model.bind({"params": params})
         x = table[token_ids] + offsets
         positions = jnp.broadcast_to(jnp.arange(12), (2, 12))
-        hidden, _ = bound.layers(x, None, positions, None)
+        hidden, _ = bound.layers(x, None, bound._bounds(), Context(positions))
         return jnp.sum(bound.norm(hidden)[:, 5] ** 3)
 
     gradient = np.abs(jax.jit(jax.grad(logit_sum))(jnp.zeros((2, 12, config.hidden_size)))).sum(axis=(0, 2))

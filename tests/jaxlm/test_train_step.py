@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,8 +13,13 @@ from jaxlm.ternary_linear import quantize_params
 from jaxlm.train_step import init_state, make_train_step
 from shared_tokenizer.examples import to_example
 from shared_tokenizer.shards import Span
+from tests.conftest import TINY, VARIANTS
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "train_step.json"
+_FOLDER = Path(__file__).parent.parent / "golden"
+GOLDEN = {
+    _FOLDER / "train_step.json": TINY,
+    _FOLDER / "train_step_hybrid.json": dataclasses.replace(TINY, **VARIANTS["hybrid"]),
+}
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=0, schedule="linear")
 
 
@@ -58,13 +64,14 @@ def test_the_state_carries_the_codes_of_its_parameters(tiny_config):
     assert all(0 < line["ternary/flip_rate"] < 0.5 for line in lines)
 
 
-def test_golden_step(tiny_config):
-    _, lines = run_steps(tiny_config)
-    golden = json.loads(GOLDEN.read_text())
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_golden_step(path):
+    _, lines = run_steps(GOLDEN[path])
+    golden = json.loads(path.read_text())
     for number, (found, expected) in enumerate(zip(lines, golden, strict=True)):
         for name, value in expected.items():
             assert found[name] == pytest.approx(value, rel=2e-3), (
                 f"step {number}: {name} is {found[name]}, the golden run had {value}. If the change was not meant to "
                 "alter the model, its initialisation or the optimizer, this is a bug. If it was, write the new "
-                f"numbers with `python -m tests.golden.make_train_step` and say why in the commit. ({GOLDEN.name})"
+                f"numbers with `python -m tests.golden.make_train_step` and say why in the commit. ({path.name})"
             )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import mlx.core as mx
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 import jaxlm.generate
 import jaxlm.load
@@ -14,6 +15,7 @@ import mlxlm.generate
 import mlxlm.load
 from jaxlm.export import export_artifact
 from jaxlm.model import init_params
+from jaxlm.spec.names import parameters
 from jaxlm.spec.sampling import Sampling
 from jaxlm.spec.ternary import quantize_activation
 from jaxlm.ternary_linear import TernaryWeight, ternarize, ternary_linear
@@ -45,15 +47,17 @@ def test_both_kinds_hold_the_same_codes_in_both_frameworks(artifacts):
         np.testing.assert_array_equal(leaves[0].codes, leaves[1].codes)
         np.testing.assert_array_equal(leaves[0].scale, leaves[1].scale)
     models = [mlxlm.load.load_model(path)[0] for path in (latent, packed)]
-    for layer in range(config.num_layers):
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            weight = trees[0]["layers"]["self_attn"][name]["weight"]
-            if not isinstance(weight, TernaryWeight):
-                continue
-            for model in models:
-                module = getattr(model.layers[layer].self_attn, name)
-                np.testing.assert_array_equal(module.codes(), weight.codes[layer])
-                assert float(module.weight_scale) == float(weight.scale[layer])
+    flat = flatten_dict(trees[0])
+    for parameter in parameters(config):
+        weight = flat[parameter.path]
+        if not isinstance(weight, TernaryWeight):
+            continue
+        place = () if parameter.layer is None else parameter.layer
+        for model in models:
+            module = mlxlm.load.module_of(model, parameter)
+            if parameter.path[0] != "embed_tokens":
+                np.testing.assert_array_equal(module.codes(), weight.codes[place])
+                assert float(module.weight_scale) == float(weight.scale[place])
 
 
 def test_a_ternary_layer_is_equal_to_the_bit(tiny_config, tmp_path):

@@ -33,6 +33,18 @@ SIZES = {
         ({"embedding": "ternary", "vocab_size": 301}, "vocab_size: found 301, expected a multiple of 4"),
         ({"eos_id": 300}, "eos_id: found 300, expected 0..299"),
         ({"norm_eps": 0.0}, "norm_eps: found 0.0, expected more than 0"),
+        (
+            {"token_mixer": ("mlgru", "mlgru", "attention")},
+            "token_mixer: found a pattern of 3 layers",
+        ),
+        ({"token_mixer": "mamba"}, "token_mixer: found 'mamba', expected 'attention' or 'mlgru'"),
+        ({"token_mixer": ()}, "token_mixer: found a pattern of 0 layers"),
+        ({"token_mixer": "mlgru"}, "num_heads: found 4, but token_mixer mlgru has no attention; leave it out"),
+        (
+            {"token_mixer": "mlgru", "num_heads": 0, "num_kv_heads": 0, "rope_theta": 5e5},
+            "rope_theta: found 500000.0",
+        ),
+        ({"num_heads": 0}, "num_heads: found 0, expected more than 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):
@@ -55,6 +67,8 @@ def test_unknown_and_missing_settings_are_named():
         ("smollm2-360m", 361_821_120),
         ("smollm2-1.7b", 1_711_376_384),
         ("bitnet-2b-4t", 2_412_820_480),
+        # Counted by hand from the released shapes.
+        ("mmfree-370m", 374_108_160),
     ],
 )
 def test_parameter_counts(name, count):

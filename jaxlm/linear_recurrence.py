@@ -1,0 +1,63 @@
+"""h_t = f_t h_{t-1} + u_t over a sequence, elementwise in float32, with its own backward pass.
+
+Parallel in chunks: within all chunks of CHUNK steps at once, then from chunk to chunk. The backward pass is the
+same recurrence in reverse, so it keeps the decays and the states and nothing of the scan itself.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.shapes import Recurrent, State
+
+CHUNK = 32
+
+
+@jax.custom_vjp
+def linear_recurrence(decays: Recurrent, updates: Recurrent, initial: State) -> Recurrent:
+    """States `[B, L, E]` of decays and updates `[B, L, E]` from an initial state `[B, E]`."""
+    return _states(decays, updates, initial)
+
+
+def _forward(decays: Recurrent, updates: Recurrent, initial: State):
+    states = _states(decays, updates, initial)
+    return states, (decays, states, initial)
+
+
+def _backward(residuals, dstates: Recurrent):
+    decays, states, initial = residuals
+    # dL/dh_t collects its own gradient and, through the next step, f_{t+1} times that of h_{t+1}.
+    following = jnp.concatenate([decays[:, 1:], jnp.zeros_like(decays[:, :1])], axis=1)
+    dupdates = _states(following[:, ::-1], dstates[:, ::-1], jnp.zeros_like(initial))[:, ::-1]
+    previous = jnp.concatenate([initial[:, None], states[:, :-1]], axis=1)
+    return dupdates * previous, dupdates, decays[:, 0] * dupdates[:, 0]
+
+
+linear_recurrence.defvjp(_forward, _backward)
+
+
+def _states(decays: Recurrent, updates: Recurrent, initial: State) -> Recurrent:
+    B, L, E = updates.shape
+    if L == 1:
+        return decays * initial[:, None] + updates
+    padding = ((0, 0), (0, -L % CHUNK), (0, 0))
+    # [step in chunk, B, chunk, E]
+    decays, updates = (jnp.moveaxis(jnp.pad(x, padding).reshape(B, -1, CHUNK, E), 2, 0) for x in (decays, updates))
+    zeros = jnp.zeros(updates.shape[1:], updates.dtype)
+
+    def within(carry, step):
+        state, product = carry
+        decay, update = step
+        carry = (decay * state + update, decay * product)
+        return carry, carry
+
+    _, (states, products) = jax.lax.scan(within, (zeros, zeros + 1), (decays, updates))
+
+    def across(state, chunk):
+        last_state, last_product = chunk
+        return last_product * state + last_state, state
+
+    # The state that each chunk starts from.
+    lasts = (jnp.moveaxis(states[-1], 1, 0), jnp.moveaxis(products[-1], 1, 0))
+    _, starts = jax.lax.scan(across, initial, lasts)
+    states = states + products * jnp.moveaxis(starts, 0, 1)[None]
+    return jnp.moveaxis(states, 0, 2).reshape(B, -1, E)[:, :L]

@@ -93,7 +93,7 @@ class LanguageModel(nn.Module):
         if config.num_mlgru_layers:
             self.lower_bounds = LowerBounds(config)
         is_pattern = len(config.token_mixer) > 1
-        repeated = nn.scan(
+        repeated: Any = nn.scan(
             PatternOfBlocks if is_pattern else Block,
             variable_axes={"params": 0},
             split_rngs={"params": True},

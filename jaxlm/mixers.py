@@ -18,6 +18,7 @@ class Context(flax.struct.PyTreeNode):
 
     # Not typed more closely: jax also builds the node with placeholders in its leaves.
     positions: Any  # Int [B, L], from the start of the document
+    begins: Any  # Bool [B, L]: tokens that begin a document, where a recurrent state begins anew
     mask: Any = None  # Bool [B, L, S]: what attention sees; None stands for plain causal
     keep: Any = None  # Bool [B, L]: tokens that a recurrent state takes in; None stands for all
 
@@ -91,7 +92,7 @@ class MLGRU(nn.Module):
         forget = jax.nn.sigmoid(block_linear(config, width, "f_proj")(x).astype(jnp.float32))
         forget = lower_bound[None, None] + (1 - lower_bound[None, None]) * forget
         update = nn.silu(update) * (1 - forget)
-        forget = jnp.where(context.positions[..., None] == 0, 0, forget)
+        forget = jnp.where(context.begins[..., None], 0, forget)
         if context.keep is not None:
             update = jnp.where(context.keep[..., None], update, 0)
             forget = jnp.where(context.keep[..., None], forget, 1)

@@ -116,7 +116,10 @@ class LanguageModel(nn.Module):
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(token_ids.shape[1]), token_ids.shape)
         mask = _segment_mask(segment_ids) if self.config.has_attention else None
-        x, _ = self.layers(x, None, self._bounds(), Context(positions, mask))
+        begins = positions == 0
+        if segment_ids is not None:
+            begins |= jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0
+        x, _ = self.layers(x, None, self._bounds(), Context(positions, begins, mask))
         return self._logits(x, table)
 
     def decode(
@@ -131,7 +134,7 @@ class LanguageModel(nn.Module):
         length = _cache_length(cache)
         mask = None if length is None else jnp.arange(length)[None, None] <= positions[:, :, None]
         keep = jnp.arange(token_ids.shape[1])[None] <= last[:, None]
-        x, written = self.layers(x, cache, self._bounds(), Context(positions, mask, keep))
+        x, written = self.layers(x, cache, self._bounds(), Context(positions, positions == 0, mask, keep))
         x = x[jnp.arange(x.shape[0]), last][:, None]
         return self._logits(x, table)[:, 0], written
 

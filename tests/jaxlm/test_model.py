@@ -61,7 +61,7 @@ def test_logits_are_float32_and_causal_by_gradient(config, params, token_ids):
         bound = model.bind({"params": params})
         x = table[token_ids] + offsets
         positions = jnp.broadcast_to(jnp.arange(12), (2, 12))
-        hidden, _ = bound.layers(x, None, bound._bounds(), Context(positions))
+        hidden, _ = bound.layers(x, None, bound._bounds(), Context(positions, positions == 0))
         return jnp.sum(bound.norm(hidden)[:, 5] ** 3)
 
     gradient = np.abs(jax.jit(jax.grad(logit_sum))(jnp.zeros((2, 12, config.hidden_size)))).sum(axis=(0, 2))
@@ -106,14 +106,30 @@ def test_unrolled_layers_equal_the_loop(config, params, token_ids):
     assert_logits_close(unrolled, looped, config)
 
 
-def test_segments_do_not_see_each_other(tiny_config, token_ids):
-    params = jax.jit(init_params, static_argnums=0)(tiny_config, jax.random.key(0))
-    model = LanguageModel(tiny_config)
+@pytest.mark.parametrize("counts_anew", [True, False])
+@pytest.mark.parametrize("variant", ["ternary", "mlgru", "hybrid"])
+def test_segments_do_not_see_each_other(tiny_config, token_ids, variant, counts_anew):
+    config = dataclasses.replace(tiny_config, **VARIANTS[variant])
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+    model = LanguageModel(config)
     segment_ids = np.array([[0] * 5 + [1] * 7] * 2)
-    positions = np.array([[*range(5), *range(7)]] * 2)
+    positions = np.array([[*range(5), *range(7)]] * 2) if counts_anew else None
     packed = apply(model, params, token_ids, positions, segment_ids)
-    assert_logits_close(packed[:, :5], apply(model, params, token_ids[:, :5]), tiny_config)
-    assert_logits_close(packed[:, 5:], apply(model, params, token_ids[:, 5:]), tiny_config)
+    assert_logits_close(packed[:, :5], apply(model, params, token_ids[:, :5]), config)
+    assert_logits_close(packed[:, 5:], apply(model, params, token_ids[:, 5:]), config)
+
+
+def test_padding_leaves_no_trace_in_a_recurrent_state(tiny_config, token_ids):
+    config = dataclasses.replace(tiny_config, **VARIANTS["mlgru"])
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+    model = LanguageModel(config)
+    decode = jax.jit(lambda t, p, c, last: model.apply({"params": params}, t, p, c, last, method="decode"))
+    positions = jnp.broadcast_to(jnp.arange(12), (2, 12))
+    _, padded = decode(token_ids, positions, init_cache(config, 2, 16), jnp.array([4, 11]))
+    for row, length in ((0, 5), (1, 12)):
+        ids = token_ids[row : row + 1, :length]
+        _, alone = decode(ids, positions[:1, :length], init_cache(config, 1, 16), jnp.array([length - 1]))
+        np.testing.assert_allclose(padded.state[:, row], alone.state[:, 0], atol=1e-6)
 
 
 def test_rotary_depends_on_distance_alone():

@@ -161,10 +161,11 @@ class _Preparation:
             lost = " ".join(f"{byte:02X}" for byte in sorted(given.missing_bytes))
             self._reporter.say(f"the tokenizer has no token for bytes {lost}: characters that need one are left out")
         identity = self._identity(given)
-        manifest = self._written_manifest(identity)
-        if manifest is not None and not self._output.is_begun:
+        if (manifest := self._finished(identity)) is not None:
             return manifest
         with self._output.locked():
+            if (manifest := self._finished(identity)) is not None:  # by another process meanwhile
+                return manifest
             try:
                 return self._make(given, identity)
             except ValueError:
@@ -172,19 +173,19 @@ class _Preparation:
                     self._output.remove()
                 raise
 
-    def _written_manifest(self, identity: dict[str, Any]) -> dict[str, Any] | None:
-        """The manifest that is there; raises ValueError where it is of another preparation."""
+    def _finished(self, identity: dict[str, Any]) -> dict[str, Any] | None:
+        """The manifest of a finished set, if there is one; raises ValueError where it is of another preparation."""
         content = self._output.read(MANIFEST)
         if content is None:
             return None
         manifest = parse_manifest(content, self._config.output_dir)
         self._refuse_another(manifest["options"], identity)
-        return manifest
+        return None if self._output.is_begun else manifest
 
     def _plan_input(self) -> None:
         """Find out what there is to read, and show it."""
         config = self._config
-        if config.hub is not None:
+        if config.hub:
             hub = HubSource(config.hub, config.hub_config, config.hub_split, config.hub_streaming)
             self._plan, example = plan_hub(hub, config.text_column)
             self._holds_chats = example.holds_chats

@@ -1,6 +1,6 @@
 """The chat formats that are known, as data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal, TypeAlias
 
@@ -122,24 +122,16 @@ CHATML = ChatFormat(
     ),
 )
 
-SMOLLM2 = ChatFormat(
-    name="smollm2",
-    system=_chatml_frame("system"),
-    user=_chatml_frame("user"),
-    assistant=_chatml_frame("assistant"),
-    default_system=_SMOLLM2_SYSTEM,
-    template=r"""
-{{- bos_token }}
+_WITH_DEFAULT_SYSTEM = r"""
 {%- if messages[0].role != 'system' %}
     {{- '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}
 {%- endif %}
-{%- for message in messages %}
-    {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\n' }}
-{%- endif %}
-""",
+{%- for"""
+SMOLLM2 = replace(
+    CHATML,
+    name="smollm2",
+    default_system=_SMOLLM2_SYSTEM,
+    template=CHATML.template.replace("\n{%- for", _WITH_DEFAULT_SYSTEM, 1),
     published=(
         frozenset(
             {

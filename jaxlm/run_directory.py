@@ -126,7 +126,8 @@ def open_run(config: TrainConfig, model_fields: dict[str, Any]) -> Iterator[RunD
             raise ValueError(
                 f"{path}: already holds a run; continue it with --resume true or choose another output_dir"
             )
-        resolved = asdict(config) | {"model": model_fields}
+        # As the file has it: tuples are lists there.
+        resolved = yaml.safe_load(yaml.safe_dump(asdict(config) | {"model": model_fields}))
         if exists:
             _check_same_run(path, read_config(path), resolved)
         text = yaml.safe_dump(resolved | {"resume": False}, sort_keys=False, allow_unicode=True)

@@ -7,11 +7,11 @@ from shared_tokenizer.data_sets import DataSets
 from shared_tokenizer.train import train_tokenizer
 from tests.conftest import flipped_bit, prepare_texts
 
-TEXTS = [f"number {i} " * 20 for i in range(20)]
+TEXTS = [f"number {i} " * 20 for i in range(40)]
 
 
 def test_several_sets_of_one_tokenizer_are_opened_together(tmp_path, tokenizer):
-    paths = [prepare_texts(tmp_path / name, TEXTS[:size], tokenizer) for name, size in (("a", 20), ("b", 10))]
+    paths = [prepare_texts(tmp_path / name, TEXTS[:size], tokenizer) for name, size in (("a", 40), ("b", 20))]
     sets = DataSets.open(paths, 8)
     assert len(sets.train) == len(sets.val) == 2
     assert next(iter(host_batches(sets, 4, seed=0)))["inputs"].shape == (4, 8)

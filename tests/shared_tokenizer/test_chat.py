@@ -48,7 +48,7 @@ class Bytes(Tokenizer):
         return [self.encode(text) for text in texts]
 
     def save(self, directory: Path) -> None:
-        raise NotImplementedError
+        raise AssertionError("chats are rendered without any file")
 
     @property
     def vocab_size(self) -> int:

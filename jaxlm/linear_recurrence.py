@@ -1,7 +1,9 @@
 """h_t = f_t h_{t-1} + u_t over a sequence, elementwise in float32, with its own backward pass.
 
-Parallel in chunks: within all chunks of CHUNK steps at once, then from chunk to chunk. The backward pass is the
-same recurrence in reverse, so it keeps the decays and the states and nothing of the scan itself.
+On a CPU the steps are taken one by one, which keeps its vector units busy and reads everything once. Elsewhere they
+are taken in parallel chunks: within all chunks of CHUNK steps at once, then from chunk to chunk. The backward pass is
+the same recurrence in reverse, so it keeps the decays and the states and nothing of the scan itself.
+`jax.lax.associative_scan` was measured slower and larger than both (scripts/benchmark.py mixers).
 """
 
 import jax
@@ -36,9 +38,26 @@ linear_recurrence.defvjp(_forward, _backward)
 
 
 def _states(decays: Recurrent, updates: Recurrent, initial: State) -> Recurrent:
-    B, L, E = updates.shape
-    if L == 1:
+    if updates.shape[1] == 1:
         return decays * initial[:, None] + updates
+    return jax.lax.platform_dependent(decays, updates, initial, cpu=in_steps, default=in_chunks)
+
+
+def in_steps(decays: Recurrent, updates: Recurrent, initial: State) -> Recurrent:
+    """The states, one after another."""
+
+    def step(state, inputs):
+        decay, update = inputs
+        state = decay * state + update
+        return state, state
+
+    _, states = jax.lax.scan(step, initial, (jnp.moveaxis(decays, 1, 0), jnp.moveaxis(updates, 1, 0)))
+    return jnp.moveaxis(states, 0, 1)
+
+
+def in_chunks(decays: Recurrent, updates: Recurrent, initial: State) -> Recurrent:
+    """The states, CHUNK times as many at once."""
+    B, L, E = updates.shape
     padding = ((0, 0), (0, -L % CHUNK), (0, 0))
     # [step in chunk, B, chunk, E]
     decays, updates = (jnp.moveaxis(jnp.pad(x, padding).reshape(B, -1, CHUNK, E), 2, 0) for x in (decays, updates))

@@ -128,7 +128,9 @@ class LanguageModel(nn.Module):
         """Run tokens at given positions against a cache: logits `[B, V]` at index `last` `[B]`, new cache.
 
         Tokens after `last` fill up: they leave no trace in a recurrent state, and attention never sees them again.
+        Raises ValueError where the cache is that of another model.
         """
+        _check_cache(self.config, token_ids.shape[0], cache)
         table = self.embed_tokens()
         x = table[token_ids].astype(self.dtype)
         length = _cache_length(cache)
@@ -173,6 +175,23 @@ def _init_cache(config: ModelConfig, token_mixer: str, batch_size: int, length: 
         return RecurrentState(jnp.zeros((config.num_repeats, batch_size, config.hidden_size), jnp.float32))
     shape = (config.num_repeats, batch_size, length, config.num_kv_heads, config.head_dim)
     return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+def _check_cache(config: ModelConfig, batch_size: int, cache: Cache) -> None:
+    """Raise ValueError where a cache is another model's, or another batch's."""
+    length = _cache_length(cache) or 0
+    expected = jax.eval_shape(lambda: init_cache(config, batch_size, length))
+    if _describe(cache) != _describe(expected):
+        raise ValueError(
+            f"cache: found {_describe(cache)}, expected {_describe(expected)}; make one with init_cache for this model"
+        )
+
+
+def _describe(cache: Cache) -> str:
+    if isinstance(cache, dict):
+        return ", ".join(f"{name} {_describe(each)}" for name, each in cache.items())
+    array = cache.keys if isinstance(cache, KVCache) else cache.state
+    return f"{type(cache).__name__} {list(array.shape)}"
 
 
 def _cache_length(cache: Cache) -> int | None:

@@ -1,7 +1,5 @@
 """Named model configurations. A trained tokenizer replaces the vocabulary size of the small ones."""
 
-import dataclasses
-
 from jaxlm.spec.config import ModelConfig
 
 
@@ -41,6 +39,7 @@ _TINY = {
     "max_seq_len": 512,
     "embedding_range": 0.1,
 }
+_FIVE_MILLION = _TINY | {"intermediate_size": 512, "num_layers": 6}
 _SMALL = {
     "vocab_size": 4096,
     "hidden_size": 512,
@@ -62,10 +61,14 @@ def _without_attention(shape: dict) -> dict:
 PRESETS: dict[str, ModelConfig] = {
     "ternary-tiny": ModelConfig(**_TINY, linear="ternary"),
     "dense-tiny": ModelConfig(**_TINY),
+    "ternary-5m": ModelConfig(**_FIVE_MILLION, linear="ternary"),
+    "dense-5m": ModelConfig(**_FIVE_MILLION),
     "ternary-25m": ModelConfig(**_SMALL, linear="ternary"),
     "dense-25m": ModelConfig(**_SMALL),
     "mmfree-tiny": _mmfree(**_without_attention(_TINY)),
+    "mmfree-5m": _mmfree(**_without_attention(_FIVE_MILLION | {"num_layers": 4})),
     "mmfree-25m": _mmfree(**_without_attention(_SMALL)),
+    "hybrid-5m": ModelConfig(**_FIVE_MILLION, linear="ternary", token_mixer=("mlgru", "mlgru", "attention")),
     "hybrid-25m": ModelConfig(**_SMALL, linear="ternary", token_mixer=("mlgru", "mlgru", "mlgru", "attention")),
     "mmfree-370m": _mmfree(hidden_size=1024, intermediate_size=2816, num_layers=24),
     "mmfree-1.3b": _mmfree(hidden_size=2048, intermediate_size=5632, num_layers=24),
@@ -140,10 +143,3 @@ def preset(name: str) -> ModelConfig:
     if name not in PRESETS:
         raise ValueError(f"preset: found {name!r}, expected one of {', '.join(PRESETS)}")
     return PRESETS[name]
-
-
-def dense_twin(config: ModelConfig) -> ModelConfig:
-    """The float Llama of the same shape."""
-    return dataclasses.replace(
-        config, linear="dense", sub_norm=False, linear_norm=False, ternary_head=False, embedding="float"
-    )

@@ -1,5 +1,9 @@
-"""MLGRU against attention of equal width and depth: training steps by sequence length, decoding by context."""
+"""MLGRU against attention of equal width and depth: training steps by sequence length, decoding by context.
 
+And its recurrence by itself, scanned in several ways.
+"""
+
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -13,6 +17,7 @@ import numpy as np
 from rich.table import Table
 
 import mlxlm.model
+from jaxlm import linear_recurrence
 from jaxlm.model import LanguageModel, init_cache, init_params
 from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from jaxlm.spec.command_line import make_console
@@ -46,8 +51,52 @@ def benchmark(settings: Settings) -> None:
     attention = replace(preset(settings.preset), max_seq_len=2 * max(*settings.contexts, *settings.seq_lens))
     mlgru = replace(attention, token_mixer="mlgru", num_heads=0, num_kv_heads=0, head_dim=0)
     models = {"attention": attention, "mlgru": mlgru}
+    _scans(settings, attention.hidden_size)
     _training(settings, models)
     _decoding(settings, models)
+
+
+def _scans(settings: Settings, width: int) -> None:
+    """The recurrence and its gradient alone: as trained here, and by two scans that jax differentiates."""
+    ways = {
+        "ours": linear_recurrence.linear_recurrence,
+        "steps": linear_recurrence.in_steps,
+        "chunks": linear_recurrence.in_chunks,
+        "associative_scan": _associative_scan,
+    }
+    table = Table(title=f"the recurrence and its gradient, {settings.tokens_per_step:,} tokens, width {width}")
+    for heading in ("seq_len", *(f"{name} {unit}" for name in ways for unit in ("ms", "MB"))):
+        table.add_column(heading, justify="right")
+    for seq_len in settings.seq_lens:
+        shape = (max(1, settings.tokens_per_step // seq_len), seq_len, width)
+        rng = np.random.default_rng(0)
+        decays, updates = rng.uniform(size=shape).astype(np.float32), rng.normal(size=shape).astype(np.float32)
+        arguments = (decays, updates, np.zeros((shape[0], width), np.float32))
+        compiled = {name: _gradient(way).lower(*arguments).compile() for name, way in ways.items()}
+        runs = {name: functools.partial(_run, run, arguments) for name, run in compiled.items()}
+        seconds = _take_turns(runs, settings.turns)
+        row = []
+        for name in ways:
+            row += [f"{1000 * seconds[name]:.1f}", f"{compiled[name].memory_analysis().temp_size_in_bytes / 1e6:.0f}"]
+        table.add_row(str(seq_len), *row)
+    make_console().print(table)
+
+
+def _run(function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    jax.block_until_ready(function(*arguments))
+
+
+def _gradient(scan: Callable[..., jax.Array]) -> jax.stages.Wrapped:
+    return jax.jit(jax.grad(lambda *arguments: jnp.sum(jnp.square(scan(*arguments))), argnums=(0, 1, 2)))
+
+
+def _associative_scan(decays: jax.Array, updates: jax.Array, initial: jax.Array) -> jax.Array:
+    updates = updates.at[:, 0].add(decays[:, 0] * initial)
+
+    def join(first, second):
+        return first[0] * second[0], second[0] * first[1] + second[1]
+
+    return jax.lax.associative_scan(join, (decays, updates), axis=1)[1]
 
 
 def _training(settings: Settings, models: dict[str, ModelConfig]) -> None:

@@ -1,4 +1,4 @@
-"""A ternary model against its float twin: quality and speed on the same tokens."""
+"""Models trained side by side on the same tokens: quality and speed."""
 
 import time
 from dataclasses import dataclass, field, replace
@@ -15,7 +15,7 @@ from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimi
 from jaxlm.spec.command_line import make_console
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.names import parameter_count, tensor_bytes
-from jaxlm.spec.presets import dense_twin, preset
+from jaxlm.spec.presets import preset
 from jaxlm.spec.sampling import LARGEST_SEED
 from jaxlm.ternary_linear import with_ternary
 from jaxlm.train_step import init_state, make_train_step
@@ -24,12 +24,12 @@ from shared_tokenizer.data_sets import DataSets
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """A ternary model against its float twin, on the same tokens in the same order from the same seed."""
+    """Models trained side by side, on the same tokens in the same order from the same seed."""
 
     data_dir: str = "data/stdlib"
     """Token shards, as scripts/prepare_data.py writes them."""
-    preset: str = "ternary-tiny"
-    """The ternary model; the twin is the float Llama of its shape."""
+    models: dict[str, list[float]] = field(default_factory=lambda: {"ternary-tiny": [4e-3], "dense-tiny": [2e-3]})
+    """Presets to train, each with its peak learning rates: one run a rate."""
     num_train_steps: int = 1600
     """Optimizer steps of each."""
     batch_size: int = 4
@@ -38,16 +38,12 @@ class Settings:
     """Tokens per sequence."""
     eval_batches: int = 150
     """Batches of the held-out split."""
-    ternary_learning_rate: float = 4e-3
-    """Peak learning rate of the ternary model."""
-    dense_learning_rate: float = 2e-3
-    """Peak learning rate of the float twin."""
     seed: int = 0
     """Seed of the weights and of the order of the data."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(warmup_steps=50, final_fraction=0.0, b2=0.99)
     )
-    """The rest of the recipe, the same for both."""
+    """The rest of the recipe, the same for all."""
 
     def __post_init__(self) -> None:
         for name in ("num_train_steps", "batch_size", "seq_len", "eval_batches"):
@@ -55,14 +51,21 @@ class Settings:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise ValueError(f"seed: found {self.seed}, expected 0..{LARGEST_SEED}")
+        for name, rates in self.models.items():
+            preset(name)
+            for rate in rates:
+                replace(self.optimizer, learning_rate=rate)  # refuses what is out of range
+        if not any(self.models.values()):
+            raise ValueError("models: found none, expected presets with learning rates, {ternary-tiny: [0.004]}")
 
 
 class Contestant:
     """A model in training, with the seconds that its steps took."""
 
-    def __init__(self, name: str, config: ModelConfig, optimizer: OptimizerConfig, settings: Settings):
-        self.name, self.config = name, config
+    def __init__(self, name: str, config: ModelConfig, learning_rate: float, settings: Settings):
+        self.name, self.config, self.learning_rate = name, config, learning_rate
         self._model = LanguageModel(config)
+        optimizer = replace(settings.optimizer, learning_rate=learning_rate)
         transformation = make_optimizer(optimizer, settings.num_train_steps)
         schedule = learning_rate_schedule(optimizer, settings.num_train_steps)
         self._state = jax.jit(lambda: init_state(config, transformation, settings.seed))()
@@ -84,26 +87,22 @@ class Contestant:
 
 
 def benchmark(settings: Settings) -> None:
-    """Train a ternary model and its float twin side by side and print both held-out losses and speeds."""
+    """Train models side by side and print their held-out losses and speeds."""
     sets = DataSets.open([Path(settings.data_dir)], settings.seq_len)
     tokenizer = sets.tokenizer
     batches = sets.evaluation_batches(settings.batch_size, settings.eval_batches)
-    ternary = replace(
-        preset(settings.preset), vocab_size=tokenizer.vocab_size, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id
-    )
+    vocabulary = {"vocab_size": tokenizer.vocab_size, "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
     contestants = [
-        Contestant(name, config, replace(settings.optimizer, learning_rate=rate), settings)
-        for name, config, rate in (
-            ("ternary", ternary, settings.ternary_learning_rate),
-            ("float", dense_twin(ternary), settings.dense_learning_rate),
-        )
+        Contestant(name, replace(preset(name), **vocabulary), rate, settings)
+        for name, rates in settings.models.items()
+        for rate in rates
     ]
-    iterator = iter(host_batches(sets, settings.batch_size, settings.seed))
     for contestant in contestants:
         contestant.compile(batches[0])
+    iterator = iter(host_batches(sets, settings.batch_size, settings.seed))
     for _ in range(settings.num_train_steps):
         batch = next(iterator)
-        for contestant in contestants:  # in turn, so that a drift of the machine meets both
+        for contestant in contestants:  # in turn, so that a drift of the machine meets all
             contestant.step(batch)
     _print_quality(settings, contestants, [c.evaluate(batches, tokenizer.token_bytes) for c in contestants])
 
@@ -111,20 +110,22 @@ def benchmark(settings: Settings) -> None:
 def _print_quality(settings: Settings, contestants: list[Contestant], found: list[Evaluation]) -> None:
     tokens = settings.num_train_steps * settings.batch_size * settings.seq_len
     table = Table(title=f"{tokens:,} tokens, seed {settings.seed}")
-    for heading in ("model", "parameters", "artifact bytes", "nats per token", "bits per byte", "tokens/s"):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
+    headings = ("rate", "parameters", "artifact bytes", "nats per token", "bits per byte", "tokens/s", "speed")
+    table.add_column("model")
+    for heading in headings:
+        table.add_column(heading, justify="right")
     for contestant, evaluation in zip(contestants, found, strict=True):
-        kind = "packed" if contestant.config.is_ternary else "latent"
+        kind = "packed" if contestant.config.has_packed_form else "latent"
         table.add_row(
             contestant.name,
+            f"{contestant.learning_rate:g}",
             f"{parameter_count(contestant.config):,}",
             f"{tensor_bytes(contestant.config, kind):,}",
             f"{evaluation.loss:.4f}",
             f"{evaluation.bits_per_byte:.4f}",
             f"{tokens / contestant.seconds:,.0f}",
+            f"{contestants[-1].seconds / contestant.seconds:.2f}",
         )
     console = make_console()
     console.print(table)
-    gap = found[0].bits_per_byte - found[1].bits_per_byte
-    console.print(f"gap: ternary - float = {gap:+.4f} bits per byte")
-    console.print(f"speed: ternary / float = {contestants[1].seconds / contestants[0].seconds:.2f}")
+    console.print(f"speed: tokens/s over those of {contestants[-1].name}")

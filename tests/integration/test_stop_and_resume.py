@@ -31,6 +31,15 @@ sys.argv = ["train_jax.py", *sys.argv[1:]]
 exec(compile(open("scripts/train_jax.py").read(), "train_jax.py", "exec"))
 """
 
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2}
+# Settings of runs that must go on equal to the bit.
+KINDS = {
+    "ternary": {},
+    "accumulated": {"grad_accumulation_steps": 2},
+    "mmfree": {"preset": "mmfree-tiny", "model": json.dumps(SHAPE)},
+    "hybrid": {"model": json.dumps(SHAPE | {"num_heads": 2, "token_mixer": ["mlgru", "attention"]})},
+}
+
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory, tokenizer):
@@ -55,7 +64,7 @@ def flags(workplace, name, **settings):
         "sample_tokens": 0,
         "log_every_steps": 5,
         "optimizer.warmup_steps": 4,
-        "model": json.dumps({"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 2}),
+        "model": json.dumps(SHAPE | {"num_heads": 2}),
         "compilation_cache_dir": workplace / "compiled",
     } | settings
     return [word for flag, value in settings.items() for word in (f"--{flag}", str(value))]
@@ -82,14 +91,12 @@ def final_state(run_dir: Path):
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided:UserWarning")
-@pytest.mark.parametrize("grad_accumulation_steps", [1, 2])
-def test_killed_while_saving_and_resumed_equals_never_stopped(workplace, grad_accumulation_steps):
-    name = f"straight-{grad_accumulation_steps}"
-    settings = {"grad_accumulation_steps": grad_accumulation_steps}
-    straight = run(flags(workplace, name, **settings))
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_while_saving_and_resumed_equals_never_stopped(workplace, kind):
+    name, broken = f"straight-{kind}", f"broken-{kind}"
+    straight = run(flags(workplace, name, **KINDS[kind]))
     assert straight.returncode == 0, straight.stderr
-    broken = f"broken-{grad_accumulation_steps}"
-    killed = run(flags(workplace, broken, **settings), ("-c", KILLED_WHILE_SAVING))
+    killed = run(flags(workplace, broken, **KINDS[kind]), ("-c", KILLED_WHILE_SAVING))
     assert killed.returncode == -signal.SIGKILL
     resumed = run(["--config", str(workplace / broken / "config.yaml"), "--resume", "true"])
     assert resumed.returncode == 0, resumed.stderr

@@ -84,6 +84,16 @@ def test_cached_decoding_equals_the_uncached_pass(config, params, token_ids):
         assert_logits_close(logits, expected[:, position], config)
 
 
+def test_a_cache_of_another_model_is_refused(tiny_config, config, params, token_ids):
+    model = LanguageModel(config)
+    others = [dataclasses.replace(tiny_config, **VARIANTS[name]) for name in ("ternary", "mlgru", "hybrid")]
+    caches = [init_cache(other, 2, 16) for other in others if other.token_mixer != config.token_mixer]
+    caches += [init_cache(config, 3, 16), init_cache(dataclasses.replace(config, num_layers=12), 2, 16)]
+    for cache in caches:
+        with pytest.raises(ValueError, match=r"cache: found .*, expected .*; make one with init_cache"):
+            model.apply({"params": params}, token_ids, token_ids, cache, jnp.zeros(2, jnp.int32), method="decode")
+
+
 def test_latent_and_ternary_parameters_run_the_same(config, params, token_ids):
     model = LanguageModel(config)
     latent = apply(model, params, token_ids)

@@ -2,7 +2,7 @@ import pytest
 
 from jaxlm.spec.config import ModelConfig, config_from_dict
 from jaxlm.spec.names import parameter_count, tensor_bytes, ternary_parameter_count
-from jaxlm.spec.presets import PRESETS, dense_twin, preset
+from jaxlm.spec.presets import PRESETS, preset
 
 SIZES = {
     "vocab_size": 300,
@@ -87,11 +87,11 @@ def test_byte_counts_by_hand():
     assert tensor_bytes(config, "packed") == 2 * block // 4 + 2 * 7 * 2 + 4 * floats
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_and_their_dense_twins_are_sound(name):
-    twin = dense_twin(preset(name))
-    assert not twin.is_ternary
-    assert ternary_parameter_count(twin) == 0
+def test_the_presets_of_five_million_are_of_one_size():
+    counts = {name: parameter_count(preset(name)) for name in PRESETS if name.endswith("-5m")}
+    assert len(counts) == 4
+    assert all(4.5e6 < count < 5e6 for count in counts.values()), counts
+    assert ternary_parameter_count(preset("dense-5m")) == 0
 
 
 def test_an_unknown_preset_lists_the_known():

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import jaxlm.load
 import mlxlm.load
@@ -132,6 +134,19 @@ def test_the_written_model_is_what_the_equations_say(config, params, tmp_path):
     difference = np.abs(found - expected).max(axis=-1)
     # A flip of one activation's rounding moves what follows; most tokens have none.
     assert np.median(difference) < 1e-4 and difference.max() < 3e-2 * np.abs(expected).max()
+
+
+def test_lower_bounds_of_the_wrong_shape_are_refused(config, params, tmp_path):
+    directory = tmp_path / "latent"
+    export_artifact(directory, config, params, "latent")
+    tensors = {name: np.array(t) for name, t in TensorFile(directory / "model.safetensors").items()}
+    tensors["model.lower_bounds"] = tensors["model.lower_bounds"][:-1]
+    safetensors.numpy.save_file(tensors, directory / "model.safetensors")
+    write_manifest(directory)
+    found, expected = ([layers, config.hidden_size] for layers in (config.num_layers - 1, config.num_layers))
+    message = f"model.lower_bounds: found float32 {found}, expected float32 {expected}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_artifact(directory)
 
 
 def test_released_directories_are_read_and_written_names_are_theirs(config, params, tmp_path):

@@ -14,7 +14,7 @@ import mlxlm.load
 from jaxlm.export import export_artifact
 from jaxlm.model import init_params
 from jaxlm.spec.artifact import load_artifact
-from jaxlm.spec.manifest import MANIFEST
+from jaxlm.spec.manifest import MANIFEST, write_manifest
 from jaxlm.spec.mmfreelm import from_released, is_mmfreelm, to_released
 from jaxlm.spec.names import parameter_count, parameters
 from jaxlm.spec.presets import preset

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxlm.layers import BitLinear, Embedding, FeedForward, Linear, RMSNorm
 from jaxlm.mixers import MLGRU, Attention, Context, KVCache, RecurrentState, layer_bounds
 from jaxlm.shapes import AttentionMask, Hidden, LastLogits, Logits, Positions, SegmentIds, Tokens
+from jaxlm.sharding import constrain
 from jaxlm.spec.config import ModelConfig
 
 # Of one layer, of a stack of them, or by place of a pattern of stacks; None while training.
@@ -38,7 +39,8 @@ class Block(nn.Module):
             assert lower_bound is not None
             mixed, cache = self.mlgru(normed, context, cache, lower_bound)
         x = x + mixed
-        return x + self.mlp(self.post_attention_layernorm(x)), cache
+        x = x + self.mlp(self.post_attention_layernorm(x))
+        return constrain(x, "batch", None, None), cache
 
 
 class PatternOfBlocks(nn.Module):
@@ -111,8 +113,8 @@ class LanguageModel(nn.Module):
         self, token_ids: Tokens, positions: Positions | None = None, segment_ids: SegmentIds | None = None
     ) -> Logits:
         """Logits of every position. Positions of different segments do not see each other."""
-        table = self.embed_tokens()
-        x = table[token_ids].astype(self.dtype)
+        table = constrain(self.embed_tokens(), "vocab", None)
+        x = constrain(table[token_ids].astype(self.dtype), "batch", None, None)
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(token_ids.shape[1]), token_ids.shape)
         mask = _segment_mask(segment_ids) if self.config.has_attention else None

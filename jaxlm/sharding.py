@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
+from flax.linen.spmd import logical_to_mesh_axes
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -52,7 +52,7 @@ class MeshConfig:
         if sizes.count(-1) > 1:
             raise ValueError("mesh: found -1 more than once, expected at most one axis that takes what is left")
 
-    def sizes(self, num_devices: int) -> tuple[int, int, int]:
+    def sizes(self, num_devices: int) -> tuple[int, ...]:
         """Devices along (data, fsdp, tensor); raises ValueError where they do not multiply to `num_devices`."""
         given = [getattr(self, axis) for axis in MESH_AXES]
         fixed = math.prod(size for size in given if size != -1)
@@ -63,7 +63,7 @@ class MeshConfig:
         return found
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over these devices, by default all there are. Raises ValueError where they cannot be shared out so."""
     devices = jax.devices() if devices is None else devices
     sizes = config.sizes(len(devices))
@@ -76,15 +76,16 @@ def check_batch(mesh: Mesh, batch_size: int, grad_accumulation_steps: int) -> No
     if batch_size % (ways * grad_accumulation_steps):
         raise ValueError(
             f"batch_size: found {batch_size}, expected a multiple of {ways * grad_accumulation_steps} "
-            f"(data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']} x grad_accumulation_steps {grad_accumulation_steps})"
+            f"(mesh.data {mesh.shape['data']} x mesh.fsdp {mesh.shape['fsdp']} x grad_accumulation_steps "
+            f"{grad_accumulation_steps})"
         )
 
 
-def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+def constrain(x: Any, *names: str | None) -> Any:
     """Keep an activation split by the logical names of its dimensions, where there is a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, nn.logical_to_mesh_axes(names, RULES))
+    return jax.lax.with_sharding_constraint(x, _mesh_axes(*names))
 
 
 def tree_shardings(mesh: Mesh, tree: Any) -> Any:
@@ -94,7 +95,7 @@ def tree_shardings(mesh: Mesh, tree: Any) -> Any:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of arrays `[B, L]`: split by rows."""
-    return NamedSharding(mesh, nn.logical_to_mesh_axes(("batch", None), RULES))
+    return NamedSharding(mesh, _mesh_axes("batch", None))
 
 
 def global_batch(mesh: Mesh, batch: Any) -> Any:
@@ -103,15 +104,21 @@ def global_batch(mesh: Mesh, batch: Any) -> Any:
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
 
+def _mesh_axes(*names: str | None) -> PartitionSpec:
+    axes = logical_to_mesh_axes(names, RULES)
+    assert axes is not None
+    return axes
+
+
 def _leaf_sharding(mesh: Mesh, path: tuple[Any, ...], shape: tuple[int, ...]) -> NamedSharding:
     names = [name for key in path for name in _key_name(key).split(".")]
     logical = next((_MATRICES[name] for name in reversed(names) if name in _MATRICES), None)
     if logical is None or len(shape) < 2 or any("norm" in name for name in names):
         return NamedSharding(mesh, PartitionSpec())
-    axes = nn.logical_to_mesh_axes(logical, RULES)
+    axes = _mesh_axes(*logical)
     # A dimension that does not divide stays whole.
-    axes = [axis if size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape[-2:], strict=True)]
-    return NamedSharding(mesh, PartitionSpec(*[None] * (len(shape) - 2), *axes))
+    kept = [axis if size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape[-2:], strict=True)]
+    return NamedSharding(mesh, PartitionSpec(*[None] * (len(shape) - 2), *kept))
 
 
 def _key_name(key: Any) -> str:

@@ -17,8 +17,10 @@ from jaxlm.model import LanguageModel
 from jaxlm.sharding import batch_ways
 from jaxlm.ternary_linear import Params
 
-# Measured on a CPU (scripts/benchmark.py train): the float32 logits of a chunk, on one device.
-LARGEST_CHUNK_BYTES = 32 * 2**20
+# Of the float32 logits of a chunk, on one device: they should stay in a cache.
+LARGEST_CHUNK_BYTES = 16 * 2**20
+# Fewer tokens would leave the matrix units of an accelerator idle.
+SMALLEST_CHUNK_TOKENS = 512
 
 
 def loss_sum(model: LanguageModel, params: Params, batch: Batch, chunks: int = 0) -> tuple[jax.Array, jax.Array]:
@@ -100,7 +102,7 @@ _scanned.defvjp(_forward, _backward)
 
 
 def _chunks(batch_size: int, seq_len: int, vocab_size: int) -> int:
-    """The fewest chunks whose logits stay below LARGEST_CHUNK_BYTES on a device."""
-    rows = -(-batch_size // batch_ways())
-    divisors = (n for n in range(1, seq_len + 1) if seq_len % n == 0)
-    return next(n for n in divisors if n == seq_len or rows * seq_len // n * vocab_size * 4 <= LARGEST_CHUNK_BYTES)
+    """The fewest chunks whose logits are small enough on a device, or which are too short to cut."""
+    tokens = -(-batch_size // batch_ways()) * seq_len
+    largest = max(LARGEST_CHUNK_BYTES // (4 * vocab_size), SMALLEST_CHUNK_TOKENS)
+    return next(n for n in range(1, seq_len + 1) if seq_len % n == 0 and (tokens <= n * largest or n == seq_len))

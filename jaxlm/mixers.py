@@ -6,8 +6,10 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from jaxlm.layers import RMSNorm, block_linear, rotary
+from jaxlm.attention import causal_attention
+from jaxlm.layers import PRODUCTS, RMSNorm, block_linear, rotary
 from jaxlm.linear_recurrence import linear_recurrence
 from jaxlm.shapes import Hidden, LowerBound
 from jaxlm.spec.config import ModelConfig
@@ -19,7 +21,8 @@ class Context(flax.struct.PyTreeNode):
     # Not typed more closely: jax also builds the node with placeholders in its leaves.
     positions: Any  # Int [B, L], from the start of the document
     begins: Any  # Bool [B, L]: tokens that begin a document, where a recurrent state begins anew
-    mask: Any = None  # Bool [B, L, S]: what attention sees; None stands for plain causal
+    segment_ids: Any = None  # Int [B, L]: attention stays inside its segment; None stands for one
+    mask: Any = None  # Bool [B, L, S]: what attention sees of a cache; None where there is none
     keep: Any = None  # Bool [B, L]: tokens that a recurrent state takes in; None stands for all
 
 
@@ -41,22 +44,23 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Hidden, context: Context, cache: KVCache | None) -> tuple[Hidden, KVCache | None]:
-        config, positions, mask = self.config, context.positions, context.mask
+        config, positions = self.config, context.positions
         B, L, _ = x.shape
         queries = self._heads("q_proj", config.num_heads, x)
         keys = self._heads("k_proj", config.num_kv_heads, x)
         values = self._heads("v_proj", config.num_kv_heads, x)
         queries = rotary(queries, positions, config.rope_theta)
         keys = rotary(keys, positions, config.rope_theta)
-        if cache is not None:
+        if cache is None:
+            mixed = causal_attention(queries, keys, values, context.segment_ids)
+        else:
             rows = jnp.arange(B)[:, None]
             keys = cache.keys.at[rows, positions].set(keys)
             values = cache.values.at[rows, positions].set(values)
             cache = KVCache(keys, values)
-        mixed = jax.nn.dot_product_attention(
-            queries, keys, values, mask=None if mask is None else mask[:, None], is_causal=mask is None
-        )
-        mixed = mixed.reshape(B, L, config.num_heads * config.head_dim)
+            assert context.mask is not None
+            mixed = jax.nn.dot_product_attention(queries, keys, values, mask=context.mask[:, None])
+        mixed = checkpoint_name(mixed.reshape(B, L, config.num_heads * config.head_dim), PRODUCTS)
         if config.sub_norm:
             mixed = RMSNorm(config.norm_eps, name="attn_sub_norm")(mixed)
         return block_linear(config, config.hidden_size, "o_proj")(mixed), cache

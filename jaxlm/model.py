@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxlm.layers import PRODUCTS, BitLinear, Embedding, FeedForward, Linear, RMSNorm
 from jaxlm.mixers import MLGRU, Attention, Context, KVCache, RecurrentState, layer_bounds
-from jaxlm.shapes import AttentionMask, Hidden, LastLogits, Logits, Positions, SegmentIds, Tokens
+from jaxlm.shapes import Hidden, LastLogits, Logits, Positions, SegmentIds, Tokens
 from jaxlm.sharding import constrain
 from jaxlm.spec.config import ModelConfig
 from jaxlm.ternary_linear import TERNARY_RESIDUALS
@@ -140,11 +140,10 @@ class LanguageModel(nn.Module):
         x = self._embed(token_ids)
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(token_ids.shape[1]), token_ids.shape)
-        mask = _segment_mask(segment_ids) if self.config.has_attention else None
         begins = positions == 0
         if segment_ids is not None:
             begins |= jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0
-        return self.layers(x, None, self._bounds(), Context(positions, begins, mask))[0]
+        return self.layers(x, None, self._bounds(), Context(positions, begins, segment_ids))[0]
 
     def head(self, x: Hidden) -> Logits:
         """Logits of what the last block gave; reads the parameters of `head_modules` alone."""
@@ -171,7 +170,7 @@ class LanguageModel(nn.Module):
         length = _cache_length(cache)
         mask = None if length is None else jnp.arange(length)[None, None] <= positions[:, :, None]
         keep = jnp.arange(token_ids.shape[1])[None] <= last[:, None]
-        x, written = self.layers(x, cache, self._bounds(), Context(positions, positions == 0, mask, keep))
+        x, written = self.layers(x, cache, self._bounds(), Context(positions, positions == 0, mask=mask, keep=keep))
         x = x[jnp.arange(x.shape[0]), last][:, None]
         return self.head(x)[:, 0], written
 
@@ -184,15 +183,6 @@ class LanguageModel(nn.Module):
 
     def _bounds(self) -> jax.Array | None:
         return self.lower_bounds() if self.config.num_mlgru_layers else None
-
-
-def _segment_mask(segment_ids: SegmentIds | None) -> AttentionMask | None:
-    """Causal mask within segments; None stands for plain causal."""
-    if segment_ids is None:
-        return None
-    length = segment_ids.shape[1]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    return causal[None] & (segment_ids[:, :, None] == segment_ids[:, None, :])
 
 
 def init_params(config: ModelConfig, rng: jax.Array) -> dict[str, Any]:

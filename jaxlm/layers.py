@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.shapes import Features, Hidden, Outputs, Positions
+from jaxlm.sharding import gather, splits_parameters
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.ternary import quantize_rows
 from jaxlm.ternary_linear import TernaryWeight, straight_through, ternarize_weight, ternary_linear
@@ -60,7 +61,20 @@ class BitLinear(nn.Module):
     def __call__(self, x: Features) -> Outputs:
         if self.config.linear_norm:
             x = RMSNorm(self.config.norm_eps, name="rms_norm")(x)
-        return ternary_linear(x, _ternary_weight(self, (self.features, x.shape[-1]), self.init_std))
+        weight = _ternary_weight(self, (self.features, x.shape[-1]), self.init_std)
+        return _gathered_linear(x, weight, str(self.name)) if splits_parameters() else ternary_linear(x, weight)
+
+
+def _gathered_linear(x: jax.Array, weight: TernaryWeight, name: str) -> jax.Array:
+    """`ternary_linear` of split codes: they travel as int8, forward and backward, and no device keeps them whole."""
+
+    def linear(x: jax.Array, weight: TernaryWeight) -> jax.Array:
+        return ternary_linear(x, weight.replace(codes=gather(weight.codes, name)))
+
+    def is_kept(primitive: Any, *_: Any, **__: Any) -> bool:
+        return primitive.name != "sharding_constraint"  # what was gathered is gathered again
+
+    return jax.checkpoint(linear, policy=is_kept, prevent_cse=False)(x, weight)
 
 
 def _ternary_weight(module: nn.Module, shape: tuple[int, int], init_std: float) -> TernaryWeight:

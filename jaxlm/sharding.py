@@ -117,6 +117,16 @@ def constrain(x: Any, *names: str | None) -> Any:
     return jax.lax.with_sharding_constraint(x, _mesh_axes(*names))
 
 
+def splits_parameters() -> bool:
+    """Whether there is a mesh whose `fsdp` axis splits parameters."""
+    return jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) > 1
+
+
+def gather(matrix: jax.Array, name: str) -> jax.Array:
+    """A matrix of a block, `[out, in]`, by its module's name: whole along `fsdp`, still split along `tensor`."""
+    return constrain(matrix, *(None if dimension == "embed" else dimension for dimension in _MATRICES[name]))
+
+
 def tree_shardings(mesh: Mesh, tree: Any) -> Any:
     """The sharding of every leaf of parameters, or of anything that holds trees of them (optimizer state, codes)."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: _leaf_sharding(mesh, path, leaf.shape), tree)

@@ -28,8 +28,8 @@ from jaxlm.model import LanguageModel
 from jaxlm.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.run_directory import MetricsLog, RunDirectory, open_run, read_metrics
 from jaxlm.sharding import (
-    batch_share,
     batch_sharding,
+    batch_share,
     check_batch,
     check_model,
     describe_mesh,
@@ -193,6 +193,7 @@ class _Trainer:
 
     def _start(self) -> TrainState:
         """The state to train from: fresh, from an artifact, or restored with the data iterator in its place."""
+
         def fresh() -> TrainState:
             return init_state(self._model_config, self._optimizer, self._config.seed)
 

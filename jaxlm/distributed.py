@@ -34,7 +34,7 @@ class DistributedConfig:
     """Number of this process, from 0; process 0 writes the run's files."""
     auto: bool = False
     """Ask the cluster (TPU pod, Slurm, ...) for the three above."""
-    timeout_s: int = 300
+    timeout_s: int = 120
     """Seconds to wait for the others at the start, and after which a process that is silent counts as lost."""
 
     def __post_init__(self) -> None:

@@ -50,9 +50,7 @@ def test_a_mesh_that_does_not_fit_is_refused():
         MeshConfig(data=-1, fsdp=-1)
     with pytest.raises(ValueError, match=r"mesh\.tensor: found 0, expected 1 or more, or -1"):
         MeshConfig(tensor=0)
-    with pytest.raises(
-        ValueError, match="mesh: found data -1 x fsdp 3 x tensor 1, expected sizes that multiply to the 8"
-    ):
+    with pytest.raises(ValueError, match="found data -1 x fsdp 3 x tensor 1, expected sizes that multiply to the 8"):
         MeshConfig(fsdp=3).sizes(8)
 
 

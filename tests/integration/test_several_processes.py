@@ -118,7 +118,7 @@ def test_a_lost_process_ends_the_other_and_one_goes_on_alone(workplace):
         pair.processes[1].send_signal(signal.SIGKILL)
         start = time.monotonic()
         assert pair.processes[0].wait(TIMEOUT + 60) != 0
-        print(f"ended after {time.monotonic() - start:.0f} s")
+        print(f"ended after {time.monotonic() - start:.0f} s: {pair.printed(0)[-1000:]}")
     last = sorted(int(path.name) for path in (workplace / "lost" / "checkpoints").iterdir() if path.name.isdigit())[-1]
     config = workplace / "lost" / "config.yaml"
     changed = config.read_text("utf-8").replace("num_train_steps: 3000", f"num_train_steps: {last + 10}")
@@ -133,7 +133,8 @@ def test_a_lost_process_ends_the_other_and_one_goes_on_alone(workplace):
 
 def test_a_signal_to_one_stops_both_at_the_same_step(workplace):
     (workplace / "stopped-pair").mkdir()
-    with Pair(workplace / "stopped-pair", flags(workplace, "stopped", num_train_steps=3000)) as pair:
+    arguments = [*flags(workplace, "stopped", num_train_steps=3000), "--mesh.fsdp", -1]
+    with Pair(workplace / "stopped-pair", arguments) as pair:
         pair.wait_for("step 5/")
         pair.processes[1].send_signal(signal.SIGTERM)
         assert pair.codes() == [0, 0], pair.printed(0) + pair.printed(1)

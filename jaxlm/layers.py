@@ -65,10 +65,10 @@ class BitLinear(nn.Module):
         return _gathered_linear(x, weight, str(self.name)) if splits_parameters() else ternary_linear(x, weight)
 
 
-def _gathered_linear(x: jax.Array, weight: TernaryWeight, name: str) -> jax.Array:
+def _gathered_linear(x: Features, weight: TernaryWeight, name: str) -> Outputs:
     """`ternary_linear` of split codes: they travel as int8, forward and backward, and no device keeps them whole."""
 
-    def linear(x: jax.Array, weight: TernaryWeight) -> jax.Array:
+    def linear(x: Features, weight: TernaryWeight) -> Outputs:
         return ternary_linear(x, weight.replace(codes=gather(weight.codes, name)))
 
     def is_kept(primitive: Any, *_: Any, **__: Any) -> bool:

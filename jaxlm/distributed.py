@@ -20,6 +20,7 @@ from jaxlm.stop_request import StopRequest, StopRequested
 
 Result = TypeVar("Result")
 MESSAGE_BYTES = 2000
+RUNTIME_ERRORS = ("ABORTED: ", "DEADLINE_EXCEEDED: ", "INTERNAL: ", "UNAVAILABLE: ", "UNKNOWN: ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +84,11 @@ def joined(config: DistributedConfig) -> Iterator[None]:
     except BaseException as error:
         # jax waits at exit for processes that in turn wait for this one.
         atexit.register(_leave_at_once)
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        # jax hands on some of its runtime's errors as ValueError.
+        if isinstance(error, jax.errors.JaxRuntimeError) or str(error).startswith(RUNTIME_ERRORS):
             raise OSError(
                 f"process {jax.process_index()}: a device or another process failed: {str(error).splitlines()[0]}; "
-                "the last checkpoint is whole, resume from it"
+                "resume from the last checkpoint with --resume true"
             ) from error
         raise
     jax.distributed.shutdown()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -118,6 +119,8 @@ def test_a_lost_process_ends_the_other_and_one_goes_on_alone(workplace):
         pair.processes[1].send_signal(signal.SIGKILL)
         start = time.monotonic()
         assert pair.processes[0].wait(TIMEOUT + 60) != 0
+        # Its connection is reset, or else its heartbeat is missed.
+        assert re.search("error: process 0: a device or another process failed|another task died", pair.printed(0))
         print(f"ended after {time.monotonic() - start:.0f} s: {pair.printed(0)[-1000:]}")
     last = sorted(int(path.name) for path in (workplace / "lost" / "checkpoints").iterdir() if path.name.isdigit())[-1]
     config = workplace / "lost" / "config.yaml"

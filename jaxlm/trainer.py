@@ -392,8 +392,10 @@ class _Trainer:
     def _say_how_to_resume(self, signal_name: str) -> None:
         config = shlex.quote(str(self._run.path / "config.yaml"))
         saved = "nothing to save yet" if self._state is None else f"saved step {int(self._state.step)}"
+        everywhere = "" if self._config.distributed.alone else " on every host, each with its --distributed flags,"
         self._console.print(
-            f"{signal_name}: {saved}. Resume with\n  python scripts/train_jax.py --config {config} --resume true"
+            f"{signal_name}: {saved}. Resume{everywhere} with\n"
+            f"  python scripts/train_jax.py --config {config} --resume true"
         )
 
 

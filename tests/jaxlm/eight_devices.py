@@ -44,8 +44,8 @@ def fresh_state(model):
 
 
 @functools.cache
-def compiled(model, mesh_name, grad_accumulation_steps=1):
-    """The training step, and the state it starts from."""
+def compiled(model, mesh_name, grad_accumulation_steps):
+    """The training step, and where its state lives."""
     mesh, state = mesh_of(mesh_name), fresh_state(model)
     shardings = tree_shardings(mesh, state)
     out = (shardings, NamedSharding(mesh, PartitionSpec()))
@@ -53,15 +53,15 @@ def compiled(model, mesh_name, grad_accumulation_steps=1):
     step = make_train_step(LanguageModel(MODELS[model]), optimizer, schedule, grad_accumulation_steps, out)
     state = place(state, shardings)
     with jax.set_mesh(mesh):
-        return step.lower(state, global_batch(mesh, make_batch(rows=16))).compile(), state
+        return step.lower(state, global_batch(mesh, make_batch(rows=16))).compile(), shardings
 
 
 @functools.cache
-def train(model, mesh_name, grad_accumulation_steps=1):
+def train(model, mesh_name, grad_accumulation_steps):
     """State and losses after STEPS steps."""
     mesh = mesh_of(mesh_name)
-    step, state = compiled(model, mesh_name, grad_accumulation_steps)
-    losses = []
+    step, shardings = compiled(model, mesh_name, grad_accumulation_steps)
+    state, losses = place(fresh_state(model), shardings), []
     for number in range(STEPS):
         state, metrics = step(state, global_batch(mesh, make_batch(rows=16, seed=number % 4)))
         losses.append(float(metrics["train/loss"]))
@@ -80,7 +80,7 @@ def train(model, mesh_name, grad_accumulation_steps=1):
 )
 def test_a_mesh_trains_as_one_device_does(model, mesh, grad_accumulation_steps):
     _, losses = train(model, mesh, grad_accumulation_steps)
-    _, expected = train(model, "one device")
+    _, expected = train(model, "one device", 1)
     difference = max(abs(a / b - 1) for a, b in zip(losses, expected, strict=True))
     print(f"{model} on {mesh}: largest relative difference of {STEPS} losses {difference:.1e}")
     # A last bit of a norm can push an activation over a rounding border, so ternary models drift apart a little.
@@ -97,7 +97,7 @@ def collectives(text):
 def test_fsdp_gathers_the_weights_of_blocks_as_int8():
     config = MODELS["ternary"]
     gathered = [
-        array for name, array in collectives(compiled("ternary", "fsdp 8")[0].as_text()) if name == "all-gather"
+        array for name, array in collectives(compiled("ternary", "fsdp 8", 1)[0].as_text()) if name == "all-gather"
     ]
     print(f"gathered: {sorted(gathered)}")
     # Seven matrices, forward and backward; whatever is gathered as float is the embedding.
@@ -113,7 +113,7 @@ def test_micro_batches_stay_on_the_devices_of_their_rows():
 
 
 def test_no_device_holds_more_than_its_part():
-    state, _ = train("ternary", "fsdp 8")
+    state, _ = train("ternary", "fsdp 8", 1)
     for leaf in (state.params["layers"]["mlp"]["up_proj"]["weight"], state.ternary["layers.mlp.up_proj.weight"].codes):
         assert {shard.data.shape for shard in leaf.addressable_shards} == {(2, 64, 4)}
 
@@ -138,7 +138,7 @@ def test_a_ternary_linear_on_a_mesh_is_equal_to_the_bit(name, mesh_name):
 
 
 def test_a_checkpoint_goes_from_any_mesh_to_any_other(tmp_path):
-    state, _ = train("ternary", "fsdp 8")
+    state, _ = train("ternary", "fsdp 8", 1)
     settings = {"keep_last": 1, "keep_best": 0, "tokenizer_fingerprint": "a", "data_fingerprint": "b", "say": print}
     checkpoints = Checkpoints(tmp_path / "checkpoints", **settings)
     checkpoints.save(20, state.params, state.opt_state, make_iterator(), None)

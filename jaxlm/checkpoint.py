@@ -15,6 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from jaxlm.distributed import is_first, wait_for_all
 from jaxlm.spec.manifest import DamagedError, verify_manifest, write_manifest
 
 VAL_LOSS = "val_loss"
@@ -46,7 +47,9 @@ class Checkpoints:
         self._directory.mkdir(exist_ok=True)
         self._belongs_to = {"tokenizer": tokenizer_fingerprint, "data": data_fingerprint}
         self._say = say
-        self._set_aside_damaged()
+        if is_first():
+            self._set_aside_damaged()
+        wait_for_all("damaged checkpoints are set aside")
         policies: list[Any] = [LatestN(keep_last)]
         if keep_best:
             best = BestN(get_metric_fn=_rank, n=keep_best, keep_checkpoints_without_metrics=False)
@@ -96,12 +99,12 @@ class Checkpoints:
             self._sealing = None
 
     def _seal(self) -> None:
-        if jax.process_index() == 0:
+        if is_first():
             self._sealing = self._sealer.submit(write_manifest, self._directory / str(self._unsealed))
         self._unsealed = None
 
     def restore_latest(self, params: Any, opt_state: Any, data: grain.DatasetIterator) -> Restored | None:
-        """Restore the newest checkpoint into trees of these shapes, and set `data` to its place.
+        """Restore the newest checkpoint into trees of these shapes and shardings, and set `data` to its place.
 
         Returns None where there is none. Raises ValueError where it belongs to another tokenizer or other data.
         """
@@ -178,5 +181,6 @@ def _rank(metrics: dict[str, float]) -> float:
 
 
 def _abstract(tree: Any) -> Any:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+    # Whatever devices it was saved from: what says no place goes to one device.
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or one), tree)

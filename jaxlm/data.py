@@ -1,9 +1,8 @@
-"""Shard sets -> this host's batches."""
+"""Shard sets -> this process's batches."""
 
 from collections.abc import Sequence
 
 import grain
-import jax
 
 from shared_tokenizer.batches import BatchOrder, training_batches
 from shared_tokenizer.data_sets import DataSets
@@ -13,8 +12,11 @@ Batch = Example
 
 
 def host_batches(
-    sets: DataSets, batch_size: int, seed: int, weights: Sequence[float] | None = None
+    sets: DataSets,
+    batch_size: int,
+    seed: int,
+    weights: Sequence[float] | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> grain.IterDataset[Batch]:
-    """This host's share of endless batches (see `shared_tokenizer.batches.training_batches`)."""
-    order = BatchOrder(batch_size, seed, jax.process_index(), jax.process_count())
-    return training_batches(sets.train, order, weights)
+    """A part of endless batches (see `shared_tokenizer.batches.training_batches`): `share` is (part, of how many)."""
+    return training_batches(sets.train, BatchOrder(batch_size, seed, *share), weights)

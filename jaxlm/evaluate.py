@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -45,9 +46,9 @@ class Evaluation:
 LossFunction = Callable[[Params, Batch], tuple[jax.Array, jax.Array]]
 
 
-def make_loss_function(model: LanguageModel) -> jax.stages.Wrapped:
+def make_loss_function(model: LanguageModel, out_shardings: Any = None) -> jax.stages.Wrapped:
     """The jitted summed loss and token count of a batch; parameters may be latent or ternary."""
-    return jax.jit(lambda params, batch: loss_sum(model, params, batch))
+    return jax.jit(lambda params, batch: loss_sum(model, params, batch), out_shardings=out_shardings)
 
 
 def evaluate(

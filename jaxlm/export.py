@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from jaxlm.distributed import is_first, to_host
 from jaxlm.layers import QuantizedRows
 from jaxlm.spec.artifact import save_artifact
 from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.names import Kind, Parameter, parameters, scale_name
+from jaxlm.spec.names import Kind, Parameter, parameters, scale_name, stored_tensors
 from jaxlm.spec.ternary import pack, quantize_rows, quantize_weight
 from jaxlm.ternary_linear import Params, TernaryWeight
 
@@ -26,9 +27,14 @@ def export_artifact(
 ) -> None:
     """Write parameters as an artifact: latent floats, or packed codes and scales.
 
-    Raises ValueError where latent weights are asked of a packed model, which has none.
+    Every process of a run has to call it, and the first one writes. Raises ValueError where latent weights are asked
+    of a packed model, which has none.
     """
     read = stored_tensor_reader(params, config, kind)
+    if not is_first():
+        for tensor in stored_tensors(config, kind, float_dtype):
+            read(tensor.name)
+        return
     save_artifact(directory, config, kind, read, float_dtype=float_dtype, tokenizer_dir=tokenizer_dir)
 
 
@@ -70,9 +76,9 @@ def ternary_form(value: Any, parameter: Parameter, config: ModelConfig) -> tuple
 
 def _row_form(value: Any) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(value, QuantizedRows):
-        return np.asarray(value.codes), np.asarray(value.scale)
-    return quantize_rows(np.asarray(value), np)
+        return to_host(value.codes), to_host(value.scale)
+    return quantize_rows(to_host(value), np)
 
 
 def _layer(leaf: Any, parameter: Parameter) -> np.ndarray:
-    return np.asarray(leaf if parameter.layer is None else leaf[parameter.layer])
+    return to_host(leaf if parameter.layer is None else leaf[parameter.layer])

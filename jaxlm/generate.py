@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.model import LanguageModel, init_cache
+from jaxlm.sharding import constrain
 from jaxlm.spec.sampling import Sampling, check_prompt
 from jaxlm.ternary_linear import Params, ternarize
 
@@ -44,7 +45,7 @@ def _step(model: LanguageModel, params: Params, tokens, positions, cache, place,
     last, seed, index = place
     logits, cache = model.apply({"params": params}, tokens, positions, cache, last, method="decode")
     key = jax.random.fold_in(jax.random.key(seed), index)
-    return sample(logits, sampling, key), cache
+    return constrain(sample(logits, sampling, key), None), cache
 
 
 def generate_batch(

@@ -128,6 +128,7 @@ def open_run(config: TrainConfig, model_fields: dict[str, Any]) -> Iterator[RunD
             )
         # As the file has it: tuples are lists there.
         resolved = yaml.safe_load(yaml.safe_dump(asdict(config) | {"model": model_fields}))
+        del resolved["distributed"]  # of this start, not of the run
         if exists:
             _check_same_run(path, read_config(path), resolved)
         text = yaml.safe_dump(resolved | {"resume": False}, sort_keys=False, allow_unicode=True)

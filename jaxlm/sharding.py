@@ -5,7 +5,7 @@ split over `fsdp` and `tensor`, a batch over `data` and `fsdp`, and XLA places t
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from flax.linen.spmd import logical_to_mesh_axes
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxlm.spec.config import ModelConfig
 
 MESH_AXES = ("data", "fsdp", "tensor")
 # Logical name -> mesh axes. `wide` is the dimension inside a block: heads, the feed-forward's width, gates.
@@ -37,15 +39,15 @@ _MATRICES = {
 class MeshConfig:
     """How the devices share the work. One of the three may be -1: the devices that the others leave."""
 
-    data: int = -1
-    """Copies of the model, each with its part of the batch."""
+    data: int | None = None
+    """Copies of the model, each with its part of the batch; by default as many as the other two leave room for."""
     fsdp: int = 1
     """Devices that split parameters and optimizer state, and the batch."""
     tensor: int = 1
     """Devices that split the width of every layer."""
 
     def __post_init__(self) -> None:
-        sizes = [getattr(self, axis) for axis in MESH_AXES]
+        sizes = self._given()
         for axis, size in zip(MESH_AXES, sizes, strict=True):
             if size < 1 and size != -1:
                 raise ValueError(f"mesh.{axis}: found {size}, expected 1 or more, or -1 for what is left")
@@ -54,7 +56,7 @@ class MeshConfig:
 
     def sizes(self, num_devices: int) -> tuple[int, ...]:
         """Devices along (data, fsdp, tensor); raises ValueError where they do not multiply to `num_devices`."""
-        given = [getattr(self, axis) for axis in MESH_AXES]
+        given = self._given()
         fixed = math.prod(size for size in given if size != -1)
         found = tuple(num_devices // fixed if size == -1 else size for size in given)
         if math.prod(found) != num_devices:
@@ -62,12 +64,24 @@ class MeshConfig:
             raise ValueError(f"mesh: found {shape}, expected sizes that multiply to the {num_devices} devices")
         return found
 
+    def _given(self) -> list[int]:
+        # What is left is for `data`, unless another axis asks for it.
+        data = self.data if self.data is not None else 1 if -1 in (self.fsdp, self.tensor) else -1
+        return [data, self.fsdp, self.tensor]
+
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over these devices, by default all there are. Raises ValueError where they cannot be shared out so."""
     devices = jax.devices() if devices is None else devices
     sizes = config.sizes(len(devices))
     return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES)
+
+
+def describe_mesh(mesh: Mesh) -> str:
+    """A line on the devices and what they split."""
+    shape = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in MESH_AXES)
+    devices, processes = mesh.devices.size, jax.process_count()
+    return f"{devices} {jax.default_backend()} device(s) of {processes} process(es): {shape}"
 
 
 def check_batch(mesh: Mesh, batch_size: int, grad_accumulation_steps: int) -> None:
@@ -79,6 +93,21 @@ def check_batch(mesh: Mesh, batch_size: int, grad_accumulation_steps: int) -> No
             f"(mesh.data {mesh.shape['data']} x mesh.fsdp {mesh.shape['fsdp']} x grad_accumulation_steps "
             f"{grad_accumulation_steps})"
         )
+
+
+def check_model(mesh: Mesh, config: ModelConfig) -> None:
+    """Raise ValueError where the mesh's `tensor` axis does not divide what it splits inside a block."""
+    names = ["intermediate_size"]
+    if config.has_attention:
+        names += ["num_heads", "num_kv_heads"]
+    if config.num_mlgru_layers:
+        names.append("hidden_size")
+    for name in names:
+        if (size := getattr(config, name)) % mesh.shape["tensor"]:
+            raise ValueError(
+                f"mesh.tensor: found {mesh.shape['tensor']}, expected a divisor of the model's {name} {size}; "
+                "use mesh.fsdp for the rest"
+            )
 
 
 def constrain(x: Any, *names: str | None) -> Any:
@@ -104,10 +133,44 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, _mesh_axes("batch", None))
 
 
-def global_batch(mesh: Mesh, batch: Any) -> Any:
-    """This process's rows of a batch, as its part of arrays over all of the mesh."""
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+    """Which part of every batch this process's devices hold, and of how many parts.
+
+    Processes that differ along `tensor` only hold the same one. Raises ValueError where two hold the same rows in part.
+    """
+    held: dict[int, set[int]] = {}
+    for row, devices in enumerate(mesh.devices.reshape(-1, mesh.shape["tensor"])):
+        for device in devices:
+            held.setdefault(device.process_index, set()).add(row)
+    parts = sorted({tuple(sorted(rows)) for rows in held.values()})
+    if len({len(part) for part in parts}) > 1 or sum(map(len, parts)) != len(set().union(*parts)):
+        raise ValueError(
+            f"mesh.tensor: found {mesh.shape['tensor']}, expected a divisor or a multiple of the "
+            f"{jax.local_device_count()} devices of each process"
+        )
+    return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
+
+
+def global_batch(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """This process's share of a batch (see `batch_share`), as its part of arrays over all of the mesh."""
+    if mesh.devices.size == 1:
+        return dict(batch)  # a compiled step takes plain arrays with less ado
     sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    parts = batch_share(mesh)[1] if jax.process_count() > 1 else 1
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows, (len(rows) * parts, *rows.shape[1:]))
+        for name, rows in batch.items()
+    }
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process has whole, split over the devices as asked."""
+
+    def place_array(array: Any, sharding: NamedSharding) -> jax.Array:
+        whole = np.asarray(array)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(place_array, tree, shardings)
 
 
 def _mesh_axes(*names: str | None) -> PartitionSpec:

@@ -7,8 +7,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxlm.distributed import DistributedConfig
 from jaxlm.model import Remat
 from jaxlm.optimizer import OptimizerConfig
+from jaxlm.sharding import MeshConfig
 from jaxlm.spec.config import ModelConfig, config_from_dict
 from jaxlm.spec.presets import preset
 from jaxlm.spec.sampling import LARGEST_SEED
@@ -31,6 +33,8 @@ RESUMABLE_CHANGES = {
     "sample_prompt",
     "sample_tokens",
     "compilation_cache_dir",
+    "mesh",
+    "distributed",
 }
 
 
@@ -60,7 +64,7 @@ class TrainConfig:
     num_train_steps: int = 1000
     """Optimizer steps in all."""
     batch_size: int = 16
-    """Sequences per optimizer step, over all hosts."""
+    """Sequences per optimizer step, over all devices."""
     grad_accumulation_steps: int = 1
     """Micro-batches that a batch is split into; the result is that of the whole batch."""
     seq_len: int = 256
@@ -101,6 +105,10 @@ class TrainConfig:
     """Keep compiled programs in this directory for the next start."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """AdamW and its schedule."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """How all devices, of all processes, share the work."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """How several processes find each other."""
 
     def __post_init__(self) -> None:
         for name in (

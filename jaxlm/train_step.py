@@ -42,9 +42,11 @@ def make_train_step(
     learning_rate: optax.Schedule,
     grad_accumulation_steps: int,
     loss_chunks: int = 0,
+    out_shardings: Any = None,
 ) -> jax.stages.Wrapped:
     """Build the step. The gradient is that of the mean loss over all tokens of the batch, however many
     micro-batches it is computed in; weights are ternarised once, after the update, for the next step.
+    On a mesh, `out_shardings` are those of (state, metrics).
     """
     config = model.config
 
@@ -61,7 +63,7 @@ def make_train_step(
         if grad_accumulation_steps == 1:
             ((loss, tokens), grads) = gradient(state.params, state.ternary, batch)
         else:
-            micro_batches = jax.tree.map(lambda x: x.reshape(grad_accumulation_steps, -1, *x.shape[1:]), batch)
+            micro_batches = jax.tree.map(lambda x: _split_rows(x, grad_accumulation_steps), batch)
             shapes = jax.eval_shape(gradient, state.params, state.ternary, jax.tree.map(lambda x: x[0], micro_batches))
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             ((loss, tokens), grads), _ = jax.lax.scan(accumulate, zeros, micro_batches)
@@ -78,7 +80,12 @@ def make_train_step(
         }
         return TrainState(state.step + 1, params, opt_state, ternary), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=out_shardings)
+
+
+def _split_rows(x: jax.Array, parts: int) -> jax.Array:
+    """Rows `[B, ...]` as `[parts, B / parts, ...]`, every part spread over all devices that hold the rows."""
+    return jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
 
 
 def ternary_health(before: dict[str, TernaryWeight], after: dict[str, TernaryWeight]) -> Metrics:

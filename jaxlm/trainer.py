@@ -1,5 +1,6 @@
 """Trainer: the loop around the training step, and everything that must survive its end."""
 
+import contextlib
 import math
 import shlex
 import time
@@ -11,11 +12,13 @@ from typing import Any, TypeVar
 import grain
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.data import Batch, host_batches
+from jaxlm.distributed import SharedStop, all_or_none, is_first
 from jaxlm.evaluate import Evaluation, evaluate, make_loss_function, unigram_evaluation
 from jaxlm.export import export_artifact
 from jaxlm.generate import generate
@@ -24,6 +27,17 @@ from jaxlm.metrics import coverage_table, plot_losses
 from jaxlm.model import LanguageModel
 from jaxlm.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.run_directory import MetricsLog, RunDirectory, open_run, read_metrics
+from jaxlm.sharding import (
+    batch_sharding,
+    batch_share,
+    check_batch,
+    check_model,
+    describe_mesh,
+    global_batch,
+    make_mesh,
+    place,
+    tree_shardings,
+)
 from jaxlm.spec.artifact import load_artifact
 from jaxlm.spec.command_line import make_console
 from jaxlm.spec.config import ModelConfig
@@ -31,7 +45,7 @@ from jaxlm.spec.manifest import sealed_directory, verify_manifest
 from jaxlm.spec.names import parameters
 from jaxlm.spec.sampling import Sampling, check_prompt
 from jaxlm.stop_request import StopRequest, StopRequested
-from jaxlm.ternary_linear import Params, quantize_params, with_ternary
+from jaxlm.ternary_linear import Params, TernaryWeight, quantize_params, with_ternary
 from jaxlm.train_config import TrainConfig, activation_dtype, resolve_model
 from jaxlm.train_step import TrainState, init_state, make_train_step
 from shared_tokenizer.data_sets import DataSets
@@ -50,6 +64,15 @@ def train(config: TrainConfig) -> bool:
     if config.compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache_dir)
     console = make_console()
+    console.quiet = not is_first()
+    with contextlib.ExitStack() as stack:
+        return all_or_none(lambda: _prepare(config, console, stack)).run()
+
+
+def _prepare(config: TrainConfig, console: Console, stack: contextlib.ExitStack) -> "_Trainer":
+    """Open all that a run needs, until `stack` is closed; what may be refused is, before any file is written."""
+    mesh = make_mesh(config.mesh)
+    check_batch(mesh, config.batch_size, config.grad_accumulation_steps)
     sets = DataSets.open(
         [Path(directory) for directory in config.data_dir],
         config.seq_len,
@@ -59,17 +82,20 @@ def train(config: TrainConfig) -> bool:
     )
     tokenizer = sets.tokenizer
     model_config = resolve_model(config, tokenizer)
-    learning_rate_schedule(config.optimizer, config.num_train_steps)  # refuses what does not fit, before any file
-    with StopRequest() as stop:
-        if config.sample_tokens:
-            prompt = tokenizer.encode_prompt(config.sample_prompt)
-            check_prompt(prompt, model_config.vocab_size, model_config.max_seq_len)
-        for line in sets.packing_reports():
-            console.print(line)
-        data = _Data(config, model_config, sets)
-        initial = _initial_params(config, model_config)
-        with open_run(config, asdict(model_config)) as run:
-            return _Trainer(config, model_config, tokenizer, data, initial, run, stop, console).run()
+    check_model(mesh, model_config)
+    learning_rate_schedule(config.optimizer, config.num_train_steps)
+    stop = stack.enter_context(StopRequest())
+    if config.sample_tokens:
+        prompt = tokenizer.encode_prompt(config.sample_prompt)
+        check_prompt(prompt, model_config.vocab_size, model_config.max_seq_len)
+    for line in sets.packing_reports():
+        console.print(line)
+    data = _Data(config, model_config, sets, mesh)
+    initial = _initial_params(config, model_config)
+    # One process writes, and holds the lock.
+    opened = open_run(config, asdict(model_config)) if is_first() else None
+    run = RunDirectory(Path(config.output_dir)) if opened is None else stack.enter_context(opened)
+    return _Trainer(config, model_config, tokenizer, data, initial, run, mesh, stop, console)
 
 
 def _initial_params(config: TrainConfig, model_config: ModelConfig) -> Params | None:
@@ -91,9 +117,10 @@ def _initial_params(config: TrainConfig, model_config: ModelConfig) -> Params | 
 class _Data:
     """Batches of both splits, opened before the run directory is touched."""
 
-    def __init__(self, config: TrainConfig, model: ModelConfig, sets: DataSets):
+    def __init__(self, config: TrainConfig, model: ModelConfig, sets: DataSets, mesh: Mesh):
         self.fingerprint = sets.fingerprint
-        self.train = iter(host_batches(sets, config.batch_size, config.seed, config.data_weights or None))
+        share = batch_share(mesh)
+        self.train = iter(host_batches(sets, config.batch_size, config.seed, config.data_weights or None, share))
         self.val = sets.evaluation_batches(config.batch_size, config.eval_batches)
         tokens = [TokenShards.open(directory, "train") for directory in sets.directories]
         self.unigram = unigram_evaluation(tokens, model.vocab_size, self.val, sets.tokenizer.token_bytes)
@@ -108,23 +135,17 @@ class _Trainer:
         data: _Data,
         initial: Params | None,
         run: RunDirectory,
+        mesh: Mesh,
         stop: StopRequest,
         console: Console,
     ):
         self._config, self._model_config, self._tokenizer = config, model_config, tokenizer
         self._data, self._initial = data, initial
-        self._run, self._stop, self._console = run, stop, console
+        self._run, self._mesh, self._stop, self._console = run, mesh, SharedStop(stop), console
+        self._whole = NamedSharding(mesh, PartitionSpec())
         dtype = activation_dtype(config.dtype)
         self._model = LanguageModel(model_config, dtype, config.unroll_layers, config.remat)
         self._optimizer = make_optimizer(config.optimizer, config.num_train_steps)
-        self._checkpoints = Checkpoints(
-            run.checkpoints,
-            keep_last=config.keep_last_checkpoints,
-            keep_best=config.keep_best_checkpoints,
-            tokenizer_fingerprint=tokenizer.fingerprint,
-            data_fingerprint=data.fingerprint,
-            say=console.print,
-        )
         self._iterator: grain.DatasetIterator[Batch] = data.train
         self._state: TrainState | None = None  # of the last whole step
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
@@ -132,16 +153,27 @@ class _Trainer:
         self._progress = _progress_bar(console)
 
     def run(self) -> bool:
+        config = self._config
+        self._checkpoints = Checkpoints(
+            self._run.checkpoints,
+            keep_last=config.keep_last_checkpoints,
+            keep_best=config.keep_best_checkpoints,
+            tokenizer_fingerprint=self._tokenizer.fingerprint,
+            data_fingerprint=self._data.fingerprint,
+            say=self._console.print,
+        )
         try:
-            return self._run_to_the_end()
+            with jax.set_mesh(self._mesh):
+                return self._run_to_the_end()
         finally:
             self._checkpoints.close()
 
     def _run_to_the_end(self) -> bool:
-        if not self._run.tokenizer.exists():
+        if is_first() and not self._run.tokenizer.exists():
             with sealed_directory(self._run.tokenizer) as directory:
                 self._tokenizer.save(directory)
         self._console.print(coverage_table(self._model_config))
+        self._console.print(describe_mesh(self._mesh))
         try:
             state = self._start()
             step_function, self._loss_function = self._compile(state)
@@ -161,37 +193,66 @@ class _Trainer:
 
     def _start(self) -> TrainState:
         """The state to train from: fresh, from an artifact, or restored with the data iterator in its place."""
-        initialise = jax.jit(lambda: init_state(self._model_config, self._optimizer, self._config.seed))
-        state = self._stop.watch(lambda: jax.block_until_ready(initialise()))
+
+        def fresh() -> TrainState:
+            return init_state(self._model_config, self._optimizer, self._config.seed)
+
+        self._shardings = shardings = tree_shardings(self._mesh, jax.eval_shape(fresh))
+        # Made where it will live: no device ever holds more than its part.
+        initialise = jax.jit(fresh, out_shardings=shardings)
+        state = self._watch(lambda: jax.block_until_ready(initialise()))
         restored = self._checkpoints.restore_latest(state.params, state.opt_state, self._iterator)
         if restored is not None:
             self._console.print(f"resuming after step {restored.step}")
-            ternary = jax.jit(quantize_params, static_argnums=1)(restored.params, self._model_config)
-            state = TrainState(np.int32(restored.step), restored.params, restored.opt_state, ternary)
+            step = place(np.int32(restored.step), shardings.step)
+            state = TrainState(step, restored.params, restored.opt_state, self._ternary(restored.params))
         elif self._initial is not None:
-            ternary = jax.jit(quantize_params, static_argnums=1)(self._initial, self._model_config)
-            state = state.replace(params=self._initial, ternary=ternary)
-        self._metrics = MetricsLog(self._run.metrics, int(state.step))
+            params, self._initial = place(self._initial, shardings.params), None
+            state = state.replace(params=params, ternary=self._ternary(params))
+        if is_first():
+            self._metrics = MetricsLog(self._run.metrics, int(state.step))
         self._state = state
         return state
+
+    def _ternary(self, params: Params) -> dict[str, TernaryWeight]:
+        quantize = jax.jit(quantize_params, static_argnums=1, out_shardings=self._shardings.ternary)
+        return quantize(params, self._model_config)
 
     def _compile(self, state: TrainState) -> tuple[Callable, Callable]:
         config = self._config
         schedule = learning_rate_schedule(config.optimizer, config.num_train_steps)
+        shardings = (self._shardings, self._whole)  # the numbers of a step are read by every process
         step = make_train_step(
-            self._model, self._optimizer, schedule, config.grad_accumulation_steps, config.loss_chunks
+            self._model,
+            self._optimizer,
+            schedule,
+            config.grad_accumulation_steps,
+            loss_chunks=config.loss_chunks,
+            out_shardings=shardings,
         )
-        batch = self._data.val[0]
+        batch = self._place(self._data.val[0])
         compiled = self._phase("compiling the training step", lambda: step.lower(state, batch).compile())
-        loss = make_loss_function(self._model)
+        loss = make_loss_function(self._model, self._whole)
         weights = with_ternary(state.params, state.ternary)
         compiled_loss = self._phase("compiling the evaluation", lambda: loss.lower(weights, batch).compile())
-        return compiled, compiled_loss
+        return compiled, lambda weights, batch: compiled_loss(weights, self._place(batch))
+
+    def _place(self, batch: Batch) -> dict[str, jax.Array]:
+        """A batch that every process has whole."""
+        return place(dict(batch), dict.fromkeys(batch, batch_sharding(self._mesh)))
+
+    def _watch(self, work: Callable[[], Result]) -> Result:
+        def in_mesh() -> Result:
+            # The work may be done by another thread, which has a mesh of its own.
+            with jax.set_mesh(self._mesh):
+                return work()
+
+        return self._stop.watch(in_mesh)
 
     def _phase(self, name: str, work: Callable[[], Result]) -> Result:
         start = time.perf_counter()
         self._console.print(f"{name} ...")
-        result = self._stop.watch(work)
+        result = self._watch(work)
         self._console.print(f"{name}: {time.perf_counter() - start:.1f} s")
         return result
 
@@ -202,12 +263,12 @@ class _Trainer:
         with self._progress:
             task = self._progress.add_task("training", total=config.num_train_steps, completed=first, loss="", speed="")
             for step in range(first + 1, config.num_train_steps + 1):
-                state, metrics = step_function(state, next(self._iterator))
+                state, metrics = step_function(state, global_batch(self._mesh, next(self._iterator)))
                 # The device works on this step while the last one's numbers are read.
                 self._report(task)
                 self._pending = (step, metrics)
                 self._state = state
-                self._stop.check()
+                self._stop.check_step()
                 evaluation = None
                 if _due(step, config.eval_every_steps, config.num_train_steps):
                     evaluation = self._evaluate(state, step)
@@ -252,7 +313,7 @@ class _Trainer:
             "perf/tokens_per_second": round(speed, 1),
             "perf/step_time_ms": round(1000 * (now - last_time) / max(1, step - last_step), 2),
         }
-        self._metrics.write(line)
+        self._write_metrics(line)
         if not self._console.is_terminal:
             eta = (config.num_train_steps - step) * tokens_per_step / speed
             health = ""
@@ -272,7 +333,7 @@ class _Trainer:
         found = evaluate(self._loss_function, weights, self._data.val, self._tokenizer.token_bytes, self._stop.check)
         line = {"step": step, "val/loss": found.loss, "val/bits_per_byte": found.bits_per_byte}
         tokens_seen = step * self._config.batch_size * self._config.seq_len
-        self._metrics.write(line | {"data/tokens_seen": tokens_seen})
+        self._write_metrics(line | {"data/tokens_seen": tokens_seen})
         self._console.print(f"step {step}  held-out loss {found.loss:.4f}  {found.bits_per_byte:.4f} bits per byte")
         self._forgive(time.perf_counter() - start)
         return found
@@ -293,10 +354,15 @@ class _Trainer:
             self._stop.check()
             ids.append(token)
         text = self._config.sample_prompt + self._tokenizer.decode(ids)
-        with self._run.samples.open("a", encoding="utf-8") as file:
-            file.write(f"=== step {step}\n{text}\n")
+        if is_first():
+            with self._run.samples.open("a", encoding="utf-8") as file:
+                file.write(f"=== step {step}\n{text}\n")
         self._forgive(time.perf_counter() - start)
         return text
+
+    def _write_metrics(self, line: dict[str, Any]) -> None:
+        if is_first():
+            self._metrics.write(line)
 
     def _forgive(self, seconds: float) -> None:
         """Keep time spent beside training out of the training speed."""
@@ -314,9 +380,12 @@ class _Trainer:
     def _finish(self, state: TrainState, evaluation: Evaluation) -> None:
         say = self._console.print
         text = self._sample(state, self._config.num_train_steps)
-        plot_losses(read_metrics(self._run.metrics), self._run.loss_plot)
+        if is_first():
+            plot_losses(read_metrics(self._run.metrics), self._run.loss_plot)
         kind = "packed" if self._model_config.has_packed_form else "latent"
-        if not self._run.artifact.exists():
+        # All processes have to see the same.
+        # None begins to write before all have looked.
+        if not all_or_none(self._run.artifact.exists):
             export_artifact(
                 self._run.artifact, self._model_config, state.params, kind, tokenizer_dir=self._run.tokenizer
             )
@@ -330,8 +399,10 @@ class _Trainer:
     def _say_how_to_resume(self, signal_name: str) -> None:
         config = shlex.quote(str(self._run.path / "config.yaml"))
         saved = "nothing to save yet" if self._state is None else f"saved step {int(self._state.step)}"
+        everywhere = "" if self._config.distributed.alone else " on every host, each with its --distributed flags,"
         self._console.print(
-            f"{signal_name}: {saved}. Resume with\n  python scripts/train_jax.py --config {config} --resume true"
+            f"{signal_name}: {saved}. Resume{everywhere} with\n"
+            f"  python scripts/train_jax.py --config {config} --resume true"
         )
 
 

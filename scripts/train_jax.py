@@ -7,13 +7,16 @@ quiet_libraries()
 import os  # noqa: E402
 import sys  # noqa: E402
 
+from jaxlm.distributed import joined  # noqa: E402
 from jaxlm.train_config import TrainConfig  # noqa: E402
 from jaxlm.trainer import train  # noqa: E402
 
 
 def main(config: TrainConfig) -> None:
     """Train a language model on token shards; every file of the run goes into output_dir."""
-    if not train(config):
+    with joined(config.distributed):
+        done = train(config)
+    if not done:
         # A stop during compilation leaves the compiler at work in a thread that nothing can cancel.
         sys.stdout.flush()
         os._exit(0)

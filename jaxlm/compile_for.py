@@ -1,7 +1,7 @@
 """Compile the real training step for a slice of TPUs without one, and say what it would need and cost there.
 
-The compiler is libtpu's own, so memory and collectives are those of the program that would run. Times are estimates: the
-data sheet's peaks divided into what the program does, not measurements.
+The compiler is libtpu's own, so memory and collectives are those of the program that would run. Times are estimates:
+what the program does over the data sheet's peaks, not measurements.
 """
 
 import dataclasses
@@ -178,7 +178,9 @@ def topology_devices(topology: str, chip: Chip) -> list[Any]:
         )
     except jax.errors.JaxRuntimeError as error:
         message = str(error).splitlines()[0]
-        raise ValueError(f"topology: found {topology!r}, expected a shape such as {chip.slices[-1]} ({message})") from error
+        raise ValueError(
+            f"topology: found {topology!r}, expected a shape such as {chip.slices[-1]} ({message})"
+        ) from error
     except RuntimeError as error:
         raise ValueError("libtpu: not found, expected the compiler for TPUs; pip install '.[tpu-aot]'") from error
     return list(described.devices)
@@ -221,11 +223,12 @@ def compile_step(step: jax.stages.Wrapped, state: TrainState, batch: Batch, mesh
         costs = hlo_costs(_dumped(folder, "after_optimizations.txt"))
         if compiled is not None:
             return _memory(compiled), costs, True
-        total = re.search(r"Total bytes: (\d+)", _dumped(folder, "memory-usage-report.txt"))
-    if total is None:
-        raise ValueError("compiler: found no memory-usage-report, expected libtpu 0.0.40 or newer")
+        # Main memory has no colour there.
+        sizes = re.findall(
+            r"^allocation \d+: size (\d+), preallocated-temp:", _dumped(folder, "buffer-assignment.txt"), re.MULTILINE
+        )
     arguments = _bytes_per_chip(state) + _bytes_per_chip(batch)
-    return Memory(arguments, int(total.group(1)), 0), costs, False
+    return Memory(arguments, sum(map(int, sizes)), 0), costs, False
 
 
 def model_flops(config: ModelConfig, batch_size: int, seq_len: int) -> float:
@@ -301,9 +304,7 @@ def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
 
 def _bytes_per_chip(tree: Any) -> int:
     """Of the shards that one device holds."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
-    )
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _memory(compiled: jax.stages.Compiled) -> Memory:

@@ -1,8 +1,8 @@
 """What a compiled program costs, read from its optimized HLO text: operations, memory traffic, collectives.
 
-XLA's own cost analysis counts the body of a loop once. Here every computation counts as often as it runs: the trip count
-of a loop is its `known_trip_count`, or follows from the constants that its condition and its step compare and add. Text
-in, numbers out; all numbers are of one device.
+XLA's own cost analysis counts the body of a loop once. Here every computation counts as often as it runs: the trip
+count of a loop is its `known_trip_count`, or follows from the constants that its condition compares and its body adds.
+Text in, numbers out; all numbers are of one device.
 """
 
 import math
@@ -11,9 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-DTYPE_BITS = {"pred": 8, "bf16": 16} | {
-    f"{kind}{bits}": bits for kind in "sufc" for bits in (2, 4, 8, 16, 32, 64, 128)
-}
+DTYPE_BITS = {"pred": 8, "bf16": 16} | {f"{kind}{bits}": bits for kind in "sufc" for bits in (2, 4, 8, 16, 32, 64, 128)}
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute")
 # They name or arrange buffers, or are counted elsewhere: a loop by its body, an asynchronous start by its end.
 _NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional"}
@@ -83,8 +81,8 @@ class Collective:
 
     @property
     def gathers(self) -> bool:
-        """Whether it brings parts of an array together. A loop of products with a ring of permutes in its body (XLA's
-        windowed form) does so where the loop is of the gathering kind; what it starts with outside is known by its type.
+        """Whether it brings parts of an array together. XLA also does so by a ring of permutes in a loop of products:
+        the loop's name then tells a gather (ag) from a reduction (rs); int8 is never reduced, so it is told by its type.
         """
         ring = "_ag" in self.computation or self.dtype == "s8"
         return self.kind == "all-gather" or (self.kind == "collective-permute" and ring)
@@ -209,9 +207,7 @@ class _Module:
             kind = "reduce-scatter"  # how a TPU writes one: a fusion that reduces and keeps a slice
         ways = _group_size(instruction.attributes, self.num_partitions)
         op_name = re.search(r'op_name="([^"]*)"', instruction.attributes)
-        shapes = [
-            shape for operand in instruction.operands for shape in self.computations[name][operand].shapes
-        ]
+        shapes = [shape for operand in instruction.operands for shape in self.computations[name][operand].shapes]
         for dtype in dict.fromkeys(shape.dtype for shape in shapes):
             of_dtype = [shape for shape in shapes if shape.dtype == dtype]
             nbytes = times * sum(shape.nbytes for shape in of_dtype) * (ways if kind == "all-gather" else 1)
@@ -243,7 +239,9 @@ class _Module:
         if opcode.endswith("-done"):
             return self._copied(instruction, computation)
         if opcode in _SLICES:
-            return instruction.hbm_bytes + sum(shape.nbytes for shape in instruction.shapes) * operands[0].shapes[0].in_hbm
+            return (
+                instruction.hbm_bytes + sum(shape.nbytes for shape in instruction.shapes) * operands[0].shapes[0].in_hbm
+            )
         if opcode == "dynamic-update-slice":
             return 2 * operands[1].hbm_bytes
         if opcode == "scatter":
@@ -259,8 +257,7 @@ class _Module:
         start = computation[done.operands[0]]
         while start.opcode == "async-update":
             start = computation[start.operands[0]]
-        size = sum(shape.nbytes for shape in done.shapes)
-        return done.hbm_bytes + size * any(computation[name].hbm_bytes for name in start.operands)
+        return done.hbm_bytes + _nbytes(done) * any(computation[name].hbm_bytes for name in start.operands)
 
     def _read(self, computation: Computation, place: int, full: int) -> int:
         """Bytes of a fusion's operand that are read, at most `full`."""
@@ -274,7 +271,7 @@ class _Module:
                 continue
             places = [place for place, operand in enumerate(user.operands) if operand == name]
             if user.opcode in _SLICES and places == [0]:
-                total += sum(shape.nbytes for shape in user.shapes)
+                total += _nbytes(user)
             elif user.opcode == "bitcast":
                 total += self._read_of(computation, user.name, full)
             elif user.opcode == "fusion":
@@ -297,7 +294,7 @@ class _Module:
             called = self.computations[root.called("calls")]
             return self._written(called, _root(called), shapes)
         if root.opcode == "dynamic-update-slice":
-            return sum(shape.nbytes for shape in computation[root.operands[1]].shapes)
+            return _nbytes(computation[root.operands[1]])
         return sum(shape.nbytes for shape in shapes if shape.in_hbm)
 
 
@@ -364,6 +361,10 @@ def _shapes(text: str) -> tuple[Shape, ...]:
     )
 
 
+def _nbytes(instruction: Instruction) -> int:
+    return sum(shape.nbytes for shape in instruction.shapes)
+
+
 def _root(computation: Computation) -> Instruction:
     return next(instruction for instruction in computation.values() if instruction.is_root)
 
@@ -387,14 +388,13 @@ def _added(body: Computation, name: str, place: int) -> int | None:
     """What a loop adds to the element at `place` of its state, where it does nothing else to it."""
     instruction, total = body[name], 0
     while instruction.opcode in ("copy", "bitcast", "add"):
-        numbers = [_constant(body, operand) for operand in instruction.operands]
-        if instruction.opcode == "add":
-            total += sum(number for number in numbers if number is not None)
-        open_operands = [operand for operand, number in zip(instruction.operands, numbers, strict=True) if number is None]
-        if len(open_operands) != 1:
+        numbers = {operand: _constant(body, operand) for operand in instruction.operands}
+        variable = [operand for operand, number in numbers.items() if number is None]
+        if len(variable) != 1:
             return None
-        instruction = body[open_operands[0]]
-    is_counter = instruction.opcode == "get-tuple-element" and f"index={place}" in re.split(r"[, ]+", instruction.attributes)
+        total += sum(number or 0 for number in numbers.values())
+        instruction = body[variable[0]]
+    is_counter = re.search(rf"\bindex={place}\b", instruction.attributes)
     return total if is_counter else None
 
 
@@ -430,9 +430,10 @@ def _convolution_flops(instruction: Instruction, computation: Computation) -> in
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     assert labels is not None, instruction.attributes
     left, right = (computation[name].shapes[0].sizes for name in instruction.operands[:2])
-    size = [dict(zip(text, sizes, strict=True)) for text, sizes in zip(
-        labels.groups(), (left, right, instruction.shapes[0].sizes), strict=True
-    )]
+    size = [
+        dict(zip(text, sizes, strict=True))
+        for text, sizes in zip(labels.groups(), (left, right, instruction.shapes[0].sizes), strict=True)
+    ]
     batch_groups = re.search(r"batch_group_count=(\d+)", instruction.attributes)
     products = size[0]["b"] // (int(batch_groups.group(1)) if batch_groups else 1) * size[1]["i"] * size[1]["o"]
     for place, axis in enumerate(sorted(set(labels.group(1)) - {"b", "f"})):

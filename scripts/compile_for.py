@@ -11,7 +11,7 @@ os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", TPU_LOG_DIR="disa
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5e-4")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 
-from jaxlm.spec.command_line import make_console, quiet_libraries, run_command  # noqa: E402
+from jaxlm.spec.command_line import make_console, quiet_libraries, run_command
 
 quiet_libraries()
 
@@ -47,7 +47,9 @@ def print_report(settings: Settings, report: Report, smallest: dict[str, str | N
     for kind, flops in costs.flops.items():
         table.add_row(f"{kind} TFLOP", f"{flops / 1e12:.3f}", "")
     work = sum(costs.flops.values()) * report.num_chips / report.model_flops
-    table.add_row("model TFLOP", f"{report.model_flops / report.num_chips / 1e12:.3f}", f"the program does {work:.2f} of it")
+    table.add_row(
+        "model TFLOP", f"{report.model_flops / report.num_chips / 1e12:.3f}", f"the program does {work:.2f} of it"
+    )
     table.add_row("HBM traffic, GB", f"{costs.hbm_bytes / 1e9:.2f}", "estimate from the instructions")
     for (kind, dtype), nbytes in costs.collective_bytes().items():
         table.add_row(f"{kind} {dtype}, MB", f"{nbytes / 1e6:,.2f}", "")

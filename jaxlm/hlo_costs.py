@@ -81,8 +81,10 @@ class Collective:
 
     @property
     def gathers(self) -> bool:
-        """Whether it brings parts of an array together. XLA also does so by a ring of permutes in a loop of products:
-        the loop's name then tells a gather (ag) from a reduction (rs); int8 is never reduced, so it is told by its type.
+        """Whether it brings parts of an array together.
+
+        XLA also does so by a ring of permutes in a loop of products. The loop's name then tells a gather (ag) from a
+        reduction (rs); int8 is never reduced, so its type is enough.
         """
         ring = "_ag" in self.computation or self.dtype == "s8"
         return self.kind == "all-gather" or (self.kind == "collective-permute" and ring)

@@ -223,12 +223,9 @@ def compile_step(step: jax.stages.Wrapped, state: TrainState, batch: Batch, mesh
         costs = hlo_costs(_dumped(folder, "after_optimizations.txt"))
         if compiled is not None:
             return _memory(compiled), costs, True
-        # Main memory has no colour there.
-        sizes = re.findall(
-            r"^allocation \d+: size (\d+), preallocated-temp:", _dumped(folder, "buffer-assignment.txt"), re.MULTILINE
-        )
+        temporaries = _temporaries(_dumped(folder, "buffer-assignment.txt"))
     arguments = _bytes_per_chip(state) + _bytes_per_chip(batch)
-    return Memory(arguments, sum(map(int, sizes)), 0), costs, False
+    return Memory(arguments, temporaries, 0), costs, False
 
 
 def model_flops(config: ModelConfig, batch_size: int, seq_len: int) -> float:
@@ -313,9 +310,18 @@ def _memory(compiled: jax.stages.Compiled) -> Memory:
     return Memory(found.argument_size_in_bytes, found.temp_size_in_bytes, unaliased)
 
 
+def _temporaries(buffer_assignment: str) -> int:
+    """Bytes of main memory for temporaries, of a program that the compiler turned down; other memories have a color."""
+    line = r"^allocation \d+: size (\d+), (?:page \d+, )?preallocated-temp:"
+    found = re.findall(line, buffer_assignment, re.MULTILINE)
+    if not found:
+        raise ValueError("compiler: found no temporaries in its dump, expected the form of libtpu 0.0.40 or newer")
+    return sum(map(int, found))
+
+
 def _dumped(folder: str, ending: str) -> str:
-    """The largest file of that ending: a step's module, not a helper's. Empty where there is none."""
+    """The largest file of that ending: the step's module, not a helper's."""
     files = sorted(Path(folder).glob(f"*{ending}"), key=lambda path: path.stat().st_size)
     if not files:
-        raise ValueError(f"compiler: found no *{ending} in its dump, expected libtpu 0.0.40 or newer")
+        raise ValueError(f"compiler: found no *{ending} in its dump, expected that of libtpu 0.0.40 or newer")
     return files[-1].read_text()

@@ -97,7 +97,7 @@ PRESETS: dict[str, ModelConfig] = {
         num_heads=32,
         num_kv_heads=32,
     ),
-    # The shape of Llama 7B; its feed-forward is a multiple of 256, as the packed form and the chips' tiles like it.
+    # The shape of Llama 7B; its feed-forward is 43 x 256 wide, which divides over any slice up to 256 chips.
     "bitnet-7b": _bitnet(
         vocab_size=32000,
         hidden_size=4096,

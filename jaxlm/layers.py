@@ -60,7 +60,8 @@ class BitLinear(nn.Module):
     def __call__(self, x: Features) -> Outputs:
         if self.config.linear_norm:
             x = RMSNorm(self.config.norm_eps, name="rms_norm")(x)
-        return ternary_linear(x, _ternary_weight(self, (self.features, x.shape[-1]), self.init_std))
+        weight = _ternary_weight(self, (self.features, x.shape[-1]), self.init_std)
+        return ternary_linear(x, weight, self.name or "")
 
 
 def _ternary_weight(module: nn.Module, shape: tuple[int, int], init_std: float) -> TernaryWeight:

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-# Before jax is imported: no look at this machine's accelerators, and no log of libtpu.
-os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", TPU_LOG_DIR="disabled")
+# Before jax is imported: no look at this machine's accelerators, no lock on them, and no log of libtpu.
+os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1", TPU_LOG_DIR="disabled")
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5e-4")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 

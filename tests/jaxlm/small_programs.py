@@ -49,11 +49,6 @@ def convolution(x, kernel, dilation):
     return jax.lax.conv_general_dilated(x, kernel, (1,), [(1, 1)], lhs_dilation=(dilation,))
 
 
-def stack(x, weights):
-    """One matrix of a stack in each round."""
-    return jax.lax.scan(lambda x, weight: (jnp.sum(weight * x, axis=1), None), x, weights)[0]
-
-
 def collectives() -> dict[str, Any]:
     """One of each kind over all devices, and one over half of them."""
     mesh = Mesh(jax.devices(), ("all",))
@@ -104,7 +99,6 @@ if __name__ == "__main__":
         "int8": costs(int8, *integers),
         "padded convolution": costs(lambda x, k: convolution(x, k, 1), floats(4, 5, 8), kernel),
         "dilated convolution": costs(lambda x, k: convolution(x, k, 2), floats(4, 5, 8), kernel),
-        "stack": costs(stack, floats(256), floats(10, 256, 256)),
         "collectives": collectives(),
         "step": step(),
     }

@@ -178,9 +178,8 @@ def topology_devices(topology: str, chip: Chip) -> list[Any]:
         )
     except jax.errors.JaxRuntimeError as error:
         message = str(error).splitlines()[0]
-        raise ValueError(
-            f"topology: found {topology!r}, expected a shape such as {chip.slices[-1]} ({message})"
-        ) from error
+        shapes = ", ".join(chip.slices)
+        raise ValueError(f"topology: found {topology!r}, expected a shape such as {shapes} ({message})") from error
     except RuntimeError as error:
         raise ValueError("libtpu: not found, expected the compiler for TPUs; pip install '.[tpu-aot]'") from error
     return list(described.devices)

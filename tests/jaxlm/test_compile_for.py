@@ -148,9 +148,7 @@ def test_a_mistake_is_one_line(arguments):
 
 def test_a_small_step_is_compiled_or_libtpu_named(tmp_path):
     output = tmp_path / "report.json"
-    small = json.dumps(
-        {"vocab_size": 256, "hidden_size": 128, "intermediate_size": 256, "num_heads": 1, "num_kv_heads": 1}
-    )
+    shape = {"vocab_size": 256, "hidden_size": 128, "intermediate_size": 256, "num_heads": 1, "num_kv_heads": 1}
     done = run("--topology", "v5e:2x2", "--seq_len", "128", "--model", json.dumps(shape), "--output", str(output))
     if importlib.util.find_spec("libtpu") is None:
         assert done.returncode == 2 and "pip install '.[tpu-aot]'" in done.stderr

@@ -54,7 +54,7 @@ def print_report(settings: Settings, report: Report, smallest: dict[str, str | N
     for (kind, dtype), nbytes in costs.collective_bytes().items():
         table.add_row(f"{kind} {dtype}, MB", f"{nbytes / 1e6:,.2f}", "")
     for dtype, nbytes in costs.gathered_bytes().items():
-        remark = f"bfloat16 weights would be {2 * nbytes / 1e6:,.2f}" if dtype == "s8" else ""
+        remark = f"as bfloat16 weights {2 * nbytes / 1e6:,.2f}" if dtype in ("s8", "u32") else ""
         table.add_row(f"gathered {dtype}, MB", f"{nbytes / 1e6:,.2f}", remark)
     for name in ("compute", "memory", "interconnect"):
         table.add_row(f"ESTIMATE {name}, ms", f"{1e3 * getattr(roofline, name):.1f}", "at the data sheet's peak")

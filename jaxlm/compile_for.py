@@ -221,10 +221,17 @@ def compile_step(step: jax.stages.Wrapped, state: TrainState, batch: Batch, mesh
                 raise ValueError(f"compiler: {str(error).splitlines()[0]}") from error
         costs = hlo_costs(_dumped(folder, "after_optimizations.txt"))
         if compiled is not None:
-            return _memory(compiled), costs, True
+            return compiled_memory(compiled), costs, True
         temporaries = _temporaries(_dumped(folder, "buffer-assignment.txt"))
     arguments = _bytes_per_chip(state) + _bytes_per_chip(batch)
     return Memory(arguments, temporaries, 0), costs, False
+
+
+def compiled_memory(compiled: jax.stages.Compiled) -> Memory:
+    """What the compiler says that one device needs."""
+    found: Any = compiled.memory_analysis()
+    unaliased = found.output_size_in_bytes - found.alias_size_in_bytes
+    return Memory(found.argument_size_in_bytes, found.temp_size_in_bytes, unaliased)
 
 
 def model_flops(config: ModelConfig, batch_size: int, seq_len: int) -> float:
@@ -301,12 +308,6 @@ def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
 def _bytes_per_chip(tree: Any) -> int:
     """Of the shards that one device holds."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _memory(compiled: jax.stages.Compiled) -> Memory:
-    found: Any = compiled.memory_analysis()
-    unaliased = found.output_size_in_bytes - found.alias_size_in_bytes
-    return Memory(found.argument_size_in_bytes, found.temp_size_in_bytes, unaliased)
 
 
 def _temporaries(buffer_assignment: str) -> int:

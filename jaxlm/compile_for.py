@@ -248,14 +248,15 @@ def model_flops(config: ModelConfig, batch_size: int, seq_len: int) -> float:
 
 
 def predict_smallest(report: Report) -> str | None:
-    """The smallest slice of the same chip that should fit with the same batch per chip; None where none does.
-
-    State and gradient shrink as the chips that split them grow in number; everything else stays.
+    """The smallest slice of the same chip that should fit with the same batch per chip, when all of its chips split the
+    parameters; None where none does. State and gradient shrink with the chips that split them, all else stays.
     """
+    parts = report.mesh["fsdp"] * report.mesh["tensor"]
+    split = report.state_bytes + report.gradient_bytes
+    # What the compiler has turned down is too much, however near the limit.
+    limit = report.hbm_bytes - _RESERVED if report.fits else min(report.hbm_bytes - _RESERVED, report.memory.total - 1)
     for shape in report.chip.slices:
-        scale = report.num_chips / chips_of(shape)
-        split = report.state_bytes + report.gradient_bytes
-        if report.memory.total + (scale - 1) * split <= report.hbm_bytes - _RESERVED:
+        if report.memory.total + (parts / chips_of(shape) - 1) * split <= limit:
             return f"{report.chip.name}:{shape}"
     return None
 
@@ -265,7 +266,8 @@ def find_smallest(settings: Settings, report: Report) -> str | None:
     shapes = [f"{report.chip.name}:{shape}" for shape in report.chip.slices]
     predicted = predict_smallest(report)
     place = len(shapes) - 1 if predicted is None else shapes.index(predicted)
-    fits = {report.topology: report.fits}
+    # A report with copies of the model is of another program.
+    fits = {report.topology: report.fits} if report.mesh["data"] == 1 else {}
 
     def compiles(shape: str) -> bool:
         if shape not in fits:

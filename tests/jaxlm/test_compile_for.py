@@ -94,6 +94,10 @@ def test_the_smallest_slice_holds_what_the_chips_split():
     assert predict_smallest(report(hbm_bytes=16 * GIB)) == sizes[4]
     assert predict_smallest(report(hbm_bytes=6 * GIB)) == sizes[8]
     assert predict_smallest(report(hbm_bytes=2 * GIB)) is None
+    # Copies of the model split nothing; and what was turned down does not fit, whatever its size.
+    copies = {"data": 4, "fsdp": 4, "tensor": 1}
+    assert predict_smallest(report(hbm_bytes=4 * GIB, mesh=copies)) == sizes[8]
+    assert predict_smallest(report(hbm_bytes=16 * GIB, mesh=copies, fits=False)) == sizes[8]
 
 
 @pytest.mark.parametrize("smallest", ["v5e:1x1", "v5e:2x4", "v5e:8x16", None])

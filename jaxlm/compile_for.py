@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxlm.chips import GIB, Chip, chip_of
 from jaxlm.data import Batch
 from jaxlm.hlo_costs import Costs, hlo_costs
-from jaxlm.model import LanguageModel
+from jaxlm.model import LanguageModel, Remat
 from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from jaxlm.sharding import MeshConfig, batch_sharding, check_batch, make_mesh, tree_shardings
 from jaxlm.spec.config import ModelConfig, config_from_dict
@@ -55,6 +55,11 @@ class Settings:
     """Precision of activations over float32 weights."""
     unroll_layers: bool = False
     """Compile the layers one after another instead of as a loop."""
+    remat: Remat = "products"
+    """What the backward pass finds kept of each block: none, everything; products, what linear layers take and give;
+    ternary, what ternary linears take; blocks, their input alone."""
+    loss_chunks: int = 0
+    """Chunks of the sequence that the loss is computed in; 0 takes as few as keep the logits small."""
     find_smallest: bool = False
     """Compile for smaller or larger slices too, until the smallest that fits is found (a minute or two each)."""
     output: str | None = None
@@ -189,9 +194,9 @@ def abstract_step(config: ModelConfig, settings: Settings, mesh: Mesh) -> tuple[
     """The training step, and its state as shapes with shardings."""
     recipe = OptimizerConfig()
     optimizer = make_optimizer(recipe, _NUM_TRAIN_STEPS)
-    model = LanguageModel(config, jnp.dtype(settings.dtype), settings.unroll_layers)
+    model = LanguageModel(config, jnp.dtype(settings.dtype), settings.unroll_layers, settings.remat)
     schedule = learning_rate_schedule(recipe, _NUM_TRAIN_STEPS)
-    step = make_train_step(model, optimizer, schedule, settings.grad_accumulation_steps)
+    step = make_train_step(model, optimizer, schedule, settings.grad_accumulation_steps, settings.loss_chunks)
     state = jax.eval_shape(lambda: init_state(config, optimizer, 0))
     return step, jax.tree.map(_placed, state, tree_shardings(mesh, state))
 

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from jaxlm.data import Batch
+from jaxlm.loss import loss_sum
 from jaxlm.model import LanguageModel
 from jaxlm.ternary_linear import Params, ternarize
-from jaxlm.train_step import loss_sum
 from shared_tokenizer.batches import evaluation_batches
 from shared_tokenizer.examples import Windows
 from shared_tokenizer.shards import TokenShards

@@ -7,12 +7,15 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.shapes import Features, Hidden, Outputs, Positions
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.ternary import quantize_rows
 from jaxlm.ternary_linear import TernaryWeight, straight_through, ternarize_weight, ternary_linear
 
+# What linear layers give, by the name that rematerialization knows it by.
+PRODUCTS = "products"
 ACTIVATIONS = {
     "silu": nn.silu,
     "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -43,7 +46,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Features) -> Outputs:
         weight = self.param("weight", nn.initializers.normal(self.init_std), (self.features, x.shape[-1]))
-        return jnp.einsum("...i,oi->...o", x, weight.astype(x.dtype))
+        return checkpoint_name(jnp.einsum("...i,oi->...o", x, weight.astype(x.dtype)), PRODUCTS)
 
 
 class BitLinear(nn.Module):
@@ -61,7 +64,7 @@ class BitLinear(nn.Module):
         if self.config.linear_norm:
             x = RMSNorm(self.config.norm_eps, name="rms_norm")(x)
         weight = _ternary_weight(self, (self.features, x.shape[-1]), self.init_std)
-        return ternary_linear(x, weight, self.name or "")
+        return checkpoint_name(ternary_linear(x, weight, self.name or ""), PRODUCTS)
 
 
 def _ternary_weight(module: nn.Module, shape: tuple[int, int], init_std: float) -> TernaryWeight:

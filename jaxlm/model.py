@@ -1,19 +1,30 @@
 """The decoder: Block and LanguageModel. Parameters are named as Hugging Face names them."""
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.layers import BitLinear, Embedding, FeedForward, Linear, RMSNorm
+from jaxlm.layers import PRODUCTS, BitLinear, Embedding, FeedForward, Linear, RMSNorm
 from jaxlm.mixers import MLGRU, Attention, Context, KVCache, RecurrentState, layer_bounds
 from jaxlm.shapes import AttentionMask, Hidden, LastLogits, Logits, Positions, SegmentIds, Tokens
 from jaxlm.sharding import constrain
 from jaxlm.spec.config import ModelConfig
+from jaxlm.ternary_linear import TERNARY_RESIDUALS
 
 # Of one layer, of a stack of them, or by place of a pattern of stacks; None while training.
 Cache = KVCache | RecurrentState | dict[str, Any]
+
+
+Remat = Literal["none", "products", "ternary", "blocks"]
+# What the backward pass finds kept of each block; it computes the rest again.
+REMAT_POLICIES: dict[Remat, Any] = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "products": jax.checkpoint_policies.save_only_these_names(PRODUCTS, TERNARY_RESIDUALS),
+    "ternary": jax.checkpoint_policies.save_only_these_names(TERNARY_RESIDUALS),
+    "blocks": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class Block(nn.Module):
@@ -47,6 +58,7 @@ class PatternOfBlocks(nn.Module):
     """The blocks of one repeat of a pattern of token mixers."""
 
     config: ModelConfig
+    block: type[Block]
 
     @nn.compact
     def __call__(self, x: Hidden, cache: Any, lower_bounds: jax.Array | None, context: Context) -> tuple[Hidden, Any]:
@@ -57,7 +69,7 @@ class PatternOfBlocks(nn.Module):
             if token_mixer == "mlgru":
                 assert lower_bounds is not None
                 lower_bound, recurrent = lower_bounds[recurrent], recurrent + 1
-            block = Block(self.config, token_mixer, name=name)
+            block = self.block(self.config, token_mixer, name=name)
             x, written[name] = block(x, None if cache is None else cache[name], lower_bound, context)
         return x, None if cache is None else written
 
@@ -88,6 +100,8 @@ class LanguageModel(nn.Module):
     dtype: Any = jnp.float32
     """Precision of activations; norms, softmax, scales and logits are float32."""
     unroll_layers: bool = False
+    remat: Remat = "none"
+    """What training keeps of the forward pass."""
 
     def setup(self) -> None:
         config = self.config
@@ -95,15 +109,19 @@ class LanguageModel(nn.Module):
         if config.num_mlgru_layers:
             self.lower_bounds = LowerBounds(config)
         is_pattern = len(config.token_mixer) > 1
+        block: Any = Block
+        if self.remat != "none":
+            # In a loop, forward and backward pass are programs of their own; side by side XLA would merge them again.
+            block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll_layers)
         repeated: Any = nn.scan(
-            PatternOfBlocks if is_pattern else Block,
+            PatternOfBlocks if is_pattern else block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=config.num_repeats,
             unroll=config.num_repeats if self.unroll_layers else 1,
         )
-        self.layers = repeated(config) if is_pattern else repeated(config, config.token_mixer[0])
+        self.layers = repeated(config, block) if is_pattern else repeated(config, config.token_mixer[0])
         self.norm = RMSNorm(config.norm_eps)
         if not config.tie_word_embeddings:
             head = BitLinear if config.ternary_head else Linear
@@ -113,16 +131,31 @@ class LanguageModel(nn.Module):
         self, token_ids: Tokens, positions: Positions | None = None, segment_ids: SegmentIds | None = None
     ) -> Logits:
         """Logits of every position. Positions of different segments do not see each other."""
-        table = constrain(self.embed_tokens(), "vocab", None)
-        x = constrain(table[token_ids].astype(self.dtype), "batch", None, None)
+        return self.head(self.hidden(token_ids, positions, segment_ids))
+
+    def hidden(
+        self, token_ids: Tokens, positions: Positions | None = None, segment_ids: SegmentIds | None = None
+    ) -> Hidden:
+        """What the last block gives, `[B, L, D]`."""
+        x = self._embed(token_ids)
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(token_ids.shape[1]), token_ids.shape)
         mask = _segment_mask(segment_ids) if self.config.has_attention else None
         begins = positions == 0
         if segment_ids is not None:
             begins |= jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0
-        x, _ = self.layers(x, None, self._bounds(), Context(positions, begins, mask))
-        return self._logits(x, table)
+        return self.layers(x, None, self._bounds(), Context(positions, begins, mask))[0]
+
+    def head(self, x: Hidden) -> Logits:
+        """Logits of what the last block gave; reads the parameters of `head_modules` alone."""
+        x = self.norm(x)
+        if not self.config.tie_word_embeddings:
+            return self.lm_head(x).astype(jnp.float32)
+        return jnp.einsum("bld,vd->blv", x, self._table().astype(x.dtype), preferred_element_type=jnp.float32)
+
+    def head_modules(self) -> tuple[str, str]:
+        """Names of the modules that `head` reads."""
+        return "norm", "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
 
     def decode(
         self, token_ids: Tokens, positions: Positions, cache: Cache, last: jax.Array
@@ -140,16 +173,17 @@ class LanguageModel(nn.Module):
         keep = jnp.arange(token_ids.shape[1])[None] <= last[:, None]
         x, written = self.layers(x, cache, self._bounds(), Context(positions, positions == 0, mask, keep))
         x = x[jnp.arange(x.shape[0]), last][:, None]
-        return self._logits(x, table)[:, 0], written
+        return self.head(x)[:, 0], written
+
+    def _embed(self, token_ids: Tokens) -> Hidden:
+        return constrain(self._table()[token_ids].astype(self.dtype), "batch", None, None)
+
+    def _table(self) -> jax.Array:
+        # Whole along `embed`: a row that is split over the devices of a batch would be gathered in a detour.
+        return constrain(self.embed_tokens(), "vocab", None)
 
     def _bounds(self) -> jax.Array | None:
         return self.lower_bounds() if self.config.num_mlgru_layers else None
-
-    def _logits(self, x: Hidden, table: jax.Array) -> Logits:
-        x = self.norm(x)
-        if not self.config.tie_word_embeddings:
-            return self.lm_head(x).astype(jnp.float32)
-        return jnp.einsum("bld,vd->blv", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
 def _segment_mask(segment_ids: SegmentIds | None) -> AttentionMask | None:

@@ -44,6 +44,8 @@ class OptimizerConfig:
     """Adam's decay of the second moment, per step."""
     eps: float = 1e-8
     """Adam's epsilon."""
+    first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision that Adam's first moment is kept in; the second needs float32."""
     grad_clip_norm: float = 1.0
     """Largest global norm of the gradient; 0 does not clip."""
 
@@ -138,6 +140,7 @@ def make_optimizer(config: OptimizerConfig, num_train_steps: int) -> optax.Gradi
         b1=config.b1,
         b2=config.b2,
         eps=config.eps,
+        mu_dtype=config.first_moment_dtype,
         weight_decay=weight_decay_schedule(config, num_train_steps),
         mask=decay_mask,
     )

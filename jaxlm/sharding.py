@@ -97,6 +97,12 @@ def gather_codes(codes: jax.Array, name: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(codes, _dividing_axes(mesh, names, codes.shape))
 
 
+def batch_ways() -> int:
+    """Devices that a batch is split over."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape.get(axis, 1) for axis in ("data", "fsdp"))
+
+
 def tree_shardings(mesh: Mesh, tree: Any) -> Any:
     """The sharding of every leaf of parameters, or of anything that holds trees of them (optimizer state, codes)."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: _leaf_sharding(mesh, path, leaf.shape), tree)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.shapes import Features, LatentWeight, Outputs
 from jaxlm.sharding import gather_codes
@@ -21,6 +22,8 @@ from jaxlm.spec.names import parameters
 from jaxlm.spec.ternary import quantize_activation, quantize_weight
 
 Params = dict[str, Any]
+# What the backward pass of a ternary linear needs of its input, by the name that rematerialization knows it by.
+TERNARY_RESIDUALS = "ternary_residuals"
 
 
 @jax.custom_vjp
@@ -85,7 +88,8 @@ def ternary_linear(x: Features, weight: TernaryWeight, name: str = "") -> Output
 
 def _forward(x, weight, name):
     quantized, scale = quantize_activation(x, jnp)
-    quantized = quantized.astype(jnp.int8)
+    quantized = checkpoint_name(quantized.astype(jnp.int8), TERNARY_RESIDUALS)
+    scale = checkpoint_name(scale, TERNARY_RESIDUALS)
     contract_last = (((x.ndim - 1,), (1,)), ((), ()))
     products = jax.lax.dot_general(quantized, weight.codes, contract_last, preferred_element_type=jnp.int32)
     y = products.astype(jnp.float32) * (weight.scale / scale)

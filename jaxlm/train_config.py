@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxlm.model import Remat
 from jaxlm.optimizer import OptimizerConfig
 from jaxlm.spec.config import ModelConfig, config_from_dict
 from jaxlm.spec.presets import preset
@@ -68,6 +69,12 @@ class TrainConfig:
     """Precision of activations over float32 weights; auto is float32 on CPU and bfloat16 elsewhere."""
     unroll_layers: bool = False
     """Compile the layers one after another instead of as a loop: slower to compile, sometimes faster to run."""
+    remat: Remat = "products"
+    """What the backward pass finds kept of each block, the rest it computes again: none, everything is kept; products,
+    what linear layers take and give; ternary, what ternary linears take, in int8; blocks, nothing but their input."""
+    loss_chunks: int = 0
+    """Chunks of the sequence that the loss is computed in, so that logits of all tokens never exist; 0 takes as few as
+    keep them small, 1 computes all at once."""
     seed: int = 0
     """Seed of the initial weights, the order of the data and the samples."""
     verify_data: bool = True
@@ -109,6 +116,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1")
         for name in (
+            "loss_chunks",
             "eval_every_steps",
             "checkpoint_every_steps",
             "keep_best_checkpoints",
@@ -119,6 +127,10 @@ class TrainConfig:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected 0 or more")
         if not 0 <= self.seed <= LARGEST_SEED - self.num_train_steps:
             raise ValueError(f"seed: found {self.seed}, expected 0 or more and, with the steps, at most {LARGEST_SEED}")
+        if self.loss_chunks and self.seq_len % self.loss_chunks:
+            raise ValueError(
+                f"loss_chunks: found {self.loss_chunks}, expected a divisor of seq_len {self.seq_len}, or 0"
+            )
         if self.batch_size % self.grad_accumulation_steps:
             raise ValueError(
                 f"grad_accumulation_steps: found {self.grad_accumulation_steps}, expected a divisor of "

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlm.data import Batch
+from jaxlm.loss import loss_sum
 from jaxlm.model import LanguageModel, init_params
 from jaxlm.spec.config import ModelConfig
 from jaxlm.ternary_linear import Params, TernaryWeight, quantize_params, with_ternary
@@ -35,19 +36,12 @@ def init_state(config: ModelConfig, optimizer: optax.GradientTransformation, see
     )
 
 
-def loss_sum(model: LanguageModel, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Summed cross-entropy in nats over the tokens of the loss mask, and how many they are."""
-    logits: Any = model.apply({"params": params}, batch["inputs"], batch["positions"], batch["segment_ids"])
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
-    mask = batch["loss_mask"]
-    return jnp.sum(losses * mask), jnp.sum(mask)
-
-
 def make_train_step(
     model: LanguageModel,
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
     grad_accumulation_steps: int,
+    loss_chunks: int = 0,
 ) -> jax.stages.Wrapped:
     """Build the step. The gradient is that of the mean loss over all tokens of the batch, however many
     micro-batches it is computed in; weights are ternarised once, after the update, for the next step.
@@ -55,7 +49,7 @@ def make_train_step(
     config = model.config
 
     def micro_loss(params: Params, ternary: dict[str, TernaryWeight], batch: Batch):
-        return loss_sum(model, with_ternary(params, ternary), batch)
+        return loss_sum(model, with_ternary(params, ternary), batch, loss_chunks)
 
     gradient = jax.value_and_grad(micro_loss, has_aux=True)
 

@@ -115,7 +115,7 @@ class _Trainer:
         self._data, self._initial = data, initial
         self._run, self._stop, self._console = run, stop, console
         dtype = activation_dtype(config.dtype)
-        self._model = LanguageModel(model_config, dtype, config.unroll_layers)
+        self._model = LanguageModel(model_config, dtype, config.unroll_layers, config.remat)
         self._optimizer = make_optimizer(config.optimizer, config.num_train_steps)
         self._checkpoints = Checkpoints(
             run.checkpoints,
@@ -178,7 +178,9 @@ class _Trainer:
     def _compile(self, state: TrainState) -> tuple[Callable, Callable]:
         config = self._config
         schedule = learning_rate_schedule(config.optimizer, config.num_train_steps)
-        step = make_train_step(self._model, self._optimizer, schedule, config.grad_accumulation_steps)
+        step = make_train_step(
+            self._model, self._optimizer, schedule, config.grad_accumulation_steps, config.loss_chunks
+        )
         batch = self._data.val[0]
         compiled = self._phase("compiling the training step", lambda: step.lower(state, batch).compile())
         loss = make_loss_function(self._model)

@@ -1,5 +1,7 @@
 """Named model configurations. A trained tokenizer replaces the vocabulary size of the small ones."""
 
+from typing import Any
+
 from jaxlm.spec.config import ModelConfig
 
 
@@ -39,7 +41,7 @@ _TINY = {
     "max_seq_len": 512,
     "embedding_range": 0.1,
 }
-_FIVE_MILLION = _TINY | {"intermediate_size": 512, "num_layers": 6}
+_FIVE_MILLION: dict[str, Any] = _TINY | {"intermediate_size": 512, "num_layers": 6}
 _SMALL = {
     "vocab_size": 4096,
     "hidden_size": 512,

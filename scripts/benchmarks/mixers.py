@@ -14,18 +14,16 @@ import jax
 import jax.numpy as jnp
 import mlx.core as mx
 import numpy as np
+from benchmarks.training_step import compiled_step
 from rich.table import Table
 
 import mlxlm.model
 from jaxlm import linear_recurrence
 from jaxlm.model import LanguageModel, init_cache, init_params
-from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from jaxlm.spec.command_line import make_console
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.presets import preset
 from jaxlm.ternary_linear import ternarize
-from jaxlm.train_step import init_state, make_train_step
-from shared_tokenizer.examples import Example
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,19 +118,7 @@ def _training(settings: Settings, models: dict[str, ModelConfig]) -> None:
 
 def _training_step(config: ModelConfig, tokens: int, seq_len: int) -> tuple[Callable[[], Any], int]:
     """A function that does one step, and the bytes that the compiled step needs beside its arguments."""
-    recipe = OptimizerConfig()
-    optimizer, schedule = make_optimizer(recipe, 10**6), learning_rate_schedule(recipe, 10**6)
-    state = jax.jit(lambda: init_state(config, optimizer, 0))()
-    shape = (max(1, tokens // seq_len), seq_len)
-    ids = np.random.default_rng(0).integers(0, config.vocab_size, shape).astype(np.int32)
-    batch = Example(
-        inputs=ids,
-        targets=ids,
-        positions=np.broadcast_to(np.arange(seq_len, dtype=np.int32), shape).copy(),
-        segment_ids=np.zeros(shape, np.int32),
-        loss_mask=np.ones(shape, bool),
-    )
-    compiled = make_train_step(LanguageModel(config), optimizer, schedule, 1).lower(state, batch).compile()
+    compiled, state, batch = compiled_step(config, max(1, tokens // seq_len), seq_len)
 
     def step() -> None:
         nonlocal state

@@ -101,4 +101,5 @@ def _step_settings(settings: Settings) -> StepSettings:
         mesh=MeshConfig(data=1, fsdp=-1),
         seq_len=settings.seq_len,
         dtype="float32",
+        remat="none",
     )

@@ -77,7 +77,7 @@ def collectives() -> dict[str, Any]:
 
 def step() -> dict[str, Any]:
     """A training step of eight devices that split the parameters."""
-    settings = Settings(topology="", preset="ternary-tiny", seq_len=64, dtype="float32")
+    settings = Settings(topology="", preset="ternary-tiny", seq_len=64, dtype="float32", remat="none")
     config, mesh = resolve_model(settings), make_mesh(settings.mesh)
     train_step, state = abstract_step(config, settings, mesh)
     with jax.set_mesh(mesh):

@@ -1,0 +1,106 @@
+"""Cross-entropy of the next token, over the vocabulary in chunks of the sequence: full logits never exist.
+
+The gradient of a chunk is taken while its logits are there (as Liger Kernel does, arXiv 2410.10989), so nothing is
+computed twice and the backward pass only scales.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxlm.data import Batch
+from jaxlm.model import LanguageModel
+from jaxlm.sharding import batch_ways
+from jaxlm.ternary_linear import Params
+
+# Measured on a CPU (scripts/benchmark.py train): the float32 logits of a chunk, on one device.
+LARGEST_CHUNK_BYTES = 32 * 2**20
+
+
+def loss_sum(model: LanguageModel, params: Params, batch: Batch, chunks: int = 0) -> tuple[jax.Array, jax.Array]:
+    """Summed cross-entropy in nats over the tokens of the loss mask, and how many they are.
+
+    `chunks` cuts the sequence; 0 takes as few as keep the logits of one small, 1 computes all logits at once.
+    Raises ValueError where `chunks` does not divide the sequence.
+    """
+    B, L = batch["inputs"].shape
+    chunks = chunks or _chunks(B, L, model.config.vocab_size)
+    if L % chunks:
+        raise ValueError(f"loss_chunks: found {chunks}, expected a divisor of seq_len {L}")
+    hidden: Any = model.apply(
+        {"params": params}, batch["inputs"], batch["positions"], batch["segment_ids"], method="hidden"
+    )
+    head = {name: params[name] for name in model.head_modules()}
+    loss = _plain if chunks == 1 else functools.partial(_chunked, chunks=chunks)
+    return loss(model, head, hidden, batch["targets"], batch["loss_mask"]), jnp.sum(batch["loss_mask"])
+
+
+def _plain(model: LanguageModel, head: Params, hidden: Any, targets: Any, mask: Any) -> jax.Array:
+    logits: Any = model.apply({"params": head}, hidden, method="head")
+    return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, targets) * mask)
+
+
+def _chunked(model: LanguageModel, head: Params, hidden: Any, targets: Any, mask: Any, chunks: int) -> jax.Array:
+    def cut(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]), 1, 0)
+
+    return _scanned(model, head, cut(hidden), cut(targets), cut(mask))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scanned(model: LanguageModel, head: Params, hidden: Any, targets: Any, mask: Any) -> jax.Array:
+    """The loss of chunks `[chunks, B, L / chunks, ...]`."""
+
+    def add(total, chunk):
+        return total + _plain(model, head, *chunk), None
+
+    return jax.lax.scan(add, jnp.zeros(()), (hidden, targets, mask))[0]
+
+
+def _forward(model, head, hidden, targets, mask):
+    leaves, structure = jax.tree.flatten(head)
+    is_float = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]  # codes have no gradient
+
+    def loss_of(floats, hidden, targets, mask):
+        rest = iter(floats)
+        joined = [next(rest) if there else leaf for leaf, there in zip(leaves, is_float, strict=True)]
+        return _plain(model, structure.unflatten(joined), hidden, targets, mask)
+
+    floats = [leaf for leaf, there in zip(leaves, is_float, strict=True) if there]
+
+    def add(totals, chunk):
+        loss, (dfloats, dhidden) = jax.value_and_grad(loss_of, argnums=(0, 1))(floats, *chunk)
+        return jax.tree.map(jnp.add, totals, (loss, dfloats)), dhidden
+
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, floats))
+    (loss, dfloats), dhidden = jax.lax.scan(add, zeros, (hidden, targets, mask))
+    rest = iter(dfloats)
+    dhead = [
+        next(rest) if there else np.zeros(leaf.shape, jax.dtypes.float0)
+        for leaf, there in zip(leaves, is_float, strict=True)
+    ]
+    return loss, (structure.unflatten(dhead), dhidden, targets, mask)
+
+
+def _backward(model, residuals, dloss):
+    dhead, dhidden, targets, mask = residuals
+    dhead = jax.tree.map(lambda d: d if d.dtype == jax.dtypes.float0 else d * dloss, dhead)
+    return dhead, dhidden * dloss.astype(dhidden.dtype), _no_gradient(targets), _no_gradient(mask)
+
+
+def _no_gradient(integers: Any) -> np.ndarray:
+    return np.zeros(integers.shape, jax.dtypes.float0)
+
+
+_scanned.defvjp(_forward, _backward)
+
+
+def _chunks(batch_size: int, seq_len: int, vocab_size: int) -> int:
+    """The fewest chunks whose logits stay below LARGEST_CHUNK_BYTES on a device."""
+    rows = -(-batch_size // batch_ways())
+    divisors = (n for n in range(1, seq_len + 1) if seq_len % n == 0)
+    return next(n for n in divisors if n == seq_len or rows * seq_len // n * vocab_size * 4 <= LARGEST_CHUNK_BYTES)

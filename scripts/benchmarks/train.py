@@ -1,0 +1,168 @@
+"""Our training step against PyTorch's: transformers' own BitNet, and a plain Llama with fake-quantized linears."""
+
+import functools
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from benchmarks.contestants import Measured, Setup, measure
+from benchmarks.training_step import example_batch, training_step
+from rich.table import Table
+
+from jaxlm.export import export_artifact
+from jaxlm.model import init_params
+from jaxlm.spec.command_line import make_console
+from jaxlm.spec.config import ModelConfig
+from jaxlm.spec.names import parameters
+from jaxlm.spec.presets import preset
+
+Peer = Literal["bitnet", "bitnet-compiled", "fake", "fake-compiled", "fake-bf16", "fake-bf16-compiled"]
+PEERS: dict[str, str] = {
+    "bitnet": "transformers BitNet",
+    "bitnet-compiled": "transformers BitNet, compiled",
+    "fake": "Llama, fake quantization",
+    "fake-compiled": "Llama, fake quantization, compiled",
+    "fake-bf16": "Llama, fake quantization, bf16 autocast",
+    "fake-bf16-compiled": "Llama, fake quantization, bf16 autocast, compiled",
+}
+LARGEST_PRODUCT = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to measure."""
+
+    presets: list[str] = field(default_factory=lambda: ["ternary-tiny", "ternary-25m"])
+    """Ternary models to train; each is compared with its float twin in JAX and with the peers."""
+    batch_size: int = 8
+    """Sequences per step."""
+    seq_len: int = 256
+    """Tokens per sequence."""
+    turns: int = 7
+    """Timed steps of each, in turns."""
+    peers: list[Peer] = field(default_factory=lambda: list(PEERS))  # pyright: ignore[reportArgumentType]
+    """PyTorch's forms to compare with."""
+
+
+def benchmark(settings: Settings) -> None:
+    """Print tokens/s, peak memory and utilization of every form of the same model and batch."""
+    if settings.peers and importlib.util.find_spec("torch") is None:
+        raise ValueError("peers: torch is not installed; pip install '.[witness]', or set --peers '[]'")
+    for name in settings.presets:
+        ternary = replace(preset(name), max_seq_len=max(settings.seq_len, preset(name).max_seq_len))
+        dense = replace(ternary, linear="dense", sub_norm=False, linear_norm=False, ternary_head=False)
+        with tempfile.TemporaryDirectory() as folder:
+            contestants = _contestants(settings, ternary, dense, Path(folder))
+            found = measure(contestants, settings.turns)
+        _print(settings, name, ternary, found)
+
+
+def _contestants(settings: Settings, ternary: ModelConfig, dense: ModelConfig, folder: Path) -> dict[str, Setup]:
+    shape = (settings.batch_size, settings.seq_len)
+    contestants: dict[str, Setup] = {
+        "jaxlm ternary": functools.partial(training_step, ternary, *shape),
+        "jaxlm float": functools.partial(training_step, dense, *shape),
+    }
+    for config, kind in ((ternary, "bitnet"), (dense, "fake")):
+        if any(peer.startswith(kind) for peer in settings.peers):
+            params = jax.jit(functools.partial(init_params, config))(jax.random.key(0))
+            export_artifact(folder / kind, config, params, "latent")
+    for peer in settings.peers:
+        contestants[PEERS[peer]] = functools.partial(_torch_step, peer, folder, ternary.vocab_size, *shape)
+    return contestants | {"best float32 product": _best_product}
+
+
+def _torch_step(peer: Peer, folder: Path, vocab_size: int, batch_size: int, seq_len: int) -> Callable[[], Any]:
+    """One step of a peer, with torch's fused AdamW and the same clip of the gradient."""
+    import torch
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    kind, *options = peer.split("-")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / kind, dtype=torch.float32).train()
+    if kind == "fake":
+        _fake_quantize(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    batch = example_batch(vocab_size, batch_size, seq_len)
+    ids, targets = (torch.from_numpy(batch[name]).long() for name in ("inputs", "targets"))
+
+    def loss_of(ids: Any, targets: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in options):
+            logits = model(ids, use_cache=False).logits
+        return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+    if "compiled" in options:
+        loss_of = torch.compile(loss_of)
+
+    def step() -> None:
+        loss_of(ids, targets).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _fake_quantize(model: Any) -> None:
+    """Put fake-quantized linears in the place of all but the head: rounded floats with straight-through gradients."""
+    import torch
+
+    class FakeQuantizedLinear(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scale = 127 / x.detach().abs().amax(-1, keepdim=True).clamp_(min=1e-5)
+            x = x + ((x * scale).round().clamp(-128, 127) / scale - x).detach()
+            weight, mean = self.weight, self.weight.detach().abs().mean().clamp_(min=1e-5)
+            weight = weight + ((weight / mean).round().clamp(-1, 1) * mean - weight).detach()
+            return torch.nn.functional.linear(x, weight)
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+            module.__class__ = FakeQuantizedLinear
+
+
+def _best_product() -> Callable[[], Any]:
+    """The square float32 product that utilization is measured against."""
+    matrix = jnp.ones((LARGEST_PRODUCT, LARGEST_PRODUCT), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    return lambda: jax.block_until_ready(product(matrix, matrix))
+
+
+def _print(settings: Settings, name: str, config: ModelConfig, found: dict[str, Measured]) -> None:
+    tokens = settings.batch_size * settings.seq_len
+    peak = 2 * LARGEST_PRODUCT**3 / found.pop("best float32 product").seconds
+    ours = found["jaxlm ternary"]
+    table = Table(title=f"{name}, {settings.batch_size} x {settings.seq_len} tokens a step, float32 unless said")
+    table.add_column("training step")
+    for heading in ("tokens/s", "ours / it", "peak MB", "ours / it", "utilization"):
+        table.add_column(heading, justify="right")
+    for label, measured in found.items():
+        table.add_row(
+            label,
+            f"{tokens / measured.seconds:,.0f}",
+            f"{measured.seconds / ours.seconds:.2f}",
+            f"{measured.peak_bytes / 1e6:,.0f}",
+            f"{ours.peak_bytes / measured.peak_bytes:.2f}",
+            f"{step_flops(config, *(settings.batch_size, settings.seq_len)) / measured.seconds / peak:.0%}",
+        )
+    console = make_console()
+    console.print(table)
+    console.print(f"utilization: of {peak / 1e9:,.0f} GFLOP/s, XLA's float32 product of {LARGEST_PRODUCT} squared")
+
+
+def step_flops(config: ModelConfig, batch_size: int, seq_len: int) -> float:
+    """Operations of the products of a training step: 6 a weight and token (arXiv 2001.08361), and attention's own.
+
+    A tied table multiplies once, as the head; causal attention counts half of its square.
+    """
+    weights = sum(p.size for p in parameters(config) if len(p.shape) == 2 and "lower_bounds" not in p.name)
+    if not config.tie_word_embeddings:
+        weights -= config.vocab_size * config.hidden_size  # looked up, not multiplied
+    layers = sum(mixer == "attention" for mixer in config.token_mixer) * config.num_repeats
+    attention = 6 * layers * config.num_heads * config.head_dim * seq_len
+    return float((6 * weights + attention) * np.prod([batch_size, seq_len]))

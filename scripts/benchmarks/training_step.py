@@ -1,0 +1,50 @@
+"""One training step of a model on made-up tokens, compiled and ready to be timed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxlm.model import LanguageModel
+from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from jaxlm.spec.config import ModelConfig
+from jaxlm.train_config import TrainConfig
+from jaxlm.train_step import init_state, make_train_step
+from shared_tokenizer.examples import Example
+
+
+def example_batch(vocab_size: int, batch_size: int, seq_len: int) -> Example:
+    """A batch of random tokens, one document a row."""
+    shape = (batch_size, seq_len)
+    rng = np.random.default_rng(0)
+    ids, targets = (rng.integers(0, vocab_size, shape).astype(np.int32) for _ in range(2))
+    return Example(
+        inputs=ids,
+        targets=targets,
+        positions=np.broadcast_to(np.arange(seq_len, dtype=np.int32), shape).copy(),
+        segment_ids=np.zeros(shape, np.int32),
+        loss_mask=np.ones(shape, bool),
+    )
+
+
+def compiled_step(config: ModelConfig, batch_size: int, seq_len: int) -> tuple[Any, Any, Example]:
+    """The compiled step, its state and a batch."""
+    recipe = OptimizerConfig()
+    optimizer, schedule = make_optimizer(recipe, 10**6), learning_rate_schedule(recipe, 10**6)
+    state = jax.jit(lambda: init_state(config, optimizer, 0))()
+    batch = example_batch(config.vocab_size, batch_size, seq_len)
+    step = make_train_step(LanguageModel(config, remat=TrainConfig.remat), optimizer, schedule, 1)
+    return step.lower(state, batch).compile(), state, batch
+
+
+def training_step(config: ModelConfig, batch_size: int, seq_len: int) -> Callable[[], Any]:
+    """A function that does one step and waits for its end."""
+    compiled, state, batch = compiled_step(config, batch_size, seq_len)
+
+    def step() -> None:
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready(metrics)
+
+    return step

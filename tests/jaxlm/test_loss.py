@@ -1,0 +1,80 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlm.loss import LARGEST_CHUNK_BYTES, _chunks, loss_sum
+from jaxlm.model import LanguageModel, init_params
+from jaxlm.ternary_linear import quantize_params, with_ternary
+from tests.conftest import VARIANTS
+
+HEADS = {"tied": {}, "untied": {"tie_word_embeddings": False}, "int8": {"embedding": "int8"}}
+B, L = 2, 12
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    return {
+        "inputs": rng.integers(0, 300, (B, L)),
+        "targets": rng.integers(0, 300, (B, L)),
+        "positions": np.broadcast_to(np.arange(L), (B, L)),
+        "segment_ids": np.zeros((B, L), int),
+        "loss_mask": rng.integers(0, 2, (B, L)).astype(bool),
+    }
+
+
+def value_and_gradient(model, params, chunks):
+    def loss(params):
+        ternary = quantize_params(params, model.config)
+        total, count = loss_sum(model, with_ternary(params, ternary), batch(), chunks)
+        return 3 * total / count  # not 1: the backward pass has to scale
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+def assert_equal_but_for_rounding(found, expected, tolerance=1e-5):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * max(1.0, np.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("head", [*HEADS, "mlgru"])
+def test_a_loss_in_chunks_is_that_of_all_logits(tiny_config, head):
+    config = dataclasses.replace(tiny_config, **(VARIANTS[head] if head == "mlgru" else HEADS[head]))
+    if head == "mlgru":
+        assert config.ternary_head and config.linear_norm
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+    model = LanguageModel(config)
+    expected = value_and_gradient(model, params, 1)
+    assert_equal_but_for_rounding(value_and_gradient(model, params, 4), expected)
+    loss = jax.jit(lambda p: loss_sum(model, p, batch(), 4)[0])(params)  # without a gradient
+    np.testing.assert_allclose(3 * loss / batch()["loss_mask"].sum(), expected[0], rtol=1e-6)
+
+
+def test_logits_of_a_chunk_stay_small():
+    assert _chunks(8, 256, 4096) == 1
+    assert _chunks(8, 256, 4097) == 2
+    for shape in ((4, 4096, 128256), (1, 17, 10**7)):
+        chunks = _chunks(*shape)
+        assert shape[1] % chunks == 0
+        assert shape[0] * shape[1] // chunks * shape[2] * 4 <= LARGEST_CHUNK_BYTES or chunks == shape[1]
+
+
+def test_chunks_that_do_not_divide_are_refused(tiny_config):
+    model = LanguageModel(tiny_config)
+    with pytest.raises(ValueError, match="loss_chunks: found 5, expected a divisor of seq_len 12"):
+        loss_sum(model, {}, batch(), 5)
+
+
+@pytest.mark.parametrize(
+    ("variant", "unroll_layers"), [("dense", True), ("ternary", False), ("ternary", True), ("hybrid", False)]
+)
+def test_what_is_kept_for_the_backward_pass_changes_no_gradient(tiny_config, variant, unroll_layers):
+    config = dataclasses.replace(tiny_config, **VARIANTS[variant])
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+    expected = value_and_gradient(LanguageModel(config), params, 1)
+    for remat in ("products", "ternary", "blocks"):
+        found = value_and_gradient(LanguageModel(config, unroll_layers=unroll_layers, remat=remat), params, 1)
+        assert_equal_but_for_rounding(found, expected, 1e-3 if config.is_ternary else 1e-5)

@@ -84,8 +84,8 @@ class Collective:
         """Whether it brings parts of an array together.
 
         XLA also does so by a ring of permutes in a loop of products: the loop's name tells a gather (ag) from a
-        reduction (rs), and int8 is never reduced. And where parts do not fit its tiles, by a sum of parts that each
-        stand between zeros, of int8 as u32, which a model never sums.
+        reduction (rs), and int8 is never reduced. And, on some slices, by a sum of parts that each stand between zeros,
+        of int8 as u32, which a model never sums.
         """
         ring = self.kind == "collective-permute" and ("_ag" in self.computation or self.dtype == "s8")
         return self.kind == "all-gather" or ring or (self.kind == "all-reduce" and self.dtype == "u32")

@@ -63,8 +63,8 @@ class BitLinear(nn.Module):
     def __call__(self, x: Features) -> Outputs:
         if self.config.linear_norm:
             x = RMSNorm(self.config.norm_eps, name="rms_norm")(x)
-        y = ternary_linear(x, _ternary_weight(self, (self.features, x.shape[-1]), self.init_std))
-        return checkpoint_name(y, PRODUCTS)
+        weight = _ternary_weight(self, (self.features, x.shape[-1]), self.init_std)
+        return checkpoint_name(ternary_linear(x, weight, self.name or ""), PRODUCTS)
 
 
 def _ternary_weight(module: nn.Module, shape: tuple[int, int], init_std: float) -> TernaryWeight:

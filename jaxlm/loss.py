@@ -14,7 +14,7 @@ import optax
 
 from jaxlm.data import Batch
 from jaxlm.model import LanguageModel
-from jaxlm.sharding import batch_ways
+from jaxlm.sharding import batch_ways, constrain
 from jaxlm.ternary_linear import Params
 
 # Of the float32 logits of a chunk, on one device: they should stay in a cache.
@@ -74,13 +74,22 @@ def _forward(model, head, hidden, targets, mask):
 
     floats = [leaf for leaf, there in zip(leaves, is_float, strict=True) if there]
 
-    def add(totals, chunk):
-        loss, (dfloats, dhidden) = jax.value_and_grad(loss_of, argnums=(0, 1))(floats, *chunk)
-        return jax.tree.map(jnp.add, totals, (loss, dfloats)), dhidden
+    # Devices that share the batch sum up apart, so that the head's gradient is reduced once and not once a chunk.
+    B, ways = hidden.shape[1], batch_ways()
+    ways = ways if B % ways == 0 else 1
+    gradient = jax.vmap(jax.value_and_grad(loss_of, argnums=(0, 1)), in_axes=(None, 0, 0, 0))
 
-    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, floats))
-    (loss, dfloats), dhidden = jax.lax.scan(add, zeros, (hidden, targets, mask))
-    rest = iter(dfloats)
+    def apart(x):
+        return constrain(x.reshape(ways, B // ways, *x.shape[1:]), "batch", *[None] * x.ndim)
+
+    def add(totals, chunk):
+        loss, (dfloats, dhidden) = gradient(floats, *map(apart, chunk))
+        return jax.tree.map(jnp.add, totals, (loss, dfloats)), dhidden.reshape(B, *dhidden.shape[2:])
+
+    zeros = jax.tree.map(lambda x: constrain(jnp.zeros((ways, *x.shape), x.dtype), "batch"), [jnp.zeros(()), floats])
+    (losses, dfloats), dhidden = jax.lax.scan(add, tuple(zeros), (hidden, targets, mask))
+    loss = jnp.sum(losses)
+    rest = (jnp.sum(each, axis=0) for each in dfloats)
     dhead = [
         next(rest) if there else np.zeros(leaf.shape, jax.dtypes.float0)
         for leaf, there in zip(leaves, is_float, strict=True)

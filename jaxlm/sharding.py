@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax.linen.spmd import logical_to_mesh_axes
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.spec.config import ModelConfig
 
@@ -117,6 +117,15 @@ def constrain(x: Any, *names: str | None) -> Any:
     return jax.lax.with_sharding_constraint(x, _mesh_axes(*names))
 
 
+def gather_codes(codes: jax.Array, name: str) -> jax.Array:
+    """The codes `[O, I]` of the linear layer of that name, whole along `fsdp` from here on, where there is a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or name not in _MATRICES:
+        return codes
+    names = tuple(None if logical == "embed" else logical for logical in _MATRICES[name])
+    return jax.lax.with_sharding_constraint(codes, _dividing_axes(mesh, names, codes.shape))
+
+
 def batch_ways() -> int:
     """Devices that a batch is split over."""
     shape = jax.sharding.get_abstract_mesh().shape
@@ -184,10 +193,13 @@ def _leaf_sharding(mesh: Mesh, path: tuple[Any, ...], shape: tuple[int, ...]) ->
     logical = next((_MATRICES[name] for name in reversed(names) if name in _MATRICES), None)
     if logical is None or len(shape) < 2 or any("norm" in name for name in names):
         return NamedSharding(mesh, PartitionSpec())
-    axes = _mesh_axes(*logical)
-    # A dimension that does not divide stays whole.
-    kept = [axis if size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape[-2:], strict=True)]
-    return NamedSharding(mesh, PartitionSpec(*[None] * (len(shape) - 2), *kept))
+    return NamedSharding(mesh, PartitionSpec(*[None] * (len(shape) - 2), *_dividing_axes(mesh, logical, shape[-2:])))
+
+
+def _dividing_axes(mesh: Mesh | AbstractMesh, names: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
+    """Mesh axes of a matrix; a dimension that does not divide stays whole."""
+    axes = zip(_mesh_axes(*names), shape, strict=True)
+    return PartitionSpec(*(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in axes))
 
 
 def _key_name(key: Any) -> str:

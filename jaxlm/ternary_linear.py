@@ -5,6 +5,7 @@ The layer takes codes and a scale, never latent weights. Training ternarises the
 evaluation and inference run the same layer, and nothing is quantized twice.
 """
 
+import functools
 from typing import Any, cast
 
 import flax.struct
@@ -15,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.shapes import Features, LatentWeight, Outputs
+from jaxlm.sharding import gather_codes
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.names import parameters
 from jaxlm.spec.ternary import quantize_activation, quantize_weight
@@ -74,16 +76,17 @@ def ternarize(params: Params, config: ModelConfig) -> Params:
     return unflatten_dict(flatten_dict(params, sep=".") | quantize_params(params, config), sep=".")
 
 
-@jax.custom_vjp
-def ternary_linear(x: Features, weight: TernaryWeight) -> Outputs:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def ternary_linear(x: Features, weight: TernaryWeight, name: str = "") -> Outputs:
     """y = (q . codes) * (g / s): int8 products summed in int32, so exact in any order of summation.
 
     Gradients are straight-through, as if y = x~ W~^T of the dequantized values: dW = dy^T x~ and dx = dy W~.
+    `name` is the layer's, which tells how a mesh splits the codes.
     """
-    return _forward(x, weight)[0]
+    return _forward(x, weight, name)[0]
 
 
-def _forward(x, weight):
+def _forward(x, weight, name):
     quantized, scale = quantize_activation(x, jnp)
     quantized = checkpoint_name(quantized.astype(jnp.int8), TERNARY_RESIDUALS)
     scale = checkpoint_name(scale, TERNARY_RESIDUALS)
@@ -94,9 +97,10 @@ def _forward(x, weight):
     return y.astype(x.dtype), (quantized, scale, weight)
 
 
-def _backward(residuals, dy):
+def _backward(name, residuals, dy):
     quantized, scale, weight = residuals
-    codes = weight.codes.astype(dy.dtype)
+    # Brought together as bytes: left to itself, a compiler may convert first and gather floats.
+    codes = gather_codes(weight.codes, name).astype(dy.dtype)
     dx = (dy @ codes) * weight.scale.astype(dy.dtype)
     latent = None
     if weight.latent is not None:

@@ -99,6 +99,15 @@ PRESETS: dict[str, ModelConfig] = {
         num_heads=32,
         num_kv_heads=32,
     ),
+    # The shape of Llama 7B; its feed-forward is 43 x 256 wide, which divides over any slice up to 256 chips.
+    "bitnet-7b": _bitnet(
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=32,
+    ),
     "bitnet-2b-4t": _bitnet(
         vocab_size=128256,
         hidden_size=2560,

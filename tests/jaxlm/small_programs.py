@@ -1,0 +1,105 @@
+"""Small programs of known cost, compiled for eight simulated devices; test_hlo_costs.py runs it and reads its JSON."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxlm.compile_for import Settings, abstract_batch, abstract_step, model_flops, resolve_model
+from jaxlm.hlo_costs import hlo_costs
+from jaxlm.sharding import make_mesh
+from jaxlm.spec.names import parameters
+
+
+def costs(function: Any, *arguments: Any) -> dict[str, Any]:
+    """Of a function compiled for these arguments."""
+    return dataclasses.asdict(hlo_costs(jax.jit(function).lower(*arguments).compile().as_text() or ""))
+
+
+def floats(*shape: int) -> jax.ShapeDtypeStruct:
+    """An array of these sizes."""
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def scans(x, weights):
+    """Five times three products."""
+
+    def outer(x, _):
+        return jax.lax.scan(lambda x, weight: (jnp.tanh(x @ weight), None), x, weights)[0], None
+
+    return jax.lax.scan(outer, x, None, length=5)[0]
+
+
+def until(x, weight):
+    """A loop whose end depends on the data."""
+    return jax.lax.while_loop(lambda x: jnp.sum(x) > 1, lambda x: jnp.tanh(x @ weight), x)
+
+
+def int8(x, weight):
+    """An integer product."""
+    return jax.lax.dot_general(x, weight, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
+
+
+def convolution(x, kernel, dilation):
+    """One spatial dimension."""
+    return jax.lax.conv_general_dilated(x, kernel, (1,), [(1, 1)], lhs_dilation=(dilation,))
+
+
+def collectives() -> dict[str, Any]:
+    """One of each kind over all devices, and one over half of them."""
+    mesh = Mesh(jax.devices(), ("all",))
+
+    def body(x):
+        gathered = jax.lax.all_gather((x > 0).astype(jnp.int8), "all")
+        summed = jax.lax.psum(jnp.sin(x), "all")
+        scattered = jax.lax.psum_scatter(jnp.tile(jnp.cos(x), (8, 1)), "all", tiled=True)
+        swapped = jax.lax.all_to_all(x.astype(jnp.int32), "all", 0, 0, tiled=True)
+        ring = [(i, (i + 1) % 8) for i in range(8)]
+        turned = jax.lax.fori_loop(0, 6, lambda _, x: jax.lax.ppermute(jnp.tanh(x), "all", ring), x)
+        return summed + scattered + swapped + turned, gathered
+
+    spec = PartitionSpec("all")
+    mapped = jax.shard_map(body, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    x = jax.ShapeDtypeStruct((8 * 8, 128), jnp.float32, sharding=NamedSharding(mesh, spec))
+    found = costs(mapped, x)
+    halves = Mesh([jax.devices()[:4], jax.devices()[4:]], ("half", "four"))
+    spec = PartitionSpec(("half", "four"))
+    summed = jax.shard_map(lambda x: jax.lax.all_gather(x, "four"), mesh=halves, in_specs=spec, out_specs=spec)
+    [gather] = costs(summed, jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=NamedSharding(halves, spec)))[
+        "collectives"
+    ]
+    return found | {"groups of four": gather["wire_bytes"] / gather["nbytes"]}
+
+
+def step() -> dict[str, Any]:
+    """A training step of eight devices that split the parameters."""
+    settings = Settings(topology="", preset="ternary-tiny", seq_len=64, dtype="float32", remat="none")
+    config, mesh = resolve_model(settings), make_mesh(settings.mesh)
+    train_step, state = abstract_step(config, settings, mesh)
+    with jax.set_mesh(mesh):
+        compiled = train_step.lower(state, abstract_batch(mesh, 8, settings.seq_len)).compile()
+    codes = sum(math.prod(parameter.shape) for parameter in parameters(config) if parameter.storage == "ternary")
+    return dataclasses.asdict(hlo_costs(compiled.as_text() or "")) | {
+        "model_flops": model_flops(config, 8, settings.seq_len),
+        "forward_flops_of_blocks": 2 * codes * 8 * settings.seq_len,
+        "codes": codes,
+    }
+
+
+if __name__ == "__main__":
+    integers = [jax.ShapeDtypeStruct(shape, jnp.int8) for shape in ((64, 128), (128, 256))]
+    kernel = floats(6, 5, 3)
+    found = {
+        "scans": costs(scans, floats(16, 32), floats(3, 32, 32)),
+        "until": costs(until, floats(16, 32), floats(32, 32)),
+        "int8": costs(int8, *integers),
+        "padded convolution": costs(lambda x, k: convolution(x, k, 1), floats(4, 5, 8), kernel),
+        "dilated convolution": costs(lambda x, k: convolution(x, k, 2), floats(4, 5, 8), kernel),
+        "collectives": collectives(),
+        "step": step(),
+    }
+    print(json.dumps(found))

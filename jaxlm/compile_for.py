@@ -15,7 +15,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.chips import GIB, Chip, chip_of
 from jaxlm.data import Batch
@@ -196,9 +196,17 @@ def abstract_step(config: ModelConfig, settings: Settings, mesh: Mesh) -> tuple[
     optimizer = make_optimizer(recipe, _NUM_TRAIN_STEPS)
     model = LanguageModel(config, jnp.dtype(settings.dtype), settings.unroll_layers, settings.remat)
     schedule = learning_rate_schedule(recipe, _NUM_TRAIN_STEPS)
-    step = make_train_step(model, optimizer, schedule, settings.grad_accumulation_steps, settings.loss_chunks)
     state = jax.eval_shape(lambda: init_state(config, optimizer, 0))
-    return step, jax.tree.map(_placed, state, tree_shardings(mesh, state))
+    shardings = tree_shardings(mesh, state)
+    step = make_train_step(
+        model,
+        optimizer,
+        schedule,
+        settings.grad_accumulation_steps,
+        loss_chunks=settings.loss_chunks,
+        out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
+    )
+    return step, jax.tree.map(_placed, state, shardings)
 
 
 def abstract_batch(mesh: Mesh, batch_size: int, seq_len: int) -> Batch:

@@ -1,5 +1,6 @@
-"""What a compiled program needs of a device's memory, and what the device has."""
+"""What training needs of a device's memory, against what is free there: refused before it is allocated."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -10,41 +11,50 @@ GIB = 2**30
 MEMINFO = Path("/proc/meminfo")
 
 
-def check_fits(compiled: jax.stages.Compiled, batch_size: int, ways: int, device: Any) -> None:
-    """Raise ValueError, naming a batch that would fit, where a training step does not fit into a device's memory.
+def check_state_fits(state: Any, shardings: Any, device: Any) -> None:
+    """Raise ValueError where a state of these shapes, so split, does not fit into a device's free memory."""
+
+    def part(leaf: Any, sharding: jax.sharding.Sharding) -> int:
+        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    needed = sum(jax.tree.leaves(jax.tree.map(part, state, shardings)))
+    free = free_bytes(device)
+    if free is not None and needed > free:
+        raise ValueError(
+            f"memory: parameters, optimizer state and codes need {needed / GIB:.2f} GiB on each device, found "
+            f"{free / GIB:.2f} GiB free; choose a smaller preset, or split them with --mesh.fsdp"
+        )
+
+
+def check_step_fits(compiled: jax.stages.Compiled, batch_size: int, ways: int, device: Any) -> None:
+    """Raise ValueError, naming a batch that would fit, where a step's activations do not fit beside the state.
 
     `ways` is how many devices share the batch. Nothing is allocated: the compiler has planned every buffer.
     """
     analysis: Any = compiled.memory_analysis()
-    state, activations = int(analysis.argument_size_in_bytes), int(analysis.temp_size_in_bytes)
-    available = available_bytes(device)
-    if available is None or state + activations <= available:
+    needed, free = int(analysis.temp_size_in_bytes), free_bytes(device)
+    if free is None or needed <= free:
         return
+    # Activations grow with the batch. What does not is counted with them, so the batch named is on the safe side.
+    rows = int(batch_size / ways * free / needed)
+    way_out = (
+        f"batch_size {rows * ways} would fit" if rows else "set --remat blocks, a shorter seq_len or more --mesh.fsdp"
+    )
     raise ValueError(
-        f"memory: the training step needs {(state + activations) / GIB:.2f} GiB on each device ({state / GIB:.2f} for "
-        f"the state and {activations / GIB:.2f} for a batch of {batch_size}), found {available / GIB:.2f} GiB; "
-        + _way_out(state, activations, available, batch_size, ways)
+        f"memory: a step with batch_size {batch_size} needs {needed / GIB:.2f} GiB on each device beside the state, found "
+        f"{free / GIB:.2f} GiB free; {way_out}"
     )
 
 
-def _way_out(state: int, activations: int, available: int, batch_size: int, ways: int) -> str:
-    """Activations grow with the batch; what does not is counted with them, so the batch named is on the safe side."""
-    rows = int(batch_size / ways * max(0, available - state) / activations)
-    if rows:
-        return f"batch_size {rows * ways} would fit"
-    if state < available:
-        return "no batch would fit: set --remat blocks, a shorter seq_len or a smaller preset"
-    return "no batch would fit: choose a smaller preset, or split the state with --mesh.fsdp"
-
-
-def available_bytes(device: Any) -> int | None:
-    """Memory that a device has to give, in bytes; None where it does not say."""
+def free_bytes(device: Any) -> int | None:
+    """Free memory of a device in bytes; None where it does not say. Devices simulated on a CPU share its memory."""
     if device.platform == "cpu":
-        return _available_host_bytes()
-    return (device.memory_stats() or {}).get("bytes_limit")
+        return _free_host_bytes() // jax.local_device_count()
+    stats = device.memory_stats() or {}
+    return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
 
 
-def _available_host_bytes() -> int:
+def _free_host_bytes() -> int:
     if MEMINFO.is_file():
         fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.data import Batch, host_batches
+from jaxlm.device_memory import check_state_fits, check_step_fits
 from jaxlm.distributed import SharedStop, all_or_none, is_first
 from jaxlm.evaluate import Evaluation, evaluate, make_loss_function, unigram_evaluation
 from jaxlm.export import export_artifact
@@ -30,6 +31,7 @@ from jaxlm.run_directory import MetricsLog, RunDirectory, open_run, read_metrics
 from jaxlm.sharding import (
     batch_sharding,
     batch_share,
+    batch_ways,
     check_batch,
     check_model,
     describe_mesh,
@@ -197,7 +199,9 @@ class _Trainer:
         def fresh() -> TrainState:
             return init_state(self._model_config, self._optimizer, self._config.seed)
 
-        self._shardings = shardings = tree_shardings(self._mesh, jax.eval_shape(fresh))
+        shapes = jax.eval_shape(fresh)
+        self._shardings = shardings = tree_shardings(self._mesh, shapes)
+        check_state_fits(shapes, shardings, jax.local_devices()[0])
         # Made where it will live: no device ever holds more than its part.
         initialise = jax.jit(fresh, out_shardings=shardings)
         state = self._watch(lambda: jax.block_until_ready(initialise()))
@@ -232,6 +236,7 @@ class _Trainer:
         )
         batch = self._place(self._data.val[0])
         compiled = self._phase("compiling the training step", lambda: step.lower(state, batch).compile())
+        check_step_fits(compiled, config.batch_size, batch_ways(), jax.local_devices()[0])
         loss = make_loss_function(self._model, self._whole)
         weights = with_ternary(state.params, state.ternary)
         compiled_loss = self._phase("compiling the evaluation", lambda: loss.lower(weights, batch).compile())

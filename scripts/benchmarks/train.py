@@ -10,16 +10,15 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from benchmarks.contestants import Measured, Setup, measure
 from benchmarks.training_step import example_batch, training_step
 from rich.table import Table
 
+from jaxlm.compile_for import model_flops
 from jaxlm.export import export_artifact
 from jaxlm.model import init_params
 from jaxlm.spec.command_line import make_console
 from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.names import parameters
 from jaxlm.spec.presets import preset
 
 Peer = Literal["bitnet", "bitnet-compiled", "fake", "fake-compiled", "fake-bf16", "fake-bf16-compiled"]
@@ -148,21 +147,8 @@ def _print(settings: Settings, name: str, config: ModelConfig, found: dict[str, 
             f"{measured.seconds / ours.seconds:.2f}",
             f"{measured.peak_bytes / 1e6:,.0f}",
             f"{ours.peak_bytes / measured.peak_bytes:.2f}",
-            f"{step_flops(config, *(settings.batch_size, settings.seq_len)) / measured.seconds / peak:.0%}",
+            f"{model_flops(config, settings.batch_size, settings.seq_len) / measured.seconds / peak:.0%}",
         )
     console = make_console()
     console.print(table)
     console.print(f"utilization: of {peak / 1e9:,.0f} GFLOP/s, XLA's float32 product of {LARGEST_PRODUCT} squared")
-
-
-def step_flops(config: ModelConfig, batch_size: int, seq_len: int) -> float:
-    """Operations of the products of a training step: 6 a weight and token (arXiv 2001.08361), and attention's own.
-
-    A tied table multiplies once, as the head; causal attention counts half of its square.
-    """
-    weights = sum(p.size for p in parameters(config) if len(p.shape) == 2 and "lower_bounds" not in p.name)
-    if not config.tie_word_embeddings:
-        weights -= config.vocab_size * config.hidden_size  # looked up, not multiplied
-    layers = sum(mixer == "attention" for mixer in config.token_mixer) * config.num_repeats
-    attention = 6 * layers * config.num_heads * config.head_dim * seq_len
-    return float((6 * weights + attention) * np.prod([batch_size, seq_len]))

@@ -50,7 +50,9 @@ def compiled(model, mesh_name, grad_accumulation_steps):
     shardings = tree_shardings(mesh, state)
     out = (shardings, NamedSharding(mesh, PartitionSpec()))
     optimizer, schedule = make_optimizer(OPTIMIZER, STEPS), learning_rate_schedule(OPTIMIZER, STEPS)
-    step = make_train_step(LanguageModel(MODELS[model]), optimizer, schedule, grad_accumulation_steps, out)
+    step = make_train_step(
+        LanguageModel(MODELS[model]), optimizer, schedule, grad_accumulation_steps, out_shardings=out
+    )
     state = place(state, shardings)
     with jax.set_mesh(mesh):
         return step.lower(state, global_batch(mesh, make_batch(rows=16))).compile(), shardings

@@ -85,6 +85,8 @@ def step() -> dict[str, Any]:
     codes = sum(math.prod(parameter.shape) for parameter in parameters(config) if parameter.storage == "ternary")
     return dataclasses.asdict(hlo_costs(compiled.as_text() or "")) | {
         "model_flops": model_flops(config, 8, settings.seq_len),
+        # The backward pass computes attention's scores again.
+        "scores": 2 * settings.seq_len * 8 * settings.seq_len * config.num_layers * config.num_heads * config.head_dim,
         "forward_flops_of_blocks": 2 * codes * 8 * settings.seq_len,
         "codes": codes,
     }

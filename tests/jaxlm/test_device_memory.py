@@ -3,41 +3,47 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 import jaxlm.device_memory
-from jaxlm.device_memory import GIB, available_bytes, check_fits
+from jaxlm.device_memory import GIB, check_state_fits, check_step_fits, free_bytes
 
 
-def program(state: float, activations: float) -> SimpleNamespace:
-    """A compiled step that needs so many GiB."""
-    analysis = SimpleNamespace(argument_size_in_bytes=state * GIB, temp_size_in_bytes=activations * GIB)
-    return SimpleNamespace(memory_analysis=lambda: analysis)
+@pytest.fixture
+def four_gib_free(monkeypatch):
+    monkeypatch.setattr(jaxlm.device_memory, "free_bytes", lambda device: 4 * GIB)
 
 
-@pytest.mark.parametrize(
-    ("state", "activations", "way_out"),
-    [
-        (1, 8, "batch_size 12 would fit"),
-        (1, 80, "set --remat blocks, a shorter seq_len or a smaller preset"),
-        (5, 1, "choose a smaller preset, or split the state with --mesh.fsdp"),
-    ],
-)
-def test_what_does_not_fit_is_refused_with_a_way_out(monkeypatch, state, activations, way_out):
-    monkeypatch.setattr(jaxlm.device_memory, "available_bytes", lambda device: 4 * GIB)
-    message = rf"memory: .* needs {state + activations:.2f} GiB on each device .* found 4.00 GiB; .*{way_out}"
+def program(gib: float) -> SimpleNamespace:
+    """A compiled step that needs so much beside its state."""
+    return SimpleNamespace(memory_analysis=lambda: SimpleNamespace(temp_size_in_bytes=gib * GIB))
+
+
+@pytest.mark.parametrize(("gib", "way_out"), [(8, "batch_size 16 would fit"), (80, "set --remat blocks")])
+def test_a_step_that_does_not_fit_is_refused_with_a_way_out(four_gib_free, gib, way_out):
+    message = rf"memory: a step with batch_size 32 needs {gib}.00 GiB .* found 4.00 GiB free; {way_out}"
     with pytest.raises(ValueError, match=message):
-        check_fits(program(state, activations), batch_size=32, ways=4, device=None)
+        check_step_fits(program(gib), batch_size=32, ways=4, device=None)
+    check_step_fits(program(3.9), batch_size=32, ways=4, device=None)
 
 
-def test_what_fits_is_not_refused(monkeypatch):
-    monkeypatch.setattr(jaxlm.device_memory, "available_bytes", lambda device: 4 * GIB)
-    check_fits(program(1, 3), 32, 4, None)
-    monkeypatch.setattr(jaxlm.device_memory, "available_bytes", lambda device: None)
-    check_fits(program(1, 30), 32, 4, None)
+def test_a_state_that_does_not_fit_is_refused(four_gib_free):
+    here = SingleDeviceSharding(jax.devices()[0])
+    state = {"small": jax.ShapeDtypeStruct((GIB,), jnp.int8), "large": jax.ShapeDtypeStruct((GIB,), jnp.float32)}
+    shardings = dict.fromkeys(state, here)
+    with pytest.raises(
+        ValueError, match=r"memory: .* need 5.00 GiB on each device, found 4.00 GiB free; choose a smaller"
+    ):
+        check_state_fits(state, shardings, None)
+    check_state_fits({"small": state["small"]}, {"small": here}, None)
 
 
-def test_this_machine_has_memory_for_a_number():
-    device = jax.devices()[0]
-    available = available_bytes(device)
-    assert available is not None and 2**20 < available < 2**50
-    check_fits(jax.jit(jnp.sin).lower(1.0).compile(), 1, 1, device)
+def test_a_device_that_does_not_say_refuses_nothing(monkeypatch):
+    monkeypatch.setattr(jaxlm.device_memory, "free_bytes", lambda device: None)
+    check_step_fits(program(10**6), 1, 1, None)
+
+
+def test_this_machine_says_what_is_free():
+    free = free_bytes(jax.devices()[0])
+    assert free is not None and 2**20 < free < 2**50
+    check_step_fits(jax.jit(jnp.sin).lower(1.0).compile(), 1, 1, jax.devices()[0])

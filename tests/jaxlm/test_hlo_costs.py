@@ -70,7 +70,7 @@ def test_memory_traffic_of_one_product_is_its_arrays(found):
 
 
 def test_the_training_step_takes_what_it_takes_on_paper(found):
-    assert sum(found["step"]["flops"].values()) * 8 == found["step"]["model_flops"]
+    assert sum(found["step"]["flops"].values()) * 8 == found["step"]["model_flops"] + found["step"]["scores"]
     assert found["step"]["flops"]["int8"] * 8 == found["step"]["forward_flops_of_blocks"]
 
 

@@ -22,34 +22,32 @@ def causal_attention(
     """Attend queries `[B, L, N, H]` to keys and values `[B, L, K, H]` at or before them in their own segment."""
     B, L = queries.shape[:2]
     segments = jnp.zeros((B, L), jnp.int32) if segment_ids is None else jnp.asarray(segment_ids)
+    if L <= BLOCK:
+        return _attend((queries, segments, 0), (keys, values, segments))
     blocks = -(-L // BLOCK)
-    size = BLOCK if blocks > 1 else L
-    rows = (_in_blocks(queries, blocks, size), _in_blocks(segments, blocks, size), jnp.arange(blocks) * size)
+    rows = (_in_blocks(queries, blocks), _in_blocks(segments, blocks), jnp.arange(blocks) * BLOCK)
     group_size = -(-blocks // GROUPS)
     outputs = []
     for first in range(0, blocks, group_size):
         last = min(first + group_size, blocks)
-        seen = tuple(x[:, : last * size] for x in (keys, values, segments))
-        outputs.append(_attend_group(jax.tree.map(lambda x, a=first, b=last: x[a:b], rows), seen))
-    return jnp.moveaxis(jnp.concatenate(outputs), 0, 1).reshape(B, blocks * size, *queries.shape[2:])[:, :L]
+        seen = tuple(x[:, : last * BLOCK] for x in (keys, values, segments))
+        group = jax.tree.map(lambda x, a=first, b=last: x[a:b], rows)
+        outputs.append(jax.lax.map(lambda block, seen=seen: _attend(block, seen), group))
+    return jnp.moveaxis(jnp.concatenate(outputs), 0, 1).reshape(B, blocks * BLOCK, *queries.shape[2:])[:, :L]
 
 
-def _attend_group(rows: Any, seen: Any) -> jax.Array:
-    """Attend blocks of rows, one after another, to the same keys."""
+@jax.checkpoint
+def _attend(rows: Any, seen: Any) -> jax.Array:
+    """Attend one block, (queries, segments, place of the first), to (keys, values, segments)."""
+    queries, own_segments, start = rows
     keys, values, segments = seen
-
-    @jax.checkpoint
-    def attend(block: Any) -> jax.Array:
-        queries, own_segments, start = block
-        places = start + jnp.arange(queries.shape[1])
-        causal = places[:, None] >= jnp.arange(keys.shape[1])[None]
-        mask = causal[None] & (own_segments[:, :, None] == segments[:, None])
-        return jax.nn.dot_product_attention(queries, keys, values, mask=mask[:, None])
-
-    return jax.lax.map(attend, rows)
+    places = start + jnp.arange(queries.shape[1])
+    causal = places[:, None] >= jnp.arange(keys.shape[1])[None]
+    mask = causal[None] & (own_segments[:, :, None] == segments[:, None])
+    return jax.nn.dot_product_attention(queries, keys, values, mask=mask[:, None])
 
 
-def _in_blocks(x: jax.Array, blocks: int, size: int) -> jax.Array:
-    """`[B, L, ...]` -> `[blocks, B, size, ...]`, filled up at the end."""
-    padding = ((0, 0), (0, blocks * size - x.shape[1]), *[(0, 0)] * (x.ndim - 2))
-    return jnp.moveaxis(jnp.pad(x, padding).reshape(x.shape[0], blocks, size, *x.shape[2:]), 1, 0)
+def _in_blocks(x: jax.Array, blocks: int) -> jax.Array:
+    """`[B, L, ...]` -> `[blocks, B, BLOCK, ...]`, filled up at the end."""
+    padding = ((0, 0), (0, blocks * BLOCK - x.shape[1]), *[(0, 0)] * (x.ndim - 2))
+    return jnp.moveaxis(jnp.pad(x, padding).reshape(x.shape[0], blocks, BLOCK, *x.shape[2:]), 1, 0)

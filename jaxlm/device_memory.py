@@ -37,12 +37,11 @@ def check_step_fits(compiled: jax.stages.Compiled, batch_size: int, ways: int, d
         return
     # Activations grow with the batch. What does not is counted with them, so the batch named is on the safe side.
     rows = int(batch_size / ways * free / needed)
-    way_out = (
-        f"batch_size {rows * ways} would fit" if rows else "set --remat blocks, a shorter seq_len or more --mesh.fsdp"
-    )
+    fitting = f"batch_size {rows * ways} would fit"
     raise ValueError(
-        f"memory: a step with batch_size {batch_size} needs {needed / GIB:.2f} GiB on each device beside the state, found "
-        f"{free / GIB:.2f} GiB free; {way_out}"
+        f"memory: a step with batch_size {batch_size} needs {needed / GIB:.2f} GiB on each device beside the state, "
+        f"found {free / GIB:.2f} GiB free; "
+        + (fitting if rows else "set --remat blocks, a shorter seq_len or a larger --mesh.fsdp")
     )
 
 

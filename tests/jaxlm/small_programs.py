@@ -75,9 +75,11 @@ def collectives() -> dict[str, Any]:
     return found | {"groups of four": gather["wire_bytes"] / gather["nbytes"]}
 
 
-def step() -> dict[str, Any]:
+def step(loss_chunks: int) -> dict[str, Any]:
     """A training step of eight devices that split the parameters."""
-    settings = Settings(topology="", preset="ternary-tiny", seq_len=64, dtype="float32", remat="none")
+    settings = Settings(
+        topology="", preset="ternary-tiny", seq_len=64, dtype="float32", remat="none", loss_chunks=loss_chunks
+    )
     config, mesh = resolve_model(settings), make_mesh(settings.mesh)
     train_step, state = abstract_step(config, settings, mesh)
     with jax.set_mesh(mesh):
@@ -102,6 +104,7 @@ if __name__ == "__main__":
         "padded convolution": costs(lambda x, k: convolution(x, k, 1), floats(4, 5, 8), kernel),
         "dilated convolution": costs(lambda x, k: convolution(x, k, 2), floats(4, 5, 8), kernel),
         "collectives": collectives(),
-        "step": step(),
+        "step": step(loss_chunks=1),
+        "step in chunks": step(loss_chunks=4),
     }
     print(json.dumps(found))

@@ -31,9 +31,7 @@ def test_a_state_that_does_not_fit_is_refused(four_gib_free):
     here = SingleDeviceSharding(jax.devices()[0])
     state = {"small": jax.ShapeDtypeStruct((GIB,), jnp.int8), "large": jax.ShapeDtypeStruct((GIB,), jnp.float32)}
     shardings = dict.fromkeys(state, here)
-    with pytest.raises(
-        ValueError, match=r"memory: .* need 5.00 GiB on each device, found 4.00 GiB free; choose a smaller"
-    ):
+    with pytest.raises(ValueError, match=r"memory: .* need 5.00 GiB on each device, found 4.00 GiB free; choose"):
         check_state_fits(state, shardings, None)
     check_state_fits({"small": state["small"]}, {"small": here}, None)
 

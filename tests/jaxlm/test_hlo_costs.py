@@ -74,6 +74,15 @@ def test_the_training_step_takes_what_it_takes_on_paper(found):
     assert found["step"]["flops"]["int8"] * 8 == found["step"]["forward_flops_of_blocks"]
 
 
+def test_a_loss_in_chunks_reduces_no_more_gradients(found):
+    def reduced(name):
+        collectives = found[name]["collectives"]
+        return sum(c["nbytes"] for c in collectives if c["kind"] in ("all-reduce", "reduce-scatter"))
+
+    assert reduced("step in chunks") == reduced("step") > 0
+    assert sum(found["step in chunks"]["flops"].values()) == sum(found["step"]["flops"].values())
+
+
 def test_fsdp_gathers_codes_and_no_float_copies_of_them(found):
     gathers = [c for c in found["step"]["collectives"] if c["kind"] == "all-gather" and c["op_name"]]
     codes = sum(c["nbytes"] for c in gathers if c["dtype"] == "s8")

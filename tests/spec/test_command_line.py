@@ -65,5 +65,5 @@ def test_mistakes_are_one_line(argv, message):
 def test_help_shows_every_field_with_its_text():
     command = [sys.executable, "scripts/train_jax.py", "--help"]
     shown = " ".join(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
-    assert "Sequences per optimizer step, over all hosts." in shown
+    assert "Sequences per optimizer step, over all devices." in shown
     assert "--optimizer.learning_rate LEARNING_RATE Peak learning rate." in shown

@@ -35,9 +35,11 @@ SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2}
 # Settings of runs that must go on equal to the bit.
 KINDS = {
     "ternary": {},
-    "accumulated": {"grad_accumulation_steps": 2},
     "mmfree": {"preset": "mmfree-tiny", "model": json.dumps(SHAPE)},
-    "hybrid": {"model": json.dumps(SHAPE | {"num_heads": 2, "token_mixer": ["mlgru", "attention"]})},
+    "accumulated hybrid": {
+        "grad_accumulation_steps": 2,
+        "model": json.dumps(SHAPE | {"num_heads": 2, "token_mixer": ["mlgru", "attention"]}),
+    },
 }
 
 

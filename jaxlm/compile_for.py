@@ -335,7 +335,7 @@ def _temporaries(buffer_assignment: str) -> int:
 
 
 def _dumped(folder: str, ending: str) -> str:
-    """The largest file of that ending: the step's module, not a helper's."""
+    """The largest file of that ending: the step's module, not that of a part."""
     files = sorted(Path(folder).glob(f"*{ending}"), key=lambda path: path.stat().st_size)
     if not files:
         raise ValueError(f"compiler: found no *{ending} in its dump, expected that of libtpu 0.0.40 or newer")

@@ -23,6 +23,7 @@ from jaxlm.model import LanguageModel
 from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from jaxlm.spec.command_line import make_console
 from jaxlm.spec.presets import preset
+from jaxlm.train_config import TrainConfig
 from jaxlm.train_step import init_state, make_train_step
 from shared_tokenizer.data_sets import DataSets
 from shared_tokenizer.documents import Document, cut_document, read_documents
@@ -177,7 +178,8 @@ def _batches(settings: Settings) -> None:
     recipe = OptimizerConfig()
     optimizer = make_optimizer(recipe, 10**6)
     state = jax.jit(lambda: init_state(config, optimizer, 0))()
-    step = make_train_step(LanguageModel(config), optimizer, learning_rate_schedule(recipe, 10**6), 1)
+    model = LanguageModel(config, remat=TrainConfig.remat)
+    step = make_train_step(model, optimizer, learning_rate_schedule(recipe, 10**6), 1)
     pipeline = iter(host_batches(sets, settings.batch_size, 0))
     constant = next(pipeline)
     compiled = step.lower(state, constant).compile()

@@ -200,4 +200,6 @@ def test_no_text_is_refused():
 
 
 def test_costs_are_plain_values():
-    json.dumps(dataclasses.asdict(hlo_costs(TPU_TEXT)))
+    costs = hlo_costs(TPU_TEXT)
+    written = json.loads(json.dumps(dataclasses.asdict(costs)))
+    assert written["flops"] == costs.flops and len(written["collectives"]) == len(costs.collectives) > 0

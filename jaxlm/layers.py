@@ -14,8 +14,6 @@ from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.ternary import quantize_rows
 from jaxlm.ternary_linear import TernaryWeight, straight_through, ternarize_weight, ternary_linear
 
-# What linear layers give, by the name that rematerialization knows it by.
-PRODUCTS = "products"
 ACTIVATIONS = {
     "silu": nn.silu,
     "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -37,7 +35,7 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """y = x W^T without bias, W `[out, in]`."""
+    """y = x W^T without bias, W `[out, in]`. Rematerialization knows what it gives by the layer's name."""
 
     config: ModelConfig
     features: int
@@ -46,13 +44,14 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Features) -> Outputs:
         weight = self.param("weight", nn.initializers.normal(self.init_std), (self.features, x.shape[-1]))
-        return checkpoint_name(jnp.einsum("...i,oi->...o", x, weight.astype(x.dtype)), PRODUCTS)
+        return checkpoint_name(jnp.einsum("...i,oi->...o", x, weight.astype(x.dtype)), self.name or "")
 
 
 class BitLinear(nn.Module):
     """The ternary linear of BitNet b1.58 (arXiv 2402.17764), W `[out, in]`, optionally with a norm before it.
 
-    Its parameter is a TernaryWeight, or latent weights which are then quantized on the spot.
+    Its parameter is a TernaryWeight, or latent weights which are then quantized on the spot. Rematerialization knows
+    what it gives by the layer's name.
     """
 
     config: ModelConfig
@@ -64,7 +63,8 @@ class BitLinear(nn.Module):
         if self.config.linear_norm:
             x = RMSNorm(self.config.norm_eps, name="rms_norm")(x)
         weight = _ternary_weight(self, (self.features, x.shape[-1]), self.init_std)
-        return checkpoint_name(ternary_linear(x, weight, self.name or ""), PRODUCTS)
+        name = self.name or ""
+        return checkpoint_name(ternary_linear(x, weight, name), name)
 
 
 def _ternary_weight(module: nn.Module, shape: tuple[int, int], init_std: float) -> TernaryWeight:

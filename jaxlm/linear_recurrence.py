@@ -1,8 +1,8 @@
 """h_t = f_t h_{t-1} + u_t over a sequence, elementwise in float32, with its own backward pass.
 
-On a CPU the steps are taken one by one, which keeps its vector units busy and reads everything once. Elsewhere they
-are taken in parallel chunks: within all chunks of CHUNK steps at once, then from chunk to chunk. The backward pass is
-the same recurrence in reverse, so it keeps the decays and the states and nothing of the scan itself.
+On a CPU the steps are taken one by one where the arrays lie, which keeps its vector units busy and copies nothing.
+Elsewhere they are taken in parallel chunks: within all chunks of CHUNK steps at once, then from chunk to chunk. The
+backward pass is the same recurrence in reverse, so it keeps the decays and the states and nothing of the scan itself.
 `jax.lax.associative_scan` was measured slower and larger than both (scripts/benchmark.py mixers).
 """
 
@@ -26,12 +26,7 @@ def _forward(decays: Recurrent, updates: Recurrent, initial: State):
 
 
 def _backward(residuals, dstates: Recurrent):
-    decays, states, initial = residuals
-    # dL/dh_t collects its own gradient and, through the next step, f_{t+1} times that of h_{t+1}.
-    following = jnp.concatenate([decays[:, 1:], jnp.zeros_like(decays[:, :1])], axis=1)
-    dupdates = _states(following[:, ::-1], dstates[:, ::-1], jnp.zeros_like(initial))[:, ::-1]
-    previous = jnp.concatenate([initial[:, None], states[:, :-1]], axis=1)
-    return dupdates * previous, dupdates, decays[:, 0] * dupdates[:, 0]
+    return jax.lax.platform_dependent(*residuals, dstates, cpu=_backward_in_steps, default=_backward_in_chunks)
 
 
 linear_recurrence.defvjp(_forward, _backward)
@@ -46,13 +41,34 @@ def _states(decays: Recurrent, updates: Recurrent, initial: State) -> Recurrent:
 def in_steps(decays: Recurrent, updates: Recurrent, initial: State) -> Recurrent:
     """The states, one after another."""
 
-    def step(state, inputs):
-        decay, update = inputs
-        state = decay * state + update
-        return state, state
+    def step(t, carry):
+        state, states = carry
+        state = _at(decays, t) * state + _at(updates, t)
+        return state, _put(states, state, t)
 
-    _, states = jax.lax.scan(step, initial, (jnp.moveaxis(decays, 1, 0), jnp.moveaxis(updates, 1, 0)))
-    return jnp.moveaxis(states, 0, 1)
+    return jax.lax.fori_loop(0, decays.shape[1], step, (initial, jnp.zeros_like(updates)))[1]
+
+
+def _backward_in_steps(decays: Recurrent, states: Recurrent, initial: State, dstates: Recurrent):
+    def step(t, carry):
+        dstate, ddecays, dupdates = carry
+        # dL/dh_t collects its own gradient and, through the next step, f_{t+1} times that of h_{t+1}.
+        dstate = _at(dstates, t) + dstate
+        previous = jnp.where(t == 0, initial, _at(states, jnp.maximum(t - 1, 0)))
+        return dstate * _at(decays, t), _put(ddecays, dstate * previous, t), _put(dupdates, dstate, t)
+
+    last = decays.shape[1] - 1
+    carry = (jnp.zeros_like(initial), jnp.zeros_like(decays), jnp.zeros_like(decays))
+    dinitial, ddecays, dupdates = jax.lax.fori_loop(0, last + 1, lambda i, carry: step(last - i, carry), carry)
+    return ddecays, dupdates, dinitial
+
+
+def _at(x: Recurrent, t: jax.Array) -> State:
+    return jax.lax.dynamic_index_in_dim(x, t, axis=1, keepdims=False)
+
+
+def _put(x: Recurrent, value: State, t: jax.Array) -> Recurrent:
+    return jax.lax.dynamic_update_index_in_dim(x, value, t, axis=1)
 
 
 def in_chunks(decays: Recurrent, updates: Recurrent, initial: State) -> Recurrent:
@@ -80,3 +96,10 @@ def in_chunks(decays: Recurrent, updates: Recurrent, initial: State) -> Recurren
     _, starts = jax.lax.scan(across, initial, lasts)
     states = states + products * jnp.moveaxis(starts, 0, 1)[None]
     return jnp.moveaxis(states, 0, 2).reshape(B, -1, E)[:, :L]
+
+
+def _backward_in_chunks(decays: Recurrent, states: Recurrent, initial: State, dstates: Recurrent):
+    following = jnp.concatenate([decays[:, 1:], jnp.zeros_like(decays[:, :1])], axis=1)
+    dupdates = in_chunks(following[:, ::-1], dstates[:, ::-1], jnp.zeros_like(initial))[:, ::-1]
+    previous = jnp.concatenate([initial[:, None], states[:, :-1]], axis=1)
+    return dupdates * previous, dupdates, decays[:, 0] * dupdates[:, 0]

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.layers import PRODUCTS, BitLinear, Embedding, FeedForward, Linear, RMSNorm
-from jaxlm.mixers import MLGRU, Attention, Context, KVCache, RecurrentState, layer_bounds
+from jaxlm.layers import BitLinear, Embedding, FeedForward, Linear, RMSNorm
+from jaxlm.mixers import MIXED, MLGRU, Attention, Context, KVCache, RecurrentState, layer_bounds
 from jaxlm.shapes import Hidden, LastLogits, Logits, Positions, SegmentIds, Tokens
 from jaxlm.sharding import constrain
 from jaxlm.spec.config import ModelConfig
@@ -17,11 +17,14 @@ from jaxlm.ternary_linear import TERNARY_RESIDUALS
 Cache = KVCache | RecurrentState | dict[str, Any]
 
 
+# What is worth keeping of what layers give. The gates of MLGRU are not: their products are small, their arrays large.
+PRODUCTS = ("q_proj", "k_proj", "v_proj", MIXED, "o_proj", "gate_proj", "up_proj", "down_proj")
+
 Remat = Literal["none", "products", "ternary", "blocks"]
 # What the backward pass finds kept of each block; it computes the rest again.
 REMAT_POLICIES: dict[Remat, Any] = {
     "none": jax.checkpoint_policies.everything_saveable,
-    "products": jax.checkpoint_policies.save_only_these_names(PRODUCTS, TERNARY_RESIDUALS),
+    "products": jax.checkpoint_policies.save_only_these_names(*PRODUCTS, TERNARY_RESIDUALS),
     "ternary": jax.checkpoint_policies.save_only_these_names(TERNARY_RESIDUALS),
     "blocks": jax.checkpoint_policies.nothing_saveable,
 }

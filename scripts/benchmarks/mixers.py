@@ -58,8 +58,7 @@ def _scans(settings: Settings, width: int) -> None:
     """The recurrence and its gradient alone: as trained here, and by two scans that jax differentiates."""
     ways = {
         "ours": linear_recurrence.linear_recurrence,
-        "steps": linear_recurrence.in_steps,
-        "chunks": linear_recurrence.in_chunks,
+        "chunks by jax": linear_recurrence.in_chunks,
         "associative_scan": _associative_scan,
     }
     table = Table(title=f"the recurrence and its gradient, {settings.tokens_per_step:,} tokens, width {width}")

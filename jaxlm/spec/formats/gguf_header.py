@@ -1,0 +1,150 @@
+"""The header of a GGUF file, value by value: counts, metadata, and the entries of the tensors.
+
+Every count and length is checked against the bytes that there are, before anything is allocated.
+"""
+
+import struct
+from typing import Any, NamedTuple
+
+import numpy as np
+from gguf.constants import GGMLQuantizationType, GGUFValueType
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+MAX_DIMENSIONS = 4
+# Far above what any model has; they bound the time that a hostile header can take.
+MAX_ENTRIES = 2**16
+MAX_ARRAY_ELEMENTS = 2**22
+MAX_ARRAY_DEPTH = 4
+
+# The letters mean the same to struct and to numpy.
+_SCALARS = {
+    GGUFValueType.UINT8: "<B",
+    GGUFValueType.INT8: "<b",
+    GGUFValueType.UINT16: "<H",
+    GGUFValueType.INT16: "<h",
+    GGUFValueType.UINT32: "<I",
+    GGUFValueType.INT32: "<i",
+    GGUFValueType.FLOAT32: "<f",
+    GGUFValueType.BOOL: "<?",
+    GGUFValueType.UINT64: "<Q",
+    GGUFValueType.INT64: "<q",
+    GGUFValueType.FLOAT64: "<d",
+}
+_LENGTH = struct.Struct("<Q")
+
+
+class TensorEntry(NamedTuple):
+    """What the header says of a tensor."""
+
+    shape: tuple[int, ...]
+    """Rows first, as numpy has it; the file has the row length first."""
+    type: GGMLQuantizationType
+    offset: int
+    """From the start of the data, in bytes."""
+
+
+class HeaderReader:
+    """Reads a header from its start, and never beyond the end of the file. Raises ValueError on what is wrong."""
+
+    def __init__(self, data: memoryview):
+        self.position = 0
+        self._data = data
+        self._elements_left = MAX_ARRAY_ELEMENTS
+
+    def counts(self) -> tuple[int, int]:
+        """How many tensors and how many metadata pairs follow, after magic and version."""
+        magic = bytes(self._take(4))
+        if magic != MAGIC:
+            raise ValueError(f"it starts with {magic!r}, expected {MAGIC!r}")
+        version = self._scalar("<I")
+        if version not in VERSIONS:
+            if version & 0xFFFF == 0:
+                raise ValueError("it is big-endian; convert it to little-endian with gguf-convert-endian")
+            raise ValueError(f"found version {version}, expected {' or '.join(map(str, VERSIONS))}")
+        tensors, pairs = self._scalar("<Q"), self._scalar("<Q")
+        for what, count in (("tensors", tensors), ("metadata pairs", pairs)):
+            if count > MAX_ENTRIES:
+                raise ValueError(f"found a count of {count:,} {what}, expected at most {MAX_ENTRIES:,}")
+        return tensors, pairs
+
+    def pairs(self, count: int) -> dict[str, Any]:
+        """The metadata: int, float, bool, str, or lists of them, by key."""
+        found: dict[str, Any] = {}
+        for _ in range(count):
+            key = self._string()
+            if not key or key in found:
+                raise ValueError(f"metadata key {key!r} is {'there twice' if key else 'empty'}")
+            try:
+                found[key] = self._value()
+            except ValueError as error:
+                raise ValueError(f"metadata {key}: {error}") from error
+        return found
+
+    def entries(self, count: int) -> dict[str, TensorEntry]:
+        """The entries of the tensors, by name."""
+        found: dict[str, TensorEntry] = {}
+        for _ in range(count):
+            name = self._string()
+            if not name or name in found:
+                raise ValueError(f"tensor {name!r} is {'there twice' if name else 'without a name'}")
+            try:
+                found[name] = self._entry()
+            except ValueError as error:
+                raise ValueError(f"tensor {name}: {error}") from error
+        return found
+
+    def _take(self, count: int) -> memoryview:
+        start, self.position = self.position, self.position + count
+        if self.position > len(self._data):
+            raise ValueError(f"byte {start} says {count:,} bytes follow, the file has {len(self._data) - start:,}")
+        return self._data[start : self.position]
+
+    def _scalar(self, letter: str) -> Any:
+        return struct.unpack(letter, self._take(struct.calcsize(letter)))[0]
+
+    def _string(self) -> str:
+        return str(self._take(self._scalar("<Q")), "utf-8")
+
+    def _value(self) -> Any:
+        kind = GGUFValueType(self._scalar("<I"))
+        if kind == GGUFValueType.STRING:
+            return self._string()
+        if kind == GGUFValueType.ARRAY:
+            return self._array(1)
+        return self._scalar(_SCALARS[kind])
+
+    def _array(self, depth: int) -> list:
+        kind, count = GGUFValueType(self._scalar("<I")), self._scalar("<Q")
+        self._elements_left -= count
+        if self._elements_left < 0 or depth > MAX_ARRAY_DEPTH:
+            raise ValueError(
+                f"found an array of {count:,} at depth {depth}, expected at most {MAX_ARRAY_ELEMENTS:,} elements in "
+                f"all arrays and a depth of {MAX_ARRAY_DEPTH}"
+            )
+        if kind == GGUFValueType.STRING:
+            return self._strings(count)
+        if kind == GGUFValueType.ARRAY:
+            return [self._array(depth + 1) for _ in range(count)]
+        kept = np.dtype(_SCALARS[kind])
+        return np.frombuffer(self._take(count * kept.itemsize), kept).tolist()
+
+    def _strings(self, count: int) -> list[str]:
+        """Many strings, faster than one by one: a vocabulary has hundreds of thousands."""
+        data, position, end = self._data, self.position, len(self._data)
+        found = []
+        for _ in range(count):
+            start = position + _LENGTH.size
+            position = start + _LENGTH.unpack_from(data, position)[0] if start <= end else start
+            if position > end:
+                raise ValueError(f"string {len(found)} of {count:,} ends beyond the file")
+            found.append(str(data[start:position], "utf-8"))
+        self.position = position
+        return found
+
+    def _entry(self) -> TensorEntry:
+        dimensions = self._scalar("<I")
+        if not 1 <= dimensions <= MAX_DIMENSIONS:
+            raise ValueError(f"found {dimensions:,} dimensions, expected 1..{MAX_DIMENSIONS}")
+        shape = tuple(self._scalar("<Q") for _ in range(dimensions))[::-1]
+        return TensorEntry(shape, GGMLQuantizationType(self._scalar("<I")), self._scalar("<Q"))

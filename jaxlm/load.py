@@ -1,4 +1,4 @@
-"""Open a model for use from JAX: a run directory or an artifact, latent or packed."""
+"""Open a model for use from JAX: a run directory, or what `open_model` opens."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -14,9 +14,10 @@ from jaxlm.checkpoint import restore_params
 from jaxlm.layers import QuantizedRows
 from jaxlm.model import LanguageModel, init_params
 from jaxlm.run_directory import RunDirectory, is_run_directory, read_config
-from jaxlm.spec.artifact import Artifact, load_artifact
+from jaxlm.spec.artifact import Artifact
 from jaxlm.spec.config import ModelConfig, config_from_dict
 from jaxlm.spec.names import Parameter, parameters, scale_name
+from jaxlm.spec.open_model import open_model
 from jaxlm.spec.ternary import unpack
 from jaxlm.ternary_linear import Params, TernaryWeight
 from shared_tokenizer.load import has_tokenizer, load_tokenizer
@@ -26,18 +27,16 @@ from shared_tokenizer.tokenizer import Tokenizer
 def load_model(
     path: str | Path, *, dtype: Any = jnp.float32, verify: bool = True, say: Callable[[str], None] = print
 ) -> tuple[LanguageModel, Params, Tokenizer | None]:
-    """Model, parameters and tokenizer (None where there is none) of a run directory or an artifact.
+    """Model, parameters and tokenizer (None where there is none) of a run directory, or of what `open_model` opens.
 
     `model.apply({"params": params}, token_ids)` gives logits `[B, L, V]`. A run gives its newest whole
-    checkpoint. Raises ValueError naming what is wrong with the directory.
+    checkpoint. Raises ValueError naming what is wrong with it.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise ValueError(f"{path}: no such directory, expected a run directory or an artifact")
     if is_run_directory(path):
         config, params = load_run(path, say)
         return LanguageModel(config, dtype), params, load_tokenizer(RunDirectory(path).tokenizer)
-    artifact = load_artifact(path, verify=verify)
+    artifact = open_model(path, verify=verify)
     tokenizer = load_tokenizer(path) if has_tokenizer(path) else None
     return LanguageModel(artifact.config, dtype), artifact_params(artifact), tokenizer
 

@@ -58,7 +58,7 @@ class TrainConfig:
     model: dict[str, Any] = field(default_factory=dict)
     """Fields of the model that replace the preset's, for example --model.num_layers 6."""
     init_from: str | None = None
-    """Start from the weights of this latent artifact instead of fresh ones."""
+    """Start from the latent weights of this artifact or transformers directory instead of fresh ones."""
     resume: bool = False
     """Continue the run in output_dir from its last whole checkpoint."""
     num_train_steps: int = 1000

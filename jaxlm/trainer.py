@@ -40,11 +40,11 @@ from jaxlm.sharding import (
     place,
     tree_shardings,
 )
-from jaxlm.spec.artifact import load_artifact
 from jaxlm.spec.command_line import make_console
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.manifest import sealed_directory, verify_manifest
 from jaxlm.spec.names import parameters
+from jaxlm.spec.open_model import open_model
 from jaxlm.spec.sampling import Sampling, check_prompt
 from jaxlm.stop_request import StopRequest, StopRequested
 from jaxlm.ternary_linear import Params, TernaryWeight, quantize_params, with_ternary
@@ -104,7 +104,7 @@ def _initial_params(config: TrainConfig, model_config: ModelConfig) -> Params | 
     """The weights of `init_from`, or None to start fresh."""
     if config.init_from is None:
         return None
-    artifact = load_artifact(Path(config.init_from))
+    artifact = open_model(Path(config.init_from))
     if artifact.kind != "latent":
         raise ValueError(f"init_from: {config.init_from} is packed and holds no latent weights; name a latent artifact")
     shapes = [{parameter.name: parameter.shape for parameter in parameters(c)} for c in (artifact.config, model_config)]

@@ -1,4 +1,4 @@
-"""Open an artifact, latent or packed, for use from MLX."""
+"""Open a model for use from MLX: what `open_model` opens."""
 
 from pathlib import Path
 from typing import Any
@@ -7,8 +7,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from jaxlm.spec.artifact import Artifact, load_artifact
+from jaxlm.spec.artifact import Artifact
 from jaxlm.spec.names import Parameter, parameters, scale_name
+from jaxlm.spec.open_model import open_model
 from jaxlm.spec.ternary import quantize_rows, quantize_weight, unpack
 from mlxlm.layers import BitLinear, Embedding
 from mlxlm.model import LanguageModel
@@ -17,13 +18,13 @@ from shared_tokenizer.tokenizer import Tokenizer
 
 
 def load_model(path: str | Path, *, verify: bool = True) -> tuple[LanguageModel, Tokenizer | None]:
-    """Model and tokenizer (None where there is none) of an artifact; `model(mx.array(ids))` gives logits.
+    """Model and tokenizer (None where there is none) of what `open_model` opens.
 
-    Ternary weights are packed to 2 bits, whichever way the artifact holds them. Raises ValueError naming what
-    is wrong with the directory.
+    `model(mx.array(ids))` gives logits. Ternary weights are packed to 2 bits, whichever way they are stored. Raises
+    ValueError naming what is wrong with it.
     """
     path = Path(path)
-    artifact = load_artifact(path, verify=verify)
+    artifact = open_model(path, verify=verify)
     model = LanguageModel(artifact.config)
     for parameter in parameters(artifact.config):
         _set(model, parameter, artifact)

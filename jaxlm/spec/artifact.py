@@ -3,42 +3,38 @@
 It is the only thing handed from one program to the next. Saving is atomic; loading is strict.
 """
 
-import json
-import shutil
-from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.hf_config import from_hf_config, is_foreign, to_hf_config
-from jaxlm.spec.manifest import MANIFEST, sealed_directory, verify_manifest
-from jaxlm.spec.names import Kind, StoredTensor, stored_tensors
-from jaxlm.spec.tensor_file import TensorFile, write_tensors
-
-MAX_FILE_BYTES = 5 * 10**9
-INDEX = "model.safetensors.index.json"
-CONFIG = "config.json"
-TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
+from jaxlm.spec.hf_config import from_hf_config, to_hf_config
+from jaxlm.spec.manifest import sealed_directory, verify_manifest
+from jaxlm.spec.model_files import (
+    MAX_FILE_BYTES,
+    check_tensors,
+    find_config,
+    open_tensors,
+    read_config,
+    write_model_files,
 )
+from jaxlm.spec.names import Kind, StoredTensor, stored_tensors
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A loaded model directory; `tensors` are memory-mapped and read on use."""
+    """A loaded model, read from our own files or from others' in our own form.
+
+    `tensors` gives every tensor of `stored`, by name; each is read and converted on use. Floats of any width are
+    float32 in memory.
+    """
 
     config: ModelConfig
     kind: Kind
     float_dtype: str
+    """How the file stores its floats: float32 or bfloat16; float16, which others have, counts as float32."""
     tensors: Mapping[str, np.ndarray]
     stored: tuple[StoredTensor, ...]
 
@@ -73,33 +69,8 @@ def write_artifact(
 ) -> None:
     """Write the files of an artifact into an existing directory that the caller seals (see `save_artifact`)."""
     content = to_hf_config(config, kind, float_dtype)
-    (directory / CONFIG).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    if tokenizer_dir is not None:
-        for name in TOKENIZER_FILES:
-            if (tokenizer_dir / name).is_file():
-                shutil.copyfile(tokenizer_dir / name, directory / name)
-    _write_files(directory, stored_tensors(config, kind, float_dtype), read, max_file_bytes)
-
-
-def _write_files(
-    directory: Path, tensors: Sequence[StoredTensor], read: Callable[[str], np.ndarray], max_file_bytes: int
-) -> None:
-    groups: list[list[StoredTensor]] = [[]]
-    for tensor in tensors:
-        if groups[-1] and sum(t.nbytes for t in groups[-1]) + tensor.nbytes > max_file_bytes:
-            groups.append([])
-        groups[-1].append(tensor)
-    if len(groups) == 1:
-        write_tensors(directory / "model.safetensors", groups[0], read)
-        return
-    weight_map = {}
-    for number, group in enumerate(groups, 1):
-        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        write_tensors(directory / name, group, read)
-        weight_map |= {tensor.name: name for tensor in group}
-    total = sum(tensor.nbytes for tensor in tensors)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+    tensors = stored_tensors(config, kind, float_dtype)
+    write_model_files(directory, content, tensors, read, tokenizer_dir=tokenizer_dir, max_file_bytes=max_file_bytes)
 
 
 def load_artifact(directory: Path, *, verify: bool = True) -> Artifact:
@@ -109,65 +80,11 @@ def load_artifact(directory: Path, *, verify: bool = True) -> Artifact:
     unknown config keys and files that are not whole.
     """
     directory = Path(directory)
-    if not (directory / CONFIG).is_file():
-        inside = directory / "artifact"
-        hint = f"; its artifact is {inside}" if (inside / CONFIG).is_file() else ""
-        raise ValueError(f"{directory}: found no {CONFIG}, expected a model directory{hint}")
-    # What it says is believed only after the manifest.
-    content = _read_config(directory / CONFIG)
-    if verify and ((directory / MANIFEST).is_file() or not is_foreign(content)):
+    find_config(directory)
+    if verify:  # before anything that the files say is believed
         verify_manifest(directory)
-    if content is None:
-        raise ValueError(f"{directory / CONFIG}: not JSON")
-    config, kind, float_dtype = from_hf_config(content)
-    files = _open_files(directory)
-    stored = _check_tensors(directory, files, stored_tensors(config, kind, float_dtype))
-    tensors = ChainMap(*files)  # pyright: ignore[reportArgumentType]
-    return Artifact(config, kind, float_dtype, tensors, stored)
-
-
-def _read_config(path: Path) -> Any:
-    """The JSON of a config, None where it is none."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError:
-        return None
-
-
-def _open_files(directory: Path) -> list[TensorFile]:
-    if not (directory / INDEX).is_file():
-        return [TensorFile(directory / "model.safetensors")]
-    try:
-        weight_map = json.loads((directory / INDEX).read_text("utf-8"))["weight_map"]
-        assert isinstance(weight_map, dict)
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise ValueError(f"{directory / INDEX}: expected JSON with a 'weight_map' of tensor names to files") from error
-    names = sorted(set(weight_map.values()))
-    for name in names:
-        if Path(name).name != name:
-            raise ValueError(f"{directory / INDEX}: file name {name!r} leads outside the directory")
-    return [TensorFile(directory / name) for name in names]
-
-
-def _check_tensors(
-    directory: Path, files: Sequence[TensorFile], expected: Sequence[StoredTensor]
-) -> tuple[StoredTensor, ...]:
-    """The tensors found, which are those expected and no others."""
-    found: dict[str, StoredTensor] = {}
-    for file in files:
-        for name in file:
-            if name in found:
-                raise ValueError(f"{directory}: tensor {name} is there twice")
-            found[name] = file.stored(name)
-    stored = tuple(found.values())
-    for tensor in expected:
-        if tensor.name not in found:
-            raise ValueError(f"{directory}: missing tensor {tensor.name}, {tensor.dtype} {list(tensor.shape)}")
-        if (there := found.pop(tensor.name)) != tensor:
-            raise ValueError(
-                f"{directory}: tensor {tensor.name}: found {there.dtype} {list(there.shape)}, "
-                f"expected {tensor.dtype} {list(tensor.shape)}"
-            )
-    if found:
-        raise ValueError(f"{directory}: unexpected tensor {min(found)}; the config has no place for it")
-    return stored
+    config, kind, float_dtype = from_hf_config(read_config(directory))
+    tensors = open_tensors(directory)
+    found = {name: tensors.stored(name) for name in tensors}
+    check_tensors(directory, found, config, kind, float_dtype)
+    return Artifact(config, kind, float_dtype, tensors, tuple(found.values()))

@@ -7,9 +7,9 @@ one object, `jaxlm`, with the format version.
 
 from typing import Any
 
-from jaxlm.spec import mmfreelm
 from jaxlm.spec.config import ModelConfig, config_from_dict
-from jaxlm.spec.mmfreelm import is_mmfreelm
+from jaxlm.spec.formats import mmfreelm
+from jaxlm.spec.formats.mmfreelm import is_mmfreelm
 from jaxlm.spec.names import Kind
 
 FORMAT_VERSION = 1
@@ -90,16 +90,12 @@ def to_hf_config(config: ModelConfig, kind: Kind, float_dtype: str) -> dict[str,
 
 
 def from_hf_config(content: dict[str, Any]) -> tuple[ModelConfig, Kind, str]:
-    """Read a config.json: the config, the artifact's kind and its float dtype.
+    """Read a config.json that this project wrote: the config, the artifact's kind and its float dtype.
 
-    One that this project wrote is regenerated from what was read, and every key that then differs is an error:
-    nothing in it is silently ignored. One of a released MatMul-free model is read by `mmfreelm`. Raises ValueError
-    naming the key, what was found and what was expected.
+    It is regenerated from what was read, and every key that then differs is an error: nothing in it is silently
+    ignored. Raises ValueError naming the key, what was found and what was expected.
     """
-    own = content.get("jaxlm") if isinstance(content, dict) else None
-    if is_foreign(content):
-        float_dtype = content.get("dtype") or content.get("torch_dtype") or "float32"
-        return mmfreelm.from_released(content), "latent", _checked_dtype(float_dtype)
+    own = content.get("jaxlm")
     if not isinstance(own, dict):
         raise ValueError("config.json: found no 'jaxlm' object; this directory was not written by jaxlm")
     if own.get("format_version") != FORMAT_VERSION:
@@ -110,24 +106,14 @@ def from_hf_config(content: dict[str, Any]) -> tuple[ModelConfig, Kind, str]:
     kind, float_dtype = own.get("kind"), content.get("dtype")
     if kind not in ("latent", "packed"):
         raise ValueError(f"config.json: found kind {kind!r}, expected 'latent' or 'packed'")
-    float_dtype = _checked_dtype(float_dtype)
+    if float_dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"config.json: found dtype {float_dtype!r}, expected 'float32' or 'bfloat16'")
     keys = mmfreelm.KEYS if content.get("model_type") == mmfreelm.MODEL_TYPE else HF_KEYS
     fields = {field: content[key] for field, key in keys.items() if key in content}
     fields |= {field: own[field] for field in OWN_KEYS if field in own}
     config = config_from_dict(fields)
     _check_same("config.json", content, to_hf_config(config, kind, float_dtype))
     return config, kind, float_dtype
-
-
-def is_foreign(content: Any) -> bool:
-    """Whether a config.json is of a released model that was not written here: it has no manifest to check."""
-    return isinstance(content, dict) and "jaxlm" not in content and content.get("model_type") == mmfreelm.MODEL_TYPE
-
-
-def _checked_dtype(float_dtype: Any) -> str:
-    if float_dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"config.json: found dtype {float_dtype!r}, expected 'float32' or 'bfloat16'")
-    return float_dtype
 
 
 def _check_same(where: str, found: dict[str, Any], expected: dict[str, Any]) -> None:

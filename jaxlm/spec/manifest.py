@@ -68,7 +68,7 @@ def verify_manifest(directory: Path) -> None:
 def _parse(manifest: Path) -> dict[str, str]:
     listed: dict[str, str] = {}
     text = manifest.read_bytes().decode("utf-8", "replace")
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n")[:-1], 1):
         digest, separator, name = line.partition("  ")
         inside = name and not os.path.isabs(name) and ".." not in Path(name).parts
         if len(digest) != 64 or not separator or not inside or name in listed:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.mmfreelm import is_mmfreelm, released_name
+from jaxlm.spec.formats.mmfreelm import is_mmfreelm, released_name
 from jaxlm.spec.ternary import packed_rows
 
 Storage = Literal["float", "ternary", "int8"]
 Kind = Literal["latent", "packed"]
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "uint8": 1, "int8": 1}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1, "int8": 1}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """safetensors files, written and read one tensor at a time.
 
 The safetensors library checks a file's header; it neither streams on writing nor reads bfloat16 into numpy,
-so those two are done here. In memory a bfloat16 tensor is float32 (an exact widening).
+so those two are done here. In memory a bfloat16 or float16 tensor is float32 (an exact widening).
 """
 
 import json
@@ -22,6 +22,7 @@ _CODES = {
     "int8": ("I8", np.dtype("i1")),
 }
 _DTYPES = {code: (dtype, kept) for dtype, (code, kept) in _CODES.items()}
+_DTYPES["F16"] = ("float16", np.dtype("<f2"))  # read from others' files, never written
 
 
 def write_tensors(path: Path, tensors: Sequence[StoredTensor], read: Callable[[str], np.ndarray]) -> None:
@@ -96,13 +97,18 @@ class TensorFile(Mapping[str, np.ndarray]):
         entry = self._entries[name]
         return StoredTensor(name, tuple(entry["shape"]), _DTYPES[entry["dtype"]][0])
 
-    def __getitem__(self, name: str) -> np.ndarray:
+    def kept(self, name: str) -> np.ndarray:
+        """A tensor as the file keeps it, mapped and not widened: bfloat16 is its bits."""
         entry = self._entries[name]
-        dtype, kept = _DTYPES[entry["dtype"]]
         start, end = entry["data_offsets"]
         # A plain ndarray: nothing downstream needs to know that it is mapped.
-        array = np.asarray(self._bytes[start:end]).view(kept).reshape(entry["shape"])
-        return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else array
+        return np.asarray(self._bytes[start:end]).view(_DTYPES[entry["dtype"]][1]).reshape(entry["shape"])
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        array, dtype = self.kept(name), self.stored(name).dtype
+        if dtype == "bfloat16":
+            return (array.astype(np.uint32) << 16).view(np.float32)
+        return array.astype(np.float32) if dtype == "float16" else array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

@@ -107,9 +107,14 @@ def pack(codes: np.ndarray) -> np.ndarray:
     return packed
 
 
-def unpack(packed: np.ndarray, out_features: int) -> np.ndarray:
-    """Undo `pack`: int8 codes `[out_features, in]`. Raises ValueError on a code of value 3."""
+def check_packed(packed: np.ndarray) -> None:
+    """Raise ValueError on a code of value 3, which no packed weight holds."""
     if (packed & (packed >> 1) & 0x55).any():
         raise ValueError("packed ternary weights: found a code of value 3, expected 0, 1 or 2")
+
+
+def unpack(packed: np.ndarray, out_features: int) -> np.ndarray:
+    """Undo `pack`: int8 codes `[out_features, in]`. Raises ValueError on a code of value 3."""
+    check_packed(packed)
     planes = [(packed >> (2 * plane)) & 3 for plane in range(CODES_PER_BYTE)]
     return np.concatenate(planes).astype(np.int8)[:out_features] - np.int8(1)

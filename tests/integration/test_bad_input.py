@@ -91,7 +91,7 @@ def test_prepare_data_refuses_missing_empty_and_wrong_input(tmp_path):
             ["warmup_steps: found 10, expected fewer than num_train_steps 10"],
         ),
         (["--resume", "true"], ["found no run to resume"]),
-        (["--init_from", "nowhere"], ["nowhere: found no config.json"]),
+        (["--init_from", "nowhere"], ["nowhere: no such file or directory, expected a model"]),
         (["--sample_prompt", "word " * 600], ["prompt: found", "expected fewer than the model's context of 512"]),
         (["--seed", "-1"], ["seed: found -1"]),
     ],
@@ -132,11 +132,11 @@ def test_train_refuses_shards_of_another_tokenizer_and_damaged_ones(data, tmp_pa
 
 def test_generate_convert_and_evaluate_refuse_what_is_no_model(data, tmp_path):
     (tmp_path / "folder").mkdir()
-    assert_refused(run("scripts/generate_jax.py", "--model", tmp_path / "no"), "no such directory")
+    assert_refused(run("scripts/generate_jax.py", "--model", tmp_path / "no"), "no such file or directory")
     assert_refused(run("-m", "mlxlm.generate", "--model", tmp_path / "folder"), "found no config.json")
     assert_refused(run("scripts/convert.py", tmp_path / "folder", tmp_path / "out"), "found no config.json")
     assert_refused(run("scripts/convert.py", tmp_path / "folder", tmp_path / "out", "--to", "onnx"), "onnx")
     assert_refused(
-        run("scripts/evaluate.py", "--model", tmp_path / "no", "--input", data / "1.txt"), "no such directory"
+        run("scripts/evaluate.py", "--model", tmp_path / "no", "--input", data / "1.txt"), "no such file or directory"
     )
     assert not (tmp_path / "out").exists()

@@ -99,7 +99,7 @@ def test_a_dense_model_has_nothing_to_pack(tiny_config, tmp_path):
 
 
 def test_what_is_no_model_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no such directory"):
+    with pytest.raises(ValueError, match="no such file or directory"):
         convert(tmp_path / "missing", tmp_path / "packed", "packed")
     with pytest.raises(ValueError, match=r"found no config\.json, expected a model directory"):
         convert(tmp_path, tmp_path / "packed", "packed")

@@ -62,11 +62,21 @@ def test_unknown_and_missing_settings_are_named():
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        # Hugging Face's own counts of these shapes.
+        # Counted by transformers too (tests/witness/test_presets.py).
+        ("ternary-tiny", 2_622_720),
+        ("dense-tiny", 2_622_720),
+        ("ternary-5m", 4_590_848),
+        ("dense-5m", 4_590_848),
+        ("ternary-25m", 27_271_680),
+        ("dense-25m", 27_271_680),
+        ("bitnet-700m", 728_839_680),
+        ("bitnet-1.3b", 1_273_579_488),
+        ("bitnet-3b", 3_324_381_440),
+        ("bitnet-7b", 6_607_826_944),
+        ("bitnet-2b-4t", 2_412_820_480),
         ("smollm2-135m", 134_515_008),
         ("smollm2-360m", 361_821_120),
         ("smollm2-1.7b", 1_711_376_384),
-        ("bitnet-2b-4t", 2_412_820_480),
         # Counted by hand from the released shapes.
         ("mmfree-370m", 374_108_160),
     ],

@@ -50,6 +50,13 @@ def test_a_manifest_cannot_lead_outside(sealed):
         verify_manifest(sealed)
 
 
+def test_lines_end_with_newlines_alone(sealed):
+    content = (sealed / MANIFEST).read_bytes()
+    (sealed / MANIFEST).write_bytes(content.replace(b"\n", b"\x0b", 1))  # one bit off; str.splitlines cuts there too
+    with pytest.raises(DamagedError, match="missing, but listed"):
+        verify_manifest(sealed)
+
+
 def test_a_failure_leaves_nothing_and_a_taken_place_stays(tmp_path, sealed):
     with pytest.raises(RuntimeError), sealed_directory(tmp_path / "other") as directory:
         (directory / "file").write_text("x")

@@ -1,10 +1,5 @@
 """transformers as an independent witness: it loads our artifacts as they are and computes what we compute."""
 
-import os
-
-os.environ["TORCHDYNAMO_DISABLE"] = "1"  # read on import; a C++ compiler is not needed for these few numbers
-
-import logging
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -48,8 +43,7 @@ from tests.golden.golden_models import (
     golden_weights,
     parity_error,
 )
-
-transformers.utils.logging.disable_progress_bar()
+from tests.witness.transformers_models import load_in_transformers, transformers_logits
 
 DENSE_MODELS = {
     "llama": replace(DENSE, tie_word_embeddings=True, head_dim=8),
@@ -77,26 +71,6 @@ def make_params(config: ModelConfig, seed: int = 0) -> Params:
         layers[parameter.path].append(jnp.asarray(weights[parameter.name]))
     stacked = {path: jnp.stack(found) if path[0] == "layers" else found[0] for path, found in layers.items()}
     return unflatten_dict(stacked)
-
-
-def load_in_transformers(directory: Path, caplog: pytest.LogCaptureFixture) -> torch.nn.Module:
-    """Load a directory as a user would; missing, unexpected or mismatched tensors and any warning fail."""
-    transformers.utils.logging.enable_propagation()  # lets caplog see its messages
-    caplog.clear()
-    with caplog.at_level(logging.WARNING, logger="transformers"):
-        model, problems = transformers.AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, output_loading_info=True
-        )
-    assert not any(problems.values()), problems
-    about_device = ("You don't have a GPU", "You have loaded a BitNet model on CPU")
-    messages = [record.getMessage().strip() for record in caplog.records]
-    assert not [text for text in messages if not text.startswith(about_device)], messages
-    return model
-
-
-def transformers_logits(model: torch.nn.Module, token_ids: np.ndarray) -> np.ndarray:
-    with torch.no_grad():
-        return model(torch.from_numpy(token_ids).long()).logits.numpy()
 
 
 @cache

@@ -14,9 +14,10 @@ import mlxlm.load
 from jaxlm.export import export_artifact
 from jaxlm.model import init_params
 from jaxlm.spec.artifact import load_artifact
+from jaxlm.spec.formats.mmfreelm import from_released, is_mmfreelm, to_released
 from jaxlm.spec.manifest import MANIFEST, write_manifest
-from jaxlm.spec.mmfreelm import from_released, is_mmfreelm, to_released
 from jaxlm.spec.names import parameter_count, parameters
+from jaxlm.spec.open_model import open_model
 from jaxlm.spec.presets import preset
 from jaxlm.spec.tensor_file import TensorFile
 
@@ -75,6 +76,7 @@ def test_a_released_config_is_read(tmp_path):
         ({"use_short_conv": True}, "use_short_conv: found True, expected False"),
         ({"num_heads": 2}, "num_heads: found 2, expected 1"),
         ({"new_key": 1}, "unknown key 'new_key' with value 1"),
+        ({"hidden_size": None}, "missing hidden_size, intermediate_size"),
     ):
         with pytest.raises(ValueError, match=message):
             from_released(RELEASED | change)
@@ -161,9 +163,9 @@ def test_released_directories_are_read_and_written_names_are_theirs(config, para
     theirs = {key: value for key, value in content.items() if key not in ("jaxlm", "quantization_config")}
     (tmp_path / "latent" / "config.json").write_text(json.dumps(theirs))
     with pytest.raises(ValueError, match=r"config\.json: damaged"):
-        load_artifact(tmp_path / "latent")
+        open_model(tmp_path / "latent")
     (tmp_path / "latent" / MANIFEST).unlink()
-    artifact = load_artifact(tmp_path / "latent")
+    artifact = open_model(tmp_path / "latent")
     assert (artifact.config, artifact.kind) == (config, "latent")
     export_artifact(tmp_path / "packed", config, params, "packed")
     token_ids = np.arange(20)[None]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxlm.spec.config import ModelConfig
+from jaxlm.spec.config import ModelConfig, config_from_dict
 
 MODEL_TYPE = "hgrn_bit"
 ARCHITECTURE = "HGRNBitForCausalLM"
@@ -96,7 +96,7 @@ def from_released(content: dict[str, Any]) -> ModelConfig:
     if unknown := set(content) - set(KEYS.values()) - set(FIXED) - PASSED_OVER:
         raise ValueError(f"config.json: unknown key {min(unknown)!r} with value {content[min(unknown)]!r}")
     fields = {field: content[key] for field, key in KEYS.items() if content.get(key) is not None}
-    if content.get("intermediate_size") is None:
-        ratio = content.get("hidden_ratio") or 4
-        fields["intermediate_size"] = 256 * -(-int(content["hidden_size"] * ratio * 2 / 3) // 256)
-    return ModelConfig(**(_SHAPE | {"norm_eps": 1e-6, "scale_dtype": "float32"} | fields))
+    hidden_size, ratio = content.get("hidden_size"), content.get("hidden_ratio") or 4
+    if "intermediate_size" not in fields and isinstance(hidden_size, int) and isinstance(ratio, int):
+        fields["intermediate_size"] = 256 * -(-int(hidden_size * ratio * 2 / 3) // 256)
+    return config_from_dict(_SHAPE | {"norm_eps": 1e-6, "scale_dtype": "float32"} | fields)

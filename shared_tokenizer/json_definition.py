@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import tokenizers
@@ -23,7 +24,7 @@ class JsonDefinition:
     added: dict[str, int]
     special: dict[str, int]
 
-    @property
+    @cached_property
     def ids(self) -> dict[str, int]:
         """Every token and its id."""
         return self.vocabulary | self.added | self.special
@@ -164,7 +165,8 @@ def _added_tokens(found: Any) -> list[dict[str, Any]]:
 
 def _check_added(vocabulary: dict[str, int], tokens: list[dict[str, Any]]) -> None:
     contents = [token["content"] for token in tokens]
-    if len(set(contents)) < len(contents):
+    unique = set(contents)
+    if len(unique) < len(contents):
         twice = next(content for content in contents if contents.count(content) > 1)
         raise ValueError(f"{DEFINITION_FILE}: added_tokens: found {twice!r} twice")
     name = f"{DEFINITION_FILE}: added_tokens"
@@ -172,7 +174,7 @@ def _check_added(vocabulary: dict[str, int], tokens: list[dict[str, Any]]) -> No
     for content, token_id in added:
         if vocabulary.get(content, token_id) != token_id:
             raise ValueError(f"{name}: {content!r}: found id {token_id}, but {vocabulary[content]} in the vocabulary")
-    check_ids(name, [*(pair for pair in vocabulary.items() if pair[0] not in set(contents)), *added])
+    check_ids(name, [*(pair for pair in vocabulary.items() if pair[0] not in unique), *added])
 
 
 def _is_special(token: dict[str, Any]) -> bool:

@@ -51,6 +51,11 @@ class JsonDefinition:
         return "WordPiece" if "continuing_subword_prefix" in self.model else "WordLevel"
 
     @property
+    def merges(self) -> list[Sequence[str]]:
+        """Pairs of pieces that become one, the first ones first; empty where the model has none."""
+        return list(_merges(self.model.get("merges") or []))
+
+    @property
     def unknown_id(self) -> int | None:
         """The token for what has no other, if there is one."""
         if self.model_type == "Unigram":

@@ -28,15 +28,26 @@ def write_chat_template(directory: Path, chat_format: ChatFormat, tokenizer: Tok
 
 def read_chat_format(directory: Path) -> ChatFormat | None:
     """The format of a model directory by its template, None where it has none; raises ValueError on an unknown one."""
+    for path, template in _templates(directory):
+        try:
+            return chat_format_of(template)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return None
+
+
+def read_chat_template(directory: Path) -> str | None:
+    """The template of a model directory as it is written there, None where it has none."""
+    return next((template for _, template in _templates(directory)), None)
+
+
+def _templates(directory: Path) -> Iterator[tuple[Path, str]]:
+    """The templates of a directory and where they are written, the one that counts first."""
     for name, read in ((CHAT_TEMPLATE_FILE, _read_template), (CONFIG_FILE, _read_config)):
         path = Path(directory) / name
         template = read(path) if path.is_file() else None
         if template is not None:
-            try:
-                return chat_format_of(template)
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from error
-    return None
+            yield path, template
 
 
 def _read_template(path: Path) -> str:

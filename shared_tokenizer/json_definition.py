@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import tokenizers
@@ -23,7 +24,7 @@ class JsonDefinition:
     added: dict[str, int]
     special: dict[str, int]
 
-    @property
+    @cached_property
     def ids(self) -> dict[str, int]:
         """Every token and its id."""
         return self.vocabulary | self.added | self.special
@@ -48,6 +49,11 @@ class JsonDefinition:
         if "merges" in self.model:
             return "BPE"
         return "WordPiece" if "continuing_subword_prefix" in self.model else "WordLevel"
+
+    @property
+    def merges(self) -> list[Sequence[str]]:
+        """Pairs of pieces that become one, the first ones first; empty where the model has none."""
+        return list(_merges(self.model.get("merges") or []))
 
     @property
     def unknown_id(self) -> int | None:
@@ -164,7 +170,8 @@ def _added_tokens(found: Any) -> list[dict[str, Any]]:
 
 def _check_added(vocabulary: dict[str, int], tokens: list[dict[str, Any]]) -> None:
     contents = [token["content"] for token in tokens]
-    if len(set(contents)) < len(contents):
+    unique = set(contents)
+    if len(unique) < len(contents):
         twice = next(content for content in contents if contents.count(content) > 1)
         raise ValueError(f"{DEFINITION_FILE}: added_tokens: found {twice!r} twice")
     name = f"{DEFINITION_FILE}: added_tokens"
@@ -172,7 +179,7 @@ def _check_added(vocabulary: dict[str, int], tokens: list[dict[str, Any]]) -> No
     for content, token_id in added:
         if vocabulary.get(content, token_id) != token_id:
             raise ValueError(f"{name}: {content!r}: found id {token_id}, but {vocabulary[content]} in the vocabulary")
-    check_ids(name, [*(pair for pair in vocabulary.items() if pair[0] not in set(contents)), *added])
+    check_ids(name, [*(pair for pair in vocabulary.items() if pair[0] not in unique), *added])
 
 
 def _is_special(token: dict[str, Any]) -> bool:

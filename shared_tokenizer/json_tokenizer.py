@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from shared_tokenizer.json_definition import library_errors, open_definition, read_definition
+from shared_tokenizer.json_definition import JsonDefinition, library_errors, open_definition, read_definition
 from shared_tokenizer.json_pieces import begins_words, missing_bytes, piece_bytes
 from shared_tokenizer.named_tokens import NamedTokens
 from shared_tokenizer.tokenizer import Tokenizer, check_unicode, sha256
@@ -64,6 +64,11 @@ class JsonTokenizer(Tokenizer):
         with library_errors(DEFINITION_FILE):
             encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [self._spell(encoding.ids) for encoding in encoded]
+
+    @property
+    def definition(self) -> JsonDefinition:
+        """The tokenizer.json, checked."""
+        return self._definition
 
     @property
     def vocab_size(self) -> int:

@@ -1,5 +1,7 @@
 """A sentencepiece model file: what its own package does not show of it."""
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -21,6 +23,7 @@ class PieceKind(IntEnum):
 UNIGRAM, BPE = 1, 2
 SPECIAL_KINDS = (PieceKind.CONTROL, PieceKind.UNKNOWN)
 SPACE_MARKER = "\u2581"  # how a space is written inside a piece
+BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
 
 def parse_model(content: bytes) -> Any:
@@ -41,3 +44,40 @@ def plain_pieces(model: Any) -> list[str]:
 def ends_lines(model: Any) -> bool:
     """Whether a newline always ends its token, so that a text may be cut after any."""
     return not any("\n" in piece[:-1] for piece in plain_pieces(model))
+
+
+def peculiarity(model: Any) -> str | None:
+    """What a model does besides cutting a text, just as it is, into pieces and bytes; None where it does no more."""
+    normalizer = model.normalizer_spec
+    kinds = Counter(piece.type for piece in model.pieces)
+    found = {
+        "it changes characters": normalizer.precompiled_charsmap,
+        "it takes spaces away": normalizer.remove_extra_whitespaces,
+        "it does not mark spaces": not normalizer.escape_whitespaces,
+        "its spaces end words": model.trainer_spec.treat_whitespace_as_suffix,
+        "it lacks bytes": kinds[PieceKind.BYTE] < len(BYTE_PIECES),
+        "it has unused pieces": kinds[PieceKind.UNUSED],
+        "it has user-defined pieces": kinds[PieceKind.USER_DEFINED],
+        "it has two pieces for one text": len(set(plain_pieces(model))) < len(model.pieces),
+    }
+    return next((what for what, is_so in found.items() if is_so), None)
+
+
+def make_bpe_model(
+    pieces: Iterable[tuple[str, float, PieceKind]], roles: Mapping[str, str], *, add_dummy_prefix: bool
+) -> bytes:
+    """A BPE model file of pieces (text, score, kind) that leaves texts as they are.
+
+    `roles` says which pieces are "unk", "bos", "eos" and "pad", where there are such.
+    """
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    for text, score, kind in pieces:
+        model.pieces.add(piece=text, score=score, type=kind)
+    model.trainer_spec.model_type = BPE
+    model.trainer_spec.byte_fallback = True
+    for role, text in roles.items():
+        setattr(model.trainer_spec, f"{role}_piece", text)
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.add_dummy_prefix = add_dummy_prefix
+    model.normalizer_spec.remove_extra_whitespaces = False
+    return model.SerializeToString()

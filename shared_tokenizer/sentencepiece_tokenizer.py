@@ -124,6 +124,11 @@ class SentencePieceTokenizer(Tokenizer):
         return not (self._normalizer.precompiled_charsmap or self._normalizer.remove_extra_whitespaces)
 
     @property
+    def model(self) -> Any:
+        """The ModelProto of the model file."""
+        return self._parsed
+
+    @property
     def vocab_size(self) -> int:
         """Number of ids, special ones among them."""
         return self._processor.vocab_size()

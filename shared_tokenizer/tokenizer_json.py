@@ -1,7 +1,6 @@
 """A sentencepiece model written as the tokenizer.json of the tokenizers library."""
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from shared_tokenizer.sentencepiece_model import (
     PieceKind,
     ends_lines,
     parse_model,
+    peculiarity,
     plain_pieces,
 )
 
@@ -36,7 +36,7 @@ def to_tokenizer_json(model: bytes, bos_id: int | None) -> str | None:
     """
     parsed = parse_model(model)
     texts = plain_pieces(parsed)
-    described = _describe_model(parsed, texts) if _is_plain(parsed, texts) else None
+    described = None if peculiarity(parsed) else _describe_model(parsed, texts)
     if described is None:
         return None
     special = [i for i, piece in enumerate(parsed.pieces) if piece.type in SPECIAL_KINDS]
@@ -49,31 +49,29 @@ def to_tokenizer_json(model: bytes, bos_id: int | None) -> str | None:
         "added_tokens": [added_token(i, texts[i]) for i in special],
         "normalizer": {"type": "Prepend", "prepend": " "} if has_prefix else None,
         "pre_tokenizer": LINES if ends_lines(parsed) else None,
-        "post_processor": None if bos_id is None else _begin_with(texts[bos_id], bos_id),
+        "post_processor": None if bos_id is None else begin_with(texts[bos_id], bos_id),
         "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}, *strip]},
         "model": described,
     }
     return json.dumps(definition, ensure_ascii=False, indent=1)
 
 
-def added_token(token_id: int, content: str) -> dict[str, Any]:
-    """How tokenizer.json writes a special token."""
+def added_token(token_id: int, content: str, *, special: bool = True) -> dict[str, Any]:
+    """How tokenizer.json writes a special token, or one that is cut out of a text before all else."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": token_id, "content": content, **flags, "special": True}
+    return {"id": token_id, "content": content, **flags, "special": special}
 
 
-def _is_plain(model: Any, texts: Sequence[str]) -> bool:
-    kinds = Counter(piece.type for piece in model.pieces)
-    normalizer = model.normalizer_spec
-    return (
-        not (normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces)
-        and normalizer.escape_whitespaces
-        and not model.trainer_spec.treat_whitespace_as_suffix
-        and kinds[PieceKind.BYTE] == 256
-        and kinds[PieceKind.UNKNOWN] == 1
-        and kinds[PieceKind.UNUSED] == kinds[PieceKind.USER_DEFINED] == 0
-        and len(set(texts)) == len(texts)
-    )
+def begin_with(content: str, token_id: int) -> dict[str, Any]:
+    """The post-processor by which a text begins with a token."""
+    begin = {"SpecialToken": {"id": content, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin, first],
+        "pair": [begin, first, begin, second],
+        "special_tokens": {content: {"id": content, "ids": [token_id], "tokens": [content]}},
+    }
 
 
 def _describe_model(model: Any, texts: Sequence[str]) -> dict[str, Any] | None:
@@ -116,14 +114,3 @@ def _describe_unigram(texts: Sequence[str], scores: Mapping[str, float], unknown
         return None
     vocabulary = [(text, scores.get(text, NEVER_CHOSEN)) for text in texts]
     return {"type": "Unigram", "unk_id": unknown, "byte_fallback": True, "vocab": vocabulary}
-
-
-def _begin_with(content: str, token_id: int) -> dict[str, Any]:
-    begin = {"SpecialToken": {"id": content, "type_id": 0}}
-    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
-    return {
-        "type": "TemplateProcessing",
-        "single": [begin, first],
-        "pair": [begin, first, begin, second],
-        "special_tokens": {content: {"id": content, "ids": [token_id], "tokens": [content]}},
-    }

@@ -10,7 +10,7 @@ from typing import Literal
 
 import sentencepiece
 
-from shared_tokenizer.sentencepiece_model import SPACE_MARKER, PieceKind, parse_model
+from shared_tokenizer.sentencepiece_model import BYTE_PIECES, SPACE_MARKER, PieceKind, parse_model
 from shared_tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
 from shared_tokenizer.tokenizer_json import UNIGRAM_STEP
 
@@ -38,7 +38,6 @@ SPECIAL_TOKENS = (
     "<jupyter_script>",
     "<empty_output>",
 )
-BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 SMALLEST_VOCAB = len(SPECIAL_TOKENS) + len(BYTE_PIECES)
 LARGEST_VOCAB = 1 << 24
 # sentencepiece wants sentences; a piece of this many characters loses nothing but merges across its ends.

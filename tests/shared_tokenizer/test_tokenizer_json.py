@@ -13,22 +13,9 @@ from shared_tokenizer.sentencepiece_model import parse_model
 from shared_tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
 from shared_tokenizer.tokenizer_json import to_tokenizer_json
 from shared_tokenizer.train import train_tokenizer
-from tests.shared_tokenizer.tokenizers_of_every_kind import CORPUS, imported_model
+from tests.shared_tokenizer.tokenizers_of_every_kind import ALPHABETS, CORPUS, imported_model
 
 Pair = tuple[SentencePieceTokenizer, tokenizers.Tokenizer]
-# Small alphabets repeat themselves, so that many ways to cut a text compete.
-ALPHABETS = (
-    "ab",
-    " ",
-    " a",
-    " \n",
-    "\t \r\n",
-    "<s>x04 1",
-    "aeinrst ,.:",
-    "\u2581 a",
-    "\u4f60\u597d \u0434\u0430\U0001f600e\u0301",
-    "\x00\x1f\x7f\u2585a",
-)
 SPECIAL_TEXTS = ["<s></s><unk><pad>", "<|im_start|>a<|im_end|>", "<|endoftext|>", "<0x41><0xE2><0x96>", "a<s b>0x41"]
 
 

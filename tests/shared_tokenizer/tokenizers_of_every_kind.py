@@ -23,6 +23,19 @@ CORPUS = [
     "aaaa aaa aa a bababab ab ba abab baba    aab  aabb <0x41> ABCDEF 0123456789 /> jkqvwxz\n",
 ] * 20
 CHAT = ["<|im_start|>", "<|im_end|>"]
+# Small alphabets repeat themselves, so that many ways to cut a text compete.
+ALPHABETS = (
+    "ab",
+    " ",
+    " a",
+    " \n",
+    "\t \r\n",
+    "<s>x04 1",
+    "aeinrst ,.:",
+    "\u2581 a",
+    "\u4f60\u597d \u0434\u0430\U0001f600e\u0301",
+    "\x00\x1f\x7f\u2585a",
+)
 
 
 def imported_model(model_type: str = "bpe", vocab_size: int = 420, **options: Any) -> bytes:

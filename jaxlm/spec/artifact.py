@@ -75,15 +75,24 @@ def write_artifact(
     content = to_hf_config(config, kind, float_dtype)
     (directory / CONFIG).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     if tokenizer_dir is not None:
-        for name in TOKENIZER_FILES:
-            if (tokenizer_dir / name).is_file():
-                shutil.copyfile(tokenizer_dir / name, directory / name)
-    _write_files(directory, stored_tensors(config, kind, float_dtype), read, max_file_bytes)
+        copy_tokenizer(tokenizer_dir, directory)
+    write_tensor_files(directory, stored_tensors(config, kind, float_dtype), read, max_file_bytes)
 
 
-def _write_files(
-    directory: Path, tensors: Sequence[StoredTensor], read: Callable[[str], np.ndarray], max_file_bytes: int
+def copy_tokenizer(source: Path, directory: Path) -> None:
+    """Copy the tokenizer's files into a model directory."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)
+
+
+def write_tensor_files(
+    directory: Path,
+    tensors: Sequence[StoredTensor],
+    read: Callable[[str], np.ndarray],
+    max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
+    """Write tensors as model.safetensors, or as several files with an index; `read(name)` is called once, in order."""
     groups: list[list[StoredTensor]] = [[]]
     for tensor in tensors:
         if groups[-1] and sum(t.nbytes for t in groups[-1]) + tensor.nbytes > max_file_bytes:
@@ -120,8 +129,8 @@ def load_artifact(directory: Path, *, verify: bool = True) -> Artifact:
     if content is None:
         raise ValueError(f"{directory / CONFIG}: not JSON")
     config, kind, float_dtype = from_hf_config(content)
-    files = _open_files(directory)
-    stored = _check_tensors(directory, files, stored_tensors(config, kind, float_dtype))
+    files = open_tensor_files(directory)
+    stored = check_tensors(directory, files, stored_tensors(config, kind, float_dtype))
     tensors = ChainMap(*files)  # pyright: ignore[reportArgumentType]
     return Artifact(config, kind, float_dtype, tensors, stored)
 
@@ -134,7 +143,8 @@ def _read_config(path: Path) -> Any:
         return None
 
 
-def _open_files(directory: Path) -> list[TensorFile]:
+def open_tensor_files(directory: Path) -> list[TensorFile]:
+    """The safetensors files of a model directory; raises ValueError where one is not whole or lies outside."""
     if not (directory / INDEX).is_file():
         return [TensorFile(directory / "model.safetensors")]
     try:
@@ -149,10 +159,10 @@ def _open_files(directory: Path) -> list[TensorFile]:
     return [TensorFile(directory / name) for name in names]
 
 
-def _check_tensors(
+def check_tensors(
     directory: Path, files: Sequence[TensorFile], expected: Sequence[StoredTensor]
 ) -> tuple[StoredTensor, ...]:
-    """The tensors found, which are those expected and no others."""
+    """The tensors found; raises ValueError where they are not those expected and no others."""
     found: dict[str, StoredTensor] = {}
     for file in files:
         for name in file:

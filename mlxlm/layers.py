@@ -1,22 +1,13 @@
-"""The small layers, as in jaxlm/layers.py: norm, linear (dense or ternary), embedding, gated feed-forward.
-
-Ternary weights live in MLX's affine 2-bit format (q = code + 1), so `mx.quantized_matmul` serves them on
-Metal, CUDA and CPU. Scale 1 and bias -1 make its sums sums of integers, exact in float32; the weight's own
-scale is applied after them, as in training. Never `mx.quantize` ternary floats: it halves every -1.
-"""
-
-from functools import cache
+"""The small layers, as in jaxlm/layers.py: norm, linear (dense or ternary), embedding, gated feed-forward."""
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.ternary import quantize_activation
-
-BITS = 2
-CODES_PER_WORD = 32 // BITS
-GROUP_SIZES = (128, 64, 32)
+from jaxlm.spec.ternary import affine_words, pack_affine, quantize_rows, quantize_weight
+from mlxlm.lora import LoRABitLinear
+from mlxlm.ternary_linear import ternary_linear
 
 
 def relu2(x: mx.array) -> mx.array:
@@ -30,61 +21,38 @@ ACTIVATIONS = {"silu": nn.silu, "gelu": nn.gelu, "relu2": relu2}
 class BitLinear(nn.Module):
     """The ternary linear of BitNet b1.58 over packed codes, optionally with a norm before it.
 
-    Invariant: dequantized == codes * weight_scale. `weight` `[out, in_padded / 16]` uint32 holds code + 1 in 2
-    bits, the first of 16 in the lowest; columns past `in` hold code 0.
+    Invariant: dequantized == codes * weight_scale. `weight` holds the codes as `pack_affine` packs them.
     """
 
     def __init__(self, config: ModelConfig, in_features: int, out_features: int):
         super().__init__()
-        self._in_features = in_features
-        self._group_size = next((size for size in GROUP_SIZES if in_features % size == 0), GROUP_SIZES[-1])
-        self._padding = -in_features % self._group_size
-        self.weight = mx.zeros((out_features, (in_features + self._padding) // CODES_PER_WORD), mx.uint32)
+        self.in_features = in_features
+        self._scale_dtype = config.scale_dtype
+        self.weight = mx.zeros((out_features, affine_words(in_features)), mx.uint32)
         self.weight_scale = mx.ones((1,), mx.float32)
         if config.linear_norm:
             self.rms_norm = nn.RMSNorm(in_features, config.norm_eps)
 
     def __call__(self, x: mx.array) -> mx.array:
-        if "rms_norm" in self:
-            x = self.rms_norm(x)
-        quantized, scale = quantize_activation(x, mx)
-        return (self.integer_product(quantized) * (self.weight_scale / scale)).astype(x.dtype)
+        return ternary_linear(self.normed(x), self.weight, self.weight_scale)
 
-    def integer_product(self, quantized: mx.array) -> mx.array:
-        """q . codes for integer-valued float32 q `[..., in]`: integers `[..., out]`, exact below 2^24."""
-        if self._padding:
-            quantized = mx.concatenate([quantized, mx.zeros((*quantized.shape[:-1], self._padding))], axis=-1)
-        scales, biases = _unit_scales(self.weight.shape[0], quantized.shape[-1] // self._group_size)
-        return mx.quantized_matmul(
-            quantized, self.weight, scales, biases, transpose=True, group_size=self._group_size, bits=BITS
-        )
+    def normed(self, x: mx.array) -> mx.array:
+        """What the weight sees of an input."""
+        return self.rms_norm(x) if "rms_norm" in self else x
 
-    def set_codes(self, codes: np.ndarray, weight_scale: float) -> None:
-        """Take codes `[out, in]` in {-1, 0, 1} and their scale."""
-        self.weight = mx.array(pack_affine(np.pad(codes, ((0, 0), (0, self._padding)))))
-        self.weight_scale = mx.array([weight_scale], mx.float32)
+    def from_latent(self, weight: mx.array) -> dict[str, mx.array]:
+        """The parameters that hold latent weights `[out, in]`, ternarised as in training."""
+        codes, scale = quantize_weight(to_numpy(weight), self._scale_dtype, np)
+        return {"weight": mx.array(pack_affine(codes)), "weight_scale": mx.array(scale.reshape(1))}
 
-    def codes(self) -> np.ndarray:
-        """The codes `[out, in]`, int8."""
-        return unpack_affine(np.array(self.weight))[:, : self._in_features]
+    def to_lora(self, r: int, scale: float, dropout: float) -> LoRABitLinear:
+        """This layer with an adapter beside it; mlx-lm's LoRA calls it."""
+        return LoRABitLinear(self, r, scale, dropout)
 
 
-@cache
-def _unit_scales(rows: int, groups: int) -> tuple[mx.array, mx.array]:
-    """Scales 1 and biases -1 for a matrix of this shape, shared by all layers that have it."""
-    return mx.ones((rows, groups)), -mx.ones((rows, groups))
-
-
-def pack_affine(codes: np.ndarray) -> np.ndarray:
-    """Pack codes `[out, in]` into MLX's 2-bit words, uint32 `[out, in / 16]`."""
-    words = (codes + 1).astype(np.uint32).reshape(codes.shape[0], -1, CODES_PER_WORD)
-    return np.bitwise_or.reduce(words << np.arange(0, 32, BITS, dtype=np.uint32), axis=-1)
-
-
-def unpack_affine(words: np.ndarray) -> np.ndarray:
-    """Undo `pack_affine`: int8 codes `[out, in]`."""
-    parts = (words[..., None] >> np.arange(0, 32, BITS, dtype=np.uint32)) & 3
-    return parts.reshape(words.shape[0], -1).astype(np.int8) - np.int8(1)
+def to_numpy(x: mx.array) -> np.ndarray:
+    """As float32: numpy has no bfloat16."""
+    return np.array(x.astype(mx.float32))
 
 
 def block_linear(config: ModelConfig, in_features: int, out_features: int) -> nn.Module:
@@ -99,6 +67,7 @@ class Embedding(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
+        self._config = config
         shape = (config.vocab_size, config.hidden_size)
         if config.embedding == "float":
             self.weight = mx.zeros(shape)
@@ -118,6 +87,16 @@ class Embedding(nn.Module):
         if "weight" in self:
             return x @ self.weight.T
         return (x @ self.codes.astype(x.dtype).T) * self.scale.T
+
+    def from_latent(self, weight: mx.array) -> dict[str, mx.array]:
+        """The parameters that hold a latent table `[V, D]`, quantized as in training."""
+        if self._config.embedding == "float":
+            return {"weight": weight}
+        if self._config.embedding == "int8":
+            codes, scale = quantize_rows(to_numpy(weight), np)
+        else:
+            codes, scale = quantize_weight(to_numpy(weight), self._config.scale_dtype, np)
+        return {"codes": mx.array(codes), "scale": mx.array(scale.reshape(-1, 1))}
 
 
 class FeedForward(nn.Module):

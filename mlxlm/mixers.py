@@ -84,5 +84,5 @@ class MLGRU(nn.Module):
 
 def layer_bounds(weight: mx.array) -> mx.array:
     """Lower bounds of the forget gates `[layers, E]`: a softmax over the layers, summed up to each, the first at 0."""
-    shares = mx.softmax(weight, axis=0)
+    shares = mx.softmax(weight.astype(mx.float32), axis=0)
     return mx.cumsum(shares, axis=0) - shares[:1]

@@ -82,6 +82,14 @@ class LanguageModel(nn.Module):
         logits = self.lm_head(x) if "lm_head" in self else self.embed_tokens.attend(x)
         return logits.astype(mx.float32)
 
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        """Weights by parameter name, with latent ones quantized as in training; mlx-lm's loader calls it."""
+        modules = dict(self.named_modules())
+        held: dict[str, mx.array] = {}
+        for name, weight in weights.items():
+            held |= held_form(modules, name, weight)
+        return held
+
     def make_cache(self) -> list[KVCache | ArraysCache]:
         """An empty cache, one entry a layer: keys and values, or one recurrent state."""
         return [KVCache() if mixer == "attention" else ArraysCache(1) for mixer in self._mixers]
@@ -101,3 +109,13 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"cache: found {len(caches)} layers, expected {len(self._mixers)}; make one with make_cache"
             )
+
+
+def held_form(modules: dict[str, nn.Module], name: str, weight: mx.array) -> dict[str, mx.array]:
+    """A weight as its module holds it, by parameter name: a latent one is quantized as in training."""
+    path, _, key = name.rpartition(".")
+    module = modules.get(path)
+    is_latent = key == "weight" and mx.issubdtype(weight.dtype, mx.floating)
+    if is_latent and isinstance(module, BitLinear | Embedding):
+        return {f"{path}.{part}": value for part, value in module.from_latent(weight).items()}
+    return {name: weight}

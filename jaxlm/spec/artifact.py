@@ -14,6 +14,7 @@ from jaxlm.spec.hf_config import from_hf_config, to_hf_config
 from jaxlm.spec.manifest import sealed_directory, verify_manifest
 from jaxlm.spec.model_files import (
     MAX_FILE_BYTES,
+    check_layers,
     check_tensors,
     find_config,
     open_tensors,
@@ -85,6 +86,7 @@ def load_artifact(directory: Path, *, verify: bool = True) -> Artifact:
         verify_manifest(directory)
     config, kind, float_dtype = from_hf_config(read_config(directory))
     tensors = open_tensors(directory)
-    found = {name: tensors.stored(name) for name in tensors}
-    check_tensors(directory, found, config, kind, float_dtype)
+    found = tensors.stored()
+    check_layers(directory, found, config)
+    check_tensors(directory, found, stored_tensors(config, kind, float_dtype))
     return Artifact(config, kind, float_dtype, tensors, tuple(found.values()))

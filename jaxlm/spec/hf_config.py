@@ -5,6 +5,7 @@ A model that transformers knows is written under its own model type (llama, bitn
 one object, `jaxlm`, with the format version.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from jaxlm.spec.config import ModelConfig, config_from_dict
@@ -84,13 +85,28 @@ def to_hf_config(config: ModelConfig, kind: Kind, float_dtype: str) -> dict[str,
             "rms_norm_eps": config.norm_eps,
             "modules_to_not_convert": [] if config.ternary_head else ["lm_head"],
         }
-    own = {field: getattr(config, field) for field in OWN_KEYS} | {"token_mixer": list(config.token_mixer)}
-    content["jaxlm"] = {"format_version": FORMAT_VERSION, "kind": kind, **own}
+    content["jaxlm"] = own_object(config, kind)
     return content
+
+
+def own_object(config: ModelConfig, kind: Kind) -> dict[str, Any]:
+    """The object `jaxlm` of a config.json: what Hugging Face has no key for."""
+    own = {field: getattr(config, field) for field in OWN_KEYS} | {"token_mixer": list(config.token_mixer)}
+    return {"format_version": FORMAT_VERSION, "kind": kind, **own}
 
 
 def from_hf_config(content: dict[str, Any]) -> tuple[ModelConfig, Kind, str]:
     """Read a config.json that this project wrote: the config, the artifact's kind and its float dtype.
+
+    Every key that is not what would be written is an error, see `from_own_config`.
+    """
+    return from_own_config(content, to_hf_config)
+
+
+def from_own_config(
+    content: dict[str, Any], write: Callable[[ModelConfig, Kind, str], dict[str, Any]]
+) -> tuple[ModelConfig, Kind, str]:
+    """Read a config.json that this project wrote with `write`.
 
     It is regenerated from what was read, and every key that then differs is an error: nothing in it is silently
     ignored. Raises ValueError naming the key, what was found and what was expected.
@@ -112,7 +128,7 @@ def from_hf_config(content: dict[str, Any]) -> tuple[ModelConfig, Kind, str]:
     fields = {field: content[key] for field, key in keys.items() if key in content}
     fields |= {field: own[field] for field in OWN_KEYS if field in own}
     config = config_from_dict(fields)
-    _check_same("config.json", content, to_hf_config(config, kind, float_dtype))
+    _check_same("config.json", content, write(config, kind, float_dtype))
     return config, kind, float_dtype
 
 

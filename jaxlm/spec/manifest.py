@@ -80,8 +80,9 @@ def _parse(manifest: Path) -> dict[str, str]:
 
 
 def _files(directory: Path) -> list[str]:
-    found = (path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST)
-    return sorted(path.relative_to(directory).as_posix() for path in found)
+    found = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
+    # Python leaves its cache beside a model file that another program runs.
+    return sorted(path.as_posix() for path in found if path != Path(MANIFEST) and path.parts[0] != "__pycache__")
 
 
 def _digest(path: Path) -> str:

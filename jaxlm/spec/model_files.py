@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.names import Kind, StoredTensor, stored_tensors
+from jaxlm.spec.names import StoredTensor
 from jaxlm.spec.tensor_file import TensorFile, write_tensors
 
 MAX_FILE_BYTES = 5 * 10**9
@@ -45,9 +45,9 @@ class ModelTensors(Mapping[str, np.ndarray]):
                     raise ValueError(f"{directory}: tensor {name} is there twice")
                 self._files[name] = file
 
-    def stored(self, name: str) -> StoredTensor:
-        """Shape and dtype of a tensor, without reading it."""
-        return self._files[name].stored(name)
+    def stored(self) -> dict[str, StoredTensor]:
+        """Shapes and dtypes of all, without reading them."""
+        return {name: file.stored(name) for name, file in self._files.items()}
 
     def kept(self, name: str) -> np.ndarray:
         """A tensor as its file keeps it, mapped and not widened: bfloat16 is its bits."""
@@ -130,22 +130,23 @@ def refusal_of_pickle(path: Path) -> str:
     )
 
 
+def check_layers(directory: Path, found: Mapping[str, StoredTensor], config: ModelConfig) -> None:
+    """Raise ValueError where a config says more layers than there are tensors: it would make any table too long."""
+    if config.num_layers > len(found):
+        raise ValueError(f"{directory}: found {len(found)} tensors, too few for num_layers {config.num_layers}")
+
+
 def check_tensors(
     directory: Path,
     found: Mapping[str, StoredTensor],
-    config: ModelConfig,
-    kind: Kind,
-    float_dtype: str,
+    expected: Sequence[StoredTensor],
     fits: Callable[[StoredTensor, StoredTensor], bool] = operator.eq,
-) -> tuple[StoredTensor, ...]:
-    """The tensors that the config asks for, which are those found and no others.
+) -> None:
+    """Check that the tensors found are those expected and no others.
 
     `fits(found, expected)` says whether a tensor will do. Raises ValueError naming one that is missing, unexpected
     or of another shape or dtype.
     """
-    if config.num_layers > len(found):  # so that no config makes the table below longer than the files are
-        raise ValueError(f"{directory}: found {len(found)} tensors, too few for num_layers {config.num_layers}")
-    expected = stored_tensors(config, kind, float_dtype)
     for tensor in expected:
         if tensor.name not in found:
             raise ValueError(f"{directory}: missing tensor {tensor.name}, {tensor.dtype} {list(tensor.shape)}")
@@ -156,7 +157,6 @@ def check_tensors(
             )
     if unexpected := set(found) - {tensor.name for tensor in expected}:
         raise ValueError(f"{directory}: unexpected tensor {min(unexpected)}; the config has no place for it")
-    return expected
 
 
 def write_model_files(

@@ -14,7 +14,7 @@ from jaxlm.spec.ternary import packed_rows
 
 Storage = Literal["float", "ternary", "int8"]
 Kind = Literal["latent", "packed"]
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1, "int8": 1}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "uint32": 4, "uint8": 1, "int8": 1}
 
 
 @dataclass(frozen=True)

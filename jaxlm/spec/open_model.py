@@ -4,12 +4,15 @@ from pathlib import Path
 
 from jaxlm.spec.artifact import Artifact, load_artifact
 from jaxlm.spec.formats.hub import open_hub
+from jaxlm.spec.formats.mlx import open_mlx
 from jaxlm.spec.manifest import MANIFEST, verify_manifest
 from jaxlm.spec.model_files import PICKLES, find_config, read_config, refusal_of_pickle
 
+GGUF = ".gguf"
+
 
 def open_model(path: Path, *, verify: bool = True) -> Artifact:
-    """Open an artifact, or a transformers directory that was not written here.
+    """Open an artifact, a transformers directory that was not written here, an MLX directory, or a GGUF file.
 
     `verify=False` skips the check of every file's sha256; without a manifest only an artifact is refused. Raises
     ValueError (DamagedError for the manifest) naming what is wrong with it.
@@ -23,7 +26,11 @@ def open_model(path: Path, *, verify: bool = True) -> Artifact:
 def _open_file(path: Path) -> Artifact:
     if path.suffix in PICKLES:
         raise ValueError(refusal_of_pickle(path))
-    raise ValueError(f"{path}: a file, expected a model directory")
+    if path.suffix == GGUF:
+        from jaxlm.spec.formats.gguf import open_gguf  # its library takes a third of a second to import
+
+        return open_gguf(path)
+    raise ValueError(f"{path}: a file, expected a model directory or a {GGUF} file")
 
 
 def _open_directory(directory: Path, verify: bool) -> Artifact:
@@ -33,5 +40,5 @@ def _open_directory(directory: Path, verify: bool) -> Artifact:
         verify = False
     content = read_config(directory)
     if "jaxlm" in content:
-        return load_artifact(directory, verify=verify)
+        return open_mlx(directory) if "model_file" in content else load_artifact(directory, verify=verify)
     return open_hub(directory)

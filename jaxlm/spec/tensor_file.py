@@ -18,6 +18,7 @@ from jaxlm.spec.names import StoredTensor
 _CODES = {
     "float32": ("F32", np.dtype("<f4")),
     "bfloat16": ("BF16", np.dtype("<u2")),
+    "uint32": ("U32", np.dtype("<u4")),
     "uint8": ("U8", np.dtype("u1")),
     "int8": ("I8", np.dtype("i1")),
 }

@@ -7,6 +7,7 @@ Formulas: BitNet b1.58 (arXiv 2402.17764) and its training notes: absmean per te
 token for activations.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ EPSILON = 1e-5
 SMALLEST_BFLOAT16_SCALE = 2.0**-14
 ACTIVATION_LEVELS = 127
 CODES_PER_BYTE = 4
+CODES_PER_WORD = 16
+AFFINE_GROUP_SIZES = (128, 64, 32)
 
 
 def absmean(weight: Array, xp: Any) -> Array:
@@ -118,3 +121,34 @@ def unpack(packed: np.ndarray, out_features: int) -> np.ndarray:
     check_packed(packed)
     planes = [(packed >> (2 * plane)) & 3 for plane in range(CODES_PER_BYTE)]
     return np.concatenate(planes).astype(np.int8)[:out_features] - np.int8(1)
+
+
+def affine_group_size(in_features: int) -> int:
+    """The largest of MLX's groups of columns that divides a row, else the smallest one, up to which it is padded."""
+    return next((size for size in AFFINE_GROUP_SIZES if in_features % size == 0), AFFINE_GROUP_SIZES[-1])
+
+
+def affine_words(in_features: int) -> int:
+    """Words of a row in MLX's 2-bit affine format, padded to whole groups."""
+    size = affine_group_size(in_features)
+    return -(-in_features // size) * size // CODES_PER_WORD
+
+
+def pack_affine(codes: np.ndarray) -> np.ndarray:
+    """Pack codes `[out, in]` into MLX's 2-bit affine format, uint32 `[out, affine_words(in)]`.
+
+    A word holds `code + 1` of 16 columns in 2 bits each, the first in the lowest; columns past `in` hold code 0.
+    """
+    rows, columns = codes.shape
+    padded = np.ones((rows, affine_words(columns) * CODES_PER_WORD), np.uint8)
+    padded[:, :columns] = codes + 1
+    quarters = (padded[:, place::CODES_PER_BYTE] << (2 * place) for place in range(CODES_PER_BYTE))
+    return functools.reduce(np.bitwise_or, quarters).view("<u4")
+
+
+def unpack_affine(words: np.ndarray, in_features: int) -> np.ndarray:
+    """Undo `pack_affine`: int8 codes `[out, in_features]`. Raises ValueError on a code of value 3."""
+    packed = np.ascontiguousarray(words, "<u4").view(np.uint8)
+    check_packed(packed)
+    codes = np.stack([(packed >> (2 * place)) & 3 for place in range(CODES_PER_BYTE)], axis=-1)
+    return codes.reshape(len(words), -1)[:, :in_features].astype(np.int8) - np.int8(1)

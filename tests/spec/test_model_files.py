@@ -32,7 +32,7 @@ def test_tensors_are_found_in_the_files_of_the_index(directory):
     tensors = open_tensors(directory)
     assert list(tensors) == ["first", "second", "third"]
     for tensor in TENSORS:
-        assert tensors.stored(tensor.name) == tensor
+        assert tensors.stored()[tensor.name] == tensor
         np.testing.assert_array_equal(tensors[tensor.name], read(tensor.name))
 
 

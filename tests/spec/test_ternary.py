@@ -113,3 +113,24 @@ def test_pack_refuses_what_is_not_a_code_and_unpack_a_three():
         ternary.pack(np.array([[-1, 2]], np.int8))
     with pytest.raises(ValueError, match="value 3"):
         ternary.unpack(np.array([[0b00001100]], np.uint8), 4)
+
+
+@given(st.integers(1, 5), st.integers(1, 200), st.integers(0, 2**32 - 1))
+def test_pack_affine_and_unpack_affine_are_inverse(rows, columns, seed):
+    codes = np.random.default_rng(seed).integers(-1, 2, (rows, columns)).astype(np.int8)
+    words = ternary.pack_affine(codes)
+    assert words.dtype == np.uint32 and words.shape == (rows, ternary.affine_words(columns))
+    np.testing.assert_array_equal(ternary.unpack_affine(words, columns), codes)
+
+
+def test_the_affine_layout_is_what_mlx_dequantizes():
+    codes = np.random.default_rng(0).integers(-1, 2, (8, 256)).astype(np.int8)
+    size = ternary.affine_group_size(256)
+    scales = mx.full((8, 256 // size), 0.375)
+    dequantized = mx.dequantize(mx.array(ternary.pack_affine(codes)), scales, -scales, group_size=size, bits=2)
+    np.testing.assert_array_equal(np.array(dequantized), codes * np.float32(0.375))
+
+
+def test_unpack_affine_refuses_a_three():
+    with pytest.raises(ValueError, match="value 3"):
+        ternary.unpack_affine(np.array([[0b11 << 20, 0]], np.uint32), 20)

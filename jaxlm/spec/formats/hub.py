@@ -9,8 +9,8 @@ import numpy as np
 from jaxlm.spec.artifact import Artifact
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.formats.hub_config import SUB_NORMS_OF_1BITLLM, read_hub_config
-from jaxlm.spec.model_files import ModelTensors, check_tensors, open_tensors, read_config
-from jaxlm.spec.names import StoredTensor
+from jaxlm.spec.model_files import ModelTensors, check_layers, check_tensors, open_tensors, read_config
+from jaxlm.spec.names import StoredTensor, stored_tensors
 from jaxlm.spec.ternary import CODES_PER_BYTE, check_packed, pack, round_to_bfloat16
 
 _FLOATS = ("float32", "bfloat16", "float16")
@@ -32,10 +32,13 @@ def open_hub(directory: Path) -> Artifact:
         if ours.endswith(".weight_scale")
     }
     config = replace(hub.model, scale_dtype="bfloat16") if scales and _are_bfloat16(scales) else hub.model
-    found = {ours: files.stored(theirs) for ours, theirs in names.items()}
+    kept = files.stored()
+    found = {ours: kept[theirs] for ours, theirs in names.items()}
     floats = {tensor.dtype for name, tensor in found.items() if name not in scales and tensor.dtype in _FLOATS}
     float_dtype = "bfloat16" if floats == {"bfloat16"} else "float32"
-    stored = check_tensors(directory, found, config, hub.kind, float_dtype, _fits)
+    check_layers(directory, found, config)
+    stored = stored_tensors(config, hub.kind, float_dtype)
+    check_tensors(directory, found, stored, _fits)
     return Artifact(config, hub.kind, float_dtype, _HubTensors(files, names, scales, stored), stored)
 
 

@@ -1,0 +1,56 @@
+"""The ternary linear as one operation, as in jaxlm/ternary_linear.py, over MLX's affine 2-bit format (q = code + 1).
+
+`mx.quantized_matmul` serves it on Metal, CUDA and CPU. Scale 1 and bias -1 make its sums sums of integers, exact in
+float32; the weight's own scale is applied after them, as in training. Never `mx.quantize` ternary floats: it halves
+every -1.
+"""
+
+import functools
+from typing import cast
+
+import mlx.core as mx
+
+from jaxlm.spec.ternary import CODES_PER_WORD, affine_group_size, quantize_activation
+
+
+def ternary_linear(x: mx.array, weight: mx.array, weight_scale: mx.array) -> mx.array:
+    """y = (q . codes) * (g / s) of x `[..., in]`, codes as `pack_affine` packs them, and their scale g `[1]`.
+
+    The gradient is straight-through, as if y = x~ W~^T of the dequantized values: dx = dy W~. The weight has none.
+    """
+    return cast(mx.array, _ternary_linear(x, weight, weight_scale))
+
+
+def _forward(x: mx.array, weight: mx.array, weight_scale: mx.array) -> mx.array:
+    quantized, scale = quantize_activation(x, mx)
+    return (integer_product(quantized, weight) * (weight_scale / scale)).astype(x.dtype)
+
+
+def _backward(primals: tuple[mx.array, ...], dy: mx.array, _: mx.array) -> tuple[mx.array, ...]:
+    x, weight, weight_scale = primals
+    dx = _code_product(dy.astype(mx.float32), weight, transpose=False)[..., : x.shape[-1]] * weight_scale
+    return dx.astype(x.dtype), mx.zeros_like(weight), mx.zeros_like(weight_scale)
+
+
+_ternary_linear = mx.custom_function(_forward)
+_ternary_linear.vjp(_backward)
+
+
+def integer_product(quantized: mx.array, weight: mx.array) -> mx.array:
+    """q . codes for integer-valued float32 q `[..., in]`: integers `[..., out]`, exact below 2^24."""
+    if padding := weight.shape[-1] * CODES_PER_WORD - quantized.shape[-1]:
+        quantized = mx.concatenate([quantized, mx.zeros((*quantized.shape[:-1], padding))], axis=-1)
+    return _code_product(quantized, weight, transpose=True)
+
+
+def _code_product(x: mx.array, weight: mx.array, *, transpose: bool) -> mx.array:
+    rows, columns = weight.shape[0], weight.shape[1] * CODES_PER_WORD
+    group_size = affine_group_size(columns)
+    scales, biases = _unit_scales(rows, columns // group_size)
+    return mx.quantized_matmul(x, weight, scales, biases, transpose=transpose, group_size=group_size, bits=2)
+
+
+@functools.cache
+def _unit_scales(rows: int, groups: int) -> tuple[mx.array, mx.array]:
+    """Scales 1 and biases -1 for a matrix of this shape, shared by all layers that have it."""
+    return mx.ones((rows, groups)), -mx.ones((rows, groups))

@@ -17,7 +17,7 @@ from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.hf_config import from_hf_config, is_foreign, to_hf_config
 from jaxlm.spec.manifest import MANIFEST, sealed_directory, verify_manifest
 from jaxlm.spec.names import Kind, StoredTensor, stored_tensors
-from jaxlm.spec.tensor_file import TensorFile, write_tensors
+from jaxlm.spec.tensor_file import TensorFile, file_bytes, write_tensors
 
 MAX_FILE_BYTES = 5 * 10**9
 INDEX = "model.safetensors.index.json"
@@ -81,14 +81,28 @@ def write_artifact(
     _write_files(directory, stored_tensors(config, kind, float_dtype), read, max_file_bytes)
 
 
+def weight_file_bytes(config: ModelConfig, kind: Kind, float_dtype: str = "float32") -> int:
+    """Size of the safetensors files of an artifact of this kind, headers and all."""
+    return sum(map(file_bytes, _files(stored_tensors(config, kind, float_dtype), MAX_FILE_BYTES)))
+
+
+def _files(tensors: Sequence[StoredTensor], max_file_bytes: int) -> list[list[StoredTensor]]:
+    """The tensors by the file that each goes into."""
+    files: list[list[StoredTensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if files[-1] and size + tensor.nbytes > max_file_bytes:
+            files.append([])
+            size = 0
+        files[-1].append(tensor)
+        size += tensor.nbytes
+    return files
+
+
 def _write_files(
     directory: Path, tensors: Sequence[StoredTensor], read: Callable[[str], np.ndarray], max_file_bytes: int
 ) -> None:
-    groups: list[list[StoredTensor]] = [[]]
-    for tensor in tensors:
-        if groups[-1] and sum(t.nbytes for t in groups[-1]) + tensor.nbytes > max_file_bytes:
-            groups.append([])
-        groups[-1].append(tensor)
+    groups = _files(tensors, max_file_bytes)
     if len(groups) == 1:
         write_tensors(directory / "model.safetensors", groups[0], read)
         return

@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.shapes import Features, Hidden, Outputs, Positions
 from jaxlm.spec.config import ModelConfig
+from jaxlm.spec.initial_weights import initial_std
 from jaxlm.spec.ternary import quantize_rows
 from jaxlm.ternary_linear import TernaryWeight, straight_through, ternarize_weight, ternary_linear
 
@@ -80,11 +81,7 @@ def _ternary_weight(module: nn.Module, shape: tuple[int, int], init_std: float) 
 def block_linear(config: ModelConfig, features: int, name: str) -> nn.Module:
     """A linear layer of a block, of the kind the config asks for."""
     kind = BitLinear if config.linear == "ternary" else Linear
-    init_std = config.initializer_range
-    if name in ("o_proj", "down_proj"):
-        # They write into the residual stream, which 2 num_layers of them add up in (GPT-2's rule).
-        init_std /= (2 * config.num_layers) ** 0.5
-    return kind(config, features, init_std, name=name)
+    return kind(config, features, initial_std(config, name), name=name)
 
 
 class QuantizedRows(flax.struct.PyTreeNode):
@@ -102,15 +99,15 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self) -> jax.Array:
         config = self.config
-        shape = (config.vocab_size, config.hidden_size)
+        shape, std = (config.vocab_size, config.hidden_size), initial_std(config, "embed_tokens")
         if config.embedding == "ternary":
-            weight = _ternary_weight(self, shape, config.embedding_range)
+            weight = _ternary_weight(self, shape, std)
             table = weight.codes * weight.scale
             return table if weight.latent is None else straight_through(weight.latent, table)
         weight = self.get_variable("params", "weight")
         if isinstance(weight, QuantizedRows):
             return weight.codes * weight.scale
-        latent = self.param("weight", nn.initializers.normal(config.embedding_range), shape)
+        latent = self.param("weight", nn.initializers.normal(std), shape)
         if config.embedding == "float":
             return latent
         codes, scale = quantize_rows(latent, jnp)

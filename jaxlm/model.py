@@ -11,6 +11,7 @@ from jaxlm.mixers import MIXED, MLGRU, Attention, Context, KVCache, RecurrentSta
 from jaxlm.shapes import Hidden, LastLogits, Logits, Positions, SegmentIds, Tokens
 from jaxlm.sharding import constrain
 from jaxlm.spec.config import ModelConfig
+from jaxlm.spec.initial_weights import initial_std
 from jaxlm.ternary_linear import TERNARY_RESIDUALS
 
 # Of one layer, of a stack of them, or by place of a pattern of stacks; None while training.
@@ -128,7 +129,7 @@ class LanguageModel(nn.Module):
         self.norm = RMSNorm(config.norm_eps)
         if not config.tie_word_embeddings:
             head = BitLinear if config.ternary_head else Linear
-            self.lm_head = head(config, config.vocab_size, config.initializer_range)
+            self.lm_head = head(config, config.vocab_size, initial_std(config, "lm_head"))
 
     def __call__(
         self, token_ids: Tokens, positions: Positions | None = None, segment_ids: SegmentIds | None = None

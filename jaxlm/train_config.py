@@ -1,6 +1,7 @@
 """Settings of a training run. Every command-line flag is generated from these fields."""
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from jaxlm.model import Remat
 from jaxlm.optimizer import OptimizerConfig
 from jaxlm.sharding import MeshConfig
 from jaxlm.spec.config import ModelConfig, config_from_dict
-from jaxlm.spec.presets import preset
+from jaxlm.spec.presets import nearest_preset, preset
 from jaxlm.spec.sampling import LARGEST_SEED
 from shared_tokenizer.batches import Packing
 from shared_tokenizer.tokenizer import Tokenizer
@@ -168,6 +169,22 @@ def resolve_model(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
             f"set --model.max_seq_len {config.seq_len}"
         )
     return model
+
+
+def model_flags(config: ModelConfig) -> list[str]:
+    """The flags that `resolve_model` makes this model of, given any tokenizer that its vocabulary has room for; the
+    special tokens are the tokenizer's.
+    """
+    name = nearest_preset(config)
+    fields, there = dataclasses.asdict(config), dataclasses.asdict(preset(name))
+    # `resolve_model` takes these from the preset only where it has to.
+    given = {"vocab_size"} | ({"head_dim"} if config.has_attention else set())
+    changed = {key for key, value in fields.items() if value != there[key]} - {"bos_id", "eos_id", "pad_id"}
+    flags = ["--preset", name]
+    for key in (key for key in fields if key in given | changed):
+        value = fields[key]
+        flags += [f"--model.{key}", value if isinstance(value, str) else json.dumps(value)]
+    return flags
 
 
 def activation_dtype(name: str) -> Any:

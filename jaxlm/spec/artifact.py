@@ -19,6 +19,7 @@ from jaxlm.spec.model_files import (
     find_config,
     open_tensors,
     read_config,
+    tensor_files_bytes,
     write_model_files,
 )
 from jaxlm.spec.names import Kind, StoredTensor, stored_tensors
@@ -72,6 +73,11 @@ def write_artifact(
     content = to_hf_config(config, kind, float_dtype)
     tensors = stored_tensors(config, kind, float_dtype)
     write_model_files(directory, content, tensors, read, tokenizer_dir=tokenizer_dir, max_file_bytes=max_file_bytes)
+
+
+def weight_file_bytes(config: ModelConfig, kind: Kind, float_dtype: str = "float32") -> int:
+    """Size of the safetensors files of an artifact of this kind, headers and all."""
+    return tensor_files_bytes(stored_tensors(config, kind, float_dtype))
 
 
 def load_artifact(directory: Path, *, verify: bool = True) -> Artifact:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.names import StoredTensor
-from jaxlm.spec.tensor_file import TensorFile, write_tensors
+from jaxlm.spec.tensor_file import TensorFile, file_bytes, write_tensors
 
 MAX_FILE_BYTES = 5 * 10**9
 CONFIG = "config.json"
@@ -182,17 +182,27 @@ def write_model_files(
     _write_tensors(directory, tensors, read, max_file_bytes)
 
 
+def tensor_files_bytes(tensors: Sequence[StoredTensor]) -> int:
+    """Size of the safetensors files of these tensors, headers and all."""
+    return sum(map(file_bytes, _by_file(tensors, MAX_FILE_BYTES)))
+
+
+def _by_file(tensors: Sequence[StoredTensor], max_file_bytes: int) -> list[list[StoredTensor]]:
+    files: list[list[StoredTensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if files[-1] and size + tensor.nbytes > max_file_bytes:
+            files.append([])
+            size = 0
+        files[-1].append(tensor)
+        size += tensor.nbytes
+    return files
+
+
 def _write_tensors(
     directory: Path, tensors: Sequence[StoredTensor], read: Callable[[str], np.ndarray], max_file_bytes: int
 ) -> None:
-    groups: list[list[StoredTensor]] = [[]]
-    size = 0
-    for tensor in tensors:
-        if groups[-1] and size + tensor.nbytes > max_file_bytes:
-            groups.append([])
-            size = 0
-        groups[-1].append(tensor)
-        size += tensor.nbytes
+    groups = _by_file(tensors, max_file_bytes)
     if len(groups) == 1:
         write_tensors(directory / WEIGHTS, groups[0], read)
         return

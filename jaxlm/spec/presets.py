@@ -1,16 +1,18 @@
 """Named model configurations. A trained tokenizer replaces the vocabulary size of the small ones."""
 
+import math
 from typing import Any
 
 from jaxlm.spec.config import ModelConfig
+from jaxlm.spec.names import parameter_count
 
 
-def _bitnet(**fields) -> ModelConfig:
+def bitnet(**fields) -> ModelConfig:
     """BitNet b1.58 with sub-norms; SiLU unless said otherwise, which every build of llama.cpp computes right."""
     return ModelConfig(**({"linear": "ternary", "sub_norm": True} | fields))
 
 
-def _mmfree(**fields) -> ModelConfig:
+def mmfree(**fields) -> ModelConfig:
     """The MatMul-free language model (arXiv 2406.02528), as released."""
     released = {
         "token_mixer": "mlgru",
@@ -67,15 +69,15 @@ PRESETS: dict[str, ModelConfig] = {
     "dense-5m": ModelConfig(**_FIVE_MILLION),
     "ternary-25m": ModelConfig(**_SMALL, linear="ternary"),
     "dense-25m": ModelConfig(**_SMALL),
-    "mmfree-tiny": _mmfree(**_without_attention(_TINY)),
-    "mmfree-5m": _mmfree(**_without_attention(_FIVE_MILLION | {"num_layers": 4})),
-    "mmfree-25m": _mmfree(**_without_attention(_SMALL)),
+    "mmfree-tiny": mmfree(**_without_attention(_TINY)),
+    "mmfree-5m": mmfree(**_without_attention(_FIVE_MILLION | {"num_layers": 4})),
+    "mmfree-25m": mmfree(**_without_attention(_SMALL)),
     "hybrid-5m": ModelConfig(**_FIVE_MILLION, linear="ternary", token_mixer=("mlgru", "mlgru", "attention")),
     "hybrid-25m": ModelConfig(**_SMALL, linear="ternary", token_mixer=("mlgru", "mlgru", "mlgru", "attention")),
-    "mmfree-370m": _mmfree(hidden_size=1024, intermediate_size=2816, num_layers=24),
-    "mmfree-1.3b": _mmfree(hidden_size=2048, intermediate_size=5632, num_layers=24),
-    "mmfree-2.7b": _mmfree(hidden_size=2560, intermediate_size=6912, num_layers=32),
-    "bitnet-700m": _bitnet(
+    "mmfree-370m": mmfree(hidden_size=1024, intermediate_size=2816, num_layers=24),
+    "mmfree-1.3b": mmfree(hidden_size=2048, intermediate_size=5632, num_layers=24),
+    "mmfree-2.7b": mmfree(hidden_size=2560, intermediate_size=6912, num_layers=32),
+    "bitnet-700m": bitnet(
         vocab_size=32000,
         hidden_size=1536,
         intermediate_size=4096,
@@ -83,7 +85,7 @@ PRESETS: dict[str, ModelConfig] = {
         num_heads=24,
         num_kv_heads=24,
     ),
-    "bitnet-1.3b": _bitnet(
+    "bitnet-1.3b": bitnet(
         vocab_size=32000,
         hidden_size=2048,
         intermediate_size=5460,
@@ -91,7 +93,7 @@ PRESETS: dict[str, ModelConfig] = {
         num_heads=32,
         num_kv_heads=32,
     ),
-    "bitnet-3b": _bitnet(
+    "bitnet-3b": bitnet(
         vocab_size=32000,
         hidden_size=3200,
         intermediate_size=8640,
@@ -100,7 +102,7 @@ PRESETS: dict[str, ModelConfig] = {
         num_kv_heads=32,
     ),
     # The shape of Llama 7B; its feed-forward is 43 x 256 wide, which divides over any slice up to 256 chips.
-    "bitnet-7b": _bitnet(
+    "bitnet-7b": bitnet(
         vocab_size=32000,
         hidden_size=4096,
         intermediate_size=11008,
@@ -108,7 +110,7 @@ PRESETS: dict[str, ModelConfig] = {
         num_heads=32,
         num_kv_heads=32,
     ),
-    "bitnet-2b-4t": _bitnet(
+    "bitnet-2b-4t": bitnet(
         vocab_size=128256,
         hidden_size=2560,
         intermediate_size=6912,
@@ -154,3 +156,18 @@ def preset(name: str) -> ModelConfig:
     if name not in PRESETS:
         raise ValueError(f"preset: found {name!r}, expected one of {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def nearest_preset(config: ModelConfig) -> str:
+    """The preset of the same kinds of linear and token mixer that is nearest in parameters.
+
+    Raises ValueError where there is none of its kind.
+    """
+    kind = (config.linear, config.token_mixer)
+    same = [name for name, other in PRESETS.items() if (other.linear, other.token_mixer) == kind]
+    if not same:
+        raise ValueError(
+            f"preset: found none with linear {config.linear!r} and token_mixer {', '.join(config.token_mixer)}"
+        )
+    count = parameter_count(config)
+    return min(same, key=lambda name: abs(math.log(parameter_count(PRESETS[name]) / count)))

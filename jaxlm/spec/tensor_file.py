@@ -8,6 +8,7 @@ import json
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -24,6 +25,7 @@ _CODES = {
 }
 _DTYPES = {code: (dtype, kept) for dtype, (code, kept) in _CODES.items()}
 _DTYPES["F16"] = ("float16", np.dtype("<f2"))  # read from others' files, never written
+_PIECE = 2**22  # numbers turned into bytes at a time
 
 
 def write_tensors(path: Path, tensors: Sequence[StoredTensor], read: Callable[[str], np.ndarray]) -> None:
@@ -31,6 +33,18 @@ def write_tensors(path: Path, tensors: Sequence[StoredTensor], read: Callable[[s
 
     Raises ValueError where an array's shape or dtype is not the one declared, or a float is not finite.
     """
+    with path.open("xb") as file:
+        file.write(_header(tensors))
+        for tensor in tensors:
+            _write_tensor(file, read(tensor.name), tensor)
+
+
+def file_bytes(tensors: Sequence[StoredTensor]) -> int:
+    """Size of the file that `write_tensors` makes of them."""
+    return len(_header(tensors)) + sum(tensor.nbytes for tensor in tensors)
+
+
+def _header(tensors: Sequence[StoredTensor]) -> bytes:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in tensors:
@@ -42,18 +56,22 @@ def write_tensors(path: Path, tensors: Sequence[StoredTensor], read: Callable[[s
         }
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with path.open("xb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
-        for tensor in tensors:
-            file.write(_to_bytes(read(tensor.name), tensor))
+    return struct.pack("<Q", len(encoded)) + encoded
 
 
-def _to_bytes(array: np.ndarray, tensor: StoredTensor) -> bytes:
+def _write_tensor(file: BinaryIO, array: np.ndarray, tensor: StoredTensor) -> None:
     in_memory = "float32" if tensor.dtype == "bfloat16" else tensor.dtype
     if array.shape != tensor.shape or array.dtype != in_memory:
         raise ValueError(
             f"{tensor.name}: found {array.dtype} {list(array.shape)}, expected {in_memory} {list(tensor.shape)}"
         )
+    flat = array.reshape(-1)
+    # In pieces, so that what is made on the way stays small beside a large tensor.
+    for start in range(0, flat.size, _PIECE):
+        file.write(_to_bytes(flat[start : start + _PIECE], tensor))
+
+
+def _to_bytes(array: np.ndarray, tensor: StoredTensor) -> bytes:
     if array.dtype == np.float32 and not np.isfinite(array).all():
         raise ValueError(f"{tensor.name}: found a number that is not finite; the model has diverged")
     if tensor.dtype == "bfloat16":

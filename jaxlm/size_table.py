@@ -1,0 +1,39 @@
+"""docs/sizes.md: ten sizes of each architecture, predicted."""
+
+from typing import get_args
+
+from jaxlm.spec.artifact import weight_file_bytes
+from jaxlm.spec.model_size import Architecture, config_of_size, parse_size
+from jaxlm.spec.names import parameter_count
+
+SIZES = ("350M", "750M", "1B", "3B", "7B", "13B", "30B", "70B", "175B", "300B")
+_INTRODUCTION = """\
+# Ten sizes of each architecture
+
+Written by `scripts/new_model.py --table true`, which allocates nothing; a test holds this page to it. *latent* is the
+size of the weight files that training goes on from, in float32, headers and all; *packed* that of the same model with
+ternary codes in 2 bits and the rest in float32. With `--float_dtype bfloat16` latent files are half as large.
+`scripts/new_model.py --params 350M --arch ternary` says more of one size, and writes a blank model with `--output_dir`.
+"""
+_COLUMNS = ("size", "parameters", "hidden", "feed-forward", "layers", "heads", "vocabulary", "latent bytes")
+_PACKED = "packed bytes"
+
+
+def size_table() -> str:
+    """The page, in Markdown."""
+    return "\n".join([_INTRODUCTION, *map(_section, get_args(Architecture))])
+
+
+def _section(arch: Architecture) -> str:
+    columns = _COLUMNS if arch == "dense" else (*_COLUMNS, _PACKED)
+    lines = [columns, ["---:"] * len(columns), *(_row(size, arch) for size in SIZES)]
+    return "\n".join([f"## {arch}", "", *(f"| {' | '.join(line)} |" for line in lines), ""])
+
+
+def _row(size: str, arch: Architecture) -> list[str]:
+    config = config_of_size(parse_size(size), arch)
+    heads = f"{config.num_heads} on {config.num_kv_heads}" if config.has_attention else "none"
+    shape = (config.hidden_size, config.intermediate_size, config.num_layers)
+    kinds = ("latent", "packed") if config.has_packed_form else ("latent",)
+    nbytes = [f"{weight_file_bytes(config, kind):,}" for kind in kinds]
+    return [size, f"{parameter_count(config):,}", *map(str, shape), heads, f"{config.vocab_size:,}", *nbytes]

@@ -81,7 +81,12 @@ def _to_bytes(array: np.ndarray, tensor: StoredTensor) -> bytes:
 
 def _to_bfloat16(array: np.ndarray) -> np.ndarray:
     bits = np.ascontiguousarray(array).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16  # in place: the largest tensor decides what memory a conversion takes
+    return rounded.astype(np.uint16)
 
 
 class TensorFile(Mapping[str, np.ndarray]):
@@ -126,8 +131,13 @@ class TensorFile(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         array, dtype = self.kept(name), self.stored(name).dtype
         if dtype == "bfloat16":
-            return (array.astype(np.uint32) << 16).view(np.float32)
+            bits = array.astype(np.uint32)
+            bits <<= 16
+            return bits.view(np.float32)
         return array.astype(np.float32) if dtype == "float16" else array
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
+        return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

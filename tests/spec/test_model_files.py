@@ -5,7 +5,7 @@ import pytest
 
 from jaxlm.spec.model_files import GENERATION_CONFIG, INDEX, open_tensors, write_model_files
 from jaxlm.spec.names import StoredTensor
-from jaxlm.spec.tensor_file import write_tensors
+from jaxlm.spec.tensor_file import TensorFile, write_tensors
 
 TENSORS = [StoredTensor(name, (4,), "float32") for name in ("first", "second", "third")]
 FIRST = "model-00001-of-00003.safetensors"
@@ -34,6 +34,12 @@ def test_tensors_are_found_in_the_files_of_the_index(directory):
     for tensor in TENSORS:
         assert tensors.stored()[tensor.name] == tensor
         np.testing.assert_array_equal(tensors[tensor.name], read(tensor.name))
+
+
+def test_opening_reads_no_tensor(directory, monkeypatch):
+    monkeypatch.setattr(TensorFile, "kept", lambda file, name: pytest.fail(f"{name} was read"))
+    tensors = open_tensors(directory)
+    assert "first" in tensors and "fourth" not in tensors
 
 
 @pytest.mark.parametrize("name", ["../x.safetensors", "/x.safetensors", "..\\x.safetensors", "a/b"])

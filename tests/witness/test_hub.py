@@ -1,6 +1,7 @@
 """Directories that transformers wrote, opened here: they compute what transformers computes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import torch
 import transformers
 from transformers.integrations import bitnet
 
+from jaxlm.export import stored_tensor_reader
 from jaxlm.load import load_model
 from jaxlm.model import LanguageModel
+from jaxlm.spec.artifact import save_artifact
 from jaxlm.spec.config import ModelConfig
+from jaxlm.spec.formats.dequantized import write_dequantized
 from jaxlm.spec.open_model import open_model
-from tests.golden.golden_models import golden_token_ids, parity_error
+from tests.golden.golden_models import TERNARY, golden_token_ids, golden_weights, parity_error
 from tests.witness.transformers_models import load_in_transformers, transformers_logits
 
 SIZES = {
@@ -108,3 +112,17 @@ def test_packed_models_agree(
 def test_a_bitnet_without_quantization_is_dense_there_and_here(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     save_random(tmp_path, BITNET)
     assert assert_parity(tmp_path, load_in_transformers(tmp_path, caplog)).linear == "dense"
+
+
+@pytest.mark.parametrize("sub_norm", [True, False])
+def test_dequantized_models_load_and_compute_with_float_activations(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, sub_norm: bool
+):
+    config = replace(TERNARY, sub_norm=sub_norm, scale_dtype="bfloat16", bos_id=1, eos_id=2)
+    (tmp_path / "dequantized").mkdir()
+    save_artifact(tmp_path / "latent", config, "latent", golden_weights(config).__getitem__)
+    _, params, _ = load_model(tmp_path / "latent")
+    write_dequantized(tmp_path / "dequantized", config, stored_tensor_reader(params, config, "packed"))
+    theirs = load_in_transformers(tmp_path / "dequantized", caplog)
+    assert (theirs.generation_config.bos_token_id, theirs.generation_config.eos_token_id) == (1, 2)
+    assert assert_parity(tmp_path / "dequantized", theirs).linear == "dense"

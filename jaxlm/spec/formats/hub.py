@@ -113,6 +113,9 @@ class _HubTensors(Mapping[str, np.ndarray]):
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
 

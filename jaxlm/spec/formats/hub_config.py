@@ -52,6 +52,8 @@ _FIXED = {
     "input_bits": 8,
 }
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu2": "relu2"}
+# Scales of models trained elsewhere were never rounded.
+_TERNARY = {"linear": "ternary", "scale_dtype": "float32"}
 # The sub-norms of 1bitLLM's models, whose linears are ternary although their config does not say so.
 SUB_NORMS_OF_1BITLLM = {
     ".self_attn.inner_attn_ln.weight": ".self_attn.attn_sub_norm.weight",
@@ -64,7 +66,6 @@ class HubConfig:
     """What a config.json from elsewhere says."""
 
     model: ModelConfig
-    """Its scales count as float32, whatever the files hold."""
     kind: Kind
     inverted_scales: bool = False
     """Packed weights are divided by their `weight_scale`, which is 1 / g."""
@@ -90,7 +91,7 @@ def read_hub_config(content: dict[str, Any], tensor_names: Collection[str]) -> H
     fields["sub_norm"] = model_type == "bitnet" or of_1bitllm
     quantization = content.get("quantization_config")
     if quantization is None:
-        return HubConfig(ModelConfig(**fields, linear="ternary" if of_1bitllm else "dense"), "latent")
+        return HubConfig(ModelConfig(**fields | (_TERNARY if of_1bitllm else {})), "latent")
     return _quantized(fields, quantization)
 
 
@@ -110,7 +111,7 @@ def _fields(content: dict[str, Any], model_type: str) -> dict[str, Any]:
             fields[field] = None  # the default of a class is of the vocabulary of its first model
     if isinstance(fields["eos_id"], list):  # several tokens end a turn; the first ends a document
         fields["eos_id"] = fields["eos_id"][0] if fields["eos_id"] else None
-    return fields | {"scale_dtype": "float32"}
+    return fields
 
 
 def _rope_theta(content: dict[str, Any], otherwise: float) -> float:
@@ -137,7 +138,7 @@ def _quantized(fields: dict[str, Any], quantization: Any) -> HubConfig:
     linear_norm = quantization.get("use_rms_norm", False)
     if linear_norm:
         _expect("quantization_config rms_norm_eps", quantization.get("rms_norm_eps", 1e-6), fields["norm_eps"])
-    config = ModelConfig(**fields, linear="ternary", linear_norm=linear_norm)
+    config = ModelConfig(**fields | _TERNARY, linear_norm=linear_norm)
     if linear_class == "autobitlinear":
         return HubConfig(config, "latent" if mode == "online" else "packed")
     return HubConfig(config, "packed", inverted_scales=True)

@@ -219,6 +219,7 @@ def test_opening_reads_the_scales_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(TensorFile, "__getitem__", lambda file, name: read.append(name) or honest(file, name))
     write(tmp_path, BITNET, bitnet_tensors("packed"), quantization_config=AUTOBITLINEAR)
     artifact = open_hub(tmp_path)
+    assert UP in artifact.tensors and "no.weight" not in artifact.tensors
     assert len(read) == 14 and all(name.endswith(".weight_scale") for name in read)
     read.clear()
     artifact.tensors[UP]

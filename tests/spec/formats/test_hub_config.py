@@ -79,7 +79,7 @@ def test_smollm2_is_its_preset():
         "use_cache": True,
         "vocab_size": 49152,
     }
-    expected = dataclasses.replace(preset("smollm2-135m"), bos_id=1, eos_id=2, pad_id=2, scale_dtype="float32")
+    expected = dataclasses.replace(preset("smollm2-135m"), bos_id=1, eos_id=2, pad_id=2)
     assert read_hub_config(content, []).model == expected
 
 

@@ -20,7 +20,7 @@ from jaxlm.spec.names import Parameter, parameters, scale_name
 from jaxlm.spec.open_model import open_model
 from jaxlm.spec.ternary import unpack
 from jaxlm.ternary_linear import Params, TernaryWeight
-from shared_tokenizer.load import has_tokenizer, load_tokenizer
+from shared_tokenizer.load import find_tokenizer, load_tokenizer
 from shared_tokenizer.tokenizer import Tokenizer
 
 
@@ -37,7 +37,7 @@ def load_model(
         config, params = load_run(path, say)
         return LanguageModel(config, dtype), params, load_tokenizer(RunDirectory(path).tokenizer)
     artifact = open_model(path, verify=verify)
-    tokenizer = load_tokenizer(path) if has_tokenizer(path) else None
+    tokenizer = find_tokenizer(path, artifact.tokenizer_metadata)
     return LanguageModel(artifact.config, dtype), artifact_params(artifact), tokenizer
 
 

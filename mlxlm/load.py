@@ -7,7 +7,7 @@ import mlx.core as mx
 from jaxlm.spec.formats.mlx import module_tensors
 from jaxlm.spec.open_model import open_model
 from mlxlm.model import LanguageModel, held_form
-from shared_tokenizer.load import has_tokenizer, load_tokenizer
+from shared_tokenizer.load import find_tokenizer
 from shared_tokenizer.tokenizer import Tokenizer
 
 
@@ -27,5 +27,5 @@ def load_model(path: str | Path, *, verify: bool = True) -> tuple[LanguageModel,
         weights |= held_form(modules, tensor.stored.name, mx.array(tensor.encode(artifact.tensors[tensor.name])))
     model.load_weights(list(weights.items()))
     mx.eval(model.parameters())
-    tokenizer = load_tokenizer(path) if has_tokenizer(path) else None
+    tokenizer = find_tokenizer(path, artifact.tokenizer_metadata)
     return model, tokenizer

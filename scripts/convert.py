@@ -1,5 +1,6 @@
-"""Convert a run directory or an artifact into an artifact of another kind, with a report."""
+"""Convert a model into another form with a report, or compare two models: `convert.py verify FIRST SECOND`."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,9 +9,13 @@ from jaxlm.spec.command_line import make_console, quiet_libraries, run_command
 
 quiet_libraries()
 
+from other_programs import run_elsewhere  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from jaxlm.convert import REPORT, ConversionReport, convert  # noqa: E402
+from jaxlm.compare import Comparison, compare_models  # noqa: E402
+from jaxlm.convert import Conversion, ConversionReport, FloatType, Form, convert, report_path  # noqa: E402
+from jaxlm.load import load_model  # noqa: E402
+from mlxlm.model_file import model_file_source  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -18,22 +23,65 @@ class ConvertConfig:
     """What to convert, and into what."""
 
     source: str
-    """Run directory or artifact."""
+    """Run directory, artifact, transformers or MLX directory, or GGUF file."""
     destination: str
-    """Artifact directory to create."""
-    to: Literal["packed", "latent"] = "packed"
-    """packed: ternary codes in 2 bits and their scales; latent: float weights that training can go on from."""
-    float_dtype: Literal["float32", "bfloat16"] = "float32"
-    """How what is not ternary is stored; bfloat16 rounds it."""
+    """Directory to create, or with --to gguf the file."""
+    to: Form = "packed"
+    """packed: an artifact of ternary codes in 2 bits and their scales; latent: one of float weights that training can
+    go on from; dequantized: a transformers directory of floats, which does not quantize activations; mlx: a directory
+    for stock mlx-lm; gguf: a file for llama.cpp."""
+    float_dtype: FloatType = "float32"
+    """How what is not ternary is stored; the shorter ones round it, and float16 is for gguf only."""
+    ternary_type: Literal["TQ1_0", "TQ2_0"] = "TQ2_0"
+    """Type of ternary matrices in a GGUF: 1.69 or 2.06 bits a weight."""
+    with_tokenizer: bool = True
+    """Take the tokenizer along."""
+    verify: bool = False
+    """Fail where the logits of what was written differ by more than the tolerance, and leave nothing behind."""
+    tolerance: float = 1e-3
+    """Largest mean difference of logits that verify allows."""
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Which models to compare."""
+
+    first: str
+    """Run directory, artifact, transformers or MLX directory, or GGUF file."""
+    second: str
+    """Another one."""
+    tolerance: float = 1e-3
+    """Largest mean difference of logits."""
 
 
 def main(config: ConvertConfig) -> None:
-    """Convert a run directory or an artifact into an artifact of another kind, and prove that it is the same model."""
-    report = convert(Path(config.source), Path(config.destination), config.to, config.float_dtype)
-    print_report(report, Path(config.destination))
+    """Convert a model into another form, and prove that it is the same model."""
+    conversion = Conversion(
+        form=config.to,
+        float_dtype=config.float_dtype,
+        ternary_type=config.ternary_type,
+        with_tokenizer=config.with_tokenizer,
+        model_file=model_file_source() if config.to == "mlx" else None,
+        logits_tolerance=config.tolerance if config.verify else None,
+    )
+    destination = Path(config.destination)
+    print_report(convert(Path(config.source), destination, conversion, run_elsewhere))
+    make_console().print(f"report: {report_path(destination, config.to)}")
 
 
-def print_report(report: ConversionReport, destination: Path) -> None:
+def verify(config: VerifyConfig) -> None:
+    """Compare two models, whatever forms they are in; a difference beyond the tolerance is an error."""
+    (first, params, _), (second, other_params, _) = load_model(config.first), load_model(config.second)
+    found = compare_models(first.config, params, second.config, other_params)
+    print_comparison(found, "jaxlm")
+    if found.codes_differing or found.logits_mean_difference > config.tolerance:
+        raise ValueError(
+            f"{config.second}: not the model of {config.first}: {found.codes_differing:,} codes differ, and logits by "
+            f"{found.logits_mean_difference:.2e} on average, expected at most {config.tolerance:.2e}"
+        )
+
+
+def print_report(report: ConversionReport) -> None:
     """Show every tensor and what the comparison found."""
     console = make_console()
     table = Table()
@@ -44,13 +92,30 @@ def print_report(report: ConversionReport, destination: Path) -> None:
         table.add_row(tensor["name"], str(list(tensor["shape"])), tensor["dtype"], f"{tensor['bytes']:,}")
     console.print(table)
     console.print(f"bytes: {report.bytes_found:,} found, {report.bytes_predicted:,} predicted")
-    console.print(f"ternary codes: {report.ternary_codes:,} compared, {report.codes_differing:,} differ")
+    print_comparison(report.comparison, report.logits_by)
+    for warning in report.warnings:
+        console.print(f"warning: {warning}")
+
+
+def print_comparison(found: Comparison, logits_by: str) -> None:
+    """Show what two models have in common."""
+    console = make_console()
     console.print(
-        f"logits: largest difference {report.logits_max_difference:.2e}, mean {report.logits_mean_difference:.2e}, "
-        f"KL {report.kl_divergence:.2e}, same top token {report.top1_agreement:.1%}"
+        f"ternary codes: {found.ternary_codes:,} compared, {found.codes_differing:,} differ; scales: "
+        f"{found.scales_differing:,} differ"
     )
-    console.print(f"report: {destination / REPORT}")
+    console.print(
+        f"floats: {found.floats:,} compared, {found.floats_differing:,} differ, at most by "
+        f"{found.floats_max_difference:.2e}"
+    )
+    console.print(
+        f"logits by {logits_by}: largest difference {found.logits_max_difference:.2e}, mean "
+        f"{found.logits_mean_difference:.2e}, KL {found.kl_divergence:.2e}, same top token {found.top1_agreement:.1%}"
+    )
 
 
 if __name__ == "__main__":
-    run_command(main, ConvertConfig, positional=True)
+    if sys.argv[1:2] == ["verify"]:
+        run_command(verify, VerifyConfig, argv=sys.argv[2:], positional=True)
+    else:
+        run_command(main, ConvertConfig, positional=True)

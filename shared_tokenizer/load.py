@@ -1,7 +1,10 @@
 """Open a tokenizer of any kind."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from shared_tokenizer.gguf_tokenizer import gguf_tokenizer
 from shared_tokenizer.json_definition import read_definition
 from shared_tokenizer.json_tokenizer import JsonTokenizer
 from shared_tokenizer.json_vocabulary import definition_of_vocabulary
@@ -24,6 +27,13 @@ KINDS = (MODEL_FILE, DEFINITION_FILE, VOCABULARY_FILE)
 def has_tokenizer(directory: Path) -> bool:
     """Whether a directory holds a file that `load_tokenizer` opens."""
     return any((Path(directory) / name).is_file() for name in KINDS)
+
+
+def find_tokenizer(path: Path, metadata: Mapping[str, Any] | None = None) -> Tokenizer | None:
+    """The tokenizer that comes with a model: of its directory, or of a GGUF's metadata. None where there is none."""
+    if metadata is not None:
+        return gguf_tokenizer(metadata)
+    return load_tokenizer(path) if has_tokenizer(path) else None
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

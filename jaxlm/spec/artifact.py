@@ -6,6 +6,7 @@ It is the only thing handed from one program to the next. Saving is atomic; load
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,8 @@ class Artifact:
     """How the file stores its floats: float32 or bfloat16; float16, which others have, counts as float32."""
     tensors: Mapping[str, np.ndarray]
     stored: tuple[StoredTensor, ...]
+    tokenizer_metadata: Mapping[str, Any] | None = None
+    """Of a GGUF, which keeps its tokenizer in the file; elsewhere the tokenizer lies in the directory."""
 
 
 def save_artifact(

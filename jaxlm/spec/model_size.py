@@ -83,12 +83,11 @@ def config_of_size(parameters: int, arch: Architecture, vocab_size: int | None =
     block are more than what was asked for.
     """
     tied = arch == "ternary" or (arch == "dense" and parameters < _UNTIED)
-    if vocab_size is None:
-        vocab_size = _from(_VOCAB_SIZES, parameters if tied else parameters // 2)
-    rest, block, _ = _count_rule(arch, vocab_size, tied, next(_hidden_sizes()))
+    vocabulary: int = vocab_size or _from(_VOCAB_SIZES, parameters if tied else parameters // 2)
+    rest, block, _ = _count_rule(arch, vocabulary, tied, next(_hidden_sizes()))
     if parameters < rest + block:
         raise ValueError(
-            f"params: found {parameters:,}, expected at least {rest + block:,} with a vocabulary of {vocab_size:,}; "
+            f"params: found {parameters:,}, expected at least {rest + block:,} with a vocabulary of {vocabulary:,}; "
             "ask for more, or set a smaller vocab_size"
         )
 
@@ -96,9 +95,9 @@ def config_of_size(parameters: int, arch: Architecture, vocab_size: int | None =
         miss = abs(shape.parameters / parameters - 1)
         return shape.distortion + _MISS_WEIGHT * max(0.0, miss - TOLERANCE)
 
-    best = min(_shapes(arch, vocab_size, tied, parameters), key=badness)
+    best = min(_shapes(arch, vocabulary, tied, parameters), key=badness)
     return dataclasses.replace(
-        _config(arch, vocab_size, tied, best.hidden_size, best.intermediate_size, best.num_layers),
+        _config(arch, vocabulary, tied, best.hidden_size, best.intermediate_size, best.num_layers),
         max_seq_len=_from(_MAX_SEQ_LENS, parameters),
         embedding_range=_from(_EMBEDDING_RANGES, parameters),
     )

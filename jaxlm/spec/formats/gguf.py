@@ -44,7 +44,8 @@ def open_gguf(path: str | Path, *, dequantize: bool = False, say: Callable[[str]
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from error
     kind = "packed" if scales else "latent"
-    return Artifact(config, kind, "float32", _Tensors(file, config, scales), stored_tensors(config, kind))
+    tensors = _Tensors(file, config, scales)
+    return Artifact(config, kind, "float32", tensors, stored_tensors(config, kind), file.metadata)
 
 
 class _Tensors(Mapping[str, np.ndarray]):

@@ -29,7 +29,7 @@ FloatType = Literal["F32", "F16", "BF16"]
 TernaryType = Literal["TQ1_0", "TQ2_0"]
 Read = Callable[[str], np.ndarray]
 # Name, shape and type of a tensor in the file.
-_Info = tuple[str, tuple[int, ...], GGMLQuantizationType]
+GGUFTensorInfo = tuple[str, tuple[int, ...], GGMLQuantizationType]
 
 F32, F16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16
 _FILE_TYPES = {
@@ -95,6 +95,18 @@ def write_gguf(
     return _warnings(config, rounding)
 
 
+def predict_tensors(config: ModelConfig, float_type: FloatType, ternary_type: TernaryType) -> list[GGUFTensorInfo]:
+    """The tensors that `write_gguf` writes, in file order."""
+    plan = _plan(config, GGMLQuantizationType[float_type], GGMLQuantizationType[ternary_type])
+    return [info for parameter, quantization in plan for info in _tensors(parameter, quantization, config)]
+
+
+def tensor_bytes(shape: tuple[int, ...], quantization: GGMLQuantizationType) -> int:
+    """Bytes of a tensor of that type."""
+    block, block_bytes = GGML_QUANT_SIZES[quantization]
+    return math.prod(shape) // block * block_bytes
+
+
 def _pairs(config: ModelConfig, file_type: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
     for key in metadata:
         if not key.startswith("tokenizer."):
@@ -143,7 +155,7 @@ def _has_scale_tensor(parameter: Parameter, config: ModelConfig) -> bool:
     return parameter.storage == "ternary" and config.sub_norm and config.scale_dtype == "float32"
 
 
-def _tensors(parameter: Parameter, quantization: GGMLQuantizationType, config: ModelConfig) -> Iterator[_Info]:
+def _tensors(parameter: Parameter, quantization: GGMLQuantizationType, config: ModelConfig) -> Iterator[GGUFTensorInfo]:
     """What one parameter is in the file: a tensor, or two."""
     yield gguf_name(parameter.name), parameter.shape, quantization
     if _has_scale_tensor(parameter, config):
@@ -151,9 +163,7 @@ def _tensors(parameter: Parameter, quantization: GGMLQuantizationType, config: M
 
 
 def _add_tensor(writer: GGUFWriter, name: str, shape: tuple[int, ...], quantization: GGMLQuantizationType) -> None:
-    block, block_bytes = GGML_QUANT_SIZES[quantization]
-    nbytes = math.prod(shape) // block * block_bytes
-    writer.add_tensor_info(name, shape, np.dtype(np.float32), nbytes, quantization)
+    writer.add_tensor_info(name, shape, np.dtype(np.float32), tensor_bytes(shape, quantization), quantization)
 
 
 def _arrays(

@@ -53,7 +53,7 @@ _FIXED = {
 }
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu2": "relu2"}
 # Scales of models trained elsewhere were never rounded.
-_TERNARY = {"linear": "ternary", "scale_dtype": "float32"}
+_TERNARY: dict[str, Any] = {"linear": "ternary", "scale_dtype": "float32"}
 # The sub-norms of 1bitLLM's models, whose linears are ternary although their config does not say so.
 SUB_NORMS_OF_1BITLLM = {
     ".self_attn.inner_attn_ln.weight": ".self_attn.attn_sub_norm.weight",
@@ -91,7 +91,7 @@ def read_hub_config(content: dict[str, Any], tensor_names: Collection[str]) -> H
     fields["sub_norm"] = model_type == "bitnet" or of_1bitllm
     quantization = content.get("quantization_config")
     if quantization is None:
-        return HubConfig(ModelConfig(**fields | (_TERNARY if of_1bitllm else {})), "latent")
+        return HubConfig(ModelConfig(**(fields | (_TERNARY if of_1bitllm else {}))), "latent")
     return _quantized(fields, quantization)
 
 

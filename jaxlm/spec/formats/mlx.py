@@ -71,7 +71,7 @@ def write_mlx(
     kind: Kind = "packed" if form == "packed" else "latent"
     if model_file is not None:
         (directory / MODEL_FILE).write_text(model_file, "utf-8")
-    tensors = {tensor.stored.name: tensor for tensor in _tensors(config, kind, float_dtype)}
+    tensors = {tensor.stored.name: tensor for tensor in mlx_tensors(config, kind, float_dtype)}
     write_model_files(
         directory,
         _config_json(config, kind, float_dtype),
@@ -92,7 +92,7 @@ def open_mlx(directory: Path) -> Artifact:
     found = files.stored()
     check_layers(directory, found, config)
     float_dtype = _found_dtype(found, "norm.weight" if needs_model_file(config) else "model.norm.weight", float_dtype)
-    tensors = _tensors(config, kind, float_dtype)
+    tensors = mlx_tensors(config, kind, float_dtype)
     stored = tuple(tensor.stored for tensor in tensors)
     check_tensors(directory, found, stored)
     return Artifact(config, kind, float_dtype, _Decoded(tensors, files), stored)
@@ -119,7 +119,7 @@ class _Decoded(Mapping[str, np.ndarray]):
         return len(self._tensors)
 
 
-def _tensors(config: ModelConfig, kind: Kind, float_dtype: str) -> tuple[MlxTensor, ...]:
+def mlx_tensors(config: ModelConfig, kind: Kind, float_dtype: str) -> tuple[MlxTensor, ...]:
     """The tensors of an MLX directory, in file order."""
     if needs_model_file(config):
         return module_tensors(config, kind, float_dtype)

@@ -1,0 +1,44 @@
+"""Logits of a model on disk, computed by the program that it was written for."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+
+from jaxlm.spec.model_files import read_config
+
+
+def run_elsewhere(directory: Path, token_ids: np.ndarray) -> tuple[str, np.ndarray] | None:
+    """Name of the program and logits `[1, L, V]` float32 of a directory just written; None where none is here.
+
+    mlx-lm runs an MLX directory, and with it the model file that this project has generated; transformers runs a
+    directory of a model type that it has a class for.
+    """
+    content = read_config(directory)
+    if "model_file" in content:
+        return _run_with_mlx_lm(directory, token_ids) if _is_here("mlx_lm") else None
+    if content.get("model_type") in ("llama", "bitnet") and _is_here("transformers", "torch"):
+        return _run_with_transformers(directory, token_ids)
+    return None
+
+
+def _is_here(*packages: str) -> bool:
+    return all(importlib.util.find_spec(package) is not None for package in packages)
+
+
+def _run_with_mlx_lm(directory: Path, token_ids: np.ndarray) -> tuple[str, np.ndarray]:
+    import mlx.core as mx
+    from mlx_lm.utils import load_model
+
+    model, _ = load_model(directory, trust_remote_code=True)
+    return "mlx-lm", np.array(model(mx.array(token_ids)).astype(mx.float32))
+
+
+def _run_with_transformers(directory: Path, token_ids: np.ndarray) -> tuple[str, np.ndarray]:
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return "transformers", model(torch.from_numpy(token_ids)).logits.numpy()

@@ -208,7 +208,7 @@ def _convert_to_gguf(
             ],
             bytes_predicted=sum(tensor_bytes(shape, quantization) for _, shape, quantization in predicted),
             bytes_found=sum(tensor.nbytes for tensor in found.values()),
-            comparison=_compare(config, params, open_gguf(destination, say=warnings.append), None),
+            comparison=_compare(config, params, open_gguf(destination, say=lambda line: None), None),
             logits_by="jaxlm",
             warnings=warnings,
             scale_tolerance=FLOAT16_ROUNDING,

@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.names import parameter_count
 from jaxlm.spec.presets import bitnet, mmfree
 
+Number = TypeVar("Number", int, float)
 Architecture = Literal["ternary", "mmfree", "dense"]
 _KINDS = {"ternary": bitnet, "mmfree": mmfree, "dense": ModelConfig}
 
@@ -23,11 +24,10 @@ MULTIPLE = 256
 _MLP_RATIO = 8 / 3
 # Within this share of the size asked for, proportions alone decide.
 TOLERANCE = 0.01
-# How much worse than one e-fold of depth or width a size is that misses by as much as it is.
+# A miss of 2 % beyond that weighs as much as a depth or width that is off by a factor of e.
 _MISS_WEIGHT = 50
 # Dense models from here on have a head of their own. Ternary ones never do: llama.cpp knows none for them.
 _UNTIED = 5 * 10**9
-
 
 # From so many parameters on, by table of the vocabulary (an untied head is a second one): a tenth to a quarter of a
 # small model is vocabulary, and less and less of a large one. 32,000 is Llama 2's, 128,256 that of Llama 3.
@@ -129,7 +129,7 @@ def _count_rule(arch: Architecture, vocab_size: int, tied: bool, hidden: int) ->
     return 2 * one - two, two - one, wide - one
 
 
-def _from(table: dict[int, Any], parameters: int) -> Any:
+def _from(table: dict[int, Number], parameters: int) -> Number:
     """The last entry that begins at or below so many parameters."""
     return next(table[least] for least in reversed(table) if least <= parameters)
 

@@ -36,8 +36,8 @@ def test_activations_of_a_block_by_hand():
     dense = training_memory(dataclasses.replace(config, linear="dense"), 2, 64, 4)
     assert (dense.activations, dense.codes) == (128 * 4 * floats, 0)
     recurrent = dataclasses.replace(preset("mmfree-tiny"), num_layers=1)
-    # i, f and g have each a norm of their own before them.
-    floats, codes = 5 * hidden + 2 * wide, 5 * hidden + wide
+    # i, f and g are computed again; each has a norm of its own before it.
+    floats, codes = 2 * hidden + 2 * wide, 5 * hidden + wide
     assert training_memory(recurrent, 2, 64, 4).activations == 128 * (4 * floats + codes)
 
 
@@ -49,3 +49,8 @@ def test_what_grows_with_what():
     # Without activations, the update is what needs most: a second gradient and new codes.
     least = training_memory(config, 1, 1, 2)
     assert least.activations + least.workspace == least.gradient + least.codes
+
+
+def test_a_pattern_of_mixers_is_refused():
+    with pytest.raises(ValueError, match="token_mixer: found mlgru, mlgru, attention, expected one for all layers"):
+        training_memory(preset("hybrid-5m"), 1, 64, 4)

@@ -123,9 +123,9 @@ def _ternary_leaves(params: Params, config: ModelConfig) -> dict[str, TernaryWei
 def _as_ternary(weight: jax.Array) -> TernaryWeight:
     """Floats that should be `codes * scale`; where they are not, some code is none of the three."""
     scale = jnp.max(jnp.abs(weight), axis=(-2, -1))
-    ratio = weight / scale[..., None, None]
-    codes = jnp.where(ratio == jnp.round(ratio), ratio, 2).astype(jnp.int8)
-    return TernaryWeight(codes, scale)
+    # Compared, not divided: a compiler may divide by multiplying with a rounded reciprocal.
+    is_code = (weight == 0) | (jnp.abs(weight) == scale[..., None, None])
+    return TernaryWeight(jnp.where(is_code, jnp.sign(weight), 2).astype(jnp.int8), scale)
 
 
 def _logits(config: ModelConfig, params: Params, token_ids: np.ndarray) -> jax.Array:

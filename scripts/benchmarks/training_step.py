@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm.model import LanguageModel
+from jaxlm.host_allocator import keep_freed_memory
+from jaxlm.model import LanguageModel, Remat
 from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
 from jaxlm.spec.config import ModelConfig
 from jaxlm.train_config import TrainConfig
@@ -28,19 +29,24 @@ def example_batch(vocab_size: int, batch_size: int, seq_len: int) -> Example:
     )
 
 
-def compiled_step(config: ModelConfig, batch_size: int, seq_len: int) -> tuple[Any, Any, Example]:
+def compiled_step(
+    config: ModelConfig, batch_size: int, seq_len: int, remat: Remat = TrainConfig.remat
+) -> tuple[Any, Any, Example]:
     """The compiled step, its state and a batch."""
+    keep_freed_memory()
     recipe = OptimizerConfig()
     optimizer, schedule = make_optimizer(recipe, 10**6), learning_rate_schedule(recipe, 10**6)
     state = jax.jit(lambda: init_state(config, optimizer, 0))()
     batch = example_batch(config.vocab_size, batch_size, seq_len)
-    step = make_train_step(LanguageModel(config, remat=TrainConfig.remat), optimizer, schedule, 1)
+    step = make_train_step(LanguageModel(config, remat=remat), optimizer, schedule, 1)
     return step.lower(state, batch).compile(), state, batch
 
 
-def training_step(config: ModelConfig, batch_size: int, seq_len: int) -> Callable[[], Any]:
+def training_step(
+    config: ModelConfig, batch_size: int, seq_len: int, remat: Remat = TrainConfig.remat
+) -> Callable[[], Any]:
     """A function that does one step and waits for its end."""
-    compiled, state, batch = compiled_step(config, batch_size, seq_len)
+    compiled, state, batch = compiled_step(config, batch_size, seq_len, remat)
 
     def step() -> None:
         nonlocal state

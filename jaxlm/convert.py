@@ -9,20 +9,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from jaxlm.compare import Comparison, compare_models, probe_tokens
+from jaxlm.compare import (
+    LogitComparison,
+    WeightComparison,
+    compare_logits,
+    compare_weights,
+    probe_logits,
+    probe_tokens,
+)
 from jaxlm.export import stored_tensor_reader
-from jaxlm.load import artifact_params, load_model
+from jaxlm.load import ArtifactLeaves, artifact_params, load_model
 from jaxlm.run_directory import RunDirectory, is_run_directory
 from jaxlm.spec.artifact import Artifact, load_artifact, write_artifact
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.formats.dequantized import write_dequantized
 from jaxlm.spec.formats.hub import open_hub
 from jaxlm.spec.formats.mlx import mlx_tensors, needs_model_file, open_mlx, write_mlx
-from jaxlm.spec.manifest import replaced_file, sealed_directory
+from jaxlm.spec.manifest import sealed_directory
 from jaxlm.spec.model_files import open_tensors
 from jaxlm.spec.names import Kind, stored_tensors
-from jaxlm.ternary_linear import Params
 from shared_tokenizer.gguf_metadata import gguf_tokenizer_metadata
 from shared_tokenizer.load import has_tokenizer
 from shared_tokenizer.tokenizer import Tokenizer
@@ -31,9 +38,10 @@ REPORT = "conversion.json"
 Form = Literal["packed", "latent", "dequantized", "mlx", "gguf"]
 FloatType = Literal["float32", "bfloat16", "float16"]
 TernaryType = Literal["TQ1_0", "TQ2_0"]
-FLOAT16_ROUNDING = 2.0**-11  # a GGUF keeps scales in float16, and its writer warns of those that are rounded
+FLOAT16_ROUNDING = 2.0**-11
 _GGUF_FLOATS: dict[FloatType, Any] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
+Read = Callable[[str], np.ndarray]
 # Computes the logits `[1, L, V]` of a model on disk by another program; None where that cannot be done here.
 RunElsewhere = Callable[[Path, np.ndarray], tuple[str, np.ndarray] | None]
 
@@ -66,20 +74,39 @@ class ConversionReport:
     """Name, shape, dtype and bytes of every tensor in the file."""
     bytes_predicted: int
     bytes_found: int
-    comparison: Comparison
+    weights: WeightComparison
+    logits: LogitComparison
     logits_by: str
     """The program that computed the logits of what was written."""
     warnings: list[str]
 
-    scale_tolerance: float = 0.0
-    """Largest relative difference of a scale that the form allows."""
+    def check(self, destination: Path, conversion: Conversion) -> None:
+        """Raise ValueError where a size, a code or a scale, or the logits, are not as they should be."""
+        weights = self.weights
+        # A GGUF keeps scales in float16, and its writer warns of those that are rounded.
+        allowed = FLOAT16_ROUNDING if conversion.form == "gguf" else 0.0
+        same_weights = not weights.codes_differing and weights.scales_max_difference <= allowed
+        if self.bytes_predicted != self.bytes_found or not same_weights:
+            raise ValueError(
+                f"{destination}: not written: found {self.bytes_found} bytes of {self.bytes_predicted} predicted, "
+                f"{weights.codes_differing} codes and {weights.scales_differing} scales unlike the source"
+            )
+        tolerance, difference = conversion.logits_tolerance, self.logits.mean_difference
+        if tolerance is not None and not difference <= tolerance:
+            raise ValueError(
+                f"{destination}: not written: logits by {self.logits_by} differ by {difference:.2e} on average, "
+                f"expected at most {tolerance:.2e}"
+            )
 
-    @property
-    def exact(self) -> bool:
-        """Whether sizes, codes and scales are all as they should be."""
-        same_codes = not self.comparison.codes_differing
-        same_scales = self.comparison.scales_max_difference <= self.scale_tolerance
-        return self.bytes_predicted == self.bytes_found and same_codes and same_scales
+
+@dataclass(frozen=True)
+class _Written:
+    """What was written, as it reads back."""
+
+    artifact: Artifact
+    tensors: list[dict[str, Any]]
+    bytes_predicted: int
+    warnings: list[str]
 
 
 def convert(
@@ -96,15 +123,33 @@ def convert(
     model, params, tokenizer = load_model(source)
     config = model.config
     _check(source, config, conversion)
-    with _tokenizer_directory(source, tokenizer, conversion) as tokenizer_dir:
-        if conversion.form == "gguf":
-            return _convert_to_gguf(destination, config, params, conversion, tokenizer_dir)
-        with sealed_directory(destination) as temporary:
-            read = stored_tensor_reader(params, config, conversion.kind(config))
-            _write_directory(temporary, config, read, conversion, tokenizer_dir)
-            report = _report_directory(temporary, config, params, conversion, run_elsewhere)
-            _check_exact(destination, report, conversion)
-            _write_report(temporary / REPORT, report)
+    with (
+        _tokenizer_directory(source, tokenizer, conversion) as tokenizer_dir,
+        _place(destination, conversion.form) as place,
+    ):
+        read = stored_tensor_reader(params, config, conversion.kind(config))
+        write = _write_gguf if conversion.form == "gguf" else _write_directory
+        written = write(place, config, read, conversion, tokenizer_dir)
+        there = written.artifact
+        leaves = flatten_dict(params, sep=".")
+        weights = compare_weights(config, leaves, there.config, ArtifactLeaves(there))
+        logits = probe_logits(config, params)
+        del params, leaves, read, model  # one model at a time: the other's logits need all of it
+        by, found = run_elsewhere(place, probe_tokens(config)) or (
+            "jaxlm",
+            probe_logits(there.config, artifact_params(there)),
+        )
+        report = ConversionReport(
+            tensors=written.tensors,
+            bytes_predicted=written.bytes_predicted,
+            bytes_found=sum(tensor["bytes"] for tensor in written.tensors),
+            weights=weights,
+            logits=compare_logits(logits, found),
+            logits_by=by,
+            warnings=written.warnings,
+        )
+        report.check(destination, conversion)
+        report_path(place, conversion.form).write_text(json.dumps(asdict(report), indent=2) + "\n", "utf-8")
     return report
 
 
@@ -137,109 +182,58 @@ def _tokenizer_directory(source: Path, tokenizer: Tokenizer | None, conversion: 
             yield Path(folder)
 
 
+@contextlib.contextmanager
+def _place(destination: Path, form: Form) -> Iterator[Path]:
+    """Where to write: a directory that is sealed at the end, or a GGUF that is removed where something fails."""
+    if form != "gguf":
+        with sealed_directory(destination) as temporary:
+            yield temporary
+        return
+    if destination.exists():
+        raise ValueError(f"{destination}: already exists; remove it or choose another place")
+    try:
+        yield destination
+    except BaseException:
+        destination.unlink(missing_ok=True)
+        raise
+
+
 def _write_directory(
-    directory: Path,
-    config: ModelConfig,
-    read: Callable[[str], np.ndarray],
-    conversion: Conversion,
-    tokenizer_dir: Path | None,
-) -> None:
+    directory: Path, config: ModelConfig, read: Read, conversion: Conversion, tokenizer_dir: Path | None
+) -> _Written:
     kind, float_dtype = conversion.kind(config), conversion.float_dtype
+    rest: dict[str, Any] = {"float_dtype": float_dtype, "tokenizer_dir": tokenizer_dir}
     if conversion.form == "mlx":
-        form = "packed" if kind == "packed" else "float"
         text = conversion.model_file if needs_model_file(config) else None
-        write_mlx(
-            directory, config, read, form=form, float_dtype=float_dtype, tokenizer_dir=tokenizer_dir, model_file=text
-        )
+        form = "packed" if kind == "packed" else "float"
+        write_mlx(directory, config, read, form=form, model_file=text, **rest)
+        artifact, predicted = open_mlx(directory), [t.stored for t in mlx_tensors(config, kind, float_dtype)]
     elif conversion.form == "dequantized":
-        write_dequantized(directory, config, read, float_dtype=float_dtype, tokenizer_dir=tokenizer_dir)
+        write_dequantized(directory, config, read, **rest)
+        artifact, predicted = open_hub(directory), stored_tensors(config, "latent", float_dtype)
     else:
-        write_artifact(directory, config, kind, read, float_dtype=float_dtype, tokenizer_dir=tokenizer_dir)
+        write_artifact(directory, config, kind, read, **rest)
+        artifact, predicted = load_artifact(directory, verify=False), stored_tensors(config, kind, float_dtype)
+    tensors = [asdict(tensor) | {"bytes": tensor.nbytes} for tensor in open_tensors(directory).stored().values()]
+    return _Written(artifact, tensors, sum(tensor.nbytes for tensor in predicted), [])
 
 
-def _report_directory(
-    directory: Path, config: ModelConfig, params: Params, conversion: Conversion, run_elsewhere: RunElsewhere
-) -> ConversionReport:
-    kind, float_dtype = conversion.kind(config), conversion.float_dtype
-    if conversion.form == "mlx":
-        written, predicted = open_mlx(directory), [t.stored for t in mlx_tensors(config, kind, float_dtype)]
-    elif conversion.form == "dequantized":
-        written, predicted = open_hub(directory), stored_tensors(config, "latent", float_dtype)
-    else:
-        written, predicted = load_artifact(directory, verify=False), stored_tensors(config, kind, float_dtype)
-    found = open_tensors(directory).stored().values()
-    elsewhere = run_elsewhere(directory, probe_tokens(config))
-    return ConversionReport(
-        tensors=[asdict(tensor) | {"bytes": tensor.nbytes} for tensor in found],
-        bytes_predicted=sum(tensor.nbytes for tensor in predicted),
-        bytes_found=sum(tensor.nbytes for tensor in found),
-        comparison=_compare(config, params, written, None if elsewhere is None else elsewhere[1]),
-        logits_by="jaxlm" if elsewhere is None else elsewhere[0],
-        warnings=[],
-    )
-
-
-def _convert_to_gguf(
-    destination: Path, config: ModelConfig, params: Params, conversion: Conversion, tokenizer_dir: Path | None
-) -> ConversionReport:
+def _write_gguf(
+    path: Path, config: ModelConfig, read: Read, conversion: Conversion, tokenizer_dir: Path | None
+) -> _Written:
     from jaxlm.spec.formats.gguf import open_gguf  # its library takes a third of a second to import
     from jaxlm.spec.formats.gguf_file import GGUFFile
     from jaxlm.spec.formats.gguf_writer import predict_tensors, tensor_bytes, write_gguf
 
-    kind, float_type = conversion.kind(config), _GGUF_FLOATS[conversion.float_dtype]
+    float_type, ternary_type = _GGUF_FLOATS[conversion.float_dtype], conversion.ternary_type
     metadata = {} if tokenizer_dir is None else gguf_tokenizer_metadata(tokenizer_dir, config.vocab_size)
-    read = stored_tensor_reader(params, config, kind)
-    warnings = write_gguf(
-        destination,
-        config,
-        read,
-        kind=kind,
-        float_type=float_type,
-        ternary_type=conversion.ternary_type,
-        metadata=metadata,
-    )
-    try:
-        found = GGUFFile(destination).tensors
-        predicted = predict_tensors(config, float_type, conversion.ternary_type)
-        report = ConversionReport(
-            tensors=[
-                {"name": name, "shape": list(t.shape), "dtype": t.type.name, "bytes": t.nbytes}
-                for name, t in found.items()
-            ],
-            bytes_predicted=sum(tensor_bytes(shape, quantization) for _, shape, quantization in predicted),
-            bytes_found=sum(tensor.nbytes for tensor in found.values()),
-            comparison=_compare(config, params, open_gguf(destination, say=lambda line: None), None),
-            logits_by="jaxlm",
-            warnings=warnings,
-            scale_tolerance=FLOAT16_ROUNDING,
-        )
-        _check_exact(destination, report, conversion)
-        with replaced_file(report_path(destination, "gguf")) as temporary:
-            _write_report(temporary, report)
-    except BaseException:
-        destination.unlink()
-        raise
-    return report
-
-
-def _compare(config: ModelConfig, params: Params, written: Artifact, logits: np.ndarray | None) -> Comparison:
-    return compare_models(config, params, written.config, artifact_params(written), logits)
-
-
-def _check_exact(destination: Path, report: ConversionReport, conversion: Conversion) -> None:
-    if not report.exact:
-        raise ValueError(
-            f"{destination}: not written: found {report.bytes_found} bytes of {report.bytes_predicted} predicted, "
-            f"{report.comparison.codes_differing} codes and {report.comparison.scales_differing} scales unlike "
-            "the source"
-        )
-    tolerance, found_difference = conversion.logits_tolerance, report.comparison.logits_mean_difference
-    if tolerance is not None and not found_difference <= tolerance:
-        raise ValueError(
-            f"{destination}: not written: logits by {report.logits_by} differ by {found_difference:.2e} on average, "
-            f"expected at most {tolerance:.2e}"
-        )
-
-
-def _write_report(path: Path, report: ConversionReport) -> None:
-    path.write_text(json.dumps(asdict(report), indent=2) + "\n", "utf-8")
+    types: dict[str, Any] = {"float_type": float_type, "ternary_type": ternary_type}
+    warnings = write_gguf(path, config, read, kind=conversion.kind(config), metadata=metadata, **types)
+    predicted = predict_tensors(config, float_type, ternary_type)
+    tensors = [
+        {"name": name, "shape": list(tensor.shape), "dtype": tensor.type.name, "bytes": tensor.nbytes}
+        for name, tensor in GGUFFile(path).tensors.items()
+    ]
+    bytes_predicted = sum(tensor_bytes(shape, quantization) for _, shape, quantization in predicted)
+    # What its reader would ask about is known here.
+    return _Written(open_gguf(path, say=lambda line: None), tensors, bytes_predicted, warnings)

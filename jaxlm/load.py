@@ -1,7 +1,7 @@
 """Open a model for use from JAX: a run directory, or what `open_model` opens."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,26 @@ def load_run(path: Path, say: Callable[[str], None] = print) -> tuple[ModelConfi
 
 def artifact_params(artifact: Artifact) -> Params:
     """The parameter tree of an artifact: float leaves, and ternary ones where it is packed."""
-    groups: dict[tuple[str, ...], list[Parameter]] = defaultdict(list)
-    for parameter in parameters(artifact.config):
-        groups[parameter.path].append(parameter)
-    return unflatten_dict({path: _leaf(artifact, group) for path, group in groups.items()})
+    return unflatten_dict(dict(ArtifactLeaves(artifact)), sep=".")
+
+
+class ArtifactLeaves(Mapping[str, Any]):
+    """The leaves of an artifact's parameter tree by dotted path, read and stacked on use."""
+
+    def __init__(self, artifact: Artifact):
+        self._artifact = artifact
+        self._groups: dict[str, list[Parameter]] = defaultdict(list)
+        for parameter in parameters(artifact.config):
+            self._groups[".".join(parameter.path)].append(parameter)
+
+    def __getitem__(self, path: str) -> Any:
+        return _leaf(self._artifact, self._groups[path])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._groups)
+
+    def __len__(self) -> int:
+        return len(self._groups)
 
 
 def _leaf(artifact: Artifact, group: list[Parameter]) -> Any:

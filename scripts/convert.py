@@ -9,10 +9,17 @@ from jaxlm.spec.command_line import make_console, quiet_libraries, run_command
 
 quiet_libraries()
 
+from flax.traverse_util import flatten_dict  # noqa: E402
 from other_programs import run_elsewhere  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from jaxlm.compare import Comparison, compare_models  # noqa: E402
+from jaxlm.compare import (  # noqa: E402
+    LogitComparison,
+    WeightComparison,
+    compare_logits,
+    compare_weights,
+    probe_logits,
+)
 from jaxlm.convert import Conversion, ConversionReport, FloatType, Form, convert, report_path  # noqa: E402
 from jaxlm.load import load_model  # noqa: E402
 from mlxlm.model_file import model_file_source  # noqa: E402
@@ -72,12 +79,14 @@ def main(config: ConvertConfig) -> None:
 def verify(config: VerifyConfig) -> None:
     """Compare two models, whatever forms they are in; a difference beyond the tolerance is an error."""
     (first, params, _), (second, other_params, _) = load_model(config.first), load_model(config.second)
-    found = compare_models(first.config, params, second.config, other_params)
-    print_comparison(found, "jaxlm")
-    if found.codes_differing or found.logits_mean_difference > config.tolerance:
+    leaves, other_leaves = flatten_dict(params, sep="."), flatten_dict(other_params, sep=".")
+    weights = compare_weights(first.config, leaves, second.config, other_leaves)
+    logits = compare_logits(probe_logits(first.config, params), probe_logits(second.config, other_params))
+    print_comparison(weights, logits, "jaxlm")
+    if weights.codes_differing or not logits.mean_difference <= config.tolerance:
         raise ValueError(
-            f"{config.second}: not the model of {config.first}: {found.codes_differing:,} codes differ, and logits by "
-            f"{found.logits_mean_difference:.2e} on average, expected at most {config.tolerance:.2e}"
+            f"{config.second}: not the model of {config.first}: {weights.codes_differing:,} codes differ, and logits "
+            f"by {logits.mean_difference:.2e} on average, expected at most {config.tolerance:.2e}"
         )
 
 
@@ -92,25 +101,25 @@ def print_report(report: ConversionReport) -> None:
         table.add_row(tensor["name"], str(list(tensor["shape"])), tensor["dtype"], f"{tensor['bytes']:,}")
     console.print(table)
     console.print(f"bytes: {report.bytes_found:,} found, {report.bytes_predicted:,} predicted")
-    print_comparison(report.comparison, report.logits_by)
+    print_comparison(report.weights, report.logits, report.logits_by)
     for warning in report.warnings:
         console.print(f"warning: {warning}")
 
 
-def print_comparison(found: Comparison, logits_by: str) -> None:
+def print_comparison(weights: WeightComparison, logits: LogitComparison, logits_by: str) -> None:
     """Show what two models have in common."""
     console = make_console()
     console.print(
-        f"ternary codes: {found.ternary_codes:,} compared, {found.codes_differing:,} differ; scales: "
-        f"{found.scales_differing:,} differ"
+        f"ternary codes: {weights.ternary_codes:,} compared, {weights.codes_differing:,} differ; scales: "
+        f"{weights.scales_differing:,} differ"
     )
     console.print(
-        f"floats: {found.floats:,} compared, {found.floats_differing:,} differ, at most by "
-        f"{found.floats_max_difference:.2e}"
+        f"floats: {weights.floats:,} compared, {weights.floats_differing:,} differ, at most by "
+        f"{weights.floats_max_difference:.2e}"
     )
     console.print(
-        f"logits by {logits_by}: largest difference {found.logits_max_difference:.2e}, mean "
-        f"{found.logits_mean_difference:.2e}, KL {found.kl_divergence:.2e}, same top token {found.top1_agreement:.1%}"
+        f"logits by {logits_by}: largest difference {logits.max_difference:.2e}, mean {logits.mean_difference:.2e}, "
+        f"KL {logits.kl_divergence:.2e}, same top token {logits.top1_agreement:.1%}"
     )
 
 

@@ -83,7 +83,8 @@ def config_of_size(parameters: int, arch: Architecture, vocab_size: int | None =
     block are more than what was asked for.
     """
     tied = arch == "ternary" or (arch == "dense" and parameters < _UNTIED)
-    vocabulary: int = vocab_size or _from(_VOCAB_SIZES, parameters if tied else parameters // 2)
+    suiting: int = _from(_VOCAB_SIZES, parameters if tied else parameters // 2)
+    vocabulary = suiting if vocab_size is None else vocab_size
     rest, block, _ = _count_rule(arch, vocabulary, tied, next(_hidden_sizes()))
     if parameters < rest + block:
         raise ValueError(

@@ -148,8 +148,10 @@ def _compare_codes(ours: TernaryWeight, theirs: TernaryWeight) -> WeightComparis
 
 
 def _compare_floats(ours: jax.Array, theirs: jax.Array) -> WeightComparison:
-    return WeightComparison(
-        floats=ours.size,
-        floats_differing=int(jnp.sum(ours != theirs)),
-        floats_max_difference=float(jnp.max(jnp.abs(ours - theirs))),
-    )
+    differing, largest = _difference(ours, theirs)
+    return WeightComparison(floats=ours.size, floats_differing=int(differing), floats_max_difference=float(largest))
+
+
+@jax.jit  # as one program, which keeps no array of differences
+def _difference(ours: jax.Array, theirs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.sum(ours != theirs), jnp.max(jnp.abs(ours - theirs))

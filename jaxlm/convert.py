@@ -42,7 +42,7 @@ FLOAT16_ROUNDING = 2.0**-11
 _GGUF_FLOATS: dict[FloatType, Any] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 Read = Callable[[str], np.ndarray]
-# Computes the logits `[1, L, V]` of a model on disk by another program; None where that cannot be done here.
+# Computes the logits `[1, L, V]` of a directory by another program; None where that cannot be done here.
 RunElsewhere = Callable[[Path, np.ndarray], tuple[str, np.ndarray] | None]
 
 
@@ -135,10 +135,8 @@ def convert(
         weights = compare_weights(config, leaves, there.config, ArtifactLeaves(there))
         logits = probe_logits(config, params)
         del params, leaves, read, model  # one model at a time: the other's logits need all of it
-        by, found = run_elsewhere(place, probe_tokens(config)) or (
-            "jaxlm",
-            probe_logits(there.config, artifact_params(there)),
-        )
+        elsewhere = None if conversion.form == "gguf" else run_elsewhere(place, probe_tokens(config))
+        by, found = elsewhere or ("jaxlm", probe_logits(there.config, artifact_params(there)))
         report = ConversionReport(
             tensors=written.tensors,
             bytes_predicted=written.bytes_predicted,

@@ -105,7 +105,11 @@ def wide(tiny_config, tmp_path, tokenizer):
 @pytest.mark.parametrize("ternary_type", ["TQ1_0", "TQ2_0"])
 def test_ternary_to_gguf_and_back_has_the_same_codes_and_logits(wide, tmp_path, tokenizer, ternary_type):
     there = tmp_path / "there.gguf"
-    report = convert(wide, there, Conversion(form="gguf", ternary_type=ternary_type))
+
+    def other(directory, token_ids):
+        raise AssertionError("no program that runs directories is asked about a GGUF")
+
+    report = convert(wide, there, Conversion(form="gguf", ternary_type=ternary_type), other)
     assert report.weights.scales_differing == 0 and report.logits.max_difference == 0.0
     assert json.loads(report_path(there, "gguf").read_text())["bytes_found"] == report.bytes_found
     convert(there, tmp_path / "back", Conversion(form="packed"))

@@ -112,6 +112,9 @@ class _Decoded(Mapping[str, np.ndarray]):
         except ValueError as error:
             raise ValueError(f"{tensor.stored.name}: {error}") from error
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors  # without decoding it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 

@@ -48,6 +48,31 @@ class Linear(nn.Module):
         return checkpoint_name(jnp.einsum("...i,oi->...o", x, weight.astype(x.dtype)), self.name or "")
 
 
+@jax.custom_vjp
+def logits_product(x: Hidden, weight: jax.Array) -> jax.Array:
+    """x W^T in float32, for x in any precision and W `[V, D]` in float32.
+
+    All three products of both passes multiply in the precision of x and sum in float32: left to itself, the backward
+    pass would multiply in float32, since that is what logits are.
+    """
+    return _logits_product(x, weight)[0]
+
+
+def _logits_product(x, weight):
+    y = jnp.einsum("bld,vd->blv", x, weight.astype(x.dtype), preferred_element_type=jnp.float32)
+    return y, (x, weight)
+
+
+def _logits_gradient(residuals, dy):
+    x, weight = residuals
+    dy = dy.astype(x.dtype)
+    dx = jnp.einsum("blv,vd->bld", dy, weight.astype(x.dtype))
+    return dx, jnp.einsum("blv,bld->vd", dy, x, preferred_element_type=jnp.float32).astype(weight.dtype)
+
+
+logits_product.defvjp(_logits_product, _logits_gradient)
+
+
 class BitLinear(nn.Module):
     """The ternary linear of BitNet b1.58 (arXiv 2402.17764), W `[out, in]`, optionally with a norm before it.
 

@@ -14,13 +14,13 @@ import optax
 
 from jaxlm.data import Batch
 from jaxlm.model import LanguageModel
-from jaxlm.sharding import batch_ways, constrain
+from jaxlm.sharding import batch_ways, constrain, target_platform
 from jaxlm.ternary_linear import Params
 
-# Of the float32 logits of a chunk, on one device: they should stay in a cache.
+# Of the float32 logits of a chunk, on a CPU: they should stay in its cache.
 LARGEST_CHUNK_BYTES = 16 * 2**20
-# Fewer tokens would leave the matrix units of an accelerator idle.
-SMALLEST_CHUNK_TOKENS = 512
+# Each chunk adds to the whole gradient of the head, which takes an accelerator as long as the work on some 300 tokens.
+SMALLEST_CHUNK_TOKENS = {"cpu": 512, "accelerator": 2048}
 
 
 def loss_sum(model: LanguageModel, params: Params, batch: Batch, chunks: int = 0) -> tuple[jax.Array, jax.Array]:
@@ -113,5 +113,6 @@ _scanned.defvjp(_forward, _backward)
 def _chunks(batch_size: int, seq_len: int, vocab_size: int) -> int:
     """The fewest chunks whose logits are small enough on a device, or which are too short to cut."""
     tokens = -(-batch_size // batch_ways()) * seq_len
-    largest = max(LARGEST_CHUNK_BYTES // (4 * vocab_size), SMALLEST_CHUNK_TOKENS)
+    smallest = SMALLEST_CHUNK_TOKENS["cpu" if target_platform() == "cpu" else "accelerator"]
+    largest = max(LARGEST_CHUNK_BYTES // (4 * vocab_size), smallest)
     return next(n for n in range(1, seq_len + 1) if seq_len % n == 0 and (tokens <= n * largest or n == seq_len))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxlm.attention import causal_attention
+from jaxlm.attention import AttentionKernel, causal_attention
 from jaxlm.layers import RMSNorm, block_linear, rotary
 from jaxlm.linear_recurrence import linear_recurrence
 from jaxlm.shapes import Hidden, LowerBound
@@ -27,6 +27,7 @@ class Context(flax.struct.PyTreeNode):
     segment_ids: Any = None  # Int [B, L]: attention stays inside its segment; None stands for one
     mask: Any = None  # Bool [B, L, S]: what attention sees of a cache; None where there is none
     keep: Any = None  # Bool [B, L]: tokens that a recurrent state takes in; None stands for all
+    attention: AttentionKernel = flax.struct.field(pytree_node=False, default="xla")
 
 
 class KVCache(flax.struct.PyTreeNode):
@@ -55,7 +56,7 @@ class Attention(nn.Module):
         queries = rotary(queries, positions, config.rope_theta)
         keys = rotary(keys, positions, config.rope_theta)
         if cache is None:
-            mixed = causal_attention(queries, keys, values, context.segment_ids)
+            mixed = causal_attention(queries, keys, values, context.segment_ids, context.attention)
         else:
             rows = jnp.arange(B)[:, None]
             keys = cache.keys.at[rows, positions].set(keys)

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.layers import BitLinear, Embedding, FeedForward, Linear, RMSNorm
+from jaxlm.attention import AttentionKernel
+from jaxlm.layers import BitLinear, Embedding, FeedForward, Linear, RMSNorm, logits_product
 from jaxlm.mixers import MIXED, MLGRU, Attention, Context, KVCache, RecurrentState, layer_bounds
 from jaxlm.shapes import Hidden, LastLogits, Logits, Positions, SegmentIds, Tokens
 from jaxlm.sharding import constrain
@@ -106,6 +107,8 @@ class LanguageModel(nn.Module):
     unroll_layers: bool = False
     remat: Remat = "none"
     """What training keeps of the forward pass."""
+    attention: AttentionKernel = "xla"
+    """What computes the attention of whole sequences; see `jaxlm.attention.choose_kernel`."""
 
     def setup(self) -> None:
         config = self.config
@@ -147,14 +150,16 @@ class LanguageModel(nn.Module):
         begins = positions == 0
         if segment_ids is not None:
             begins |= jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0
-        return self.layers(x, None, self._bounds(), Context(positions, begins, segment_ids))[0]
+        return self.layers(x, None, self._bounds(), Context(positions, begins, segment_ids, attention=self.attention))[
+            0
+        ]
 
     def head(self, x: Hidden) -> Logits:
         """Logits of what the last block gave; reads the parameters of `head_modules` alone."""
         x = self.norm(x)
         if not self.config.tie_word_embeddings:
             return self.lm_head(x).astype(jnp.float32)
-        return jnp.einsum("bld,vd->blv", x, self._table().astype(x.dtype), preferred_element_type=jnp.float32)
+        return logits_product(x, self._table())
 
     def head_modules(self) -> tuple[str, str]:
         """Names of the modules that `head` reads."""

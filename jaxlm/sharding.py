@@ -110,11 +110,18 @@ def check_model(mesh: Mesh, config: ModelConfig) -> None:
             )
 
 
+def mesh_axes(*names: str | None) -> PartitionSpec:
+    """The mesh axes that split dimensions of these logical names."""
+    axes = logical_to_mesh_axes(names, RULES)
+    assert axes is not None
+    return axes
+
+
 def constrain(x: Any, *names: str | None) -> Any:
     """Keep an activation split by the logical names of its dimensions, where there is a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, _mesh_axes(*names))
+    return jax.lax.with_sharding_constraint(x, mesh_axes(*names))
 
 
 def gather_codes(codes: jax.Array, name: str) -> jax.Array:
@@ -124,6 +131,12 @@ def gather_codes(codes: jax.Array, name: str) -> jax.Array:
         return codes
     names = tuple(None if logical == "embed" else logical for logical in _MATRICES[name])
     return jax.lax.with_sharding_constraint(codes, _dividing_axes(mesh, names, codes.shape))
+
+
+def target_platform() -> str:
+    """The platform that a function is traced for: that of the mesh, which may be one to compile for, or the default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def batch_ways() -> int:
@@ -139,7 +152,7 @@ def tree_shardings(mesh: Mesh, tree: Any) -> Any:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of arrays `[B, L]`: split by rows."""
-    return NamedSharding(mesh, _mesh_axes("batch", None))
+    return NamedSharding(mesh, mesh_axes("batch", None))
 
 
 def batch_share(mesh: Mesh) -> tuple[int, int]:
@@ -182,12 +195,6 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(place_array, tree, shardings)
 
 
-def _mesh_axes(*names: str | None) -> PartitionSpec:
-    axes = logical_to_mesh_axes(names, RULES)
-    assert axes is not None
-    return axes
-
-
 def _leaf_sharding(mesh: Mesh, path: tuple[Any, ...], shape: tuple[int, ...]) -> NamedSharding:
     names = [name for key in path for name in _key_name(key).split(".")]
     logical = next((_MATRICES[name] for name in reversed(names) if name in _MATRICES), None)
@@ -198,7 +205,7 @@ def _leaf_sharding(mesh: Mesh, path: tuple[Any, ...], shape: tuple[int, ...]) ->
 
 def _dividing_axes(mesh: Mesh | AbstractMesh, names: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
     """Mesh axes of a matrix; a dimension that does not divide stays whole."""
-    axes = zip(_mesh_axes(*names), shape, strict=True)
+    axes = zip(mesh_axes(*names), shape, strict=True)
     return PartitionSpec(*(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in axes))
 
 

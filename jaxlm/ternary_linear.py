@@ -100,12 +100,12 @@ def _forward(x, weight, name):
 def _backward(name, residuals, dy):
     quantized, scale, weight = residuals
     # Brought together as bytes: left to itself, a compiler may convert first and gather floats.
-    codes = gather_codes(weight.codes, name).astype(dy.dtype)
-    dx = (dy @ codes) * weight.scale.astype(dy.dtype)
+    codes = gather_codes(weight.codes, name)
+    dx = dy @ (codes * weight.scale).astype(dy.dtype)
     latent = None
     if weight.latent is not None:
-        rows = (dy / scale).astype(dy.dtype).reshape(-1, dy.shape[-1])
-        columns = quantized.astype(dy.dtype).reshape(-1, quantized.shape[-1])
+        rows = dy.reshape(-1, dy.shape[-1])
+        columns = (quantized / scale).astype(dy.dtype).reshape(-1, quantized.shape[-1])
         contract_tokens = (((0,), (0,)), ((), ()))
         latent = jax.lax.dot_general(rows, columns, contract_tokens, preferred_element_type=jnp.float32)
     no_codes = np.zeros(weight.codes.shape, jax.dtypes.float0)

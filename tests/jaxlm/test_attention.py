@@ -28,7 +28,7 @@ def whole(queries, keys, values, segment_ids):
 @pytest.mark.parametrize("segmented", [False, True])
 @pytest.mark.parametrize("length", [1, 4, 7, 31])
 def test_blocks_give_the_attention_and_gradient_of_the_whole(monkeypatch, length, segmented):
-    monkeypatch.setattr(jaxlm.attention, "BLOCK", 4)
+    monkeypatch.setitem(jaxlm.attention.BLOCK, "xla", 4)
     segment_ids = np.cumsum(np.arange(length) % 5 == 4)[None].repeat(2, axis=0) if segmented else None
     arguments = inputs(length)
     weights = jnp.asarray(np.random.default_rng(1).standard_normal(arguments[0].shape), jnp.float32)

@@ -146,6 +146,11 @@ class TrainConfig:
                 f"batch_size {self.batch_size}"
             )
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that an optimizer step sees, over all devices."""
+        return self.batch_size * self.seq_len
+
 
 def resolve_model(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
     """The model to train: the preset, the replaced fields, and the tokenizer's vocabulary.

@@ -11,6 +11,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
+from jaxlm.abstract_step import abstract_batch, abstract_step
+from jaxlm.auto_size import choose_sizes
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.data import Batch
 from jaxlm.device_memory import check_state_fits, check_step_fits
@@ -21,7 +23,7 @@ from jaxlm.generate import generate
 from jaxlm.host_allocator import keep_freed_memory
 from jaxlm.metrics import coverage_table, plot_losses
 from jaxlm.model import LanguageModel
-from jaxlm.optimizer import learning_rate_schedule, make_optimizer
+from jaxlm.optimizer import make_optimizer
 from jaxlm.run_directory import read_metrics
 from jaxlm.sharding import (
     batch_sharding,
@@ -29,7 +31,6 @@ from jaxlm.sharding import (
     describe_mesh,
     global_batch,
     place,
-    tree_shardings,
 )
 from jaxlm.spec.command_line import make_console
 from jaxlm.spec.manifest import sealed_directory
@@ -37,8 +38,8 @@ from jaxlm.spec.sampling import Sampling
 from jaxlm.stop_request import StopRequested
 from jaxlm.ternary_linear import Params, TernaryWeight, quantize_params, with_ternary
 from jaxlm.train_config import TrainConfig, activation_dtype
-from jaxlm.train_step import TrainState, init_state, make_train_step
-from jaxlm.training_inputs import TrainingInputs, open_inputs
+from jaxlm.train_step import TrainState, init_state
+from jaxlm.training_inputs import TrainingInputs, open_inputs, open_sets
 from jaxlm.training_report import TrainingReport
 
 Result = TypeVar("Result")
@@ -56,8 +57,10 @@ def train(config: TrainConfig) -> bool:
     console = make_console()
     console.quiet = not is_first()
     with contextlib.ExitStack() as stack:
+        sets = all_or_none(lambda: open_sets(config))
+        chosen = all_or_none(lambda: choose_sizes(config, sets, console.print))
         # No name holds the inputs: the weights among them are let go once they are placed.
-        return _Trainer(all_or_none(lambda: open_inputs(config, console, stack)), console).run()
+        return _Trainer(all_or_none(lambda: open_inputs(chosen, sets, console, stack)), console).run()
 
 
 class _Trainer:
@@ -66,10 +69,8 @@ class _Trainer:
         self._config, self._model_config, self._mesh = config, model_config, mesh
         self._tokenizer, self._data, self._initial = inputs.tokenizer, inputs.data, inputs.initial
         self._run, self._stop, self._console = inputs.run, SharedStop(inputs.stop), console
-        self._whole = NamedSharding(mesh, PartitionSpec())
         dtype = activation_dtype(config.dtype)
         self._model = LanguageModel(model_config, dtype, config.unroll_layers, config.remat)
-        self._optimizer = make_optimizer(config.optimizer, config.num_train_steps)
         self._iterator = inputs.data.train
         self._state: TrainState | None = None  # of the last whole step
 
@@ -115,14 +116,20 @@ class _Trainer:
     def _start(self) -> TrainState:
         """The state to train from: fresh, from an artifact, or restored with the data iterator in its place."""
 
-        def fresh() -> TrainState:
-            return init_state(self._model_config, self._optimizer, self._config.seed)
-
-        shapes = jax.eval_shape(fresh)
-        self._shardings = shardings = tree_shardings(self._mesh, shapes)
-        check_state_fits(shapes, shardings, jax.local_devices()[0])
+        config = self._config
+        self._step, shapes = abstract_step(
+            self._model,
+            self._mesh,
+            recipe=config.optimizer,
+            num_train_steps=config.num_train_steps,
+            grad_accumulation_steps=config.grad_accumulation_steps,
+            loss_chunks=config.loss_chunks,
+        )
+        self._shardings = shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+        check_state_fits(shapes, jax.local_devices()[0])
+        optimizer = make_optimizer(config.optimizer, config.num_train_steps)
         # Made where it will live: no device ever holds more than its part.
-        initialise = jax.jit(fresh, out_shardings=shardings)
+        initialise = jax.jit(lambda: init_state(self._model_config, optimizer, config.seed), out_shardings=shardings)
         state = self._watch(lambda: jax.block_until_ready(initialise()))
         restored = self._checkpoints.restore_latest(state.params, state.opt_state, self._iterator)
         if restored is not None:
@@ -133,7 +140,7 @@ class _Trainer:
             params, self._initial = place(self._initial, shardings.params), None
             state = state.replace(params=params, ternary=self._ternary(params))
         self._report = TrainingReport(
-            self._config, self._run, int(state.step), lambda: self._checkpoints.latest, self._console
+            config, self._run, int(state.step), lambda: self._checkpoints.latest, self._console
         )
         self._state = state
         return state
@@ -144,22 +151,16 @@ class _Trainer:
 
     def _compile(self, state: TrainState) -> tuple[Callable, Callable]:
         config = self._config
-        schedule = learning_rate_schedule(config.optimizer, config.num_train_steps)
-        shardings = (self._shardings, self._whole)  # the numbers of a step are read by every process
-        step = make_train_step(
-            self._model,
-            self._optimizer,
-            schedule,
-            config.grad_accumulation_steps,
-            loss_chunks=config.loss_chunks,
-            out_shardings=shardings,
+        batch = abstract_batch(self._mesh, config.sequences_per_step, config.seq_len)
+        compiled = self._phase("compiling the training step", lambda: self._step.lower(state, batch).compile())
+        check_step_fits(
+            compiled, config.sequences_per_step, batch_ways(), config.grad_accumulation_steps, jax.local_devices()[0]
         )
-        batch = self._place(self._data.val[0])
-        compiled = self._phase("compiling the training step", lambda: step.lower(state, batch).compile())
-        check_step_fits(compiled, config.batch_size, batch_ways(), jax.local_devices()[0])
-        loss = make_loss_function(self._model, self._whole)
+        whole = NamedSharding(self._mesh, PartitionSpec())  # the loss is read by every process
+        loss = make_loss_function(self._model, whole)
         weights = with_ternary(state.params, state.ternary)
-        compiled_loss = self._phase("compiling the evaluation", lambda: loss.lower(weights, batch).compile())
+        val_batch = self._place(self._data.val[0])
+        compiled_loss = self._phase("compiling the evaluation", lambda: loss.lower(weights, val_batch).compile())
         return compiled, lambda weights, batch: compiled_loss(weights, self._place(batch))
 
     def _place(self, batch: Batch) -> dict[str, jax.Array]:

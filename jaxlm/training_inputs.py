@@ -37,7 +37,7 @@ class TrainingData:
     train: grain.DatasetIterator[Batch]
     """Endless; this process's share of each batch."""
     val: list[Batch]
-    """Whole batches, the same on every process."""
+    """Whole micro-batches, the same on every process."""
     unigram: Evaluation
     """Of the held-out batches under the training tokens' frequencies."""
 
@@ -57,20 +57,24 @@ class TrainingInputs:
     stop: StopRequest
 
 
-def open_inputs(config: TrainConfig, console: Console, stack: contextlib.ExitStack) -> TrainingInputs:
-    """Open all that a run needs, until `stack` is closed.
-
-    Raises ValueError on settings, data or a run directory that do not fit, before any file is written.
-    """
-    mesh = make_mesh(config.mesh)
-    check_batch(mesh, config.batch_size, config.grad_accumulation_steps)
-    sets = DataSets.open(
+def open_sets(config: TrainConfig) -> DataSets:
+    """The shard sets of a run; raises ValueError where they are damaged, empty or do not go together."""
+    return DataSets.open(
         [Path(directory) for directory in config.data_dir],
         config.seq_len,
         packing=config.packing,
         document_mask=config.document_mask,
         verify=verify_manifest if config.verify_data else lambda directory: None,
     )
+
+
+def open_inputs(config: TrainConfig, sets: DataSets, console: Console, stack: contextlib.ExitStack) -> TrainingInputs:
+    """Open all that a run of chosen sizes needs, until `stack` is closed.
+
+    Raises ValueError on settings, data or a run directory that do not fit, before any file is written.
+    """
+    mesh = make_mesh(config.mesh)
+    check_batch(mesh, config.sequences_per_step, config.grad_accumulation_steps)
     tokenizer = sets.tokenizer
     model_config = resolve_model(config, tokenizer)
     check_model(mesh, model_config)
@@ -90,12 +94,13 @@ def open_inputs(config: TrainConfig, console: Console, stack: contextlib.ExitSta
 
 
 def _open_data(config: TrainConfig, model_config: ModelConfig, sets: DataSets, mesh: Mesh) -> TrainingData:
-    share = batch_share(mesh)
-    val = sets.evaluation_batches(config.batch_size, config.eval_batches)
+    batch_size, parts = config.sequences_per_step, config.grad_accumulation_steps
+    # As large as a micro-batch, so that evaluation fits where training does.
+    val = sets.evaluation_batches(batch_size // parts, config.eval_batches * parts)
     tokens = [TokenShards.open(directory, "train") for directory in sets.directories]
     return TrainingData(
         fingerprint=sets.fingerprint,
-        train=iter(host_batches(sets, config.batch_size, config.seed, config.data_weights or None, share)),
+        train=iter(host_batches(sets, batch_size, config.seed, config.data_weights or None, batch_share(mesh))),
         val=val,
         unigram=unigram_evaluation(tokens, model_config.vocab_size, val, sets.tokenizer.token_bytes),
     )

@@ -73,7 +73,7 @@ class TrainingReport:
                     f"step {step}: {name} is {value}; the last checkpoint is of step {self._last_checkpoint()}. "
                     "Lower optimizer.learning_rate and start a new run"
                 )
-        shown = {"loss": f"loss {float(metrics['train/loss']):.4f}"}
+        shown: dict[str, Any] = {"loss": f"loss {float(metrics['train/loss']):.4f}"}
         if self._is_log_step(step):
             shown["speed"] = f"{self._log(step, metrics):,.0f} tokens/s"
         self._progress.update(self._task, completed=step, **shown)

@@ -15,22 +15,22 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from jaxlm.abstract_step import abstract_batch, abstract_step
 from jaxlm.chips import GIB, Chip, chip_of
 from jaxlm.data import Batch
+from jaxlm.device_memory import Memory, bytes_per_device, compiled_memory
 from jaxlm.hlo_costs import Costs, hlo_costs
 from jaxlm.model import LanguageModel, Remat
-from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
-from jaxlm.sharding import MeshConfig, batch_sharding, check_batch, make_mesh, tree_shardings
+from jaxlm.model_flops import model_flops
+from jaxlm.sharding import MeshConfig, check_batch, make_mesh
 from jaxlm.spec.config import ModelConfig, config_from_dict
-from jaxlm.spec.names import parameters
 from jaxlm.spec.presets import preset
-from jaxlm.train_step import TrainState, init_state, make_train_step
+from jaxlm.train_step import TrainState
 
 # What the compiler keeps for the system: it grants 15.75 GiB of the 16 of a v5e.
 _RESERVED = GIB // 4
-_NUM_TRAIN_STEPS = 10**6  # the schedule's length, which the program's cost does not depend on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,22 +64,6 @@ class Settings:
     """Compile for smaller or larger slices too, until the smallest that fits is found (a minute or two each)."""
     output: str | None = None
     """Write the report to this file as JSON."""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of one chip's main memory that the step needs."""
-
-    arguments: int
-    """State and batch."""
-    temporaries: int
-    """Activations, gradients, gathered weights."""
-    unaliased: int
-    """Outputs that do not take the place of an argument."""
-
-    @property
-    def total(self) -> int:
-        return self.arguments + self.temporaries + self.unaliased
 
 
 @dataclass(frozen=True)
@@ -147,7 +131,12 @@ def compile_for(settings: Settings) -> Report:
     ways = mesh.shape["data"] * mesh.shape["fsdp"] * settings.grad_accumulation_steps
     batch_size = ways if settings.batch_size is None else settings.batch_size
     check_batch(mesh, batch_size, settings.grad_accumulation_steps)
-    step, state = abstract_step(config, settings, mesh)
+    step, state = abstract_step(
+        LanguageModel(config, jnp.dtype(settings.dtype), settings.unroll_layers, settings.remat),
+        mesh,
+        grad_accumulation_steps=settings.grad_accumulation_steps,
+        loss_chunks=settings.loss_chunks,
+    )
     memory, costs, fits = compile_step(step, state, abstract_batch(mesh, batch_size, settings.seq_len), mesh)
     return Report(
         topology=settings.topology,
@@ -159,8 +148,8 @@ def compile_for(settings: Settings) -> Report:
         costs=costs,
         model_flops=model_flops(config, batch_size, settings.seq_len),
         chip=chip,
-        state_bytes=_bytes_per_chip(state),
-        gradient_bytes=_bytes_per_chip(state.params),
+        state_bytes=bytes_per_device(state),
+        gradient_bytes=bytes_per_device(state.params),
     )
 
 
@@ -190,35 +179,6 @@ def topology_devices(topology: str, chip: Chip) -> list[Any]:
     return list(described.devices)
 
 
-def abstract_step(config: ModelConfig, settings: Settings, mesh: Mesh) -> tuple[jax.stages.Wrapped, TrainState]:
-    """The training step, and its state as shapes with shardings."""
-    recipe = OptimizerConfig()
-    optimizer = make_optimizer(recipe, _NUM_TRAIN_STEPS)
-    model = LanguageModel(config, jnp.dtype(settings.dtype), settings.unroll_layers, settings.remat)
-    schedule = learning_rate_schedule(recipe, _NUM_TRAIN_STEPS)
-    state = jax.eval_shape(lambda: init_state(config, optimizer, 0))
-    shardings = tree_shardings(mesh, state)
-    step = make_train_step(
-        model,
-        optimizer,
-        schedule,
-        settings.grad_accumulation_steps,
-        loss_chunks=settings.loss_chunks,
-        out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
-    )
-    return step, jax.tree.map(_placed, state, shardings)
-
-
-def abstract_batch(mesh: Mesh, batch_size: int, seq_len: int) -> Batch:
-    """A batch `[B, L]` as shapes with shardings."""
-    kinds = dict.fromkeys(("inputs", "targets", "positions", "segment_ids"), jnp.int32) | {"loss_mask": jnp.bool_}
-    sharding = batch_sharding(mesh)
-    batch: Any = {
-        name: jax.ShapeDtypeStruct((batch_size, seq_len), kind, sharding=sharding) for name, kind in kinds.items()
-    }
-    return batch
-
-
 def compile_step(step: jax.stages.Wrapped, state: TrainState, batch: Batch, mesh: Mesh) -> tuple[Memory, Costs, bool]:
     """Memory and costs per device of the compiled step, and whether the compiler accepted its size."""
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
@@ -236,28 +196,8 @@ def compile_step(step: jax.stages.Wrapped, state: TrainState, batch: Batch, mesh
         if compiled is not None:
             return compiled_memory(compiled), costs, True
         temporaries = _temporaries(_dumped(folder, "buffer-assignment.txt"))
-    arguments = _bytes_per_chip(state) + _bytes_per_chip(batch)
+    arguments = bytes_per_device(state) + bytes_per_device(batch)
     return Memory(arguments, temporaries, 0), costs, False
-
-
-def compiled_memory(compiled: jax.stages.Compiled) -> Memory:
-    """What the compiler says that one device needs."""
-    found: Any = compiled.memory_analysis()
-    unaliased = found.output_size_in_bytes - found.alias_size_in_bytes
-    return Memory(found.argument_size_in_bytes, found.temp_size_in_bytes, unaliased)
-
-
-def model_flops(config: ModelConfig, batch_size: int, seq_len: int) -> float:
-    """Multiplications and additions of a step on paper: 6 for each weight of a product and token, and for attention
-    12 L for each token and unit of its width (PaLM's count, arXiv 2204.02311 appendix B, without leaving out what the
-    causal mask hides). Operations, for the whole batch.
-    """
-    tokens = batch_size * seq_len
-    weights = sum(parameter.size for parameter in parameters(config) if _is_product(parameter.path))
-    if config.tie_word_embeddings:
-        weights += config.vocab_size * config.hidden_size
-    attention_layers = config.num_layers - config.num_mlgru_layers
-    return 6 * weights * tokens + 12 * seq_len * tokens * attention_layers * config.num_heads * config.head_dim
 
 
 def predict_smallest(report: Report) -> str | None:
@@ -308,21 +248,6 @@ def resized(settings: Settings, report: Report, topology: str) -> Settings:
 def chips_of(shape: str) -> int:
     """Chips of a slice of that shape, such as 4x4x8."""
     return math.prod(int(size) for size in shape.split("x"))
-
-
-def _is_product(path: tuple[str, ...]) -> bool:
-    """Whether a parameter is a matrix that activations are multiplied with."""
-    spared = ("embed_tokens", "lower_bounds")
-    return not any("norm" in key or key in spared for key in path)
-
-
-def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _bytes_per_chip(tree: Any) -> int:
-    """Of the shards that one device holds."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _temporaries(buffer_assignment: str) -> int:

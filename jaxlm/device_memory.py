@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,37 @@ GIB = 2**30
 MEMINFO = Path("/proc/meminfo")
 
 
-def check_state_fits(state: Any, shardings: Any, device: Any) -> None:
-    """Raise ValueError where a state of these shapes, so split, does not fit into a device's free memory."""
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one chip's main memory that the step needs."""
 
-    def part(leaf: Any, sharding: jax.sharding.Sharding) -> int:
-        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    arguments: int
+    """State and batch."""
+    temporaries: int
+    """Activations, gradients, gathered weights."""
+    unaliased: int
+    """Outputs that do not take the place of an argument."""
 
-    needed = sum(jax.tree.leaves(jax.tree.map(part, state, shardings)))
-    free = free_bytes(device)
+    @property
+    def total(self) -> int:
+        return self.arguments + self.temporaries + self.unaliased
+
+
+def compiled_memory(compiled: jax.stages.Compiled) -> Memory:
+    """What the compiler says that one device needs."""
+    found: Any = compiled.memory_analysis()
+    unaliased = found.output_size_in_bytes - found.alias_size_in_bytes
+    return Memory(found.argument_size_in_bytes, found.temp_size_in_bytes, unaliased)
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Of the parts that one device holds of arrays, or of shapes with shardings."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def check_state_fits(state: Any, device: Any) -> None:
+    """Raise ValueError where a state of these shapes with shardings does not fit into a device's free memory."""
+    needed, free = bytes_per_device(state), free_bytes(device)
     if free is not None and needed > free:
         raise ValueError(
             f"memory: parameters, optimizer state and codes need {needed / GIB:.2f} GiB on each device, found "
@@ -26,18 +50,20 @@ def check_state_fits(state: Any, shardings: Any, device: Any) -> None:
         )
 
 
-def check_step_fits(compiled: jax.stages.Compiled, batch_size: int, ways: int, device: Any) -> None:
+def check_step_fits(
+    compiled: jax.stages.Compiled, batch_size: int, ways: int, grad_accumulation_steps: int, device: Any
+) -> None:
     """Raise ValueError, naming a batch that would fit, where a step's activations do not fit beside the state.
 
     `ways` is how many devices share the batch. Nothing is allocated: the compiler has planned every buffer.
     """
-    analysis: Any = compiled.memory_analysis()
-    needed, free = int(analysis.temp_size_in_bytes), free_bytes(device)
+    needed, free = compiled_memory(compiled).temporaries, free_bytes(device)
     if free is None or needed <= free:
         return
-    # Activations grow with the batch. What does not is counted with them, so the batch named is on the safe side.
-    rows = int(batch_size / ways * free / needed)
-    fitting = f"batch_size {rows * ways} would fit"
+    # Activations grow with the micro-batch. What does not is counted with them, so what is named is on the safe side.
+    parts = ways * grad_accumulation_steps
+    rows = int(batch_size / parts * free / needed)
+    fitting = f"batch_size {rows * parts} would fit, and batch_size auto finds how to split it"
     raise ValueError(
         f"memory: a step with batch_size {batch_size} needs {needed / GIB:.2f} GiB on each device beside the state, "
         f"found {free / GIB:.2f} GiB free; "

@@ -145,6 +145,13 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def least_of_all(number: int) -> int:
+    """The smallest of the processes' numbers, each below 2^31; all of them have to ask together."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.int32(number)).min())
+
+
 def all_or_none(work: Callable[[], Result]) -> Result:
     """Run `work` on every process; a ValueError or OSError on one of them is raised on all."""
     if jax.process_count() == 1:

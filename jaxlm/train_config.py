@@ -55,7 +55,8 @@ class TrainConfig:
     document_mask: bool = True
     """Keep attention and state inside each document of a window."""
     preset: str = "ternary-tiny"
-    """Named model configuration; its vocabulary and special tokens are the tokenizer's."""
+    """Named model configuration; its vocabulary and special tokens are the tokenizer's. auto takes the largest ternary
+    one that the device can train and that gets 20 tokens for each of its parameters."""
     model: dict[str, Any] = field(default_factory=dict)
     """Fields of the model that replace the preset's, for example --model.num_layers 6."""
     init_from: str | None = None
@@ -64,8 +65,9 @@ class TrainConfig:
     """Continue the run in output_dir from its last whole checkpoint."""
     num_train_steps: int = 1000
     """Optimizer steps in all."""
-    batch_size: int = 16
-    """Sequences per optimizer step, over all devices."""
+    batch_size: int | Literal["auto"] = 16
+    """Sequences per optimizer step, over all devices. auto takes as many as suit the model and num_train_steps (arXiv
+    2401.02954), in the largest micro-batches that fit the device."""
     grad_accumulation_steps: int = 1
     """Micro-batches that a batch is split into; the result is that of the whole batch."""
     seq_len: int = 256
@@ -118,12 +120,11 @@ class TrainConfig:
             "grad_accumulation_steps",
             "seq_len",
             "log_every_steps",
+            "eval_batches",
+            "keep_last_checkpoints",
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1")
-        for name in ("eval_batches", "keep_last_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1")
+            if (value := getattr(self, name)) != "auto" and value < 1:
+                raise ValueError(f"{name}: found {value}, expected at least 1")
         for name in (
             "loss_chunks",
             "eval_every_steps",
@@ -140,11 +141,27 @@ class TrainConfig:
             raise ValueError(
                 f"loss_chunks: found {self.loss_chunks}, expected a divisor of seq_len {self.seq_len}, or 0"
             )
-        if self.batch_size % self.grad_accumulation_steps:
+        if self.preset == "auto" and self.init_from is not None:
+            raise ValueError("preset: found auto with init_from, expected the preset that those weights are of")
+        if self.batch_size == "auto":
+            if self.grad_accumulation_steps != 1:
+                raise ValueError("grad_accumulation_steps: has no effect with batch_size auto, which chooses it")
+        elif self.batch_size % self.grad_accumulation_steps:
             raise ValueError(
                 f"grad_accumulation_steps: found {self.grad_accumulation_steps}, expected a divisor of "
                 f"batch_size {self.batch_size}"
             )
+
+    @property
+    def sequences_per_step(self) -> int:
+        """The batch size, once it is chosen."""
+        assert self.batch_size != "auto"
+        return self.batch_size
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that an optimizer step sees, over all devices."""
+        return self.sequences_per_step * self.seq_len
 
 
 def resolve_model(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:

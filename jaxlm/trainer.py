@@ -1,59 +1,46 @@
 """Trainer: the loop around the training step, and everything that must survive its end."""
 
 import contextlib
-import math
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import grain
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jaxlm.abstract_step import abstract_batch, abstract_step
+from jaxlm.auto_size import choose_sizes
 from jaxlm.checkpoint import Checkpoints
-from jaxlm.data import Batch, host_batches
+from jaxlm.data import Batch
 from jaxlm.device_memory import check_state_fits, check_step_fits
 from jaxlm.distributed import SharedStop, all_or_none, is_first
-from jaxlm.evaluate import Evaluation, evaluate, make_loss_function, unigram_evaluation
+from jaxlm.evaluate import Evaluation, evaluate, make_loss_function
 from jaxlm.export import export_artifact
 from jaxlm.generate import generate
 from jaxlm.host_allocator import keep_freed_memory
-from jaxlm.load import artifact_params
 from jaxlm.metrics import coverage_table, plot_losses
 from jaxlm.model import LanguageModel
-from jaxlm.optimizer import learning_rate_schedule, make_optimizer
-from jaxlm.run_directory import MetricsLog, RunDirectory, open_run, read_metrics
+from jaxlm.optimizer import make_optimizer
+from jaxlm.run_directory import read_metrics
 from jaxlm.sharding import (
     batch_sharding,
-    batch_share,
     batch_ways,
-    check_batch,
-    check_model,
     describe_mesh,
     global_batch,
-    make_mesh,
     place,
-    tree_shardings,
 )
 from jaxlm.spec.command_line import make_console
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.manifest import sealed_directory, verify_manifest
-from jaxlm.spec.names import parameters
-from jaxlm.spec.open_model import open_model
-from jaxlm.spec.sampling import Sampling, check_prompt
-from jaxlm.stop_request import StopRequest, StopRequested
+from jaxlm.spec.manifest import sealed_directory
+from jaxlm.spec.sampling import Sampling
+from jaxlm.stop_request import StopRequested
 from jaxlm.ternary_linear import Params, TernaryWeight, quantize_params, with_ternary
-from jaxlm.train_config import TrainConfig, activation_dtype, resolve_model
-from jaxlm.train_step import TrainState, init_state, make_train_step
-from shared_tokenizer.data_sets import DataSets
-from shared_tokenizer.shards import TokenShards
-from shared_tokenizer.tokenizer import Tokenizer
+from jaxlm.train_config import TrainConfig, activation_dtype
+from jaxlm.train_step import TrainState, init_state
+from jaxlm.training_inputs import TrainingInputs, open_inputs, open_sets
+from jaxlm.training_report import TrainingReport
 
 Result = TypeVar("Result")
 
@@ -70,91 +57,22 @@ def train(config: TrainConfig) -> bool:
     console = make_console()
     console.quiet = not is_first()
     with contextlib.ExitStack() as stack:
-        return all_or_none(lambda: _prepare(config, console, stack)).run()
-
-
-def _prepare(config: TrainConfig, console: Console, stack: contextlib.ExitStack) -> "_Trainer":
-    """Open all that a run needs, until `stack` is closed; what may be refused is, before any file is written."""
-    mesh = make_mesh(config.mesh)
-    check_batch(mesh, config.batch_size, config.grad_accumulation_steps)
-    sets = DataSets.open(
-        [Path(directory) for directory in config.data_dir],
-        config.seq_len,
-        packing=config.packing,
-        document_mask=config.document_mask,
-        verify=verify_manifest if config.verify_data else lambda directory: None,
-    )
-    tokenizer = sets.tokenizer
-    model_config = resolve_model(config, tokenizer)
-    check_model(mesh, model_config)
-    learning_rate_schedule(config.optimizer, config.num_train_steps)
-    stop = stack.enter_context(StopRequest())
-    if config.sample_tokens:
-        prompt = tokenizer.encode_prompt(config.sample_prompt)
-        check_prompt(prompt, model_config.vocab_size, model_config.max_seq_len)
-    for line in sets.packing_reports():
-        console.print(line)
-    data = _Data(config, model_config, sets, mesh)
-    initial = _initial_params(config, model_config)
-    # One process writes, and holds the lock.
-    opened = open_run(config, asdict(model_config)) if is_first() else None
-    run = RunDirectory(Path(config.output_dir)) if opened is None else stack.enter_context(opened)
-    return _Trainer(config, model_config, tokenizer, data, initial, run, mesh, stop, console)
-
-
-def _initial_params(config: TrainConfig, model_config: ModelConfig) -> Params | None:
-    """The weights of `init_from`, or None to start fresh."""
-    if config.init_from is None:
-        return None
-    artifact = open_model(Path(config.init_from))
-    if artifact.kind != "latent":
-        raise ValueError(f"init_from: {config.init_from} is packed and holds no latent weights; name a latent artifact")
-    shapes = [{parameter.name: parameter.shape for parameter in parameters(c)} for c in (artifact.config, model_config)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"init_from: {config.init_from} is a model of another shape than preset {config.preset!r} with "
-            f"{config.model or 'no changes'}"
-        )
-    return artifact_params(artifact)
-
-
-class _Data:
-    """Batches of both splits, opened before the run directory is touched."""
-
-    def __init__(self, config: TrainConfig, model: ModelConfig, sets: DataSets, mesh: Mesh):
-        self.fingerprint = sets.fingerprint
-        share = batch_share(mesh)
-        self.train = iter(host_batches(sets, config.batch_size, config.seed, config.data_weights or None, share))
-        self.val = sets.evaluation_batches(config.batch_size, config.eval_batches)
-        tokens = [TokenShards.open(directory, "train") for directory in sets.directories]
-        self.unigram = unigram_evaluation(tokens, model.vocab_size, self.val, sets.tokenizer.token_bytes)
+        sets = all_or_none(lambda: open_sets(config))
+        chosen = all_or_none(lambda: choose_sizes(config, sets, console.print))
+        # No name holds the inputs: the weights among them are let go once they are placed.
+        return _Trainer(all_or_none(lambda: open_inputs(chosen, sets, console, stack)), console).run()
 
 
 class _Trainer:
-    def __init__(
-        self,
-        config: TrainConfig,
-        model_config: ModelConfig,
-        tokenizer: Tokenizer,
-        data: _Data,
-        initial: Params | None,
-        run: RunDirectory,
-        mesh: Mesh,
-        stop: StopRequest,
-        console: Console,
-    ):
-        self._config, self._model_config, self._tokenizer = config, model_config, tokenizer
-        self._data, self._initial = data, initial
-        self._run, self._mesh, self._stop, self._console = run, mesh, SharedStop(stop), console
-        self._whole = NamedSharding(mesh, PartitionSpec())
+    def __init__(self, inputs: TrainingInputs, console: Console):
+        config, model_config, mesh = inputs.config, inputs.model_config, inputs.mesh
+        self._config, self._model_config, self._mesh = config, model_config, mesh
+        self._tokenizer, self._data, self._initial = inputs.tokenizer, inputs.data, inputs.initial
+        self._run, self._stop, self._console = inputs.run, SharedStop(inputs.stop), console
         dtype = activation_dtype(config.dtype)
         self._model = LanguageModel(model_config, dtype, config.unroll_layers, config.remat)
-        self._optimizer = make_optimizer(config.optimizer, config.num_train_steps)
-        self._iterator: grain.DatasetIterator[Batch] = data.train
+        self._iterator = inputs.data.train
         self._state: TrainState | None = None  # of the last whole step
-        self._pending: tuple[int, dict[str, jax.Array]] | None = None
-        self._last_log = (0, 0.0)  # step and time of the last line
-        self._progress = _progress_bar(console)
 
     def run(self) -> bool:
         config = self._config
@@ -198,14 +116,20 @@ class _Trainer:
     def _start(self) -> TrainState:
         """The state to train from: fresh, from an artifact, or restored with the data iterator in its place."""
 
-        def fresh() -> TrainState:
-            return init_state(self._model_config, self._optimizer, self._config.seed)
-
-        shapes = jax.eval_shape(fresh)
-        self._shardings = shardings = tree_shardings(self._mesh, shapes)
-        check_state_fits(shapes, shardings, jax.local_devices()[0])
+        config = self._config
+        self._step, shapes = abstract_step(
+            self._model,
+            self._mesh,
+            recipe=config.optimizer,
+            num_train_steps=config.num_train_steps,
+            grad_accumulation_steps=config.grad_accumulation_steps,
+            loss_chunks=config.loss_chunks,
+        )
+        self._shardings = shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+        check_state_fits(shapes, jax.local_devices()[0])
+        optimizer = make_optimizer(config.optimizer, config.num_train_steps)
         # Made where it will live: no device ever holds more than its part.
-        initialise = jax.jit(fresh, out_shardings=shardings)
+        initialise = jax.jit(lambda: init_state(self._model_config, optimizer, config.seed), out_shardings=shardings)
         state = self._watch(lambda: jax.block_until_ready(initialise()))
         restored = self._checkpoints.restore_latest(state.params, state.opt_state, self._iterator)
         if restored is not None:
@@ -215,8 +139,9 @@ class _Trainer:
         elif self._initial is not None:
             params, self._initial = place(self._initial, shardings.params), None
             state = state.replace(params=params, ternary=self._ternary(params))
-        if is_first():
-            self._metrics = MetricsLog(self._run.metrics, int(state.step))
+        self._report = TrainingReport(
+            config, self._run, int(state.step), lambda: self._checkpoints.latest, self._console
+        )
         self._state = state
         return state
 
@@ -226,22 +151,16 @@ class _Trainer:
 
     def _compile(self, state: TrainState) -> tuple[Callable, Callable]:
         config = self._config
-        schedule = learning_rate_schedule(config.optimizer, config.num_train_steps)
-        shardings = (self._shardings, self._whole)  # the numbers of a step are read by every process
-        step = make_train_step(
-            self._model,
-            self._optimizer,
-            schedule,
-            config.grad_accumulation_steps,
-            loss_chunks=config.loss_chunks,
-            out_shardings=shardings,
+        batch = abstract_batch(self._mesh, config.sequences_per_step, config.seq_len)
+        compiled = self._phase("compiling the training step", lambda: self._step.lower(state, batch).compile())
+        check_step_fits(
+            compiled, config.sequences_per_step, batch_ways(), config.grad_accumulation_steps, jax.local_devices()[0]
         )
-        batch = self._place(self._data.val[0])
-        compiled = self._phase("compiling the training step", lambda: step.lower(state, batch).compile())
-        check_step_fits(compiled, config.batch_size, batch_ways(), jax.local_devices()[0])
-        loss = make_loss_function(self._model, self._whole)
+        whole = NamedSharding(self._mesh, PartitionSpec())  # the loss is read by every process
+        loss = make_loss_function(self._model, whole)
         weights = with_ternary(state.params, state.ternary)
-        compiled_loss = self._phase("compiling the evaluation", lambda: loss.lower(weights, batch).compile())
+        val_batch = self._place(self._data.val[0])
+        compiled_loss = self._phase("compiling the evaluation", lambda: loss.lower(weights, val_batch).compile())
         return compiled, lambda weights, batch: compiled_loss(weights, self._place(batch))
 
     def _place(self, batch: Batch) -> dict[str, jax.Array]:
@@ -265,15 +184,11 @@ class _Trainer:
 
     def _loop(self, state: TrainState, step_function: Callable) -> TrainState:
         config = self._config
-        first = int(state.step)
-        self._last_log = (first, time.perf_counter())
-        with self._progress:
-            task = self._progress.add_task("training", total=config.num_train_steps, completed=first, loss="", speed="")
-            for step in range(first + 1, config.num_train_steps + 1):
+        with self._report.training():
+            for step in range(int(state.step) + 1, config.num_train_steps + 1):
                 state, metrics = step_function(state, global_batch(self._mesh, next(self._iterator)))
                 # The device works on this step while the last one's numbers are read.
-                self._report(task)
-                self._pending = (step, metrics)
+                self._report.step(step, metrics)
                 self._state = state
                 self._stop.check_step()
                 evaluation = None
@@ -284,100 +199,39 @@ class _Trainer:
                 if _due(step, config.checkpoint_every_steps, config.num_train_steps):
                     self._save(state, evaluation)
                 self._checkpoints.poll()
-            self._report(task)
+            self._report.flush()
         return state
-
-    def _report(self, task: Any = None) -> None:
-        """Read the pending step's numbers, stop the run if they are not finite, log them if it is time."""
-        if self._pending is None:
-            return
-        (step, metrics), self._pending = self._pending, None
-        loss = float(metrics["train/loss"])
-        for name in ("train/loss", "train/grad_norm", "train/param_norm"):
-            if not math.isfinite(value := float(metrics[name])):
-                raise FloatingPointError(
-                    f"step {step}: {name} is {value}; the last checkpoint is of step {self._checkpoints.latest}. "
-                    "Lower optimizer.learning_rate and start a new run"
-                )
-        speed = self._log(step, metrics) if self._is_log_step(step) else None
-        if task is not None:
-            shown: dict[str, Any] = {} if speed is None else {"speed": f"{speed:,.0f} tokens/s"}
-            self._progress.update(task, completed=step, loss=f"loss {loss:.4f}", **shown)
-
-    def _is_log_step(self, step: int) -> bool:
-        return step == 1 or step % self._config.log_every_steps == 0 or step == self._config.num_train_steps
-
-    def _log(self, step: int, metrics: dict[str, jax.Array]) -> float:
-        config = self._config
-        last_step, last_time = self._last_log
-        now = time.perf_counter()
-        self._last_log = (step, now)
-        tokens_per_step = config.batch_size * config.seq_len
-        speed = (step - last_step) * tokens_per_step / (now - last_time)
-        line = {"step": step, **{name: float(value) for name, value in metrics.items()}}
-        line |= {
-            "data/tokens_seen": step * tokens_per_step,
-            "perf/tokens_per_second": round(speed, 1),
-            "perf/step_time_ms": round(1000 * (now - last_time) / max(1, step - last_step), 2),
-        }
-        self._write_metrics(line)
-        if not self._console.is_terminal:
-            eta = (config.num_train_steps - step) * tokens_per_step / speed
-            health = ""
-            if "ternary/flip_rate" in line:
-                health = f"  zeros {line['ternary/zero_fraction']:.1%}  flips {line['ternary/flip_rate']:.2%}"
-            self._console.print(
-                f"step {step}/{config.num_train_steps}  loss {line['train/loss']:.4f}{health}  "
-                f"{speed:,.0f} tokens/s  {eta:.0f} s left"
-            )
-        return speed
 
     def _evaluate(self, state: TrainState, step: int) -> Evaluation:
         """Held-out loss; raises StopRequested between batches."""
-        self._report()
-        weights = with_ternary(state.params, state.ternary)
-        start = time.perf_counter()
-        found = evaluate(self._loss_function, weights, self._data.val, self._tokenizer.token_bytes, self._stop.check)
-        line = {"step": step, "val/loss": found.loss, "val/bits_per_byte": found.bits_per_byte}
-        tokens_seen = step * self._config.batch_size * self._config.seq_len
-        self._write_metrics(line | {"data/tokens_seen": tokens_seen})
-        self._console.print(f"step {step}  held-out loss {found.loss:.4f}  {found.bits_per_byte:.4f} bits per byte")
-        self._forgive(time.perf_counter() - start)
+        with self._report.pause():
+            weights = with_ternary(state.params, state.ternary)
+            token_bytes = self._tokenizer.token_bytes
+            found = evaluate(self._loss_function, weights, self._data.val, token_bytes, self._stop.check)
+            self._report.evaluation(step, found)
         return found
 
     def _sample(self, state: TrainState, step: int) -> str:
         """Write a text sample to samples.txt; its random choices depend on (seed, step) alone."""
-        if self._config.sample_tokens == 0:
+        config = self._config
+        if config.sample_tokens == 0:
             return ""
-        self._report()
-        start = time.perf_counter()
-        prompt = self._tokenizer.encode_prompt(self._config.sample_prompt)
-        sampling = Sampling(
-            max_tokens=self._config.sample_tokens, temperature=0.7, top_p=0.95, seed=self._config.seed + step
-        )
-        weights = with_ternary(state.params, state.ternary)
-        ids = []
-        for token in generate(self._model, weights, prompt, sampling, self._tokenizer.eos_id):
-            self._stop.check()
-            ids.append(token)
-        text = self._config.sample_prompt + self._tokenizer.decode(ids)
-        if is_first():
-            with self._run.samples.open("a", encoding="utf-8") as file:
-                file.write(f"=== step {step}\n{text}\n")
-        self._forgive(time.perf_counter() - start)
+        with self._report.pause():
+            prompt = self._tokenizer.encode_prompt(config.sample_prompt)
+            sampling = Sampling(max_tokens=config.sample_tokens, temperature=0.7, top_p=0.95, seed=config.seed + step)
+            weights = with_ternary(state.params, state.ternary)
+            ids = []
+            for token in generate(self._model, weights, prompt, sampling, self._tokenizer.eos_id):
+                self._stop.check()
+                ids.append(token)
+            text = config.sample_prompt + self._tokenizer.decode(ids)
+            if is_first():
+                with self._run.samples.open("a", encoding="utf-8") as file:
+                    file.write(f"=== step {step}\n{text}\n")
         return text
 
-    def _write_metrics(self, line: dict[str, Any]) -> None:
-        if is_first():
-            self._metrics.write(line)
-
-    def _forgive(self, seconds: float) -> None:
-        """Keep time spent beside training out of the training speed."""
-        step, before = self._last_log
-        self._last_log = (step, before + seconds)
-
     def _save(self, state: TrainState, evaluation: Evaluation | None) -> None:
-        self._report()  # what is not finite must not be saved
+        self._report.flush()  # what is not finite must not be saved
         step = int(state.step)
         if step == self._checkpoints.latest:
             return
@@ -416,15 +270,3 @@ class _Trainer:
 def _due(step: int, every: int, last: int) -> bool:
     """Whether something done every `every` steps is due; the last step's is done after the loop."""
     return every > 0 and step % every == 0 and step != last
-
-
-def _progress_bar(console: Console) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),  # all of it fits in 80 columns
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console, disable=not console.is_terminal)

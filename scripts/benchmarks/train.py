@@ -14,9 +14,9 @@ from benchmarks.contestants import Measured, Setup, measure
 from benchmarks.training_step import example_batch, training_step
 from rich.table import Table
 
-from jaxlm.compile_for import model_flops
 from jaxlm.export import export_artifact
 from jaxlm.model import init_params
+from jaxlm.model_flops import model_flops
 from jaxlm.spec.command_line import make_console
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.presets import preset

@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxlm.compile_for import Settings, abstract_batch, abstract_step, model_flops, resolve_model
+from jaxlm.abstract_step import abstract_batch, abstract_step
 from jaxlm.hlo_costs import hlo_costs
-from jaxlm.sharding import make_mesh
+from jaxlm.model import LanguageModel
+from jaxlm.model_flops import model_flops
+from jaxlm.sharding import MeshConfig, make_mesh
 from jaxlm.spec.names import parameters
+from jaxlm.spec.presets import preset
 
 
 def costs(function: Any, *arguments: Any) -> dict[str, Any]:
@@ -77,19 +80,16 @@ def collectives() -> dict[str, Any]:
 
 def step(loss_chunks: int) -> dict[str, Any]:
     """A training step of eight devices that split the parameters."""
-    settings = Settings(
-        topology="", preset="ternary-tiny", seq_len=64, dtype="float32", remat="none", loss_chunks=loss_chunks
-    )
-    config, mesh = resolve_model(settings), make_mesh(settings.mesh)
-    train_step, state = abstract_step(config, settings, mesh)
+    config, mesh, batch_size, seq_len = preset("ternary-tiny"), make_mesh(MeshConfig(data=1, fsdp=-1)), 8, 64
+    train_step, state = abstract_step(LanguageModel(config), mesh, loss_chunks=loss_chunks)
     with jax.set_mesh(mesh):
-        compiled = train_step.lower(state, abstract_batch(mesh, 8, settings.seq_len)).compile()
+        compiled = train_step.lower(state, abstract_batch(mesh, batch_size, seq_len)).compile()
     codes = sum(math.prod(parameter.shape) for parameter in parameters(config) if parameter.storage == "ternary")
     return dataclasses.asdict(hlo_costs(compiled.as_text() or "")) | {
-        "model_flops": model_flops(config, 8, settings.seq_len),
+        "model_flops": model_flops(config, batch_size, seq_len),
         # The backward pass computes attention's scores again.
-        "scores": 2 * settings.seq_len * 8 * settings.seq_len * config.num_layers * config.num_heads * config.head_dim,
-        "forward_flops_of_blocks": 2 * codes * 8 * settings.seq_len,
+        "scores": 2 * seq_len * batch_size * seq_len * config.num_layers * config.num_heads * config.head_dim,
+        "forward_flops_of_blocks": 2 * codes * batch_size * seq_len,
         "codes": codes,
     }
 

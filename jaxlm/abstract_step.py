@@ -1,0 +1,54 @@
+"""The training step and what it takes as shapes with shardings, to be compiled before anything is allocated."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxlm.data import Batch
+from jaxlm.model import LanguageModel
+from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from jaxlm.sharding import batch_sharding, tree_shardings
+from jaxlm.train_step import TrainState, init_state, make_train_step
+
+_DEFAULT_RECIPE = OptimizerConfig()
+
+
+def abstract_step(
+    model: LanguageModel,
+    mesh: Mesh,
+    *,
+    recipe: OptimizerConfig = _DEFAULT_RECIPE,
+    num_train_steps: int = 10**6,
+    grad_accumulation_steps: int = 1,
+    loss_chunks: int = 0,
+) -> tuple[jax.stages.Wrapped, TrainState]:
+    """The training step (see `make_train_step`), and its state. What a step costs does not depend on their number."""
+    optimizer = make_optimizer(recipe, num_train_steps)
+    state = jax.eval_shape(lambda: init_state(model.config, optimizer, 0))
+    shardings = tree_shardings(mesh, state)
+    step = make_train_step(
+        model,
+        optimizer,
+        learning_rate_schedule(recipe, num_train_steps),
+        grad_accumulation_steps,
+        loss_chunks=loss_chunks,
+        # The numbers of a step are read by every process.
+        out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
+    )
+    return step, jax.tree.map(_placed, state, shardings)
+
+
+def abstract_batch(mesh: Mesh, batch_size: int, seq_len: int) -> Batch:
+    """A batch `[B, L]` as shapes with shardings."""
+    kinds = dict.fromkeys(("inputs", "targets", "positions", "segment_ids"), jnp.int32) | {"loss_mask": jnp.bool_}
+    sharding = batch_sharding(mesh)
+    batch: Any = {
+        name: jax.ShapeDtypeStruct((batch_size, seq_len), kind, sharding=sharding) for name, kind in kinds.items()
+    }
+    return batch
+
+
+def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

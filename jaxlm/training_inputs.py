@@ -1,0 +1,120 @@
+"""All that a run needs, opened before it writes a file: what may be refused is refused here."""
+
+import contextlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import grain
+from jax.sharding import Mesh
+from rich.console import Console
+
+from jaxlm.data import Batch, host_batches
+from jaxlm.distributed import is_first
+from jaxlm.evaluate import Evaluation, unigram_evaluation
+from jaxlm.load import artifact_params
+from jaxlm.optimizer import learning_rate_schedule
+from jaxlm.run_directory import RunDirectory, open_run
+from jaxlm.sharding import batch_share, check_batch, check_model, make_mesh
+from jaxlm.spec.config import ModelConfig
+from jaxlm.spec.manifest import verify_manifest
+from jaxlm.spec.names import parameters
+from jaxlm.spec.open_model import open_model
+from jaxlm.spec.sampling import check_prompt
+from jaxlm.stop_request import StopRequest
+from jaxlm.ternary_linear import Params
+from jaxlm.train_config import TrainConfig, resolve_model
+from shared_tokenizer.data_sets import DataSets
+from shared_tokenizer.shards import TokenShards
+from shared_tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Batches of both splits."""
+
+    fingerprint: str
+    """sha256 of what the shard sets say they hold."""
+    train: grain.DatasetIterator[Batch]
+    """Endless; this process's share of each batch."""
+    val: list[Batch]
+    """Whole micro-batches, the same on every process."""
+    unigram: Evaluation
+    """Of the held-out batches under the training tokens' frequencies."""
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """What a run works with."""
+
+    config: TrainConfig
+    model_config: ModelConfig
+    tokenizer: Tokenizer
+    data: TrainingData
+    initial: Params | None
+    """The weights of `init_from`; None to start fresh."""
+    run: RunDirectory
+    mesh: Mesh
+    stop: StopRequest
+
+
+def open_sets(config: TrainConfig) -> DataSets:
+    """The shard sets of a run; raises ValueError where they are damaged, empty or do not go together."""
+    return DataSets.open(
+        [Path(directory) for directory in config.data_dir],
+        config.seq_len,
+        packing=config.packing,
+        document_mask=config.document_mask,
+        verify=verify_manifest if config.verify_data else lambda directory: None,
+    )
+
+
+def open_inputs(config: TrainConfig, sets: DataSets, console: Console, stack: contextlib.ExitStack) -> TrainingInputs:
+    """Open all that a run of chosen sizes needs, until `stack` is closed.
+
+    Raises ValueError on settings, data or a run directory that do not fit, before any file is written.
+    """
+    mesh = make_mesh(config.mesh)
+    check_batch(mesh, config.sequences_per_step, config.grad_accumulation_steps)
+    tokenizer = sets.tokenizer
+    model_config = resolve_model(config, tokenizer)
+    check_model(mesh, model_config)
+    learning_rate_schedule(config.optimizer, config.num_train_steps)
+    stop = stack.enter_context(StopRequest())
+    if config.sample_tokens:
+        prompt = tokenizer.encode_prompt(config.sample_prompt)
+        check_prompt(prompt, model_config.vocab_size, model_config.max_seq_len)
+    for line in sets.packing_reports():
+        console.print(line)
+    data = _open_data(config, model_config, sets, mesh)
+    initial = None if config.init_from is None else _initial_params(config, config.init_from, model_config)
+    # One process writes, and holds the lock.
+    opened = open_run(config, asdict(model_config)) if is_first() else None
+    run = RunDirectory(Path(config.output_dir)) if opened is None else stack.enter_context(opened)
+    return TrainingInputs(config, model_config, tokenizer, data, initial, run, mesh, stop)
+
+
+def _open_data(config: TrainConfig, model_config: ModelConfig, sets: DataSets, mesh: Mesh) -> TrainingData:
+    batch_size, parts = config.sequences_per_step, config.grad_accumulation_steps
+    # As large as a micro-batch, so that evaluation fits where training does.
+    val = sets.evaluation_batches(batch_size // parts, config.eval_batches * parts)
+    tokens = [TokenShards.open(directory, "train") for directory in sets.directories]
+    return TrainingData(
+        fingerprint=sets.fingerprint,
+        train=iter(host_batches(sets, batch_size, config.seed, config.data_weights or None, batch_share(mesh))),
+        val=val,
+        unigram=unigram_evaluation(tokens, model_config.vocab_size, val, sets.tokenizer.token_bytes),
+    )
+
+
+def _initial_params(config: TrainConfig, init_from: str, model_config: ModelConfig) -> Params:
+    """The latent weights of a model of the same shape."""
+    artifact = open_model(Path(init_from))
+    if artifact.kind != "latent":
+        raise ValueError(f"init_from: {init_from} is packed and holds no latent weights; name a latent artifact")
+    shapes = [{parameter.name: parameter.shape for parameter in parameters(c)} for c in (artifact.config, model_config)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"init_from: {init_from} is a model of another shape than preset {config.preset!r} with "
+            f"{config.model or 'no changes'}"
+        )
+    return artifact_params(artifact)

@@ -1,0 +1,129 @@
+"""What a run says while it trains: progress on the terminal and lines of metrics.jsonl, as long as its numbers are
+finite.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxlm.distributed import is_first
+from jaxlm.evaluate import Evaluation
+from jaxlm.run_directory import MetricsLog, RunDirectory
+from jaxlm.train_config import TrainConfig
+
+
+class TrainingReport:
+    """Reads the numbers of each step while the device works on the next, and reports them.
+
+    `last_checkpoint` gives the step of the newest checkpoint, for the message of a run that has diverged.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: RunDirectory,
+        first_step: int,
+        last_checkpoint: Callable[[], int | None],
+        console: Console,
+    ):
+        self._config, self._console, self._last_checkpoint = config, console, last_checkpoint
+        self._metrics = MetricsLog(run.metrics, first_step) if is_first() else None
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._last_log = (first_step, 0.0)  # step and time of the last line
+        self._progress = _progress_bar(console)
+        self._task = self._progress.add_task(
+            "training", total=config.num_train_steps, completed=first_step, loss="", speed=""
+        )
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """While entered, time counts as training and the progress bar is shown."""
+        self._last_log = (self._last_log[0], time.perf_counter())
+        with self._progress:
+            yield
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Read what is pending, then keep the time spent inside out of the training speed."""
+        self.flush()
+        start = time.perf_counter()
+        yield
+        step, before = self._last_log
+        self._last_log = (step, before + time.perf_counter() - start)
+
+    def step(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Report the step before; this one's numbers wait until its device has them."""
+        self.flush()
+        self._pending = (step, metrics)
+
+    def flush(self) -> None:
+        """Report the step whose numbers wait; raises FloatingPointError where they are not finite."""
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        for name in ("train/loss", "train/grad_norm", "train/param_norm"):
+            if not math.isfinite(value := float(metrics[name])):
+                raise FloatingPointError(
+                    f"step {step}: {name} is {value}; the last checkpoint is of step {self._last_checkpoint()}. "
+                    "Lower optimizer.learning_rate and start a new run"
+                )
+        shown: dict[str, Any] = {"loss": f"loss {float(metrics['train/loss']):.4f}"}
+        if self._is_log_step(step):
+            shown["speed"] = f"{self._log(step, metrics):,.0f} tokens/s"
+        self._progress.update(self._task, completed=step, **shown)
+
+    def evaluation(self, step: int, found: Evaluation) -> None:
+        """Report the held-out loss."""
+        line = {"step": step, "val/loss": found.loss, "val/bits_per_byte": found.bits_per_byte}
+        self._write(line | {"data/tokens_seen": step * self._config.tokens_per_step})
+        self._console.print(f"step {step}  held-out loss {found.loss:.4f}  {found.bits_per_byte:.4f} bits per byte")
+
+    def _is_log_step(self, step: int) -> bool:
+        return step == 1 or step % self._config.log_every_steps == 0 or step == self._config.num_train_steps
+
+    def _log(self, step: int, metrics: dict[str, jax.Array]) -> float:
+        """Write a line, and return the tokens per second since the last."""
+        config = self._config
+        last_step, last_time = self._last_log
+        now = time.perf_counter()
+        self._last_log = (step, now)
+        speed = (step - last_step) * config.tokens_per_step / (now - last_time)
+        line = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+        line |= {
+            "data/tokens_seen": step * config.tokens_per_step,
+            "perf/tokens_per_second": round(speed, 1),
+            "perf/step_time_ms": round(1000 * (now - last_time) / max(1, step - last_step), 2),
+        }
+        self._write(line)
+        if not self._console.is_terminal:
+            eta = (config.num_train_steps - step) * config.tokens_per_step / speed
+            health = ""
+            if "ternary/flip_rate" in line:
+                health = f"  zeros {line['ternary/zero_fraction']:.1%}  flips {line['ternary/flip_rate']:.2%}"
+            self._console.print(
+                f"step {step}/{config.num_train_steps}  loss {line['train/loss']:.4f}{health}  "
+                f"{speed:,.0f} tokens/s  {eta:.0f} s left"
+            )
+        return speed
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._metrics is not None:
+            self._metrics.write(line)
+
+
+def _progress_bar(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),  # all of it fits in 80 columns
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, disable=not console.is_terminal)

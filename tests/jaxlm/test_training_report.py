@@ -1,0 +1,71 @@
+import json
+
+import jax.numpy as jnp
+import pytest
+from rich.console import Console
+
+from jaxlm.evaluate import Evaluation
+from jaxlm.run_directory import RunDirectory
+from jaxlm.train_config import TrainConfig
+from jaxlm.training_report import TrainingReport
+
+
+@pytest.fixture
+def report(tmp_path):
+    config = TrainConfig(
+        output_dir=str(tmp_path), data_dir=["data"], num_train_steps=9, log_every_steps=4, batch_size=2, seq_len=8
+    )
+    return TrainingReport(config, RunDirectory(tmp_path), 0, lambda: 3, Console(quiet=True))
+
+
+def numbers(loss: float, grad_norm: float = 1.0):
+    return {
+        "train/loss": jnp.float32(loss),
+        "train/grad_norm": jnp.float32(grad_norm),
+        "train/param_norm": jnp.float32(1),
+    }
+
+
+def lines(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_first_every_fourth_and_the_last_step_are_logged(report, tmp_path):
+    with report.training():
+        for step in range(1, 10):
+            report.step(step, numbers(10 - step))
+            # A step is reported when the next one is under way.
+            assert not any(line["step"] == step for line in lines(tmp_path))
+        report.flush()
+    found = lines(tmp_path)
+    assert [(line["step"], line["train/loss"], line["data/tokens_seen"]) for line in found] == [
+        (1, 9, 16),
+        (4, 6, 64),
+        (8, 2, 128),
+        (9, 1, 144),
+    ]
+    assert all(line["perf/tokens_per_second"] > 0 for line in found)
+
+
+def test_what_is_done_beside_training_is_no_training_time(report, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    with report.training():
+        now[0] = 1.0
+        report.step(1, numbers(2))
+        with report.pause():
+            now[0] = 100.0
+            report.evaluation(1, Evaluation(nats=6, tokens=2, text_bytes=4))
+        now[0] = 104.0
+        report.step(4, numbers(1))
+        report.flush()
+    first, second = lines(tmp_path)
+    assert (first["val/loss"], first["perf/step_time_ms"]) == (3, 1000)
+    assert second["perf/step_time_ms"] == pytest.approx(4000 / 3, abs=0.01)
+
+
+@pytest.mark.parametrize("values", [numbers(float("nan")), numbers(1, float("inf"))])
+def test_numbers_that_are_not_finite_end_the_run(report, values):
+    report.step(5, values)
+    with pytest.raises(FloatingPointError, match=r"step 5: train/\w+ is (nan|inf); the last checkpoint is of step 3"):
+        report.flush()

@@ -21,11 +21,12 @@ from jaxlm.chips import GIB, Chip, chip_of
 from jaxlm.data import Batch
 from jaxlm.hlo_costs import Costs, hlo_costs
 from jaxlm.model import LanguageModel, Remat
-from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from jaxlm.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.sharding import MeshConfig, batch_sharding, check_batch, make_mesh, tree_shardings
 from jaxlm.spec.config import ModelConfig, config_from_dict
 from jaxlm.spec.names import parameters
 from jaxlm.spec.presets import preset
+from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.train_step import TrainState, init_state, make_train_step
 
 # What the compiler keeps for the system: it grants 15.75 GiB of the 16 of a v5e.

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from jaxlm.distributed import DistributedConfig
 from jaxlm.model import Remat
-from jaxlm.optimizer import OptimizerConfig
 from jaxlm.sharding import MeshConfig
 from jaxlm.spec.config import ModelConfig, config_from_dict
 from jaxlm.spec.presets import nearest_preset, preset
+from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.spec.sampling import LARGEST_SEED
 from shared_tokenizer.batches import Packing
 from shared_tokenizer.tokenizer import Tokenizer

@@ -19,10 +19,8 @@ from jaxlm.evaluate import Evaluation, evaluate, make_loss_function
 from jaxlm.export import export_artifact
 from jaxlm.generate import generate
 from jaxlm.host_allocator import keep_freed_memory
-from jaxlm.metrics import coverage_table, plot_losses
 from jaxlm.model import LanguageModel
 from jaxlm.optimizer import learning_rate_schedule, make_optimizer
-from jaxlm.run_directory import read_metrics
 from jaxlm.sharding import (
     batch_sharding,
     batch_ways,
@@ -33,13 +31,15 @@ from jaxlm.sharding import (
 )
 from jaxlm.spec.command_line import make_console
 from jaxlm.spec.manifest import sealed_directory
+from jaxlm.spec.run.metrics_log import read_metrics
+from jaxlm.spec.run.stop_request import StopRequested
+from jaxlm.spec.run.summary import coverage_table, plot_losses
+from jaxlm.spec.run.training_report import TrainingReport
 from jaxlm.spec.sampling import Sampling
-from jaxlm.stop_request import StopRequested
 from jaxlm.ternary_linear import Params, TernaryWeight, quantize_params, with_ternary
 from jaxlm.train_config import TrainConfig, activation_dtype
 from jaxlm.train_step import TrainState, init_state, make_train_step
 from jaxlm.training_inputs import TrainingInputs, open_inputs
-from jaxlm.training_report import TrainingReport
 
 Result = TypeVar("Result")
 
@@ -133,7 +133,11 @@ class _Trainer:
             params, self._initial = place(self._initial, shardings.params), None
             state = state.replace(params=params, ternary=self._ternary(params))
         self._report = TrainingReport(
-            self._config, self._run, int(state.step), lambda: self._checkpoints.latest, self._console
+            self._config,
+            self._run.metrics if is_first() else None,
+            int(state.step),
+            lambda: self._checkpoints.latest,
+            self._console,
         )
         self._state = state
         return state
@@ -207,7 +211,7 @@ class _Trainer:
             weights = with_ternary(state.params, state.ternary)
             token_bytes = self._tokenizer.token_bytes
             found = evaluate(self._loss_function, weights, self._data.val, token_bytes, self._stop.check)
-            self._report.evaluation(step, found)
+            self._report.evaluation(step, found.loss, found.bits_per_byte)
         return found
 
     def _sample(self, state: TrainState, step: int) -> str:

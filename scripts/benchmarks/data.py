@@ -20,9 +20,10 @@ import tokenizers
 
 from jaxlm.data import Batch, host_batches
 from jaxlm.model import LanguageModel
-from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from jaxlm.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.spec.command_line import make_console
 from jaxlm.spec.presets import preset
+from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.train_config import TrainConfig
 from jaxlm.train_step import init_state, make_train_step
 from shared_tokenizer.data_sets import DataSets

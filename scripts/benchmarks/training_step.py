@@ -8,8 +8,9 @@ import numpy as np
 
 from jaxlm.host_allocator import keep_freed_memory
 from jaxlm.model import LanguageModel, Remat
-from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from jaxlm.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.spec.config import ModelConfig
+from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.train_config import TrainConfig
 from jaxlm.train_step import init_state, make_train_step
 from shared_tokenizer.examples import Example

@@ -8,7 +8,8 @@ import pytest
 
 from jaxlm.data import Batch
 from jaxlm.model import LanguageModel
-from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from jaxlm.optimizer import learning_rate_schedule, make_optimizer
+from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.ternary_linear import quantize_params
 from jaxlm.train_step import init_state, make_train_step
 from shared_tokenizer.examples import to_example

@@ -4,8 +4,9 @@ import math
 import jax
 import pytest
 
-from jaxlm.optimizer import OptimizerConfig, make_optimizer
+from jaxlm.optimizer import make_optimizer
 from jaxlm.spec.presets import preset
+from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.train_step import init_state
 from jaxlm.training_memory import training_memory
 

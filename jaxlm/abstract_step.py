@@ -8,8 +8,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.data import Batch
 from jaxlm.model import LanguageModel
-from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from jaxlm.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.sharding import batch_sharding, tree_shardings
+from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.train_step import TrainState, init_state, make_train_step
 
 _DEFAULT_RECIPE = OptimizerConfig()
@@ -26,7 +27,7 @@ def abstract_step(
 ) -> tuple[jax.stages.Wrapped, TrainState]:
     """The training step (see `make_train_step`), and its state. What a step costs does not depend on their number."""
     optimizer = make_optimizer(recipe, num_train_steps)
-    state = jax.eval_shape(lambda: init_state(model.config, optimizer, 0))
+    state = jax.eval_shape(lambda: init_state(model, optimizer, 0))
     shardings = tree_shardings(mesh, state)
     step = make_train_step(
         model,

@@ -15,15 +15,15 @@ from jax.sharding import Mesh
 from jaxlm.abstract_step import abstract_batch, abstract_step
 from jaxlm.device_memory import GIB, bytes_per_device, compiled_memory, free_bytes
 from jaxlm.distributed import least_of_all
-from jaxlm.model import LanguageModel
 from jaxlm.model_flops import model_flops
 from jaxlm.new_model import TOKENS_PER_PARAMETER
-from jaxlm.run_directory import is_run_directory, read_config
+from jaxlm.run_directory import read_config
 from jaxlm.sharding import check_batch, check_model, make_mesh
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.names import parameter_count
 from jaxlm.spec.presets import PRESETS
-from jaxlm.train_config import TrainConfig, activation_dtype, resolve_model
+from jaxlm.spec.run.run_directory import is_run_directory
+from jaxlm.train_config import TrainConfig, resolve_model, training_model
 from shared_tokenizer.data_sets import DataSets
 from shared_tokenizer.tokenizer import Tokenizer
 
@@ -216,7 +216,7 @@ def _choose_batch(config: TrainConfig, model: ModelConfig, examples: int, device
 def _step_bytes(config: TrainConfig, model: ModelConfig, device: Device) -> float:
     """What the compiled step needs of each device; infinite where the compiler turns it down."""
     step, state = abstract_step(
-        LanguageModel(model, activation_dtype(config.dtype), config.unroll_layers, config.remat),
+        training_model(config, model, device.mesh.devices.flat[0]),
         device.mesh,
         recipe=config.optimizer,
         num_train_steps=config.num_train_steps,

@@ -58,6 +58,8 @@ class Settings:
     remat: Remat = "products"
     """What the backward pass finds kept of each block: none, everything; products, what linear layers take and give;
     ternary, what ternary linears take; blocks, their input alone."""
+    attention: Literal["xla", "splash"] = "xla"
+    """What computes attention: xla, by blocks; splash, the kernel for TPUs."""
     loss_chunks: int = 0
     """Chunks of the sequence that the loss is computed in; 0 takes as few as keep the logits small."""
     find_smallest: bool = False
@@ -132,7 +134,7 @@ def compile_for(settings: Settings) -> Report:
     batch_size = ways if settings.batch_size is None else settings.batch_size
     check_batch(mesh, batch_size, settings.grad_accumulation_steps)
     step, state = abstract_step(
-        LanguageModel(config, jnp.dtype(settings.dtype), settings.unroll_layers, settings.remat),
+        LanguageModel(config, jnp.dtype(settings.dtype), settings.unroll_layers, settings.remat, settings.attention),
         mesh,
         grad_accumulation_steps=settings.grad_accumulation_steps,
         loss_chunks=settings.loss_chunks,

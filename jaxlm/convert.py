@@ -21,7 +21,6 @@ from jaxlm.compare import (
 )
 from jaxlm.export import stored_tensor_reader
 from jaxlm.load import ArtifactLeaves, artifact_params, load_model
-from jaxlm.run_directory import RunDirectory, is_run_directory
 from jaxlm.spec.artifact import Artifact, load_artifact, write_artifact
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.formats.dequantized import write_dequantized
@@ -30,6 +29,7 @@ from jaxlm.spec.formats.mlx import mlx_tensors, needs_model_file, open_mlx, writ
 from jaxlm.spec.manifest import sealed_directory
 from jaxlm.spec.model_files import open_tensors
 from jaxlm.spec.names import Kind, stored_tensors
+from jaxlm.spec.run.run_directory import RunDirectory, is_run_directory
 from shared_tokenizer.gguf_metadata import gguf_tokenizer_metadata
 from shared_tokenizer.load import has_tokenizer
 from shared_tokenizer.tokenizer import Tokenizer

@@ -13,11 +13,12 @@ from flax.traverse_util import unflatten_dict
 from jaxlm.checkpoint import restore_params
 from jaxlm.layers import QuantizedRows
 from jaxlm.model import LanguageModel, init_params
-from jaxlm.run_directory import RunDirectory, is_run_directory, read_config
+from jaxlm.run_directory import read_config
 from jaxlm.spec.artifact import Artifact
 from jaxlm.spec.config import ModelConfig, config_from_dict
 from jaxlm.spec.names import Parameter, parameters, scale_name
 from jaxlm.spec.open_model import open_model
+from jaxlm.spec.run.run_directory import RunDirectory, is_run_directory
 from jaxlm.spec.ternary import unpack
 from jaxlm.ternary_linear import Params, TernaryWeight
 from shared_tokenizer.load import find_tokenizer, load_tokenizer

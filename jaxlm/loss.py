@@ -100,7 +100,8 @@ def _forward(model, head, hidden, targets, mask):
 def _backward(model, residuals, dloss):
     dhead, dhidden, targets, mask = residuals
     dhead = jax.tree.map(lambda d: d if d.dtype == jax.dtypes.float0 else d * dloss, dhead)
-    return dhead, dhidden * dloss.astype(dhidden.dtype), _no_gradient(targets), _no_gradient(mask)
+    # Multiplied in float32: a loss scale is beyond float16.
+    return dhead, (dhidden * dloss).astype(dhidden.dtype), _no_gradient(targets), _no_gradient(mask)
 
 
 def _no_gradient(integers: Any) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Causal attention within segments by jax's splash kernel for TPUs (jax.experimental.pallas.ops.tpu)."""
 
-
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash

@@ -5,19 +5,21 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 
+from jaxlm.attention import AttentionKernel, choose_kernel
 from jaxlm.distributed import DistributedConfig
-from jaxlm.model import Remat
-from jaxlm.optimizer import OptimizerConfig
+from jaxlm.model import LanguageModel, Remat
 from jaxlm.sharding import MeshConfig
 from jaxlm.spec.config import ModelConfig, config_from_dict
 from jaxlm.spec.presets import nearest_preset, preset
+from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.spec.sampling import LARGEST_SEED
 from shared_tokenizer.batches import Packing
 from shared_tokenizer.tokenizer import Tokenizer
 
+# NVIDIA's compute capability from which on there is bfloat16.
+BFLOAT16_CAPABILITY = 8.0
 # What may change when a run is resumed: nothing in it touches a weight.
 RESUMABLE_CHANGES = {
     "output_dir",
@@ -72,8 +74,12 @@ class TrainConfig:
     """Micro-batches that a batch is split into; the result is that of the whole batch."""
     seq_len: int = 256
     """Tokens per sequence."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of activations over float32 weights; auto is float32 on CPU and bfloat16 elsewhere."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of activations over float32 weights; auto is float32 on CPU, float16 with a dynamic loss scale on
+    NVIDIA chips older than Ampere, bfloat16 elsewhere."""
+    attention: AttentionKernel | Literal["auto"] = "auto"
+    """What computes attention: xla, by blocks, anywhere; cudnn, on NVIDIA; splash, on TPUs; auto is cudnn where it
+    runs, else xla."""
     unroll_layers: bool = False
     """Compile the layers one after another instead of as a loop: slower to compile, sometimes faster to run."""
     remat: Remat = "products"
@@ -204,8 +210,26 @@ def model_flags(config: ModelConfig) -> list[str]:
     return flags
 
 
-def activation_dtype(name: str) -> Any:
-    """The jax dtype that a `dtype` setting means on this device."""
-    if name == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    return jnp.dtype(name)
+def training_model(config: TrainConfig, model: ModelConfig, device: Any) -> LanguageModel:
+    """The model as it is trained on such a device. Raises ValueError where the device cannot do what was asked for."""
+    dtype = activation_dtype(config.dtype, device)
+    kernel = choose_kernel(config.attention, dtype, model.head_dim, device) if model.has_attention else "xla"
+    return LanguageModel(model, dtype, config.unroll_layers, config.remat, kernel)
+
+
+def describe_model(model: LanguageModel) -> str:
+    """A line on how a model is computed."""
+    scaled = ", the loss scaled dynamically" if model.dtype == jnp.float16 else ""
+    attention = f", attention by {model.attention}" if model.config.has_attention else ""
+    return f"activations in {jnp.dtype(model.dtype).name}{scaled}{attention}, of each block kept: {model.remat}"
+
+
+def activation_dtype(name: str, device: Any) -> Any:
+    """The jax dtype that a `dtype` setting means on a device."""
+    if name != "auto":
+        return jnp.dtype(name)
+    if device.platform == "cpu":
+        return jnp.dtype("float32")
+    # A property of NVIDIA's devices alone; Ampere, the first with bfloat16, is 8.0.
+    has_bfloat16 = float(getattr(device, "compute_capability", BFLOAT16_CAPABILITY)) >= BFLOAT16_CAPABILITY
+    return jnp.dtype("bfloat16" if has_bfloat16 else "float16")

@@ -21,10 +21,7 @@ from jaxlm.evaluate import Evaluation, evaluate, make_loss_function
 from jaxlm.export import export_artifact
 from jaxlm.generate import generate
 from jaxlm.host_allocator import keep_freed_memory
-from jaxlm.metrics import coverage_table, plot_losses
-from jaxlm.model import LanguageModel
 from jaxlm.optimizer import make_optimizer
-from jaxlm.run_directory import read_metrics
 from jaxlm.sharding import (
     batch_sharding,
     batch_ways,
@@ -34,13 +31,15 @@ from jaxlm.sharding import (
 )
 from jaxlm.spec.command_line import make_console
 from jaxlm.spec.manifest import sealed_directory
+from jaxlm.spec.run.metrics_log import read_metrics
+from jaxlm.spec.run.stop_request import StopRequested
+from jaxlm.spec.run.summary import coverage_table, plot_losses
+from jaxlm.spec.run.training_report import TrainingReport
 from jaxlm.spec.sampling import Sampling
-from jaxlm.stop_request import StopRequested
 from jaxlm.ternary_linear import Params, TernaryWeight, quantize_params, with_ternary
-from jaxlm.train_config import TrainConfig, activation_dtype
+from jaxlm.train_config import TrainConfig, describe_model, training_model
 from jaxlm.train_step import TrainState, init_state
 from jaxlm.training_inputs import TrainingInputs, open_inputs, open_sets
-from jaxlm.training_report import TrainingReport
 
 Result = TypeVar("Result")
 
@@ -69,8 +68,7 @@ class _Trainer:
         self._config, self._model_config, self._mesh = config, model_config, mesh
         self._tokenizer, self._data, self._initial = inputs.tokenizer, inputs.data, inputs.initial
         self._run, self._stop, self._console = inputs.run, SharedStop(inputs.stop), console
-        dtype = activation_dtype(config.dtype)
-        self._model = LanguageModel(model_config, dtype, config.unroll_layers, config.remat)
+        self._model = training_model(config, model_config, mesh.devices.flat[0])
         self._iterator = inputs.data.train
         self._state: TrainState | None = None  # of the last whole step
 
@@ -96,6 +94,7 @@ class _Trainer:
                 self._tokenizer.save(directory)
         self._console.print(coverage_table(self._model_config))
         self._console.print(describe_mesh(self._mesh))
+        self._console.print(describe_model(self._model))
         try:
             state = self._start()
             step_function, self._loss_function = self._compile(state)
@@ -129,18 +128,22 @@ class _Trainer:
         check_state_fits(shapes, jax.local_devices()[0])
         optimizer = make_optimizer(config.optimizer, config.num_train_steps)
         # Made where it will live: no device ever holds more than its part.
-        initialise = jax.jit(lambda: init_state(self._model_config, optimizer, config.seed), out_shardings=shardings)
+        initialise = jax.jit(lambda: init_state(self._model, optimizer, config.seed), out_shardings=shardings)
         state = self._watch(lambda: jax.block_until_ready(initialise()))
-        restored = self._checkpoints.restore_latest(state.params, state.opt_state, self._iterator)
+        restored = self._checkpoints.restore_latest(state.params, state.optimizer_memory(), self._iterator)
         if restored is not None:
             self._console.print(f"resuming after step {restored.step}")
             step = place(np.int32(restored.step), shardings.step)
-            state = TrainState(step, restored.params, restored.opt_state, self._ternary(restored.params))
+            state = state.restored(step, restored.params, restored.opt_state, self._ternary(restored.params))
         elif self._initial is not None:
             params, self._initial = place(self._initial, shardings.params), None
             state = state.replace(params=params, ternary=self._ternary(params))
         self._report = TrainingReport(
-            config, self._run, int(state.step), lambda: self._checkpoints.latest, self._console
+            config,
+            self._run.metrics if is_first() else None,
+            int(state.step),
+            lambda: self._checkpoints.latest,
+            self._console,
         )
         self._state = state
         return state
@@ -208,7 +211,7 @@ class _Trainer:
             weights = with_ternary(state.params, state.ternary)
             token_bytes = self._tokenizer.token_bytes
             found = evaluate(self._loss_function, weights, self._data.val, token_bytes, self._stop.check)
-            self._report.evaluation(step, found)
+            self._report.evaluation(step, found.loss, found.bits_per_byte)
         return found
 
     def _sample(self, state: TrainState, step: int) -> str:
@@ -236,7 +239,7 @@ class _Trainer:
         if step == self._checkpoints.latest:
             return
         loss = None if evaluation is None else evaluation.loss
-        self._checkpoints.save(step, state.params, state.opt_state, self._iterator, loss)
+        self._checkpoints.save(step, state.params, state.optimizer_memory(), self._iterator, loss)
 
     def _finish(self, state: TrainState, evaluation: Evaluation) -> None:
         say = self._console.print

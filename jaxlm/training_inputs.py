@@ -13,14 +13,15 @@ from jaxlm.distributed import is_first
 from jaxlm.evaluate import Evaluation, unigram_evaluation
 from jaxlm.load import artifact_params
 from jaxlm.optimizer import learning_rate_schedule
-from jaxlm.run_directory import RunDirectory, open_run
+from jaxlm.run_directory import open_run
 from jaxlm.sharding import batch_share, check_batch, check_model, make_mesh
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.manifest import verify_manifest
 from jaxlm.spec.names import parameters
 from jaxlm.spec.open_model import open_model
+from jaxlm.spec.run.run_directory import RunDirectory
+from jaxlm.spec.run.stop_request import StopRequest
 from jaxlm.spec.sampling import check_prompt
-from jaxlm.stop_request import StopRequest
 from jaxlm.ternary_linear import Params
 from jaxlm.train_config import TrainConfig, resolve_model
 from shared_tokenizer.data_sets import DataSets

@@ -6,16 +6,19 @@ import mlx.core as mx
 
 from jaxlm.spec.formats.mlx import module_tensors
 from jaxlm.spec.open_model import open_model
+from mlxlm.adapters import load_adapters
 from mlxlm.model import LanguageModel, held_form
 from shared_tokenizer.load import find_tokenizer
 from shared_tokenizer.tokenizer import Tokenizer
 
 
-def load_model(path: str | Path, *, verify: bool = True) -> tuple[LanguageModel, Tokenizer | None]:
+def load_model(
+    path: str | Path, *, verify: bool = True, adapter_path: str | Path | None = None
+) -> tuple[LanguageModel, Tokenizer | None]:
     """Model and tokenizer (None where there is none) of what `open_model` opens.
 
-    `model(mx.array(ids))` gives logits. Ternary weights are packed to 2 bits, whichever way they are stored. Raises
-    ValueError naming what is wrong with it.
+    `model(mx.array(ids))` gives logits. Ternary weights are packed to 2 bits, whichever way they are stored. The
+    adapters of `adapter_path` are put beside them. Raises ValueError naming what is wrong with either.
     """
     path = Path(path)
     artifact = open_model(path, verify=verify)
@@ -27,5 +30,8 @@ def load_model(path: str | Path, *, verify: bool = True) -> tuple[LanguageModel,
         weights |= held_form(modules, tensor.stored.name, mx.array(tensor.encode(artifact.tensors[tensor.name])))
     model.load_weights(list(weights.items()))
     mx.eval(model.parameters())
+    if adapter_path is not None:
+        load_adapters(model, Path(adapter_path), verify=verify)
+    model.eval()
     tokenizer = find_tokenizer(path, artifact.tokenizer_metadata)
     return model, tokenizer

@@ -79,10 +79,10 @@ def find_config(directory: Path) -> Path:
 
 def read_config(directory: Path) -> dict[str, Any]:
     """The config.json of a model directory. Raises ValueError where it is no JSON object."""
-    return _read_json_object(find_config(directory))
+    return read_json_object(find_config(directory))
 
 
-def _read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -102,7 +102,7 @@ def open_tensors(directory: Path) -> ModelTensors:
             raise ValueError(_no_weights(directory))
         return ModelTensors(directory, [TensorFile(directory / WEIGHTS)])
     index = directory / INDEX
-    weight_map = _read_json_object(index).get("weight_map")
+    weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise ValueError(f"{index}: expected JSON with a 'weight_map' of tensor names to files")
     shards = sorted(set(weight_map.values()))

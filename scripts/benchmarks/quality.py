@@ -11,11 +11,12 @@ from rich.table import Table
 from jaxlm.data import Batch, host_batches
 from jaxlm.evaluate import Evaluation, evaluate, make_loss_function
 from jaxlm.model import LanguageModel
-from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from jaxlm.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.spec.command_line import make_console
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.names import parameter_count, tensor_bytes
 from jaxlm.spec.presets import preset
+from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.spec.sampling import LARGEST_SEED
 from jaxlm.ternary_linear import with_ternary
 from jaxlm.train_config import TrainConfig
@@ -69,7 +70,7 @@ class Contestant:
         optimizer = replace(settings.optimizer, learning_rate=learning_rate)
         transformation = make_optimizer(optimizer, settings.num_train_steps)
         schedule = learning_rate_schedule(optimizer, settings.num_train_steps)
-        self._state = jax.jit(lambda: init_state(config, transformation, settings.seed))()
+        self._state = jax.jit(lambda: init_state(self._model, transformation, settings.seed))()
         self._step = make_train_step(self._model, transformation, schedule, 1)
         self.seconds = 0.0
 

@@ -8,8 +8,9 @@ import numpy as np
 
 from jaxlm.host_allocator import keep_freed_memory
 from jaxlm.model import LanguageModel, Remat
-from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from jaxlm.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.spec.config import ModelConfig
+from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.train_config import TrainConfig
 from jaxlm.train_step import init_state, make_train_step
 from shared_tokenizer.examples import Example
@@ -36,9 +37,10 @@ def compiled_step(
     keep_freed_memory()
     recipe = OptimizerConfig()
     optimizer, schedule = make_optimizer(recipe, 10**6), learning_rate_schedule(recipe, 10**6)
-    state = jax.jit(lambda: init_state(config, optimizer, 0))()
+    model = LanguageModel(config, remat=remat)
+    state = jax.jit(lambda: init_state(model, optimizer, 0))()
     batch = example_batch(config.vocab_size, batch_size, seq_len)
-    step = make_train_step(LanguageModel(config, remat=remat), optimizer, schedule, 1)
+    step = make_train_step(model, optimizer, schedule, 1)
     return step.lower(state, batch).compile(), state, batch
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from jaxlm.load import load_model
-from jaxlm.run_directory import read_metrics
 from jaxlm.spec.manifest import verify_manifest
+from jaxlm.spec.run.metrics_log import read_metrics
 from tests.conftest import prepare_texts
 from tests.integration.test_bad_input import assert_refused
 from tests.integration.test_stop_and_resume import ROOT, SHAPE, flags, run

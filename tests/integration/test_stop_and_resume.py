@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from jaxlm.load import load_model
-from jaxlm.run_directory import read_metrics
 from jaxlm.spec.manifest import verify_manifest
+from jaxlm.spec.run.metrics_log import read_metrics
 from tests.conftest import prepare_texts
 
 ROOT = Path(__file__).parent.parent.parent

@@ -12,8 +12,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.checkpoint import Checkpoints, restore_params
 from jaxlm.model import LanguageModel
-from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from jaxlm.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.sharding import MeshConfig, batch_sharding, global_batch, make_mesh, place, tree_shardings
+from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.ternary_linear import ternarize_weight, ternary_linear
 from jaxlm.train_step import init_state, make_train_step
 from tests.conftest import TINY, VARIANTS
@@ -39,7 +40,7 @@ def mesh_of(name):
 @functools.cache
 def fresh_state(model):
     """On one device; kept as plain arrays, for a step takes its state away."""
-    state = jax.jit(lambda: init_state(MODELS[model], make_optimizer(OPTIMIZER, STEPS), seed=0))()
+    state = jax.jit(lambda: init_state(LanguageModel(MODELS[model]), make_optimizer(OPTIMIZER, STEPS), seed=0))()
     return jax.tree.map(np.asarray, state)
 
 

@@ -1,10 +1,13 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxlm.attention
-from jaxlm.attention import causal_attention
+from jaxlm.attention import causal_attention, choose_kernel
+from jaxlm.splash_attention import splash_attention
 
 
 def inputs(length):
@@ -52,3 +55,46 @@ def test_memory_grows_with_the_blocks_and_not_with_the_square():
     # Of 2048 x 2048 scores in float32 and 4 heads, 64 MiB, some blocks are there at a time.
     assert temporaries(2048) < 4 * 4 * 2048**2 / 3
     assert temporaries(4096) < 2.5 * temporaries(2048)
+
+
+def device(platform, capability=None):
+    fields = {} if capability is None else {"compute_capability": capability}
+    return SimpleNamespace(platform=platform, device_kind=f"a {platform}", **fields)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "where", "expected"),
+    [
+        (jnp.bfloat16, 64, device("gpu", "9.0"), "cudnn"),
+        (jnp.float16, 128, device("gpu", "8.0"), "cudnn"),
+        (jnp.float32, 64, device("gpu", "9.0"), "xla"),
+        (jnp.bfloat16, 100, device("gpu", "9.0"), "xla"),
+        (jnp.bfloat16, 160, device("gpu", "9.0"), "xla"),
+        (jnp.float16, 64, device("gpu", "7.0"), "xla"),
+        (jnp.bfloat16, 64, device("tpu"), "xla"),
+        (jnp.float32, 64, device("cpu"), "xla"),
+    ],
+)
+def test_the_kernel_suits_the_device(dtype, head_dim, where, expected):
+    assert choose_kernel("auto", dtype, head_dim, where) == expected
+    assert choose_kernel("xla", dtype, head_dim, where) == "xla"
+
+
+def test_a_kernel_that_cannot_run_is_refused():
+    with pytest.raises(ValueError, match=r"attention: 'cudnn' needs a 16-bit dtype.* found dtype float32, heads of 64"):
+        choose_kernel("cudnn", jnp.float32, 64, device("gpu", "9.0"))
+    with pytest.raises(ValueError, match=r"'splash' needs a TPU; .*'a cpu'"):
+        choose_kernel("splash", jnp.bfloat16, 64, device("cpu"))
+
+
+@pytest.mark.parametrize("segmented", [False, True])
+def test_splash_gives_the_attention_of_the_whole(segmented):
+    segment_ids = np.cumsum(np.arange(128) % 50 == 49)[None].repeat(2, axis=0) if segmented else None
+    arguments = inputs(128)
+    found = splash_attention(*arguments, segment_ids, interpret=True)
+    np.testing.assert_allclose(found, whole(*arguments, segment_ids), rtol=1e-5, atol=1e-5)
+
+
+def test_splash_refuses_a_sequence_that_is_not_made_of_whole_vectors():
+    with pytest.raises(ValueError, match="seq_len: found 100, expected a multiple of 128"):
+        splash_attention(*inputs(100), None)

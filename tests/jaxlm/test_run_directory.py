@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -6,7 +5,8 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from jaxlm.run_directory import CONFIG, MetricsLog, open_run, read_config, read_metrics
+from jaxlm.run_directory import open_run, read_config
+from jaxlm.spec.run.run_directory import CONFIG
 from jaxlm.train_config import TrainConfig
 
 MODEL = {"num_layers": 2}
@@ -79,30 +79,9 @@ def test_a_second_trainer_is_refused_while_the_first_is_at_work(config):
         pass  # a killed trainer holds no lock
 
 
-def test_metrics_hold_each_step_once(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    log = MetricsLog(path, 0)
-    for step in (1, 2, 3):
-        log.write({"step": step, "train/loss": step / 2})
-    log.write({"step": 3, "val/loss": 9.0})
-    log.write({"step": 4, "train/loss": 2.0})
-    with path.open("a") as file:
-        file.write('{"step": 5, "train/lo')  # cut short by a kill
-    assert read_metrics(path)[2] == {"step": 3, "train/loss": 1.5, "val/loss": 9.0}
-    log = MetricsLog(path, 3)
-    assert [line["step"] for line in read_metrics(path)] == [1, 2, 3]
-    log.write({"step": 3, "val/loss": 8.0})
-    log.write({"step": 4, "train/loss": 1.0})
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    assert lines[2] == {"step": 3, "train/loss": 1.5, "val/loss": 8.0}
-
-
-def test_damaged_files_are_named(config):
+def test_a_damaged_config_is_named(config):
     with open_run(config, MODEL) as run:
-        run.metrics.write_text("garbage\n")
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: holds a line that is not JSON"):
-        MetricsLog(run.metrics, 0)
+        pass
     for content in ("{bad", "", "a: 1"):
         (run.path / CONFIG).write_text(content)
         with pytest.raises(ValueError, match=r"config\.yaml: (not YAML|expected the settings of a run)"):

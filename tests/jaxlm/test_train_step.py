@@ -3,12 +3,14 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxlm.data import Batch
 from jaxlm.model import LanguageModel
-from jaxlm.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from jaxlm.optimizer import learning_rate_schedule, make_optimizer
+from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.ternary_linear import quantize_params
 from jaxlm.train_step import init_state, make_train_step
 from shared_tokenizer.examples import to_example
@@ -36,11 +38,11 @@ def make_batch(rows=4, length=16, seed=0) -> Batch:
     return Batch(**{key: np.stack([example[key] for example in examples]) for key in examples[0]})
 
 
-def run_steps(config, grad_accumulation_steps=1, steps=3):
-    optimizer = make_optimizer(OPTIMIZER, 10)
-    state = jax.jit(lambda: init_state(config, optimizer, seed=0))()
+def run_steps(config, grad_accumulation_steps=1, steps=3, dtype=jnp.float32):
+    optimizer, model = make_optimizer(OPTIMIZER, 10), LanguageModel(config, dtype)
+    state = jax.jit(lambda: init_state(model, optimizer, seed=0))()
     schedule = learning_rate_schedule(OPTIMIZER, 10)
-    step = make_train_step(LanguageModel(config), optimizer, schedule, grad_accumulation_steps)
+    step = make_train_step(model, optimizer, schedule, grad_accumulation_steps)
     lines = []
     for number in range(steps):
         state, metrics = step(state, make_batch(seed=number))
@@ -62,6 +64,41 @@ def test_the_state_carries_the_codes_of_its_parameters(tiny_config):
     jax.tree.map(np.testing.assert_array_equal, state.ternary, expected)
     assert all(0.2 < line["ternary/zero_fraction"] < 0.45 for line in lines)
     assert all(0 < line["ternary/flip_rate"] < 0.5 for line in lines)
+
+
+def test_float16_trains_with_a_scaled_loss(tiny_config):
+    expected, expected_lines = run_steps(tiny_config)
+    found, lines = run_steps(tiny_config, dtype=jnp.float16)
+    assert found.loss_scale.scale == 2**15 and found.loss_scale.fin_steps == 3
+    for line, expected_line in zip(lines, expected_lines, strict=True):
+        assert line["train/loss"] == pytest.approx(expected_line["train/loss"], rel=5e-3)
+        assert line["train/grad_norm"] == pytest.approx(expected_line["train/grad_norm"], rel=5e-2)
+    assert expected.loss_scale is None
+
+
+@pytest.mark.parametrize("grad_accumulation_steps", [1, 2])
+def test_a_step_that_overflows_float16_changes_the_scale_alone(tiny_config, grad_accumulation_steps):
+    optimizer, model = make_optimizer(OPTIMIZER, 10), LanguageModel(tiny_config, jnp.float16)
+    state = jax.jit(lambda: init_state(model, optimizer, seed=0))()
+    state = state.replace(loss_scale=state.loss_scale.replace(scale=jnp.float32(2.0**30)))
+    before = jax.tree.map(np.asarray, state)  # the step takes its state away
+    step = make_train_step(model, optimizer, learning_rate_schedule(OPTIMIZER, 10), grad_accumulation_steps)
+    after, metrics = step(state, make_batch())
+    for part in ("params", "opt_state", "ternary"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, part), getattr(before, part))
+    assert after.loss_scale.scale == 2.0 ** (30 - grad_accumulation_steps) == metrics["train/loss_scale"]
+    assert metrics["train/grad_norm"] == 0 and np.isfinite(metrics["train/loss"])
+    assert int(after.step) == 1
+
+
+def test_a_checkpoint_holds_the_loss_scale(tiny_config):
+    state, _ = run_steps(tiny_config, steps=1, dtype=jnp.float16)
+    fresh = jax.eval_shape(
+        lambda: init_state(LanguageModel(tiny_config, jnp.float16), make_optimizer(OPTIMIZER, 10), seed=0)
+    )
+    again = fresh.restored(state.step, state.params, state.optimizer_memory(), state.ternary)
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, again, state)
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)

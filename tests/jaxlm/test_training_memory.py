@@ -4,8 +4,10 @@ import math
 import jax
 import pytest
 
-from jaxlm.optimizer import OptimizerConfig, make_optimizer
+from jaxlm.model import LanguageModel
+from jaxlm.optimizer import make_optimizer
 from jaxlm.spec.presets import preset
+from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.train_step import init_state
 from jaxlm.training_memory import training_memory
 
@@ -14,7 +16,7 @@ from jaxlm.training_memory import training_memory
 def test_the_state_is_that_of_the_trainer(name):
     config = preset(name)
     memory = training_memory(config, 1, 1, activation_bytes=4)
-    state = jax.eval_shape(lambda: init_state(config, make_optimizer(OptimizerConfig(), 1000), 0))
+    state = jax.eval_shape(lambda: init_state(LanguageModel(config), make_optimizer(OptimizerConfig(), 1000), 0))
     found = {
         part: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(getattr(state, part)))
         for part in ("params", "opt_state", "ternary")

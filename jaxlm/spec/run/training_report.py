@@ -5,36 +5,47 @@ finite.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, SupportsFloat
 
-import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxlm.distributed import is_first
-from jaxlm.evaluate import Evaluation
-from jaxlm.run_directory import MetricsLog, RunDirectory
-from jaxlm.train_config import TrainConfig
+from jaxlm.spec.run.metrics_log import MetricsLog
+
+
+class ReportSettings(Protocol):
+    """What a report needs to know of a run's settings."""
+
+    @property
+    def num_train_steps(self) -> int: ...
+
+    @property
+    def log_every_steps(self) -> int: ...
+
+    @property
+    def tokens_per_step(self) -> int: ...
 
 
 class TrainingReport:
     """Reads the numbers of each step while the device works on the next, and reports them.
 
-    `last_checkpoint` gives the step of the newest checkpoint, for the message of a run that has diverged.
+    `metrics` is the file to write, None for none; `last_checkpoint` gives the step of the newest checkpoint, for the
+    message of a run that has diverged.
     """
 
     def __init__(
         self,
-        config: TrainConfig,
-        run: RunDirectory,
+        config: ReportSettings,
+        metrics: Path | None,
         first_step: int,
         last_checkpoint: Callable[[], int | None],
         console: Console,
     ):
         self._config, self._console, self._last_checkpoint = config, console, last_checkpoint
-        self._metrics = MetricsLog(run.metrics, first_step) if is_first() else None
-        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._metrics = None if metrics is None else MetricsLog(metrics, first_step)
+        self._pending: tuple[int, Mapping[str, SupportsFloat]] | None = None
         self._last_log = (first_step, 0.0)  # step and time of the last line
         self._progress = _progress_bar(console)
         self._task = self._progress.add_task(
@@ -57,7 +68,7 @@ class TrainingReport:
         step, before = self._last_log
         self._last_log = (step, before + time.perf_counter() - start)
 
-    def step(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    def step(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
         """Report the step before; this one's numbers wait until its device has them."""
         self.flush()
         self._pending = (step, metrics)
@@ -73,21 +84,26 @@ class TrainingReport:
                     f"step {step}: {name} is {value}; the last checkpoint is of step {self._last_checkpoint()}. "
                     "Lower optimizer.learning_rate and start a new run"
                 )
+        if float(metrics.get("train/loss_scale", 1)) < 1:
+            raise FloatingPointError(
+                f"step {step}: gradients overflow float16 even unscaled; the last checkpoint is of step "
+                f"{self._last_checkpoint()}. Lower optimizer.learning_rate and start a new run, or take --dtype float32"
+            )
         shown: dict[str, Any] = {"loss": f"loss {float(metrics['train/loss']):.4f}"}
         if self._is_log_step(step):
             shown["speed"] = f"{self._log(step, metrics):,.0f} tokens/s"
         self._progress.update(self._task, completed=step, **shown)
 
-    def evaluation(self, step: int, found: Evaluation) -> None:
-        """Report the held-out loss."""
-        line = {"step": step, "val/loss": found.loss, "val/bits_per_byte": found.bits_per_byte}
+    def evaluation(self, step: int, loss: float, bits_per_byte: float) -> None:
+        """Report the held-out loss, in nats per token and in bits per byte."""
+        line = {"step": step, "val/loss": loss, "val/bits_per_byte": bits_per_byte}
         self._write(line | {"data/tokens_seen": step * self._config.tokens_per_step})
-        self._console.print(f"step {step}  held-out loss {found.loss:.4f}  {found.bits_per_byte:.4f} bits per byte")
+        self._console.print(f"step {step}  held-out loss {loss:.4f}  {bits_per_byte:.4f} bits per byte")
 
     def _is_log_step(self, step: int) -> bool:
         return step == 1 or step % self._config.log_every_steps == 0 or step == self._config.num_train_steps
 
-    def _log(self, step: int, metrics: dict[str, jax.Array]) -> float:
+    def _log(self, step: int, metrics: Mapping[str, SupportsFloat]) -> float:
         """Write a line, and return the tokens per second since the last."""
         config = self._config
         last_step, last_time = self._last_log

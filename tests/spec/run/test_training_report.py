@@ -1,29 +1,20 @@
 import json
+from types import SimpleNamespace
 
-import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
-from jaxlm.evaluate import Evaluation
-from jaxlm.run_directory import RunDirectory
-from jaxlm.train_config import TrainConfig
-from jaxlm.training_report import TrainingReport
+from jaxlm.spec.run.training_report import TrainingReport
 
 
 @pytest.fixture
 def report(tmp_path):
-    config = TrainConfig(
-        output_dir=str(tmp_path), data_dir=["data"], num_train_steps=9, log_every_steps=4, batch_size=2, seq_len=8
-    )
-    return TrainingReport(config, RunDirectory(tmp_path), 0, lambda: 3, Console(quiet=True))
+    config = SimpleNamespace(num_train_steps=9, log_every_steps=4, tokens_per_step=16)
+    return TrainingReport(config, tmp_path / "metrics.jsonl", 0, lambda: 3, Console(quiet=True))
 
 
 def numbers(loss: float, grad_norm: float = 1.0):
-    return {
-        "train/loss": jnp.float32(loss),
-        "train/grad_norm": jnp.float32(grad_norm),
-        "train/param_norm": jnp.float32(1),
-    }
+    return {"train/loss": loss, "train/grad_norm": grad_norm, "train/param_norm": 1.0}
 
 
 def lines(tmp_path):
@@ -55,7 +46,7 @@ def test_what_is_done_beside_training_is_no_training_time(report, tmp_path, monk
         report.step(1, numbers(2))
         with report.pause():
             now[0] = 100.0
-            report.evaluation(1, Evaluation(nats=6, tokens=2, text_bytes=4))
+            report.evaluation(1, loss=3, bits_per_byte=2)
         now[0] = 104.0
         report.step(4, numbers(1))
         report.flush()

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from jaxlm.stop_request import SIGNALS, StopRequest, StopRequested
+from jaxlm.spec.run.stop_request import SIGNALS, StopRequest, StopRequested
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -1,4 +1,4 @@
-"""What a run reports: the table of what is ternary, the speed, the loss plot."""
+"""What a run shows of its model and of its loss: the table of what is ternary, the loss plot."""
 
 from collections.abc import Sequence
 from pathlib import Path

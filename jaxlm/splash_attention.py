@@ -1,8 +1,12 @@
 """Causal attention within segments by jax's splash kernel for TPUs (jax.experimental.pallas.ops.tpu)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import MultiHeadMask
 
 from jaxlm.shapes import SegmentIds
 from jaxlm.sharding import mesh_axes
@@ -43,7 +47,7 @@ def splash_attention(
     return shared(scaled, keys, values, segments)
 
 
-def _kernel(num_heads: int, length: int, interpret: bool) -> splash.splash_attention_kernel.SplashAttentionKernel:
+def _kernel(num_heads: int, length: int, interpret: bool) -> Callable[..., Any]:
     tile = next(size for size in range(min(TILE, length), 0, -LANES) if length % size == 0)
     sizes = splash.BlockSizes(
         block_q=tile,
@@ -53,5 +57,5 @@ def _kernel(num_heads: int, length: int, interpret: bool) -> splash.splash_atten
         block_q_dq=tile,
         block_kv_dq=tile,
     )
-    mask = splash.splash_attention_mask.MultiHeadMask([splash.CausalMask((length, length))] * num_heads)
+    mask = MultiHeadMask([splash.CausalMask((length, length))] * num_heads)
     return splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)

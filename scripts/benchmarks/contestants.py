@@ -15,13 +15,33 @@ Setup = Callable[[], Callable[[], Any]]
 
 
 @dataclass(frozen=True)
+class OnDevice:
+    """A function to be timed, where the memory that counts is not the process's."""
+
+    run: Callable[[], Any]
+    peak_bytes: Callable[[], int]
+
+    def __call__(self) -> None:
+        self.run()
+
+
+@dataclass(frozen=True)
 class Measured:
     """Of one contestant."""
 
     seconds: float
     """Median of its turns."""
     peak_bytes: int
-    """Peak memory beyond what the process held before the setup, which imports libraries first."""
+    """Peak memory beyond what the process held before the setup, which imports libraries first; or the device's."""
+
+
+def measure_apart(contestants: Mapping[str, Setup], turns: int) -> dict[str, Measured]:
+    """One after another, for a device that does not drift and whose memory one of them may need alone."""
+    found = {}
+    for name, setup in contestants.items():
+        found |= measure({name: setup}, turns)
+        print(f"{name}: {1000 * found[name].seconds:.1f} ms, {found[name].peak_bytes / 1e6:,.0f} MB", flush=True)
+    return found
 
 
 def measure(contestants: Mapping[str, Setup], turns: int, warm_up: int = 2) -> dict[str, Measured]:
@@ -51,6 +71,7 @@ def measure(contestants: Mapping[str, Setup], turns: int, warm_up: int = 2) -> d
     finally:
         for process in processes:
             process.terminate()
+            process.join()
 
 
 def _ask(name: str, pipe: Connection) -> float:
@@ -68,7 +89,7 @@ def _serve(setup: Setup, pipe: Connection) -> None:
         start = time.perf_counter()
         run()
         pipe.send(time.perf_counter() - start)
-    pipe.send(_peak_bytes() - before)
+    pipe.send(run.peak_bytes() if isinstance(run, OnDevice) else _peak_bytes() - before)
 
 
 def _peak_bytes() -> int:

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -10,8 +11,8 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from benchmarks.contestants import Measured, Setup, measure
-from benchmarks.training_step import example_batch, training_step
+from benchmarks.contestants import Measured, OnDevice, Setup, measure, measure_apart
+from benchmarks.training_step import example_batch, on_device, training_step
 from rich.table import Table
 
 from jaxlm.export import export_artifact
@@ -30,7 +31,8 @@ PEERS: dict[str, str] = {
     "fake-bf16": "Llama, fake quantization, bf16 autocast",
     "fake-bf16-compiled": "Llama, fake quantization, bf16 autocast, compiled",
 }
-LARGEST_PRODUCT = 4096
+BEST_PRODUCT = "best product"
+LARGEST_PRODUCT = {"cpu": 4096, "gpu": 8192}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +45,10 @@ class Settings:
     """Sequences per step."""
     seq_len: int = 256
     """Tokens per sequence."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of our activations, and of PyTorch's autocast where a peer does not say otherwise."""
     turns: int = 7
-    """Timed steps of each, in turns."""
+    """Timed steps of each; in turns, but on a GPU one after another."""
     peers: list[Peer] = field(default_factory=lambda: list(PEERS))  # pyright: ignore[reportArgumentType]
     """PyTorch's forms to compare with."""
 
@@ -53,32 +57,40 @@ def benchmark(settings: Settings) -> None:
     """Print tokens/s, peak memory and utilization of every form of the same model and batch."""
     if settings.peers and importlib.util.find_spec("torch") is None:
         raise ValueError("peers: torch is not installed; pip install '.[witness]', or set --peers '[]'")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is shared with PyTorch
     for name in settings.presets:
         ternary = replace(preset(name), max_seq_len=max(settings.seq_len, preset(name).max_seq_len))
         dense = replace(ternary, linear="dense", sub_norm=False, linear_norm=False, ternary_head=False)
         with tempfile.TemporaryDirectory() as folder:
             contestants = _contestants(settings, ternary, dense, Path(folder))
-            found = measure(contestants, settings.turns)
+            found = (measure if _device() == "cpu" else measure_apart)(contestants, settings.turns)
         _print(settings, name, ternary, found)
 
 
 def _contestants(settings: Settings, ternary: ModelConfig, dense: ModelConfig, folder: Path) -> dict[str, Setup]:
-    shape = (settings.batch_size, settings.seq_len)
+    shape, dtype = (settings.batch_size, settings.seq_len), settings.dtype
     contestants: dict[str, Setup] = {
-        "jaxlm ternary": functools.partial(training_step, ternary, *shape),
-        "jaxlm ternary, --remat ternary": functools.partial(training_step, ternary, *shape, "ternary"),
-        "jaxlm float": functools.partial(training_step, dense, *shape),
+        "jaxlm ternary": functools.partial(training_step, ternary, *shape, dtype=dtype),
+        "jaxlm ternary, --remat ternary": functools.partial(training_step, ternary, *shape, "ternary", dtype),
+        "jaxlm float": functools.partial(training_step, dense, *shape, dtype=dtype),
     }
     for config, kind in ((ternary, "bitnet"), (dense, "fake")):
         if any(peer.startswith(kind) for peer in settings.peers):
-            params = jax.jit(functools.partial(init_params, config))(jax.random.key(0))
+            with jax.default_device(jax.devices("cpu")[0]):
+                params = jax.jit(functools.partial(init_params, config))(jax.random.key(0))
             export_artifact(folder / kind, config, params, "latent")
     for peer in settings.peers:
-        contestants[PEERS[peer]] = functools.partial(_torch_step, peer, folder, ternary.vocab_size, *shape)
-    return contestants | {"best float32 product": _best_product}
+        contestants[PEERS[peer]] = functools.partial(_torch_step, peer, folder, ternary.vocab_size, *shape, dtype)
+    return contestants | {BEST_PRODUCT: functools.partial(_best_product, dtype)}
 
 
-def _torch_step(peer: Peer, folder: Path, vocab_size: int, batch_size: int, seq_len: int) -> Callable[[], Any]:
+def _device() -> Literal["cpu", "gpu"]:
+    return "cpu" if jax.default_backend() == "cpu" else "gpu"
+
+
+def _torch_step(
+    peer: Peer, folder: Path, vocab_size: int, batch_size: int, seq_len: int, dtype: str
+) -> Callable[[], Any]:
     """One step of a peer, with torch's fused AdamW and the same clip of the gradient."""
     import torch
     import transformers
@@ -86,14 +98,17 @@ def _torch_step(peer: Peer, folder: Path, vocab_size: int, batch_size: int, seq_
     transformers.utils.logging.set_verbosity_error()
     kind, *options = peer.split("-")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / kind, dtype=torch.float32).train()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
     if kind == "fake":
         _fake_quantize(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     batch = example_batch(vocab_size, batch_size, seq_len)
-    ids, targets = (torch.from_numpy(batch[name]).long() for name in ("inputs", "targets"))
+    ids, targets = (torch.from_numpy(batch[name]).long().to(device) for name in ("inputs", "targets"))
+    autocast = "bf16" in options or dtype == "bfloat16"
 
     def loss_of(ids: Any, targets: Any) -> Any:
-        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in options):
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
             logits = model(ids, use_cache=False).logits
         return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
@@ -105,8 +120,10 @@ def _torch_step(peer: Peer, folder: Path, vocab_size: int, batch_size: int, seq_
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if device == "cuda":
+            torch.cuda.synchronize()
 
-    return step
+    return step if device == "cpu" else OnDevice(step, torch.cuda.max_memory_allocated)
 
 
 def _fake_quantize(model: Any) -> None:
@@ -126,18 +143,22 @@ def _fake_quantize(model: Any) -> None:
             module.__class__ = FakeQuantizedLinear
 
 
-def _best_product() -> Callable[[], Any]:
-    """The square float32 product that utilization is measured against."""
-    matrix = jnp.ones((LARGEST_PRODUCT, LARGEST_PRODUCT), jnp.float32)
+def _best_product(dtype: str) -> Callable[[], Any]:
+    """The square product that utilization is measured against; of random numbers, for zeros are faster on a GPU."""
+    size = LARGEST_PRODUCT[_device()]
+    matrix = jax.random.normal(jax.random.key(0), (size, size), dtype)
     product = jax.jit(jnp.matmul)
-    return lambda: jax.block_until_ready(product(matrix, matrix))
+    return on_device(lambda: jax.block_until_ready(product(matrix, matrix)))
 
 
 def _print(settings: Settings, name: str, config: ModelConfig, found: dict[str, Measured]) -> None:
     tokens = settings.batch_size * settings.seq_len
-    peak = 2 * LARGEST_PRODUCT**3 / found.pop("best float32 product").seconds
+    size = LARGEST_PRODUCT[_device()]
+    peak = 2 * size**3 / found.pop(BEST_PRODUCT).seconds
     ours = found["jaxlm ternary"]
-    table = Table(title=f"{name}, {settings.batch_size} x {settings.seq_len} tokens a step, float32 unless said")
+    table = Table(
+        title=f"{name}, {settings.batch_size} x {settings.seq_len} tokens a step, {settings.dtype} unless said"
+    )
     table.add_column("training step")
     for heading in ("tokens/s", "ours / it", "peak MB", "ours / it", "utilization"):
         table.add_column(heading, justify="right")
@@ -152,4 +173,4 @@ def _print(settings: Settings, name: str, config: ModelConfig, found: dict[str, 
         )
     console = make_console()
     console.print(table)
-    console.print(f"utilization: of {peak / 1e9:,.0f} GFLOP/s, XLA's float32 product of {LARGEST_PRODUCT} squared")
+    console.print(f"utilization: of {peak / 1e9:,.0f} GFLOP/s, XLA's {settings.dtype} product of {size} squared")

@@ -4,8 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from benchmarks.contestants import OnDevice
 
+from jaxlm.attention import choose_kernel
 from jaxlm.host_allocator import keep_freed_memory
 from jaxlm.model import LanguageModel, Remat
 from jaxlm.optimizer import learning_rate_schedule, make_optimizer
@@ -31,13 +34,14 @@ def example_batch(vocab_size: int, batch_size: int, seq_len: int) -> Example:
 
 
 def compiled_step(
-    config: ModelConfig, batch_size: int, seq_len: int, remat: Remat = TrainConfig.remat
+    config: ModelConfig, batch_size: int, seq_len: int, remat: Remat = TrainConfig.remat, dtype: str = "float32"
 ) -> tuple[Any, Any, Example]:
-    """The compiled step, its state and a batch."""
+    """The compiled step, its state and a batch, with the attention that training takes on this device."""
     keep_freed_memory()
     recipe = OptimizerConfig()
     optimizer, schedule = make_optimizer(recipe, 10**6), learning_rate_schedule(recipe, 10**6)
-    model = LanguageModel(config, remat=remat)
+    kernel = choose_kernel("auto", dtype, config.head_dim, jax.devices()[0])
+    model = LanguageModel(config, jnp.dtype(dtype), remat=remat, attention=kernel)
     state = jax.jit(lambda: init_state(model, optimizer, 0))()
     batch = example_batch(config.vocab_size, batch_size, seq_len)
     step = make_train_step(model, optimizer, schedule, 1)
@@ -45,14 +49,20 @@ def compiled_step(
 
 
 def training_step(
-    config: ModelConfig, batch_size: int, seq_len: int, remat: Remat = TrainConfig.remat
+    config: ModelConfig, batch_size: int, seq_len: int, remat: Remat = TrainConfig.remat, dtype: str = "float32"
 ) -> Callable[[], Any]:
     """A function that does one step and waits for its end."""
-    compiled, state, batch = compiled_step(config, batch_size, seq_len, remat)
+    compiled, state, batch = compiled_step(config, batch_size, seq_len, remat, dtype)
 
     def step() -> None:
         nonlocal state
         state, metrics = compiled(state, batch)
         jax.block_until_ready(metrics)
 
-    return step
+    return on_device(step)
+
+
+def on_device(run: Callable[[], Any]) -> Callable[[], Any]:
+    """A function that computes on jax's device, whose memory counts where it has its own."""
+    device = jax.devices()[0]
+    return run if device.platform == "cpu" else OnDevice(run, lambda: device.memory_stats()["peak_bytes_in_use"])

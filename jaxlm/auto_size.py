@@ -181,7 +181,7 @@ def _ternary_presets(config: TrainConfig, tokenizer: Tokenizer, mesh: Mesh) -> d
             found[name] = model
     if not found:
         check_model(mesh, resolve_model(replace(config, preset=_SMALLEST), tokenizer))
-    return dict(sorted(found.items(), key=lambda item: -parameter_count(item[1])))
+    return dict(reversed(sorted(found.items(), key=lambda item: parameter_count(item[1]))))
 
 
 def _batch_size(config: TrainConfig, model: ModelConfig, examples: int, device: Device) -> int:

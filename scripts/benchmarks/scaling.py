@@ -1,20 +1,35 @@
-"""What a training step costs when the sequence, batch, layers or devices double, read from its compiled form.
+"""What a training step costs when the sequence, batch, layers or devices double, read from its compiled form; and how
+long the compiler takes for eight times the layers.
 
-Nothing runs and nothing is timed. The devices may be simulated:
+No step runs. The devices may be simulated:
 `JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=8 python scripts/benchmark.py scaling`.
 """
 
+import time
 from dataclasses import dataclass, replace
 
 import jax
 from rich.table import Table
 
-from jaxlm.compile_for import Settings as StepSettings
-from jaxlm.compile_for import abstract_batch, abstract_step, compiled_memory, model_flops, resolve_model
+from jaxlm.abstract_step import abstract_batch, abstract_step
+from jaxlm.device_memory import compiled_memory
 from jaxlm.hlo_costs import hlo_costs
+from jaxlm.model import LanguageModel
+from jaxlm.model_flops import model_flops
 from jaxlm.sharding import MeshConfig, check_batch, make_mesh
 from jaxlm.spec.command_line import make_console
+from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.names import ternary_parameter_count
+from jaxlm.spec.presets import preset
+
+# Narrow: what the compiler takes depends on the program, not on its widths.
+WIDTHS = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 512}
+COMPILED = {
+    "attention": replace(preset("ternary-tiny"), **WIDTHS, num_heads=2, num_kv_heads=2, head_dim=32),
+    "mlgru": replace(preset("mmfree-tiny"), **WIDTHS),
+    "hybrid": replace(preset("hybrid-25m"), **WIDTHS, num_heads=2, num_kv_heads=2, head_dim=32),
+}
+FEW, MANY = 4, 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +81,35 @@ def benchmark(settings: Settings) -> None:
         )
         table.add_row(name, *(f"{value:.3f}" for value in values))
     make_console().print(table)
+    make_console().print(compile_times())
+
+
+def compile_times() -> Table:
+    """Processor seconds to compile a step of few and of many layers."""
+    table = Table(title="a step compiled for one device, processor seconds")
+    for heading in ("token mixer", f"{FEW} layers", f"{MANY} layers", "ratio"):
+        table.add_column(heading, justify="left" if heading == "token mixer" else "right")
+    _seconds_to_compile(COMPILED["attention"])  # the first is slower
+    for name, config in COMPILED.items():
+        few, many = (_seconds_to_compile(replace(config, num_layers=layers)) for layers in (FEW, MANY))
+        table.add_row(name, f"{few:.1f}", f"{many:.1f}", f"{many / few:.2f}")
+    return table
+
+
+def _seconds_to_compile(config: ModelConfig) -> float:
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    step, state = abstract_step(LanguageModel(config, remat="products"), mesh)
+    start = time.process_time()
+    with jax.set_mesh(mesh):
+        step.lower(state, abstract_batch(mesh, 2, 256)).compile()
+    return time.process_time() - start
 
 
 def measure(settings: Settings) -> Cost:
     """Compile the step and read off its cost."""
-    step_settings = _step_settings(settings)
-    mesh = make_mesh(step_settings.mesh, jax.devices()[: settings.devices])
+    mesh = make_mesh(MeshConfig(data=1, fsdp=-1), jax.devices()[: settings.devices])
     check_batch(mesh, settings.batch_size, 1)
-    step, state = abstract_step(resolve_model(step_settings), step_settings, mesh)
+    step, state = abstract_step(LanguageModel(_model(settings)), mesh)
     with jax.set_mesh(mesh):
         compiled = step.lower(state, abstract_batch(mesh, settings.batch_size, settings.seq_len)).compile()
     costs = hlo_costs(compiled.as_text() or "")
@@ -83,23 +119,14 @@ def measure(settings: Settings) -> Cost:
 
 def flops_on_paper(settings: Settings) -> float:
     """Of one device."""
-    config = resolve_model(_step_settings(settings))
-    return model_flops(config, settings.batch_size, settings.seq_len) / settings.devices
+    return model_flops(_model(settings), settings.batch_size, settings.seq_len) / settings.devices
 
 
 def gathered_on_paper(settings: Settings) -> int:
     """Codes once forward and once backward, the float32 embedding table once."""
-    config = resolve_model(_step_settings(settings))
+    config = _model(settings)
     return 2 * ternary_parameter_count(config) + 4 * config.vocab_size * config.hidden_size
 
 
-def _step_settings(settings: Settings) -> StepSettings:
-    return StepSettings(
-        topology="",
-        preset=settings.preset,
-        model={"num_layers": settings.layers},
-        mesh=MeshConfig(data=1, fsdp=-1),
-        seq_len=settings.seq_len,
-        dtype="float32",
-        remat="none",
-    )
+def _model(settings: Settings) -> ModelConfig:
+    return replace(preset(settings.preset), num_layers=settings.layers)

@@ -136,12 +136,14 @@ def test_a_lost_process_ends_the_other_and_one_goes_on_alone(workplace):
 
 def test_a_signal_to_one_stops_both_at_the_same_step(workplace):
     (workplace / "stopped-pair").mkdir()
-    arguments = [*flags(workplace, "stopped", num_train_steps=3000), "--mesh.fsdp", -1]
+    # The sizes are left to the device: both have to choose the same.
+    arguments = [*flags(workplace, "stopped", num_train_steps=3000, batch_size="auto"), "--mesh.fsdp", -1]
     with Pair(workplace / "stopped-pair", arguments) as pair:
         pair.wait_for("step 5/")
         pair.processes[1].send_signal(signal.SIGTERM)
         assert pair.codes() == [0, 0], pair.printed(0) + pair.printed(1)
         assert "SIGTERM: saved step" in pair.printed(0)
+        assert "batch_size auto: " in pair.printed(0)
     saved = max(int(path.name) for path in (workplace / "stopped" / "checkpoints").iterdir())
     assert f"saved step {saved}." in pair.printed(0)
     verify_manifest(workplace / "stopped" / "checkpoints" / str(saved))

@@ -34,7 +34,7 @@ exec(compile(open("scripts/train_jax.py").read(), "train_jax.py", "exec"))
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2}
 # Settings of runs that must go on equal to the bit.
 KINDS = {
-    "ternary": {},
+    "ternary": {"batch_size": "auto"},
     "mmfree": {"preset": "mmfree-tiny", "model": json.dumps(SHAPE)},
     "accumulated hybrid": {
         "grad_accumulation_steps": 2,

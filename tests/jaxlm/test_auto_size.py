@@ -10,6 +10,7 @@ from jaxlm.device_memory import GIB
 from jaxlm.model_flops import model_flops
 from jaxlm.run_directory import open_run
 from jaxlm.sharding import MeshConfig, make_mesh
+from jaxlm.spec.names import parameter_count, ternary_parameter_count
 from jaxlm.spec.presets import preset
 from jaxlm.train_config import TrainConfig, resolve_model
 from jaxlm.training_inputs import open_sets
@@ -158,21 +159,13 @@ def test_a_run_that_is_resumed_keeps_its_sizes(monkeypatch, settings):
         pass
 
 
-def test_the_compiler_is_asked(monkeypatch, settings):
-    """Small steps, compiled for real."""
-    has_free(monkeypatch, GIB)
-    whole, _ = choose(**settings, batch_size="auto", model=SHAPE)
-    assert whole.grad_accumulation_steps == 1
-    device = Device(make_mesh(MeshConfig()), GIB)
-    model = resolve_model(whole, open_sets(whole).tokenizer)
-    one, all_of_them = (
-        _step_bytes(dataclasses.replace(whole, batch_size=size), model, device) for size in (1, whole.batch_size)
-    )
-    assert one < all_of_them
-    # With a budget between the two, the batch is split.
-    has_free(monkeypatch, int((one + all_of_them) / 2 / 0.9) + 2**20)
-    parts, _ = choose(**settings, batch_size="auto", model=SHAPE)
-    assert parts.grad_accumulation_steps > 1 and parts.sequences_per_step > whole.sequences_per_step * 0.8
+def test_the_compiler_is_asked(settings):
+    config = TrainConfig(**settings, batch_size=2, model=SHAPE | {"num_layers": 1})
+    model, mesh = resolve_model(config, open_sets(config).tokenizer), make_mesh(MeshConfig())
+    state = 12 * parameter_count(model) + ternary_parameter_count(model)
+    assert state < _step_bytes(config, model, Device(mesh, GIB)) < 50 * 2**20
+    # Where the state does not fit, it is not.
+    assert _step_bytes(config, model, Device(mesh, state - 1)) == math.inf
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from jaxlm.model import LanguageModel
 from jaxlm.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.sharding import batch_sharding, tree_shardings
 from jaxlm.spec.run.optimizer_config import OptimizerConfig
+from jaxlm.train_config import TrainConfig
 from jaxlm.train_step import TrainState, init_state, make_train_step
 
 _DEFAULT_RECIPE = OptimizerConfig()
@@ -39,6 +40,18 @@ def abstract_step(
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
     )
     return step, jax.tree.map(_placed, state, shardings)
+
+
+def step_of_run(config: TrainConfig, model: LanguageModel, mesh: Mesh) -> tuple[jax.stages.Wrapped, TrainState]:
+    """The training step that a run of chosen sizes takes, and its state."""
+    return abstract_step(
+        model,
+        mesh,
+        recipe=config.optimizer,
+        num_train_steps=config.num_train_steps,
+        grad_accumulation_steps=config.grad_accumulation_steps,
+        loss_chunks=config.loss_chunks,
+    )
 
 
 def abstract_batch(mesh: Mesh, batch_size: int, seq_len: int) -> Batch:

@@ -12,13 +12,13 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from jaxlm.abstract_step import abstract_batch, abstract_step
+from jaxlm.abstract_step import abstract_batch, step_of_run
 from jaxlm.device_memory import GIB, bytes_per_device, compiled_memory, free_bytes
 from jaxlm.distributed import least_of_all
 from jaxlm.model_flops import model_flops
 from jaxlm.new_model import TOKENS_PER_PARAMETER
 from jaxlm.run_directory import read_config
-from jaxlm.sharding import check_batch, check_model, make_mesh
+from jaxlm.sharding import check_model, make_mesh
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.names import parameter_count
 from jaxlm.spec.presets import PRESETS
@@ -52,7 +52,6 @@ class Choice:
     """A run whose sizes are numbers."""
 
     config: TrainConfig
-    parameters: int
     nbytes: float
     """What a step needs of each device."""
 
@@ -181,6 +180,7 @@ def _ternary_presets(config: TrainConfig, tokenizer: Tokenizer, mesh: Mesh) -> d
             found[name] = model
     if not found:
         check_model(mesh, resolve_model(replace(config, preset=_SMALLEST), tokenizer))
+    # Of presets that the settings make equal, the first is the last resort.
     return dict(reversed(sorted(found.items(), key=lambda item: parameter_count(item[1]))))
 
 
@@ -196,9 +196,8 @@ def _choose_batch(config: TrainConfig, model: ModelConfig, examples: int, device
     """A batch in the fewest micro-batches that fit; None where the smallest does not."""
     check_model(device.mesh, model)
     if config.batch_size != "auto":
-        check_batch(device.mesh, config.batch_size, config.grad_accumulation_steps)
         nbytes = _step_bytes(config, model, device)
-        return Choice(config, parameter_count(model), nbytes) if nbytes <= device.budget else None
+        return Choice(config, nbytes) if nbytes <= device.budget else None
     rows = _batch_size(config, model, examples, device) // device.ways
 
     def split(micro_rows: int) -> TrainConfig:
@@ -210,19 +209,13 @@ def _choose_batch(config: TrainConfig, model: ModelConfig, examples: int, device
         return _step_bytes(split(micro_rows), model, device)
 
     micro_rows = largest_fitting(rows, needed, device.budget)
-    return Choice(split(micro_rows), parameter_count(model), needed(micro_rows)) if micro_rows else None
+    return Choice(split(micro_rows), needed(micro_rows)) if micro_rows else None
 
 
 def _step_bytes(config: TrainConfig, model: ModelConfig, device: Device) -> float:
     """What the compiled step needs of each device; infinite where the compiler turns it down."""
-    step, state = abstract_step(
-        training_model(config, model, device.mesh.devices.flat[0]),
-        device.mesh,
-        recipe=config.optimizer,
-        num_train_steps=config.num_train_steps,
-        grad_accumulation_steps=config.grad_accumulation_steps,
-        loss_chunks=config.loss_chunks,
-    )
+    decoder = training_model(config, model, device.mesh.devices.flat[0])
+    step, state = step_of_run(config, decoder, device.mesh)
     if bytes_per_device(state) > device.budget:
         return math.inf
     batch = abstract_batch(device.mesh, config.sequences_per_step, config.seq_len)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
-from jaxlm.abstract_step import abstract_batch, abstract_step
+from jaxlm.abstract_step import abstract_batch, step_of_run
 from jaxlm.auto_size import choose_sizes
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.data import Batch
@@ -114,16 +114,8 @@ class _Trainer:
 
     def _start(self) -> TrainState:
         """The state to train from: fresh, from an artifact, or restored with the data iterator in its place."""
-
         config = self._config
-        self._step, shapes = abstract_step(
-            self._model,
-            self._mesh,
-            recipe=config.optimizer,
-            num_train_steps=config.num_train_steps,
-            grad_accumulation_steps=config.grad_accumulation_steps,
-            loss_chunks=config.loss_chunks,
-        )
+        self._step, shapes = step_of_run(config, self._model, self._mesh)
         self._shardings = shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
         check_state_fits(shapes, jax.local_devices()[0])
         optimizer = make_optimizer(config.optimizer, config.num_train_steps)

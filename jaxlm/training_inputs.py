@@ -59,7 +59,12 @@ class TrainingInputs:
 
 
 def open_sets(config: TrainConfig) -> DataSets:
-    """The shard sets of a run; raises ValueError where they are damaged, empty or do not go together."""
+    """The shard sets of a run. Raises ValueError where they are damaged, empty or do not go together, and before that
+    where mesh and batch do not.
+    """
+    mesh = make_mesh(config.mesh)
+    if config.batch_size != "auto":
+        check_batch(mesh, config.batch_size, config.grad_accumulation_steps)
     return DataSets.open(
         [Path(directory) for directory in config.data_dir],
         config.seq_len,
@@ -75,7 +80,6 @@ def open_inputs(config: TrainConfig, sets: DataSets, console: Console, stack: co
     Raises ValueError on settings, data or a run directory that do not fit, before any file is written.
     """
     mesh = make_mesh(config.mesh)
-    check_batch(mesh, config.sequences_per_step, config.grad_accumulation_steps)
     tokenizer = sets.tokenizer
     model_config = resolve_model(config, tokenizer)
     check_model(mesh, model_config)

@@ -1,0 +1,33 @@
+import jax
+import numpy as np
+
+from jaxlm.abstract_step import abstract_batch, abstract_step
+from jaxlm.model import LanguageModel
+from jaxlm.optimizer import OptimizerConfig, make_optimizer
+from jaxlm.sharding import MeshConfig, make_mesh
+from jaxlm.train_step import init_state
+from shared_tokenizer.examples import to_example
+from shared_tokenizer.shards import Span
+
+
+def shapes(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape, np.dtype(leaf.dtype)), tree)
+
+
+def test_the_state_and_what_a_step_makes_of_it_are_those_of_a_run(tiny_config):
+    mesh = make_mesh(MeshConfig())
+    step, state = abstract_step(LanguageModel(tiny_config), mesh, grad_accumulation_steps=2)
+    optimizer = make_optimizer(OptimizerConfig(), 1000)
+    assert shapes(state) == shapes(jax.eval_shape(lambda: init_state(tiny_config, optimizer, 0)))
+    with jax.set_mesh(mesh):
+        after, metrics = jax.eval_shape(step, state, abstract_batch(mesh, 4, 16))
+    assert shapes(after) == shapes(state)
+    assert metrics["train/loss"].shape == ()
+    assert all(leaf.sharding.mesh.shape == mesh.shape for leaf in jax.tree.leaves(state))
+
+
+def test_a_batch_is_like_those_that_are_read():
+    tokens = np.arange(9)
+    example = to_example([Span(tokens, np.ones(9, bool), np.zeros(9, bool))], 8)
+    found = abstract_batch(make_mesh(MeshConfig()), 4, 8)
+    assert shapes(found) == shapes({name: np.stack([rows] * 4) for name, rows in example.items()})

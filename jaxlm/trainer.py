@@ -24,7 +24,7 @@ from jaxlm.evaluate import Evaluation, evaluate, make_loss_function, unigram_eva
 from jaxlm.export import export_artifact
 from jaxlm.generate import generate
 from jaxlm.host_allocator import keep_freed_memory
-from jaxlm.load import artifact_params
+from jaxlm.init_from import initial_params
 from jaxlm.metrics import coverage_table, plot_losses
 from jaxlm.model import LanguageModel
 from jaxlm.optimizer import learning_rate_schedule, make_optimizer
@@ -44,8 +44,6 @@ from jaxlm.sharding import (
 from jaxlm.spec.command_line import make_console
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.manifest import sealed_directory, verify_manifest
-from jaxlm.spec.names import parameters
-from jaxlm.spec.open_model import open_model
 from jaxlm.spec.sampling import Sampling, check_prompt
 from jaxlm.stop_request import StopRequest, StopRequested
 from jaxlm.ternary_linear import Params, TernaryWeight, quantize_params, with_ternary
@@ -95,27 +93,13 @@ def _prepare(config: TrainConfig, console: Console, stack: contextlib.ExitStack)
     for line in sets.packing_reports():
         console.print(line)
     data = _Data(config, model_config, sets, mesh)
-    initial = _initial_params(config, model_config)
+    initial = None
+    if config.init_from is not None:
+        initial = initial_params(Path(config.init_from), model_config, console.print)
     # One process writes, and holds the lock.
     opened = open_run(config, asdict(model_config)) if is_first() else None
     run = RunDirectory(Path(config.output_dir)) if opened is None else stack.enter_context(opened)
     return _Trainer(config, model_config, tokenizer, data, initial, run, mesh, stop, console)
-
-
-def _initial_params(config: TrainConfig, model_config: ModelConfig) -> Params | None:
-    """The weights of `init_from`, or None to start fresh."""
-    if config.init_from is None:
-        return None
-    artifact = open_model(Path(config.init_from))
-    if artifact.kind != "latent":
-        raise ValueError(f"init_from: {config.init_from} is packed and holds no latent weights; name a latent artifact")
-    shapes = [{parameter.name: parameter.shape for parameter in parameters(c)} for c in (artifact.config, model_config)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"init_from: {config.init_from} is a model of another shape than preset {config.preset!r} with "
-            f"{config.model or 'no changes'}"
-        )
-    return artifact_params(artifact)
 
 
 class _Data:

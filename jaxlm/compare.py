@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jaxlm.spec.names import Parameter, parameters
 from jaxlm.spec.ternary import quantize_rows
 from jaxlm.streamed_logits import streamed_logits
 from jaxlm.ternary_linear import TernaryWeight
-from jaxlm.weights import Weight, Weights, ternary_weights
+from jaxlm.weights import Weights, ternary_weights
 
 PROBE_TOKENS = 64
 
@@ -122,7 +123,7 @@ def _check_shapes(ours: Mapping[Place, Parameter], theirs: Mapping[Place, Parame
             )
 
 
-def _as_ternary(weight: Weight) -> TernaryWeight:
+def _as_ternary(weight: Any) -> TernaryWeight:
     """A ternary weight as it is; floats that should be `codes * scale`, with a code of 2 where they are not."""
     if isinstance(weight, TernaryWeight):
         return weight
@@ -133,7 +134,7 @@ def _as_ternary(weight: Weight) -> TernaryWeight:
     return TernaryWeight(np.where(is_code, np.sign(weight), 2).astype(np.int8), scale)
 
 
-def _float_form(weight: Weight, parameter: Parameter) -> np.ndarray | jax.Array:
+def _float_form(weight: Any, parameter: Parameter) -> np.ndarray | jax.Array:
     """A weight as floats; a table that is quantized by row as those that it stands for."""
     if parameter.storage == "int8" and not isinstance(weight, QuantizedRows):
         weight = QuantizedRows(*quantize_rows(jnp.asarray(weight), jnp))

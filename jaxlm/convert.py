@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from jaxlm.compare import (
     LogitComparison,
@@ -20,7 +19,7 @@ from jaxlm.compare import (
     probe_tokens,
 )
 from jaxlm.export import stored_tensor_reader
-from jaxlm.load import ArtifactLeaves, artifact_params, load_model
+from jaxlm.load import open_weights
 from jaxlm.spec.artifact import Artifact, load_artifact, write_artifact
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.formats.dequantized import write_dequantized
@@ -30,6 +29,7 @@ from jaxlm.spec.manifest import sealed_directory
 from jaxlm.spec.model_files import open_tensors
 from jaxlm.spec.names import Kind, stored_tensors
 from jaxlm.spec.run.run_directory import RunDirectory, is_run_directory
+from jaxlm.weights import artifact_weights
 from shared_tokenizer.gguf_metadata import gguf_tokenizer_metadata
 from shared_tokenizer.load import has_tokenizer
 from shared_tokenizer.tokenizer import Tokenizer
@@ -120,28 +120,26 @@ def convert(
     Raises ValueError, leaving nothing behind, where the source has not what is asked for or where a size, a code or a
     scale of what was written is not that of the source.
     """
-    model, params, tokenizer = load_model(source)
-    config = model.config
+    config, weights, tokenizer = open_weights(source)
     _check(source, config, conversion)
     with (
         _tokenizer_directory(source, tokenizer, conversion) as tokenizer_dir,
         _place(destination, conversion.form) as place,
     ):
-        read = stored_tensor_reader(params, config, conversion.kind(config))
+        read = stored_tensor_reader(weights, config, conversion.kind(config))
         write = _write_gguf if conversion.form == "gguf" else _write_directory
         written = write(place, config, read, conversion, tokenizer_dir)
         there = written.artifact
-        leaves = flatten_dict(params, sep=".")
-        weights = compare_weights(config, leaves, there.config, ArtifactLeaves(there))
-        logits = probe_logits(config, params)
-        del params, leaves, read, model  # one model at a time: the other's logits need all of it
+        comparison = compare_weights(config, weights, there.config, artifact_weights(there))
+        logits = probe_logits(config, weights)
+        del weights, read  # those of a run are all in memory, and another program needs as much
         elsewhere = None if conversion.form == "gguf" else run_elsewhere(place, probe_tokens(config))
-        by, found = elsewhere or ("jaxlm", probe_logits(there.config, artifact_params(there)))
+        by, found = elsewhere or ("jaxlm", probe_logits(there.config, artifact_weights(there)))
         report = ConversionReport(
             tensors=written.tensors,
             bytes_predicted=written.bytes_predicted,
             bytes_found=sum(tensor["bytes"] for tensor in written.tensors),
-            weights=weights,
+            weights=comparison,
             logits=compare_logits(logits, found),
             logits_by=by,
             warnings=written.warnings,

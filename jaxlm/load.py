@@ -1,26 +1,22 @@
 """Open a model for use from JAX: a run directory, or what `open_model` opens."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.traverse_util import unflatten_dict
 
 from jaxlm.checkpoint import restore_params
-from jaxlm.layers import QuantizedRows
 from jaxlm.model import LanguageModel, init_params
 from jaxlm.run_directory import read_config
 from jaxlm.spec.artifact import Artifact
 from jaxlm.spec.config import ModelConfig, config_from_dict
-from jaxlm.spec.names import Parameter, parameters, scale_name
+from jaxlm.spec.names import parameters
 from jaxlm.spec.open_model import open_model
 from jaxlm.spec.run.run_directory import RunDirectory, is_run_directory
-from jaxlm.spec.ternary import unpack
-from jaxlm.ternary_linear import Params, TernaryWeight
+from jaxlm.ternary_linear import Params
+from jaxlm.weights import Weights, artifact_weights, stack_weights, tree_weights
 from shared_tokenizer.load import find_tokenizer, load_tokenizer
 from shared_tokenizer.tokenizer import Tokenizer
 
@@ -42,6 +38,19 @@ def load_model(
     return LanguageModel(artifact.config, dtype), artifact_params(artifact), tokenizer
 
 
+def open_weights(
+    path: str | Path, *, verify: bool = True, say: Callable[[str], None] = print
+) -> tuple[ModelConfig, Weights, Tokenizer | None]:
+    """Config, weights and tokenizer of what `load_model` opens; only a run's weights are in memory together."""
+    path = Path(path)
+    if is_run_directory(path):
+        config, params = load_run(path, say)
+        return config, tree_weights(params), load_tokenizer(RunDirectory(path).tokenizer)
+    artifact = open_model(path, verify=verify)
+    tokenizer = find_tokenizer(path, artifact.tokenizer_metadata)
+    return artifact.config, artifact_weights(artifact), tokenizer
+
+
 def load_run(path: Path, say: Callable[[str], None] = print) -> tuple[ModelConfig, Params]:
     """Config and latent parameters of a run's newest whole checkpoint."""
     config = config_from_dict(read_config(path)["model"])
@@ -52,46 +61,4 @@ def load_run(path: Path, say: Callable[[str], None] = print) -> tuple[ModelConfi
 
 def artifact_params(artifact: Artifact) -> Params:
     """The parameter tree of an artifact: float leaves, and ternary ones where it is packed."""
-    return unflatten_dict(dict(ArtifactLeaves(artifact)), sep=".")
-
-
-class ArtifactLeaves(Mapping[str, Any]):
-    """The leaves of an artifact's parameter tree by dotted path, read and stacked on use."""
-
-    def __init__(self, artifact: Artifact):
-        self._artifact = artifact
-        self._groups: dict[str, list[Parameter]] = defaultdict(list)
-        for parameter in parameters(artifact.config):
-            self._groups[".".join(parameter.path)].append(parameter)
-
-    def __getitem__(self, path: str) -> Any:
-        return _leaf(self._artifact, self._groups[path])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._groups)
-
-    def __len__(self) -> int:
-        return len(self._groups)
-
-
-def _leaf(artifact: Artifact, group: list[Parameter]) -> Any:
-    """One leaf of the tree: the layers of a stacked leaf together."""
-    storage = group[0].storage
-    tensors = artifact.tensors
-
-    def stack(read: Callable[[Parameter], np.ndarray]) -> jax.Array:
-        if group[0].layer is None:
-            return jnp.asarray(read(group[0]))
-        first = read(group[0])
-        stacked = np.empty((len(group), *first.shape), first.dtype)
-        for parameter in group:
-            stacked[parameter.layer] = read(parameter)
-        return jnp.asarray(stacked)
-
-    if artifact.kind == "latent" or storage == "float":
-        return stack(lambda p: tensors[p.name])
-    if storage == "int8":
-        return QuantizedRows(stack(lambda p: tensors[p.name]), stack(lambda p: tensors[scale_name(p.name)]))
-    codes = stack(lambda p: unpack(tensors[p.name], p.shape[0]))
-    scale = stack(lambda p: tensors[scale_name(p.name)].reshape(()))
-    return TernaryWeight(codes, scale)
+    return stack_weights(artifact_weights(artifact), parameters(artifact.config))

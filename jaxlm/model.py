@@ -144,15 +144,23 @@ class LanguageModel(nn.Module):
         self, token_ids: Tokens, positions: Positions | None = None, segment_ids: SegmentIds | None = None
     ) -> Hidden:
         """What the last block gives, `[B, L, D]`."""
-        x = self._embed(token_ids)
+        return self.blocks(*self.embed(token_ids, positions, segment_ids))
+
+    def embed(
+        self, token_ids: Tokens, positions: Positions | None = None, segment_ids: SegmentIds | None = None
+    ) -> tuple[Hidden, jax.Array | None, Context]:
+        """What `blocks` is given: embeddings `[B, L, D]`, the lower bounds of all layers, and the context."""
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(token_ids.shape[1]), token_ids.shape)
         begins = positions == 0
         if segment_ids is not None:
             begins |= jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0
-        return self.layers(x, None, self._bounds(), Context(positions, begins, segment_ids, attention=self.attention))[
-            0
-        ]
+        x = constrain(self._table()[token_ids].astype(self.dtype), "batch", None, None)
+        return x, self._bounds(), Context(positions, begins, segment_ids, attention=self.attention)
+
+    def blocks(self, x: Hidden, lower_bounds: jax.Array | None, context: Context) -> Hidden:
+        """What the last block gives, `[B, L, D]`; reads the parameters of `layers` alone."""
+        return self.layers(x, None, lower_bounds, context)[0]
 
     def head(self, x: Hidden) -> Logits:
         """Logits of what the last block gave; reads the parameters of `head_modules` alone."""
@@ -182,9 +190,6 @@ class LanguageModel(nn.Module):
         x, written = self.layers(x, cache, self._bounds(), Context(positions, positions == 0, mask=mask, keep=keep))
         x = x[jnp.arange(x.shape[0]), last][:, None]
         return self.head(x)[:, 0], written
-
-    def _embed(self, token_ids: Tokens) -> Hidden:
-        return constrain(self._table()[token_ids].astype(self.dtype), "batch", None, None)
 
     def _table(self) -> jax.Array:
         # Whole along `embed`: a row that is split over the devices of a batch would be gathered in a detour.

@@ -11,14 +11,12 @@ from rich.console import Console
 from jaxlm.data import Batch, host_batches
 from jaxlm.distributed import is_first
 from jaxlm.evaluate import Evaluation, unigram_evaluation
-from jaxlm.load import artifact_params
+from jaxlm.init_from import initial_params
 from jaxlm.optimizer import learning_rate_schedule
 from jaxlm.run_directory import open_run
 from jaxlm.sharding import batch_share, check_batch, check_model, make_mesh
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.manifest import verify_manifest
-from jaxlm.spec.names import parameters
-from jaxlm.spec.open_model import open_model
 from jaxlm.spec.run.run_directory import RunDirectory
 from jaxlm.spec.run.stop_request import StopRequest
 from jaxlm.spec.sampling import check_prompt
@@ -91,7 +89,9 @@ def open_inputs(config: TrainConfig, sets: DataSets, console: Console, stack: co
     for line in sets.packing_reports():
         console.print(line)
     data = _open_data(config, model_config, sets, mesh)
-    initial = None if config.init_from is None else _initial_params(config, config.init_from, model_config)
+    initial = None
+    if config.init_from is not None:
+        initial = initial_params(Path(config.init_from), model_config, console.print)
     # One process writes, and holds the lock.
     opened = open_run(config, asdict(model_config)) if is_first() else None
     run = RunDirectory(Path(config.output_dir)) if opened is None else stack.enter_context(opened)
@@ -109,17 +109,3 @@ def _open_data(config: TrainConfig, model_config: ModelConfig, sets: DataSets, m
         val=val,
         unigram=unigram_evaluation(tokens, model_config.vocab_size, val, sets.tokenizer.token_bytes),
     )
-
-
-def _initial_params(config: TrainConfig, init_from: str, model_config: ModelConfig) -> Params:
-    """The latent weights of a model of the same shape."""
-    artifact = open_model(Path(init_from))
-    if artifact.kind != "latent":
-        raise ValueError(f"init_from: {init_from} is packed and holds no latent weights; name a latent artifact")
-    shapes = [{parameter.name: parameter.shape for parameter in parameters(c)} for c in (artifact.config, model_config)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"init_from: {init_from} is a model of another shape than preset {config.preset!r} with "
-            f"{config.model or 'no changes'}"
-        )
-    return artifact_params(artifact)

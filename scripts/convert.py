@@ -9,7 +9,6 @@ from jaxlm.spec.command_line import make_console, quiet_libraries, run_command
 
 quiet_libraries()
 
-from flax.traverse_util import flatten_dict  # noqa: E402
 from other_programs import run_elsewhere  # noqa: E402
 from rich.table import Table  # noqa: E402
 
@@ -21,7 +20,7 @@ from jaxlm.compare import (  # noqa: E402
     probe_logits,
 )
 from jaxlm.convert import Conversion, ConversionReport, FloatType, Form, convert, report_path  # noqa: E402
-from jaxlm.load import load_model  # noqa: E402
+from jaxlm.load import open_weights  # noqa: E402
 from mlxlm.model_file import model_file_source  # noqa: E402
 
 
@@ -78,10 +77,9 @@ def main(config: ConvertConfig) -> None:
 
 def verify(config: VerifyConfig) -> None:
     """Compare two models, whatever forms they are in; a difference beyond the tolerance is an error."""
-    (first, params, _), (second, other_params, _) = load_model(config.first), load_model(config.second)
-    leaves, other_leaves = flatten_dict(params, sep="."), flatten_dict(other_params, sep=".")
-    weights = compare_weights(first.config, leaves, second.config, other_leaves)
-    logits = compare_logits(probe_logits(first.config, params), probe_logits(second.config, other_params))
+    first, second = open_weights(config.first)[:2], open_weights(config.second)[:2]
+    weights = compare_weights(*first, *second)
+    logits = compare_logits(probe_logits(*first), probe_logits(*second))
     print_comparison(weights, logits, "jaxlm")
     if weights.codes_differing or not logits.mean_difference <= config.tolerance:
         raise ValueError(

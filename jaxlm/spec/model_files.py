@@ -109,6 +109,8 @@ def open_tensors(directory: Path) -> ModelTensors:
     for shard in shards:
         if Path(shard).name != shard or "\\" in shard:
             raise ValueError(f"{index}: file name {shard!r} leads outside the directory")
+        if Path(shard).suffix in PICKLES:
+            raise ValueError(refusal_of_pickle(directory / shard))
         if not shard.endswith(".safetensors"):
             raise ValueError(f"{index}: names the file {shard!r}, expected .safetensors")
         if not (directory / shard).is_file():

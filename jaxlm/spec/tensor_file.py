@@ -89,6 +89,14 @@ def _to_bfloat16(array: np.ndarray) -> np.ndarray:
     return rounded.astype(np.uint16)
 
 
+def map_bytes(path: Path, offset: int, size: int) -> np.ndarray:
+    """Some bytes of a file, mapped while the array lives: a file read tensor by tensor is never whole in memory."""
+    if size == 0:  # which cannot be mapped
+        return np.empty(0, np.uint8)
+    # A plain ndarray: nothing downstream needs to know that it is mapped.
+    return np.asarray(np.memmap(path, np.uint8, "r", offset, (size,)))
+
+
 class TensorFile(Mapping[str, np.ndarray]):
     """A safetensors file as a read-only mapping of memory-mapped tensors.
 
@@ -114,7 +122,7 @@ class TensorFile(Mapping[str, np.ndarray]):
                 raise ValueError(
                     f"{path}: tensor {name} has dtype {entry['dtype']}, expected one of {', '.join(_DTYPES)}"
                 )
-        self._bytes = np.memmap(path, np.uint8, "r", offset=8 + length) if self._entries else np.empty(0, np.uint8)
+        self._path, self._start = path, 8 + length
 
     def stored(self, name: str) -> StoredTensor:
         """Shape and dtype of a tensor, without reading it."""
@@ -125,8 +133,8 @@ class TensorFile(Mapping[str, np.ndarray]):
         """A tensor as the file keeps it, mapped and not widened: bfloat16 is its bits."""
         entry = self._entries[name]
         start, end = entry["data_offsets"]
-        # A plain ndarray: nothing downstream needs to know that it is mapped.
-        return np.asarray(self._bytes[start:end]).view(_DTYPES[entry["dtype"]][1]).reshape(entry["shape"])
+        kept = map_bytes(self._path, self._start + start, end - start)
+        return kept.view(_DTYPES[entry["dtype"]][1]).reshape(entry["shape"])
 
     def __getitem__(self, name: str) -> np.ndarray:
         array, dtype = self.kept(name), self.stored(name).dtype

@@ -3,12 +3,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-from flax.traverse_util import flatten_dict
 
 from jaxlm.compare import compare_logits, compare_weights, probe_logits
 from jaxlm.model import init_params
 from jaxlm.spec.names import parameter_count, ternary_parameter_count
 from jaxlm.ternary_linear import ternarize
+from jaxlm.weights import tree_weights
 
 
 @pytest.fixture
@@ -17,8 +17,11 @@ def params(tiny_config):
 
 
 def compare(config, params, other_config, other_params):
-    leaves = (flatten_dict(each, sep=".") for each in (params, other_params))
-    return compare_weights(config, next(leaves), other_config, next(leaves))
+    return compare_weights(config, tree_weights(params), other_config, tree_weights(other_params))
+
+
+def logits_of(config, params):
+    return probe_logits(config, tree_weights(params))
 
 
 def changed(params, change):
@@ -32,7 +35,7 @@ def test_a_model_is_itself_latent_or_ternary(tiny_config, params):
         found = compare(tiny_config, params, tiny_config, other)
         assert found.ternary_codes == ternary_parameter_count(tiny_config)
         assert found.codes_differing == found.scales_differing == found.floats_differing == 0
-        logits = compare_logits(probe_logits(tiny_config, params), probe_logits(tiny_config, other))
+        logits = compare_logits(logits_of(tiny_config, params), logits_of(tiny_config, other))
         assert logits.max_difference == 0 and logits.top1_agreement == 1
     assert found.floats == parameter_count(tiny_config) - ternary_parameter_count(tiny_config)
 
@@ -42,7 +45,7 @@ def test_scales_and_latent_weights_that_differ_are_counted(tiny_config, params):
     found = compare(tiny_config, params, tiny_config, other)
     assert found.scales_differing == 2 and 0.05 < found.scales_max_difference < 0.15
     assert found.floats_differing == other["layers"]["mlp"]["up_proj"]["weight"].size
-    assert compare_logits(probe_logits(tiny_config, params), probe_logits(tiny_config, other)).max_difference > 0
+    assert compare_logits(logits_of(tiny_config, params), logits_of(tiny_config, other)).max_difference > 0
 
 
 def test_a_code_that_differs_is_counted(tiny_config, params):

@@ -53,7 +53,8 @@ def test_an_index_cannot_lead_outside(directory, name):
     ("weight_map", "message"),
     [
         ({"first": "model-00004-of-00003.safetensors"}, "00004-of-00003.safetensors: missing, but named in"),
-        ({"first": "model.bin"}, "names the file 'model.bin', expected .safetensors"),
+        ({"first": "model.bin"}, "model.bin: a pickle, which can run any program"),
+        ({"first": "model.npz"}, "names the file 'model.npz', expected .safetensors"),
         ({"first": ".."}, "names the file '..', expected .safetensors"),
         ({"first": 1}, "expected JSON with a 'weight_map' of tensor names to files"),
         ({"fourth": FIRST}, f"tensor fourth is not in {FIRST}, which it names"),

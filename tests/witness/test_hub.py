@@ -19,6 +19,7 @@ from jaxlm.spec.artifact import save_artifact
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.formats.dequantized import write_dequantized
 from jaxlm.spec.open_model import open_model
+from jaxlm.weights import tree_weights
 from tests.golden.golden_models import TERNARY, golden_token_ids, golden_weights, parity_error
 from tests.witness.transformers_models import load_in_transformers, transformers_logits
 
@@ -122,7 +123,7 @@ def test_dequantized_models_load_and_compute_with_float_activations(
     (tmp_path / "dequantized").mkdir()
     save_artifact(tmp_path / "latent", config, "latent", golden_weights(config).__getitem__)
     _, params, _ = load_model(tmp_path / "latent")
-    write_dequantized(tmp_path / "dequantized", config, stored_tensor_reader(params, config, "packed"))
+    write_dequantized(tmp_path / "dequantized", config, stored_tensor_reader(tree_weights(params), config, "packed"))
     theirs = load_in_transformers(tmp_path / "dequantized", caplog)
     assert (theirs.generation_config.bos_token_id, theirs.generation_config.eos_token_id) == (1, 2)
     assert assert_parity(tmp_path / "dequantized", theirs).linear == "dense"

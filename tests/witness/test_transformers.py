@@ -34,6 +34,7 @@ from jaxlm.ternary_linear import (
     with_ternary,
 )
 from jaxlm.train_step import loss_sum
+from jaxlm.weights import tree_weights
 from shared_tokenizer.tokenizer import Tokenizer
 from shared_tokenizer.train import train_tokenizer
 from tests.golden.golden_models import (
@@ -124,7 +125,7 @@ def test_fresh_weights_agree(tmp_path: Path, caplog: pytest.LogCaptureFixture):
 
 
 def test_split_bfloat16_artifacts_agree(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    read = stored_tensor_reader(make_params(DENSE), DENSE, "latent")
+    read = stored_tensor_reader(tree_weights(make_params(DENSE)), DENSE, "latent")
     write_artifact(tmp_path, DENSE, "latent", read, float_dtype="bfloat16", max_file_bytes=20_000)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     _, params, _ = load_model(tmp_path, verify=False)

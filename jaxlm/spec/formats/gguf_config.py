@@ -36,6 +36,9 @@ TOKEN_KEYS = {
 VOCAB_KEY = "vocab_size"
 TOKENS_KEY = "tokenizer.ggml.tokens"
 ACTIVATION_KEY = "hidden_activation"
+# Says SiLU in the files written here. llama.cpp does not read it; builds that read its own key take "silu" there for a
+# gate fused with up, which fails.
+OWN_ACTIVATION_KEY = "jaxlm.activation"
 # Keys that change the model, at the values that do not.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
@@ -85,9 +88,9 @@ def to_metadata(config: ModelConfig) -> dict[str, Any]:
     found: dict[str, Any] = {f"{name}.{key}": getattr(config, field) for field, key in KEYS.items()}
     found |= {f"{name}.{key}": config.head_dim for key in HEAD_WIDTHS}
     found[f"{name}.{VOCAB_KEY}"] = config.vocab_size
-    if config.activation == "relu2":
-        # SiLU is never written: builds that read the key take "silu" for a gate fused with up, which fails.
-        found[f"{name}.{ACTIVATION_KEY}"] = config.activation
+    if name == "bitnet":
+        key = f"{name}.{ACTIVATION_KEY}" if config.activation == "relu2" else OWN_ACTIVATION_KEY
+        found[key] = config.activation
     return found | {
         key: getattr(config, field) for field, key in TOKEN_KEYS.items() if getattr(config, field) is not None
     }
@@ -113,7 +116,7 @@ def from_metadata(
     fields = {"num_kv_heads": fields["num_heads"]} | fields
     fields |= {field: metadata[key] for field, key in TOKEN_KEYS.items() if key in metadata}
     if name == "bitnet":
-        fields |= {"sub_norm": True, "activation": _activation(own, say)}
+        fields |= {"sub_norm": True, "activation": _activation(own, metadata, say)}
     tied = name == "bitnet" or not has_head
     config = ModelConfig(**fields, vocab_size=vocab_size, tie_word_embeddings=tied)
     for key, expected in {VOCAB_KEY: vocab_size, **dict.fromkeys(HEAD_WIDTHS, config.head_dim)}.items():
@@ -149,13 +152,14 @@ def _number(own: Mapping[str, Any], key: str, name: str) -> int | float:
     return value
 
 
-def _activation(own: Mapping[str, Any], say: Callable[[str], None]) -> str:
-    if ACTIVATION_KEY not in own:
+def _activation(own: Mapping[str, Any], metadata: Mapping[str, Any], say: Callable[[str], None]) -> str:
+    activation = own.get(ACTIVATION_KEY, metadata.get(OWN_ACTIVATION_KEY))
+    if activation is None:
         say(
             f"bitnet.{ACTIVATION_KEY} is missing: read as SiLU, as llama.cpp does; a model that was trained with relu2 "
             "(BitNet b1.58 2B-4T) needs activation relu2 in its config"
         )
-    activation = own.get(ACTIVATION_KEY, "silu")
+        return "silu"
     if activation not in ("silu", "relu2"):
         raise ValueError(f"bitnet.{ACTIVATION_KEY}: found {activation!r}, expected 'silu' or 'relu2'")
     return activation

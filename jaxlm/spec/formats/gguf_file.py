@@ -14,6 +14,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from jaxlm.spec.formats.gguf_header import HeaderReader, TensorEntry
+from jaxlm.spec.tensor_file import map_bytes
 
 ALIGNMENT_KEY = "general.alignment"
 DEFAULT_ALIGNMENT = 32
@@ -47,20 +48,19 @@ class GGUFFile:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         try:
-            self._bytes = np.asarray(np.memmap(self.path, np.uint8, "r"))
-            header = HeaderReader(self._bytes.data)
+            size = self.path.stat().st_size
+            header = HeaderReader(map_bytes(self.path, 0, size).data)
             tensor_count, pair_count = header.counts()
             self.metadata = header.pairs(pair_count)
             entries = header.entries(tensor_count)
-            self.tensors = _place(entries, header.position, _alignment(self.metadata), len(self._bytes))
+            self.tensors = _place(entries, header.position, _alignment(self.metadata), size)
         except (ValueError, OSError) as error:
             raise ValueError(f"{self.path}: not a whole GGUF file: {error}") from error
 
     def blocks(self, name: str) -> np.ndarray:
         """The bytes of a tensor, memory-mapped: uint8 `[..., bytes of a row]`."""
         tensor = self.tensors[name]
-        whole = self._bytes[tensor.offset : tensor.offset + tensor.nbytes]
-        return whole.reshape(*tensor.shape[:-1], -1)
+        return map_bytes(self.path, tensor.offset, tensor.nbytes).reshape(*tensor.shape[:-1], -1)
 
     def read(self, name: str) -> np.ndarray:
         """A tensor as float32; memory-mapped where that is how it is kept.

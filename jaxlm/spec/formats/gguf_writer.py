@@ -212,8 +212,8 @@ def _warnings(config: ModelConfig, rounding: list[float]) -> list[str]:
     lines = []
     if config.activation == "relu2":
         lines.append(
-            "bitnet.hidden_activation is relu2: builds of llama.cpp that do not read this key run SiLU and give wrong "
-            "text"
+            "bitnet.hidden_activation is relu2: builds of llama.cpp that do not read this key, as that of "
+            "llama-cpp-python 0.3.36, run SiLU and give wrong text"
         )
     if rounding:
         lines.append(

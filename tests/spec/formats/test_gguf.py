@@ -41,6 +41,9 @@ def test_silu_is_what_a_bitnet_without_the_key_runs(tmp_path):
     write_gguf(tmp_path / "model.gguf", BITNET, tensors.__getitem__, kind="packed")
     assert "bitnet.hidden_activation" not in GGUFFile(tmp_path / "model.gguf").metadata
     artifact, said = open_and_listen(tmp_path / "model.gguf")
+    assert (artifact.config.activation, said) == ("silu", [])  # the writer has said so in a key of our own
+    elsewhere = rewrite(tmp_path / "model.gguf", tmp_path / "elsewhere.gguf", without=["jaxlm.activation"])
+    artifact, said = open_and_listen(elsewhere)
     assert artifact.config.activation == "silu"
     assert len(said) == 1 and "bitnet.hidden_activation is missing: read as SiLU" in said[0]
 

@@ -115,7 +115,7 @@ def array(kind, count, elements=b""):
 
 ROW = entry("a", [8], 0, 0)
 REFUSED = {
-    "empty": (b"", "mmap"),
+    "empty": (b"", "the file has 0"),
     "magic": (content(magic=b"GGML"), "starts with b'GGML', expected b'GGUF'"),
     "old": (content(version=1), "found version 1, expected 2 or 3"),
     "big_endian": (content(version=3 << 24), "big-endian"),

@@ -96,7 +96,7 @@ def test_llama_cpp_finds_what_it_looks_for(tmp_path):
     tensors = random_tensors(config, "packed")
     path = tmp_path / "model.gguf"
     (warning,) = write_gguf(path, config, tensors.__getitem__, kind="packed", float_type="BF16", metadata=TOKENIZER)
-    assert "builds of llama.cpp that do not read this key run SiLU" in warning
+    assert "run SiLU" in warning
     reader = GGUFReader(path)
     found = {name: (field.contents(), field.types) for name, field in reader.fields.items()}
     # The reader counts the header's numbers as keys.

@@ -3,19 +3,12 @@
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
-
+from tests.commands import ROOT, run
 
 SPLIT = ("--val_fraction", 0.3)
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -133,7 +126,9 @@ def test_train_refuses_shards_of_another_tokenizer_and_damaged_ones(data, tmp_pa
 def test_generate_convert_and_evaluate_refuse_what_is_no_model(data, tmp_path):
     (tmp_path / "folder").mkdir()
     assert_refused(run("scripts/generate_jax.py", "--model", tmp_path / "no"), "no such file or directory")
-    assert_refused(run("-m", "mlxlm.generate", "--model", tmp_path / "folder"), "found no config.json")
+    command = [sys.executable, "-m", "mlxlm.generate", "--model", str(tmp_path / "folder")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert_refused(done, "found no config.json")
     assert_refused(run("scripts/convert.py", tmp_path / "folder", tmp_path / "out"), "found no config.json")
     assert_refused(run("scripts/convert.py", tmp_path / "folder", tmp_path / "out", "--to", "onnx"), "onnx")
     assert_refused(

@@ -1,0 +1,44 @@
+"""Commands as users start them, each in a process of its own, without the seconds of CPU that its imports take.
+
+The processes are forked from a server that has imported what the commands import and has done nothing else.
+"""
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from jaxlm.spec.command_line import quiet_libraries
+
+ROOT = Path(__file__).parent.parent
+quiet_libraries()  # before the server starts
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["jsonargparse", "jaxlm.trainer", "jaxlm.convert", "shared_tokenizer.prepare"])
+
+
+def run(*words: object, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+    """What `python WORDS` does, where the first word is the path of a script."""
+    arguments = [str(word) for word in words]
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder) / name for name in ("stdout", "stderr")]
+        process = _FORKS.Process(target=_become, args=(arguments, outputs, dict(os.environ)))
+        process.start()
+        process.join(timeout_s)
+        if process.exitcode is None:
+            process.kill()
+            raise subprocess.TimeoutExpired(arguments, timeout_s)
+        texts = [output.read_text("utf-8") for output in outputs]
+        return subprocess.CompletedProcess(arguments, process.exitcode, *texts)
+
+
+def _become(arguments: list[str], outputs: list[Path], environment: dict[str, str]) -> None:
+    for descriptor, output in enumerate(outputs, 1):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    sys.argv = arguments
+    sys.path.insert(0, str(Path(arguments[0]).parent))
+    runpy.run_path(arguments[0], run_name="__main__")

@@ -1,8 +1,6 @@
-"""Loss of a model on text, in nats per token and in bits per byte (which no tokenizer can flatter)."""
+"""Loss of a model on text, and of the frequencies of its tokens, which any model must beat."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,36 +10,12 @@ from jaxlm.data import Batch
 from jaxlm.loss import loss_sum
 from jaxlm.model import LanguageModel
 from jaxlm.ternary_linear import Params, ternarize
-from shared_tokenizer.batches import evaluation_batches
-from shared_tokenizer.examples import Windows
+from shared_tokenizer.evaluation import Evaluation, count_bytes, evaluate_batches, text_batches
 from shared_tokenizer.shards import TokenShards
 from shared_tokenizer.tokenizer import Tokenizer
 
 UNIGRAM_TOKENS = 100_000_000
 UNIGRAM_CHUNK = 1 << 22
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Totals over the predicted tokens."""
-
-    nats: float
-    tokens: int
-    text_bytes: int
-
-    @property
-    def loss(self) -> float:
-        """Nats per token."""
-        return self.nats / self.tokens
-
-    @property
-    def perplexity(self) -> float:
-        return math.exp(self.loss)
-
-    @property
-    def bits_per_byte(self) -> float:
-        return self.nats / math.log(2) / self.text_bytes
-
 
 LossFunction = Callable[[Params, Batch], tuple[jax.Array, jax.Array]]
 
@@ -59,19 +33,7 @@ def evaluate(
     check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Total loss over batches. `token_bytes` is the tokenizer's table; `check` runs between batches."""
-    nats, tokens, text_bytes = 0.0, 0, 0
-    for batch in batches:
-        check()
-        loss, count = loss_function(params, batch)
-        nats += float(loss)
-        tokens += int(count)
-        text_bytes += count_bytes(batch, token_bytes)
-    return Evaluation(nats, tokens, text_bytes)
-
-
-def count_bytes(batch: Batch, token_bytes: np.ndarray) -> int:
-    """UTF-8 bytes of the text that the batch's targets stand for."""
-    return int(token_bytes[batch["targets"][batch["loss_mask"]]].sum())
+    return evaluate_batches(lambda batch: loss_function(params, batch), batches, token_bytes, check)
 
 
 def evaluate_text(
@@ -82,12 +44,10 @@ def evaluate_text(
     seq_len: int,
     batch_size: int,
 ) -> Evaluation:
-    """Evaluate on documents, in windows of `seq_len` tokens. Raises ValueError where there is no text."""
-    encoded = tokenizer.encode_batch(list(texts))
-    shards = TokenShards.from_documents([[*tokenizer.start_ids, *ids, tokenizer.eos_id] for ids in encoded])
-    windows = Windows(shards, min(seq_len, model.config.max_seq_len), "text")
-    batches = evaluation_batches([windows], batch_size, len(windows))
-    ternary = ternarize(params, model.config)
+    """Evaluate on documents, in windows of `seq_len` tokens. Raises ValueError as `text_batches` does."""
+    config = model.config
+    batches = text_batches(tokenizer, texts, min(seq_len, config.max_seq_len), batch_size, config.vocab_size)
+    ternary = ternarize(params, config)
     return evaluate(make_loss_function(model), ternary, batches, tokenizer.token_bytes)
 
 

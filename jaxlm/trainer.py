@@ -17,7 +17,7 @@ from jaxlm.checkpoint import Checkpoints
 from jaxlm.data import Batch
 from jaxlm.device_memory import check_state_fits, check_step_fits
 from jaxlm.distributed import SharedStop, all_or_none, is_first
-from jaxlm.evaluate import Evaluation, evaluate, make_loss_function
+from jaxlm.evaluate import evaluate, make_loss_function
 from jaxlm.export import export_artifact
 from jaxlm.generate import generate
 from jaxlm.host_allocator import keep_freed_memory
@@ -37,9 +37,7 @@ from jaxlm.spec.run.summary import coverage_table, plot_losses
 from jaxlm.spec.run.training_report import TrainingReport
 from jaxlm.spec.sampling import Sampling
 from jaxlm.ternary_linear import Params, TernaryWeight, quantize_params, with_ternary
-from jaxlm.train_config import TrainConfig, describe_model, training_model
-from jaxlm.train_step import TrainState, init_state
-from jaxlm.training_inputs import TrainingInputs, open_inputs, open_sets
+from jaxlm.evaluate import evaluate, make_loss_function
 
 Result = TypeVar("Result")
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from jaxlm.data import Batch, host_batches
 from jaxlm.distributed import is_first
-from jaxlm.evaluate import Evaluation, unigram_evaluation
+from jaxlm.evaluate import unigram_evaluation
 from jaxlm.load import artifact_params
 from jaxlm.optimizer import learning_rate_schedule
 from jaxlm.run_directory import open_run
@@ -25,6 +25,7 @@ from jaxlm.spec.sampling import check_prompt
 from jaxlm.ternary_linear import Params
 from jaxlm.train_config import TrainConfig, resolve_model
 from shared_tokenizer.data_sets import DataSets
+from shared_tokenizer.evaluation import Evaluation
 from shared_tokenizer.shards import TokenShards
 from shared_tokenizer.tokenizer import Tokenizer
 

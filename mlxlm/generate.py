@@ -1,6 +1,8 @@
-"""Text from an artifact: `python -m mlxlm.generate --model DIR --prompt TEXT`."""
+"""Text from a model: `python -m mlxlm.generate --model DIR --prompt TEXT`."""
 
+import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from jaxlm.spec.command_line import quiet_libraries, run_command
 
@@ -13,6 +15,7 @@ from mlx_lm.sample_utils import make_sampler  # noqa: E402
 from jaxlm.spec.sampling import GenerateConfig, Sampling, check_prompt  # noqa: E402
 from mlxlm.load import load_model  # noqa: E402
 from mlxlm.model import LanguageModel  # noqa: E402
+from shared_tokenizer.tokenizer import TextStream  # noqa: E402
 
 
 def generate(
@@ -25,24 +28,37 @@ def generate(
     """
     check_prompt(prompt, model.config.vocab_size, model.config.max_seq_len)
     mx.random.seed(sampling.seed)
+    max_tokens = min(sampling.max_tokens, model.config.max_seq_len - len(prompt))
+    for token in sample_tokens(model, prompt, sampling, max_tokens):
+        if token == stop_id:
+            return
+        yield token
+
+
+def sample_tokens(
+    model: LanguageModel, prompt: Sequence[int], sampling: Sampling, max_tokens: int, cache: list[Any] | None = None
+) -> Iterator[int]:
+    """At most `max_tokens` tokens that continue a prompt after what the cache has seen, by MLX's own random state."""
     # mlx-lm spells "no limit" as 0 for top-p.
     top_p = sampling.top_p if sampling.top_p < 1 else 0.0
     sampler = make_sampler(sampling.temperature, top_p=top_p, min_p=sampling.min_p, top_k=sampling.top_k)
-    max_tokens = min(sampling.max_tokens, model.config.max_seq_len - len(prompt))
-    for token, _ in generate_step(mx.array(list(prompt)), model, max_tokens=max_tokens, sampler=sampler):
-        if token == stop_id:
-            return
+    ids = mx.array(list(prompt))
+    for token, _ in generate_step(ids, model, max_tokens=max_tokens, sampler=sampler, prompt_cache=cache):
         yield int(token)
 
 
 def main(config: GenerateConfig) -> None:
-    """Generate text with MLX from an artifact."""
+    """Generate text with MLX from a model, shown as it comes."""
     model, tokenizer = load_model(config.model)
     if tokenizer is None:
         raise ValueError(f"{config.model}: found no tokenizer, so there is no text to continue")
     prompt = tokenizer.encode_prompt(config.prompt)
-    tokens = list(generate(model, prompt, config, tokenizer.eos_id))
-    print(config.prompt + tokenizer.decode(tokens))
+    stream = TextStream(tokenizer)
+    sys.stdout.write(config.prompt)
+    for token in generate(model, prompt, config, tokenizer.eos_id):
+        sys.stdout.write(stream.add(token))
+        sys.stdout.flush()
+    print(stream.end())
 
 
 if __name__ == "__main__":

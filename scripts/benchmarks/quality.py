@@ -9,7 +9,7 @@ import jax
 from rich.table import Table
 
 from jaxlm.data import Batch, host_batches
-from jaxlm.evaluate import Evaluation, evaluate, make_loss_function
+from jaxlm.evaluate import evaluate, make_loss_function
 from jaxlm.model import LanguageModel
 from jaxlm.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.spec.command_line import make_console
@@ -22,6 +22,7 @@ from jaxlm.ternary_linear import with_ternary
 from jaxlm.train_config import TrainConfig
 from jaxlm.train_step import init_state, make_train_step
 from shared_tokenizer.data_sets import DataSets
+from shared_tokenizer.evaluation import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)

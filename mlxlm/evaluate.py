@@ -1,0 +1,63 @@
+"""Loss of models on text: `python -m mlxlm.evaluate --model DIR --data PATH`, the numbers of scripts/evaluate.py."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from jaxlm.spec.command_line import make_console, quiet_libraries, run_command
+
+quiet_libraries()
+
+import mlx.core as mx  # noqa: E402
+import mlx.nn as nn  # noqa: E402
+
+from mlxlm.load import load_model  # noqa: E402
+from mlxlm.model import LanguageModel  # noqa: E402
+from shared_tokenizer.evaluation import Evaluation, evaluate_batches, text_batches  # noqa: E402
+from shared_tokenizer.evaluation_text import EvaluationText, evaluation_table  # noqa: E402
+from shared_tokenizer.examples import Example  # noqa: E402
+from shared_tokenizer.tokenizer import Tokenizer  # noqa: E402
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(EvaluationText):
+    """What to evaluate, on what."""
+
+    model: list[str]
+    """Artifacts, transformers or MLX directories or GGUF files, compared in one table."""
+    data: list[str]
+    """Files (text, jsonl, parquet, csv, ...), folders of them, or stdlib, the Python standard library's own source."""
+    adapter_path: str | None = None
+    """Directory of adapters to put on each model."""
+
+
+def loss_sum(model: LanguageModel, batch: Example) -> tuple[mx.array, mx.array]:
+    """Summed cross-entropy in nats over the tokens of the loss mask, and how many they are."""
+    mask = mx.array(batch["loss_mask"])
+    logits = model(mx.array(batch["inputs"]))
+    nats = nn.losses.cross_entropy(logits, mx.array(batch["targets"]))
+    return mx.sum(nats * mask), mx.sum(mask)
+
+
+def evaluate_text(
+    model: LanguageModel, tokenizer: Tokenizer, texts: Iterable[str], seq_len: int, batch_size: int
+) -> Evaluation:
+    """Evaluate on documents, in windows of `seq_len` tokens. Raises ValueError as `text_batches` does."""
+    config = model.config
+    batches = text_batches(tokenizer, texts, min(seq_len, config.max_seq_len), batch_size, config.vocab_size)
+    return evaluate_batches(lambda batch: loss_sum(model, batch), batches, tokenizer.token_bytes)
+
+
+def main(config: EvaluateConfig) -> None:
+    """Evaluate models on text with MLX: nats per token, perplexity, and bits per byte."""
+    texts = config.read(config.data)
+    found = {}
+    for path in config.model:
+        model, tokenizer = load_model(path, adapter_path=config.adapter_path)
+        if tokenizer is None:
+            raise ValueError(f"{path}: found no tokenizer, so text cannot be evaluated")
+        found[path] = evaluate_text(model, tokenizer, texts, config.seq_len, config.batch_size)
+    make_console().print(evaluation_table(found))
+
+
+if __name__ == "__main__":
+    run_command(main, EvaluateConfig)

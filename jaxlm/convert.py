@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from jaxlm.spec.model_files import open_tensors
 from jaxlm.spec.names import Kind, stored_tensors
 from jaxlm.spec.run.run_directory import RunDirectory, is_run_directory
 from shared_tokenizer.gguf_metadata import gguf_tokenizer_metadata
-from shared_tokenizer.load import has_tokenizer
+from shared_tokenizer.load import tokenizer_directory
 from shared_tokenizer.tokenizer import Tokenizer
 
 REPORT = "conversion.json"
@@ -167,17 +166,14 @@ def _check(source: Path, config: ModelConfig, conversion: Conversion) -> None:
 
 @contextlib.contextmanager
 def _tokenizer_directory(source: Path, tokenizer: Tokenizer | None, conversion: Conversion) -> Iterator[Path | None]:
-    """The directory with the source's tokenizer files; those of a GGUF are written for as long as they are needed."""
+    """The directory with the source's tokenizer files."""
     if tokenizer is None or not conversion.with_tokenizer:
         yield None
     elif is_run_directory(source):
         yield RunDirectory(source).tokenizer
-    elif has_tokenizer(source):
-        yield source
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            tokenizer.save(Path(folder))
-            yield Path(folder)
+        with tokenizer_directory(source, tokenizer) as directory:
+            yield directory
 
 
 @contextlib.contextmanager

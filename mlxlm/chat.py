@@ -17,7 +17,7 @@ from mlxlm.conversation import Conversation  # noqa: E402
 from mlxlm.load import load_model  # noqa: E402
 from mlxlm.terminal import Terminal  # noqa: E402
 from shared_tokenizer.chat_formats import CHAT_FORMATS, ChatFormat, named_chat_format  # noqa: E402
-from shared_tokenizer.chat_template import find_chat_format  # noqa: E402
+from shared_tokenizer.load import find_chat_format  # noqa: E402
 from shared_tokenizer.tokenizer import Tokenizer  # noqa: E402
 
 HELP = """\

@@ -4,7 +4,6 @@ No template is ever rendered here, neither ours nor that of an imported model.
 """
 
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,15 +34,6 @@ def read_chat_format(directory: Path) -> ChatFormat | None:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     return None
-
-
-def find_chat_format(path: Path, tokenizer: Tokenizer) -> ChatFormat | None:
-    """The format of a model: a directory's, or that of a GGUF file, whose template its tokenizer keeps."""
-    if Path(path).is_dir():
-        return read_chat_format(path)
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(Path(folder))
-        return read_chat_format(Path(folder))
 
 
 def read_chat_template(directory: Path) -> str | None:

@@ -1,9 +1,13 @@
-"""Open a tokenizer of any kind."""
+"""Open a tokenizer of any kind, and what comes with it."""
 
-from collections.abc import Mapping
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from shared_tokenizer.chat_formats import ChatFormat
+from shared_tokenizer.chat_template import chat_format_of, read_chat_template
 from shared_tokenizer.gguf_tokenizer import gguf_tokenizer
 from shared_tokenizer.json_definition import read_definition
 from shared_tokenizer.json_tokenizer import JsonTokenizer
@@ -34,6 +38,32 @@ def find_tokenizer(path: Path, metadata: Mapping[str, Any] | None = None) -> Tok
     if metadata is not None:
         return gguf_tokenizer(metadata)
     return load_tokenizer(path) if has_tokenizer(path) else None
+
+
+@contextlib.contextmanager
+def tokenizer_directory(path: Path, tokenizer: Tokenizer | None) -> Iterator[Path | None]:
+    """The directory with the files of a model's tokenizer, None where it has none.
+
+    A GGUF has it inside; then the files are written for as long as they are needed.
+    """
+    if tokenizer is None:
+        yield None
+    elif has_tokenizer(path):
+        yield path
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save(Path(folder))
+            yield Path(folder)
+
+
+def find_chat_format(path: Path, tokenizer: Tokenizer) -> ChatFormat | None:
+    """The format of a model by its chat template, None where it has none; raises ValueError on an unknown one."""
+    with tokenizer_directory(path, tokenizer) as directory:
+        template = None if directory is None else read_chat_template(directory)
+    try:
+        return None if template is None else chat_format_of(template)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

@@ -61,10 +61,13 @@ def quantize_weight(weight: Array, scale_dtype: str, xp: Any) -> tuple[Array, Ar
         scale = xp.maximum(round_to_bfloat16(scale, xp), SMALLEST_BFLOAT16_SCALE)
     else:
         scale = xp.maximum(scale, EPSILON)
+    return nearest_codes(weight.astype(xp.float32), scale, xp), scale[..., 0, 0]
+
+
+def nearest_codes(weight: Array, scale: Array, xp: Any) -> Array:
+    """Codes in {-1, 0, 1}, int8, whose products with the scale lie nearest to float32 weights; half-way is 0."""
     half = scale * 0.5
-    weight = weight.astype(xp.float32)
-    codes = (weight > half).astype(xp.int8) - (weight < -half).astype(xp.int8)
-    return codes, scale[..., 0, 0]
+    return (weight > half).astype(xp.int8) - (weight < -half).astype(xp.int8)
 
 
 def quantize_activation(x: Array, xp: Any) -> tuple[Array, Array]:

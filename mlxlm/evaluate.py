@@ -8,9 +8,9 @@ from jaxlm.spec.command_line import make_console, quiet_libraries, run_command
 quiet_libraries()
 
 import mlx.core as mx  # noqa: E402
-import mlx.nn as nn  # noqa: E402
 
 from mlxlm.load import load_model  # noqa: E402
+from mlxlm.loss import loss_sum  # noqa: E402
 from mlxlm.model import LanguageModel  # noqa: E402
 from shared_tokenizer.evaluation import Evaluation, evaluate_batches, text_batches  # noqa: E402
 from shared_tokenizer.evaluation_text import EvaluationText, evaluation_table  # noqa: E402
@@ -30,21 +30,17 @@ class EvaluateConfig(EvaluationText):
     """Directory of adapters to put on each model."""
 
 
-def loss_sum(model: LanguageModel, batch: Example) -> tuple[mx.array, mx.array]:
-    """Summed cross-entropy in nats over the tokens of the loss mask, and how many they are."""
-    mask = mx.array(batch["loss_mask"])
-    logits = model(mx.array(batch["inputs"]))
-    nats = nn.losses.cross_entropy(logits, mx.array(batch["targets"]))
-    return mx.sum(nats * mask), mx.sum(mask)
-
-
 def evaluate_text(
     model: LanguageModel, tokenizer: Tokenizer, texts: Iterable[str], seq_len: int, batch_size: int
 ) -> Evaluation:
     """Evaluate on documents, in windows of `seq_len` tokens. Raises ValueError as `text_batches` does."""
     config = model.config
     batches = text_batches(tokenizer, texts, min(seq_len, config.max_seq_len), batch_size, config.vocab_size)
-    return evaluate_batches(lambda batch: loss_sum(model, batch), batches, tokenizer.token_bytes)
+
+    def loss_of(batch: Example) -> tuple[mx.array, mx.array]:
+        return loss_sum(model, {name: mx.array(batch[name]) for name in batch})
+
+    return evaluate_batches(loss_of, batches, tokenizer.token_bytes)
 
 
 def main(config: EvaluateConfig) -> None:

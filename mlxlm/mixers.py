@@ -66,10 +66,14 @@ class MLGRU(nn.Module):
         self.g_norm = nn.RMSNorm(width, config.norm_eps)
         self.o_proj = block_linear(config, width, width)
 
-    def __call__(self, x: mx.array, lower_bound: mx.array, mask: mx.array | None, cache: Any) -> mx.array:
+    def __call__(
+        self, x: mx.array, lower_bound: mx.array, mask: mx.array | None, cache: Any, begins: mx.array | None = None
+    ) -> mx.array:
         forget = mx.sigmoid(self.f_proj(x).astype(mx.float32))
         forget = lower_bound + (1 - lower_bound) * forget
         update = nn.silu(self.i_proj(x).astype(mx.float32)) * (1 - forget)
+        if begins is not None:  # the state begins anew where a document does
+            forget = mx.where(begins[..., None], 0, forget)
         if mask is not None:  # what fills up a batch leaves no trace
             update, forget = mx.where(mask[..., None], update, 0), mx.where(mask[..., None], forget, 1)
         state = None if cache is None else cache[0]

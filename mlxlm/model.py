@@ -25,12 +25,14 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = FeedForward(config)
 
-    def __call__(self, x: mx.array, mask: Any, cache: Any, lower_bound: mx.array | None) -> mx.array:
+    def __call__(
+        self, x: mx.array, mask: Any, cache: Any, lower_bound: mx.array | None, begins: mx.array | None = None
+    ) -> mx.array:
         normed = self.input_layernorm(x)
         if lower_bound is None:
             x = x + self.self_attn(normed, mask, cache)
         else:
-            x = x + self.mlgru(normed, lower_bound, mask, cache)
+            x = x + self.mlgru(normed, lower_bound, mask, cache, begins)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -48,7 +50,8 @@ class LowerBounds(nn.Module):
 class LanguageModel(nn.Module):
     """Token ids `[B, L]` to next-token logits `[B, L, V]`, float32.
 
-    With a cache the ids continue what the cache has seen.
+    With a cache the ids continue what the cache has seen. With `grad_checkpoint` the backward pass finds nothing kept
+    of each block but its input.
     """
 
     def __init__(self, config: ModelConfig):
@@ -57,6 +60,7 @@ class LanguageModel(nn.Module):
         self.model_type = "jaxlm"
         self.embed_tokens = Embedding(config)
         self._mixers = config.token_mixer * config.num_repeats
+        self.grad_checkpoint = False
         if config.num_mlgru_layers:
             self.lower_bounds = LowerBounds(config)
         self.layers = [Block(config, token_mixer) for token_mixer in self._mixers]
@@ -67,20 +71,34 @@ class LanguageModel(nn.Module):
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def __call__(self, inputs: mx.array, cache: list[Any] | None = None) -> mx.array:
+        return self.head(self.hidden(inputs, cache))
+
+    def hidden(self, inputs: mx.array, cache: list[Any] | None = None, segment_ids: mx.array | None = None) -> mx.array:
+        """What the last block gives, `[B, L, D]`. Positions of different segments `[B, L]` do not see each other."""
         x = self.embed_tokens(inputs)
         caches = cache or [None] * len(self.layers)
         self._check_caches(caches)
         bounds = iter(self.lower_bounds() if "lower_bounds" in self else [])
-        masks = {
+        begins = None if segment_ids is None else segment_begins(segment_ids)
+        masks = self._cache_masks(x, caches) if segment_ids is None else {"attention": segment_mask(segment_ids)}
+        for layer, mixer, layer_cache in zip(self.layers, self._mixers, caches, strict=True):
+            block = nn.utils.checkpoint(layer) if self.grad_checkpoint else layer
+            x = block(x, masks.get(mixer), layer_cache, next(bounds) if mixer == "mlgru" else None, begins)
+        return x
+
+    def head(self, x: mx.array) -> mx.array:
+        """Logits of what the last block gave."""
+        x = self.norm(x)
+        logits = self.lm_head(x) if "lm_head" in self else self.embed_tokens.attend(x)
+        return logits.astype(mx.float32)
+
+    def _cache_masks(self, x: mx.array, caches: list[Any]) -> dict[str, Any]:
+        """By token mixer, what hides from a position the ones after it and what fills up a batch."""
+        return {
             mixer: create(x, caches[self._mixers.index(mixer)])
             for mixer, create in (("attention", create_attention_mask), ("mlgru", create_ssm_mask))
             if mixer in self._mixers
         }
-        for layer, mixer, layer_cache in zip(self.layers, self._mixers, caches, strict=True):
-            x = layer(x, masks[mixer], layer_cache, next(bounds) if mixer == "mlgru" else None)
-        x = self.norm(x)
-        logits = self.lm_head(x) if "lm_head" in self else self.embed_tokens.attend(x)
-        return logits.astype(mx.float32)
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """Weights by parameter name, with latent ones quantized as in training; mlx-lm's loader calls it."""
@@ -109,6 +127,20 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"cache: found {len(caches)} layers, expected {len(self._mixers)}; make one with make_cache"
             )
+
+
+def segment_mask(segment_ids: mx.array) -> mx.array:
+    """Which keys each query sees, `[B, 1, L, L]`: those of its segment `[B, L]` up to itself."""
+    L = segment_ids.shape[1]
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    return (same & mx.tril(mx.ones((L, L), mx.bool_)))[:, None]
+
+
+def segment_begins(segment_ids: mx.array) -> mx.array:
+    """Where a segment other than the first begins, `[B, L]`."""
+    return mx.concatenate(
+        [mx.zeros_like(segment_ids[:, :1], dtype=mx.bool_), segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1
+    )
 
 
 def held_form(modules: dict[str, nn.Module], name: str, weight: mx.array) -> dict[str, mx.array]:

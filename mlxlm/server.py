@@ -90,7 +90,7 @@ def main(config: ServerConfig) -> None:
         )
         host = f"[{config.host}]" if ":" in config.host else config.host
         print(f"{model.name}: http://{host}:{port}/v1", flush=True)
-        run(app, listener)
+        run(app, engine, listener)
 
 
 def find_api_key(config: ServerConfig) -> str | None:
@@ -176,7 +176,19 @@ def _chat_format(config: ServerConfig, path: Path, tokenizer: Tokenizer) -> Chat
         return None
 
 
-def run(app: Starlette, listener: socket.socket) -> None:
+class _Server(uvicorn.Server):
+    """Ends what is being generated before it waits for the connections that wait for it."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine):
+        super().__init__(config)
+        self._engine = engine
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._engine.stop()
+        await super().shutdown(sockets)
+
+
+def run(app: Starlette, engine: Engine, listener: socket.socket) -> None:
     """Serve until SIGINT, which is how a server ends; SIGTERM ends the process as elsewhere."""
     settings = uvicorn.Config(
         app,
@@ -190,7 +202,7 @@ def run(app: Starlette, listener: socket.socket) -> None:
         timeout_graceful_shutdown=GRACE_S,
     )
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(settings).run(sockets=[listener])
+        _Server(settings, engine).run(sockets=[listener])
 
 
 if __name__ == "__main__":

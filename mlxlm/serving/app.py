@@ -32,7 +32,8 @@ def make_app(
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         engine.start()
         yield
-        await run_in_threadpool(engine.stop)
+        engine.stop()
+        await run_in_threadpool(engine.join)
 
     app = Starlette(
         routes=[

@@ -92,6 +92,10 @@ class Generation:
                 return
 
 
+def _stopping() -> ApiError:
+    return ApiError(503, "the server is stopping", code="stopping")
+
+
 class _CancelledError(Exception):
     """The generation at work is not wanted any more."""
 
@@ -117,6 +121,7 @@ class Engine:
         self._prefill_step_size = prefill_step_size
         self._seen = PromptStore(prompt_cache_bytes)
         self._waiting: deque[Generation] = deque()
+        self._current: Generation | None = None
         self._wake = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
@@ -126,10 +131,17 @@ class Engine:
         self._thread.start()
 
     def stop(self) -> None:
-        """Drop what is left and wait for the thread."""
+        """End every generation with an error, and take no more."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
+            left, self._waiting = [*self._waiting], deque()
+        for generation in [self._current, *left]:
+            if generation is not None:
+                generation.emit(_stopping())
+
+    def join(self) -> None:
+        """Wait for the thread after `stop`."""
         self._thread.join(LONGEST_STOP_S)
 
     @property
@@ -138,9 +150,11 @@ class Engine:
         return self._thread.is_alive()
 
     def submit(self, task: Task) -> Generation:
-        """Put a task into the queue, from the event loop. Raises ApiError (503) where the queue is full."""
+        """Put a task into the queue, from the event loop. Raises ApiError (503) where too many wait already."""
         generation = Generation(task, self._timeout_s)
         with self._wake:
+            if self._stopping:
+                raise _stopping()
             self._waiting = deque(waiting for waiting in self._waiting if not waiting.cancelled)
             if len(self._waiting) >= self._max_queue:
                 message = f"found {len(self._waiting)} requests waiting, as many as may; try again later"
@@ -161,8 +175,10 @@ class Engine:
 
     def _next(self) -> Generation | None:
         with self._wake:
+            self._current = None
             self._wake.wait_for(lambda: self._waiting or self._stopping)
-            return None if self._stopping else self._waiting.popleft()
+            self._current = None if self._stopping else self._waiting.popleft()
+            return self._current
 
     def _generate(self, generation: Generation) -> Finish:
         task, reply = generation.task, generation.task.reply

@@ -71,9 +71,7 @@ class Slow:
 def app_of(model, tokenizer, *, port=8080, api_key=None, max_body_bytes=10_000, chat_format=CHATML, **options):
     engine = make_engine(model, **options)
     hosts = host_names(port, ["server.example"])
-    return make_app(
-        served(tokenizer, chat_format), engine, hosts=hosts, api_key=api_key, max_body_bytes=max_body_bytes
-    )
+    return make_app(served(tokenizer, chat_format), engine, hosts=hosts, api_key=api_key, max_body_bytes=max_body_bytes)
 
 
 @contextlib.contextmanager

@@ -18,21 +18,20 @@ from mlxlm.serving.engine import Engine
 from mlxlm.serving.guard import host_names
 from mlxlm.serving.requests import ServedModel
 from shared_tokenizer.chat_formats import CHATML
-from shared_tokenizer.chat_template import write_chat_template
 from tests.conftest import TINY, VARIANTS
 
 CONTEXT = 256
 NAME = "tiny"
 
 
-def save_model(directory, tokenizer, variant="dense", *, has_chat=True):
-    """An artifact of made-up weights with a tokenizer and, unless told otherwise, a chat template."""
+def save_model(directory, tokenizer, variant="dense", template=CHATML.template):
+    """An artifact of made-up weights with a tokenizer and a chat template."""
     ends = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
     config = dataclasses.replace(TINY, max_seq_len=CONTEXT, **ends, **VARIANTS[variant])
     with tempfile.TemporaryDirectory() as files:
         tokenizer.save(Path(files))
-        if has_chat:
-            write_chat_template(Path(files), CHATML, tokenizer)
+        if template is not None:
+            (Path(files) / "chat_template.jinja").write_text(template)
         save_artifact(directory, config, "latent", initial_weights(config, 1), tokenizer_dir=Path(files))
     return directory
 

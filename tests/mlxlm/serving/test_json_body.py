@@ -31,13 +31,13 @@ def test_what_is_no_object_of_unicode_is_refused(body, message):
 
 def test_numbers_are_within_bounds_and_no_truth_values():
     for value in (True, "1", float("nan"), float("inf"), -1e-9, 2.1, 10**400, [1]):
-        with pytest.raises(ApiError, match="temperature: found .*, expected a number from 0 to 2"):
+        with pytest.raises(ApiError, match=r"temperature: found .*, expected a number from 0 to 2"):
             Fields({"temperature": value}).number("temperature", 1, 0, 2)
     for value in (False, "1", 1.0, 0, 10, 10**4000):
-        with pytest.raises(ApiError, match="n: found .*, expected a whole number from 1 to 9"):
+        with pytest.raises(ApiError, match=r"n: found .*, expected a whole number from 1 to 9"):
             Fields({"n": value}).integer("n", 1, 9)
     for value in (0, 1, "true", []):
-        with pytest.raises(ApiError, match="stream: found .*, expected true or false"):
+        with pytest.raises(ApiError, match=r"stream: found .*, expected true or false"):
             Fields({"stream": value}).flag("stream")
 
 

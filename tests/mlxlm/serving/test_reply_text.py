@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,7 +40,7 @@ def test_text_ends_before_the_stop_sequence_that_ends_first(pieces, stops, text,
 )
 def test_where_tokens_end_does_not_matter(text, stops, cuts):
     edges = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
-    pieces = [text[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    pieces = [text[start:end] for start, end in pairwise(edges)]
     assert streamed(pieces, stops) == streamed(list(text), stops)
 
 

@@ -159,7 +159,7 @@ def test_prompts_that_cannot_be_continued(tokenizer, prompt):
     ("name", "status"), [("other", 404), ("", 404), ("/etc", 404), ("x" * 9999, 404), (1, 400), (None, 400)]
 )
 def test_only_the_model_that_is_served(tokenizer, name, status):
-    with pytest.raises(ApiError, match="model: found .*, expected 'tiny'") as caught:
+    with pytest.raises(ApiError, match=r"model: found .*, expected 'tiny'") as caught:
         completion(tokenizer, model=name)
     assert caught.value.status == status
 

@@ -34,6 +34,8 @@ class ServerConfig:
 
     model: str
     """Artifact, transformers or MLX directory, or GGUF file."""
+    adapter_path: str | None = None
+    """Directory of adapters to put on the model."""
     model_name: str | None = None
     """Name that clients ask for; the last part of the path by default."""
     chat_format: str | None = None
@@ -145,7 +147,7 @@ def listen(host: str, port: int) -> socket.socket:
 def open_engine(config: ServerConfig) -> tuple[ServedModel, Engine]:
     """The model with what requests are checked against. Raises ValueError where it cannot be served."""
     path = Path(config.model)
-    model, tokenizer = load_model(path)
+    model, tokenizer = load_model(path, adapter_path=config.adapter_path)
     if tokenizer is None:
         raise ValueError(f"{path}: found no tokenizer, so there is no text to continue")
     served = ServedModel(

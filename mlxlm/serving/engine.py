@@ -5,16 +5,15 @@ import contextlib
 import copy
 import threading
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import mlx.core as mx
-from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import can_trim_prompt_cache
 
 from jaxlm.spec.sampling import Sampling
-from mlxlm.generate import token_sampler
+from mlxlm.generate import sample_tokens
 from mlxlm.model import LanguageModel
 from mlxlm.serving.errors import ApiError, internal_error, log
 from mlxlm.serving.prompt_store import PromptStore
@@ -186,11 +185,11 @@ class Engine:
         reason: Literal["stop", "length"] = "length"
         cache, seen = self._seen.nearest(task.prompt)
         cache = cache or self._model.make_cache()
-        with contextlib.closing(self._steps(generation, cache, seen)) as steps:
-            for token, _ in steps:
+        with contextlib.closing(self._tokens(generation, cache, seen)) as steps:
+            for token in steps:
                 self._check(generation)
-                tokens.append(int(token))
-                text = "" if token in task.stop_ids else reply.add(int(token))
+                tokens.append(token)
+                text = "" if token in task.stop_ids else reply.add(token)
                 if text:
                     generation.emit(text)
                 if token in task.stop_ids or reply.stopped:
@@ -202,10 +201,9 @@ class Engine:
         self._seen.add([*task.prompt, *tokens], cache)
         return Finish(reason, len(task.prompt), len(tokens), seen)
 
-    def _steps(self, generation: Generation, cache: list[Any], seen: int) -> Any:
-        """mlx-lm's generator after the tokens of the prompt that the cache has seen."""
-        task = generation.task
-        rest = task.prompt[seen:]
+    def _tokens(self, generation: Generation, cache: list[Any], seen: int) -> Generator[int]:
+        """Tokens that continue the prompt, of which the cache has seen the first ones."""
+        task, sampling = generation.task, generation.task.sampling
 
         def progress(processed: int, total: int) -> None:
             self._check(generation)
@@ -213,13 +211,13 @@ class Engine:
                 # A state that cannot be cut back: kept before the answer goes into it.
                 self._seen.add(task.prompt[:-1], copy.deepcopy(cache))
 
-        mx.random.seed(task.sampling.seed)
-        return generate_step(
-            mx.array(rest),
+        mx.random.seed(sampling.seed)
+        return sample_tokens(
             self._model,
-            max_tokens=task.sampling.max_tokens,
-            sampler=token_sampler(task.sampling, self._model.config.vocab_size),
-            prompt_cache=cache,
+            task.prompt[seen:],
+            sampling,
+            sampling.max_tokens,
+            cache,
             prefill_step_size=self._prefill_step_size,
             prompt_progress_callback=progress,
         )

@@ -1,8 +1,8 @@
-"""Tokens to the text that a client gets: whole characters, the chat format's spaces taken off, stop sequences."""
+"""Tokens to the text that a client gets, which ends before a stop sequence."""
 
 from collections.abc import Sequence
 
-from shared_tokenizer.chat_formats import ChatFormat
+from shared_tokenizer.reply_stream import ReplyStream
 from shared_tokenizer.tokenizer import TextStream
 
 
@@ -41,60 +41,20 @@ def _overlap(text: str, stop: str) -> int:
     return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)
 
 
-class _Beginning:
-    """Takes off what the chat format puts before a content."""
-
-    def __init__(self, chat_format: ChatFormat | None):
-        self._trims = chat_format is not None and chat_format.trims
-        self._lead = "" if chat_format is None else chat_format.assistant.lead
-        self._held = ""
-        self._over = chat_format is None
-
-    def add(self, text: str) -> str:
-        if self._over:
-            return text
-        self._held += text
-        rest = self._held.lstrip() if self._trims else self._held.removeprefix(self._lead)
-        is_open = not rest if self._trims else self._lead.startswith(self._held)
-        if is_open:
-            return ""
-        self._over = True
-        return rest
-
-    def end(self) -> str:
-        """A lead that broke off is content; whitespace is not."""
-        return "" if self._over or self._trims or self._held == self._lead else self._held
-
-
-class _Ending:
-    """Takes off whitespace at the end where the chat format trims contents."""
-
-    def __init__(self, chat_format: ChatFormat | None):
-        self._trims = chat_format is not None and chat_format.trims
-        self._held = ""
-
-    def add(self, text: str) -> str:
-        text = self._held + text
-        out = text.rstrip() if self._trims else text
-        self._held = text[len(out) :]
-        return out
-
-
 class ReplyText:
-    """Generated tokens as a stream of text: joined, it is `reply_content` of the whole, up to a stop sequence."""
+    """Generated tokens as the text of an answer, up to a stop sequence; `stream` decodes them."""
 
-    def __init__(self, stream: TextStream, stops: Sequence[str], chat_format: ChatFormat | None = None):
+    def __init__(self, stream: TextStream | ReplyStream, stops: Sequence[str]):
         self._stream = stream
-        self._beginning, self._stops, self._ending = _Beginning(chat_format), StopSequences(stops), _Ending(chat_format)
+        self._stops = StopSequences(stops)
 
     def add(self, token: int) -> str:
         """The text that this token adds, perhaps none."""
-        return self._ending.add(self._stops.add(self._beginning.add(self._stream.add(token))))
+        return self._stops.add(self._stream.add(token))
 
     def end(self) -> str:
         """The text that was held back."""
-        rest = self._stops.add(self._beginning.add(self._stream.end()) + self._beginning.end())
-        return self._ending.add(rest + self._stops.end())
+        return self._stops.add(self._stream.end()) + self._stops.end()
 
     @property
     def stopped(self) -> bool:

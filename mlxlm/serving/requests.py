@@ -16,6 +16,7 @@ from mlxlm.serving.json_body import Fields, parse_object, refuse
 from mlxlm.serving.reply_text import ReplyText
 from shared_tokenizer.chat import encode_generation_prompt, parse_messages, stop_ids
 from shared_tokenizer.chat_formats import ChatFormat
+from shared_tokenizer.reply_stream import ReplyStream
 from shared_tokenizer.tokenizer import TextStream, Tokenizer
 
 MOST_STOPS = 4
@@ -92,7 +93,7 @@ def read_chat(body: bytes, model: ServedModel) -> CompletionRequest:
         message = f"{model.name} has no chat format that is known here; use /v1/completions, which continues a text"
         raise ApiError(400, message, code="no_chat_format")
     prompt = _chat_prompt(fields.take("messages"), model.tokenizer, model.chat_format)
-    reply = ReplyText(TextStream(model.tokenizer), _stops(fields), model.chat_format)
+    reply = ReplyText(ReplyStream(model.tokenizer, model.chat_format), _stops(fields))
     return _request(fields, model, "messages", prompt, stop_ids(model.tokenizer, model.chat_format), reply)
 
 

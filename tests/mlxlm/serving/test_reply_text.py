@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxlm.serving.reply_text import ReplyText, StopSequences
-from shared_tokenizer.chat import reply_content
 from shared_tokenizer.chat_formats import CHAT_FORMATS
+from shared_tokenizer.reply_stream import ReplyStream
 from shared_tokenizer.tokenizer import TextStream
 
 
@@ -49,12 +49,10 @@ def test_nothing_is_given_out_twice_or_taken_back():
     assert [stream.add(piece) for piece in ("a", "E", "N", "x", "EN", "D", "b")] == ["a", "", "", "ENx", "", "", ""]
 
 
-@pytest.mark.parametrize("name", CHAT_FORMATS)
-@given(text=st.text(" \nab", max_size=8))
-def test_joined_it_is_the_content_of_the_reply(tokenizer, name, text):
-    reply = ReplyText(TextStream(tokenizer), [], CHAT_FORMATS[name])
-    pieces = [reply.add(token) for token in tokenizer.encode(text)]
-    assert "".join(pieces) + reply.end() == reply_content(text, CHAT_FORMATS[name])
+def test_the_spaces_of_a_chat_format_are_no_stop_sequence(tokenizer):
+    reply = ReplyText(ReplyStream(tokenizer, CHAT_FORMATS["llama-2"]), [" "])
+    assert "".join(reply.add(token) for token in tokenizer.encode(" add(a, b)")) + reply.end() == "add(a,"
+    assert reply.stopped
 
 
 def test_a_character_comes_whole_and_half_a_one_as_a_replacement(tokenizer):

@@ -58,8 +58,8 @@ class ServerConfig:
     """Seconds from a request to the end of its answer, at most."""
     prompt_cache_bytes: int = 1 << 30
     """Memory for what the model has seen, kept for prompts that begin alike; 0 keeps nothing."""
-    prefill_step_size: int = 512
-    """Tokens of a prompt that are processed at a time; a disconnect is noticed between them."""
+    prefill_step_size: int = 256
+    """Tokens of a prompt processed at a time; a disconnect is noticed between them, so take fewer on a slow machine."""
 
     def __post_init__(self) -> None:
         bounds = {

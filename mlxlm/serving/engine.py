@@ -134,10 +134,10 @@ class Engine:
         with self._wake:
             self._stopping = True
             self._wake.notify()
-            left, self._waiting = [*self._waiting], deque()
-        for generation in [self._current, *left]:
-            if generation is not None:
-                generation.emit(_stopping())
+            left = [*self._waiting, *([self._current] if self._current else [])]
+            self._waiting.clear()
+        for generation in left:
+            generation.emit(_stopping())
 
     def join(self) -> None:
         """Wait for the thread after `stop`."""
@@ -155,7 +155,7 @@ class Engine:
             if self._stopping:
                 raise _stopping()
             self._waiting = deque(waiting for waiting in self._waiting if not waiting.cancelled)
-            if len(self._waiting) >= self._max_queue:
+            if len(self._waiting) >= self._max_queue + (self._current is None):
                 message = f"found {len(self._waiting)} requests waiting, as many as may; try again later"
                 raise ApiError(503, message, code="queue_full", headers={"Retry-After": str(RETRY_AFTER_S)})
             self._waiting.append(generation)
@@ -169,7 +169,7 @@ class Engine:
             except _CancelledError:
                 pass
             except Exception:
-                log().exception("a generation failed")
+                log.exception("a generation failed")
                 generation.emit(internal_error())
 
     def _next(self) -> Generation | None:

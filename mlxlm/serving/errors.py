@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+log = logging.getLogger("uvicorn.error")
 # Messages quote what was found; a request of a megabyte is not to come back whole.
 LONGEST_MESSAGE = 500
 
@@ -61,8 +62,3 @@ async def answer_http_error(request: Request, error: Exception) -> JSONResponse:
 async def answer_fault(request: Request, error: Exception) -> JSONResponse:
     """Starlette's handler for anything else, which it raises again for the server's log."""
     return internal_error().response()
-
-
-def log() -> logging.Logger:
-    """The log of the HTTP server."""
-    return logging.getLogger("uvicorn.error")

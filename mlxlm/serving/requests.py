@@ -55,6 +55,7 @@ ASKING_NOTHING: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "top_logprobs": (0,),
 }
+# Names are passed over: no chat format has a place for them.
 MESSAGE_FIELDS = ("role", "content", "name", "refusal", "annotations")
 
 
@@ -93,19 +94,20 @@ def read_chat(body: bytes, model: ServedModel) -> CompletionRequest:
         message = f"{model.name} has no chat format that is known here; use /v1/completions, which continues a text"
         raise ApiError(400, message, code="no_chat_format")
     prompt = _chat_prompt(fields.take("messages"), model.tokenizer, model.chat_format)
+    _check_prompt(prompt, model, "messages")
     reply = ReplyText(ReplyStream(model.tokenizer, model.chat_format), _stops(fields))
-    return _request(fields, model, "messages", prompt, stop_ids(model.tokenizer, model.chat_format), reply)
+    return _request(fields, model, prompt, stop_ids(model.tokenizer, model.chat_format), reply)
 
 
 def read_completion(body: bytes, model: ServedModel) -> CompletionRequest:
     """The request of /v1/completions. Raises ApiError naming the field."""
     fields = _fields(body, model)
     prompt = _text_prompt(fields.take("prompt"), model.tokenizer)
+    _check_prompt(prompt, model, "prompt")
     stream = TextStream(model.tokenizer)
     for token in prompt:  # so that the answer goes on where the prompt ends, within a character or after a space
-        if 0 <= token < model.tokenizer.vocab_size:
-            stream.add(token)
-    return _request(fields, model, "prompt", prompt, [model.tokenizer.eos_id], ReplyText(stream, _stops(fields)))
+        stream.add(token)
+    return _request(fields, model, prompt, [model.tokenizer.eos_id], ReplyText(stream, _stops(fields)))
 
 
 def _fields(body: bytes, model: ServedModel) -> Fields:
@@ -156,15 +158,18 @@ def _stops(fields: Fields) -> Sequence[str]:
     return stops
 
 
-def _request(
-    fields: Fields, model: ServedModel, param: str, prompt: list[int], ends: Sequence[int], reply: ReplyText
-) -> CompletionRequest:
-    """What is the same for both routes."""
+def _check_prompt(prompt: list[int], model: ServedModel, param: str) -> None:
     try:
         check_prompt(prompt, model.vocab_size, model.max_seq_len)
     except ValueError as error:
         code = "context_length_exceeded" if len(prompt) >= model.max_seq_len else None
         raise ApiError(400, str(error), param=param, code=code) from None
+
+
+def _request(
+    fields: Fields, model: ServedModel, prompt: list[int], ends: Sequence[int], reply: ReplyText
+) -> CompletionRequest:
+    """What is the same for both routes."""
     sampling = _sampling(fields, model, model.max_seq_len - len(prompt))
     stream, include_usage = fields.flag("stream"), _include_usage(fields)
     _check_rest(fields)

@@ -183,6 +183,8 @@ def test_what_is_served_is_what_the_directory_says(tokenizer, tmp_path, capsys):
     named = ServerConfig(model=str(plain), chat_format="chatml", model_name="mine")
     assert (open_engine(named)[0].chat_format, open_engine(named)[0].name) == (CHATML, "mine")
     assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match="missing"):
+        open_engine(ServerConfig(model=str(plain), adapter_path=str(tmp_path / "missing")))
     unknown = save_model(tmp_path / "unknown", tokenizer, template="{{ messages[0].secret }}")
     assert open_engine(ServerConfig(model=str(unknown)))[0].chat_format is None
     assert "no chat: " in capsys.readouterr().out

@@ -54,15 +54,16 @@ def make_engine(model, **options):
 
 
 class Slow:
-    """A model that takes its time, and counts how often it is called."""
+    """A model that takes its time, and counts how often it is called, and with how many tokens at most."""
 
     def __init__(self, model, seconds):
         self._model, self._seconds = model, seconds
         self.config, self.make_cache = model.config, model.make_cache
-        self.calls = 0
+        self.calls = self.most_tokens = 0
 
     def __call__(self, ids, cache):
         self.calls += 1
+        self.most_tokens = max(self.most_tokens, ids.size)
         time.sleep(self._seconds)
         return self._model(ids, cache)
 

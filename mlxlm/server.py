@@ -20,7 +20,7 @@ from mlxlm.serving.engine import Engine  # noqa: E402
 from mlxlm.serving.guard import host_names  # noqa: E402
 from mlxlm.serving.requests import ServedModel  # noqa: E402
 from shared_tokenizer.chat_formats import ChatFormat, named_chat_format  # noqa: E402
-from shared_tokenizer.chat_template import find_chat_format  # noqa: E402
+from shared_tokenizer.load import find_chat_format  # noqa: E402
 from shared_tokenizer.tokenizer import Tokenizer  # noqa: E402
 
 KEY_VARIABLE = "MLXLM_API_KEY"

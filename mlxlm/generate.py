@@ -1,7 +1,8 @@
 """Text from a model: `python -m mlxlm.generate --model DIR --prompt TEXT`."""
 
+import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from jaxlm.spec.command_line import quiet_libraries, run_command
@@ -36,15 +37,26 @@ def generate(
 
 
 def sample_tokens(
-    model: LanguageModel, prompt: Sequence[int], sampling: Sampling, max_tokens: int, cache: list[Any] | None = None
-) -> Iterator[int]:
-    """At most `max_tokens` tokens that continue a prompt after what the cache has seen, by MLX's own random state."""
-    # mlx-lm spells "no limit" as 0 for top-p.
+    model: LanguageModel,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    max_tokens: int,
+    cache: list[Any] | None = None,
+    **options: Any,
+) -> Generator[int]:
+    """At most `max_tokens` tokens that continue a prompt after what the cache has seen, by MLX's own random state.
+
+    `options` are those of mlx-lm's `generate_step`.
+    """
+    # mlx-lm spells "no limit" as 0, and refuses a top-k that limits nothing.
     top_p = sampling.top_p if sampling.top_p < 1 else 0.0
-    sampler = make_sampler(sampling.temperature, top_p=top_p, min_p=sampling.min_p, top_k=sampling.top_k)
+    top_k = sampling.top_k if sampling.top_k < model.config.vocab_size else 0
+    sampler = make_sampler(sampling.temperature, top_p=top_p, min_p=sampling.min_p, top_k=top_k)
     ids = mx.array(list(prompt))
-    for token, _ in generate_step(ids, model, max_tokens=max_tokens, sampler=sampler, prompt_cache=cache):
-        yield int(token)
+    steps = generate_step(ids, model, max_tokens=max_tokens, sampler=sampler, prompt_cache=cache, **options)
+    with contextlib.closing(steps):
+        for token, _ in steps:
+            yield int(token)
 
 
 def main(config: GenerateConfig) -> None:

@@ -50,7 +50,8 @@ class LowerBounds(nn.Module):
 class LanguageModel(nn.Module):
     """Token ids `[B, L]` to next-token logits `[B, L, V]`, float32.
 
-    With a cache the ids continue what the cache has seen.
+    With a cache the ids continue what the cache has seen. With `grad_checkpoint` the backward pass finds nothing kept
+    of each block but its input.
     """
 
     def __init__(self, config: ModelConfig):
@@ -59,6 +60,7 @@ class LanguageModel(nn.Module):
         self.model_type = "jaxlm"
         self.embed_tokens = Embedding(config)
         self._mixers = config.token_mixer * config.num_repeats
+        self.grad_checkpoint = False
         if config.num_mlgru_layers:
             self.lower_bounds = LowerBounds(config)
         self.layers = [Block(config, token_mixer) for token_mixer in self._mixers]
@@ -80,7 +82,8 @@ class LanguageModel(nn.Module):
         begins = None if segment_ids is None else segment_begins(segment_ids)
         masks = self._cache_masks(x, caches) if segment_ids is None else {"attention": segment_mask(segment_ids)}
         for layer, mixer, layer_cache in zip(self.layers, self._mixers, caches, strict=True):
-            x = layer(x, masks.get(mixer), layer_cache, next(bounds) if mixer == "mlgru" else None, begins)
+            block = nn.utils.checkpoint(layer) if self.grad_checkpoint else layer
+            x = block(x, masks.get(mixer), layer_cache, next(bounds) if mixer == "mlgru" else None, begins)
         return x
 
     def head(self, x: mx.array) -> mx.array:

@@ -24,6 +24,13 @@ class ReplyStream:
 
     def add(self, token: int) -> str:
         """The text that this token completes, perhaps none."""
+        return self._extend(self._stream.add(token))
+
+    def end(self) -> str:
+        """What is left: U+FFFD where the last character is not whole."""
+        return self._extend(self._stream.end())
+
+    def _extend(self, text: str) -> str:
         before = len(self.content)
-        self._text += self._stream.add(token)
+        self._text += text
         return self.content[before:]

@@ -105,7 +105,10 @@ class Tokenizer(ABC):
 
 
 class TextStream:
-    """Decodes one token at a time and never emits half a character."""
+    """Decodes one token at a time and never emits half a character.
+
+    Ids beyond the tokenizer's, which a model with a padded vocabulary has, decode to nothing.
+    """
 
     def __init__(self, tokenizer: Tokenizer):
         self._pieces = tokenizer.pieces
@@ -114,7 +117,7 @@ class TextStream:
 
     def add(self, token: int) -> str:
         """The text that this token completes, perhaps none."""
-        piece = self._pieces[int(token)]
+        piece = self._pieces[int(token)] if token < len(self._pieces) else b""
         if self._strip and piece:
             self._strip = False
             piece = piece.removeprefix(b" ")

@@ -17,7 +17,7 @@ class Counted:
 
     def __init__(self, model):
         self._model = model
-        self.make_cache = model.make_cache
+        self.config, self.make_cache = model.config, model.make_cache
         self.tokens = 0
 
     def __call__(self, inputs, cache):

@@ -14,6 +14,7 @@ FORMATS = list(CHAT_FORMATS.values())
 def test_the_pieces_are_the_content_of_the_whole(tokenizer, chat_format, text):
     stream = ReplyStream(tokenizer, chat_format)
     pieces = [stream.add(token) for token in tokenizer.encode(text)]
+    pieces.append(stream.end())
     assert "".join(pieces) == stream.content == reply_content(text, chat_format)
 
 
@@ -23,3 +24,5 @@ def test_half_a_character_is_never_given(tokenizer, character):
     assert len(tokens) == len(character.encode())
     stream = ReplyStream(tokenizer, CHAT_FORMATS["chatml"])
     assert [stream.add(token) for token in tokens] == [""] * (len(tokens) - 1) + [character]
+    assert [stream.add(token) for token in tokens[:-1]] == [""] * (len(tokens) - 1)
+    assert stream.end() == "\ufffd"

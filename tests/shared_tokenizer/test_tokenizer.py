@@ -136,6 +136,10 @@ def test_a_stream_emits_whole_characters_and_what_decode_gives(lossless):
     assert "" in parts  # the rocket is in no corpus: its bytes come one by one
 
 
+def test_ids_of_a_padded_vocabulary_decode_to_nothing(lossless):
+    assert lossless.decode([lossless.vocab_size, *lossless.encode("a b"), lossless.vocab_size + 63]) == "a b"
+
+
 def test_bytes_that_are_not_utf8_are_replaced(lossless):
     byte = {piece: i for i, piece in enumerate(lossless.pieces) if len(piece) == 1}
     start, rest = byte[b"\xf0"], byte[b"\x9f"]

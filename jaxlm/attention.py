@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.shapes import SegmentIds
+from jaxlm.sharding import target_platform
 
 AttentionKernel = Literal["xla", "cudnn", "splash"]
 # Queries of a block. cuDNN takes a whole sequence in one go up to there: it keeps no scores, but it is told which
@@ -100,6 +101,11 @@ def _attend(kernel: Literal["xla", "cudnn"], rows: Any, seen: Any) -> jax.Array:
     places = start + jnp.arange(queries.shape[1])
     causal = places[:, None] >= jnp.arange(keys.shape[1])[None]
     mask = causal[None] & (own_segments[:, :, None] == segments[:, None])
+    if queries.dtype == jnp.float16 and target_platform() == "cpu":
+        # XLA has no product of float16 summed in float32 there.
+        queries, keys, values = (x.astype(jnp.float32) for x in (queries, keys, values))
+        wide = _attend(kernel, (queries, own_segments, start), (keys, values, segments))
+        return wide.astype(jnp.float16)
     return jax.nn.dot_product_attention(queries, keys, values, mask=mask[:, None], implementation=kernel)
 
 

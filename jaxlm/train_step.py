@@ -49,7 +49,8 @@ def init_state(model: LanguageModel, optimizer: optax.GradientTransformation, se
 
 
 def _first_loss_scale() -> DynamicScale:
-    return DynamicScale(fin_steps=jnp.int32(0), scale=jnp.float32(2**15))  # pyright: ignore[reportArgumentType]
+    # Gradients are those of a sum over tokens, so they are not as small as those of a mean.
+    return DynamicScale(fin_steps=jnp.int32(0), scale=jnp.float32(2**10))  # pyright: ignore[reportArgumentType]
 
 
 def make_train_step(

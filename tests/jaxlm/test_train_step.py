@@ -53,7 +53,8 @@ def run_steps(config, grad_accumulation_steps=1, steps=3, dtype=jnp.float32):
 def test_accumulation_equals_the_large_batch(tiny_config):
     whole, whole_lines = run_steps(tiny_config, 1)
     split, split_lines = run_steps(tiny_config, 2)
-    assert split_lines[0]["train/loss"] == pytest.approx(whole_lines[0]["train/loss"], abs=1e-6)
+    # Of a float32 sum, whose order differs, eight units in the last place.
+    assert split_lines[0]["train/loss"] == pytest.approx(whole_lines[0]["train/loss"], rel=8 * 2**-23)
     assert split_lines[0]["train/grad_norm"] == pytest.approx(whole_lines[0]["train/grad_norm"], rel=1e-4)
     assert int(whole.step) == int(split.step) == 3
 
@@ -69,7 +70,7 @@ def test_the_state_carries_the_codes_of_its_parameters(tiny_config):
 def test_float16_trains_with_a_scaled_loss(tiny_config):
     expected, expected_lines = run_steps(tiny_config)
     found, lines = run_steps(tiny_config, dtype=jnp.float16)
-    assert found.loss_scale.scale == 2**15 and found.loss_scale.fin_steps == 3
+    assert found.loss_scale.scale == 2**10 and found.loss_scale.fin_steps == 3
     for line, expected_line in zip(lines, expected_lines, strict=True):
         assert line["train/loss"] == pytest.approx(expected_line["train/loss"], rel=5e-3)
         assert line["train/grad_norm"] == pytest.approx(expected_line["train/grad_norm"], rel=5e-2)

@@ -40,5 +40,6 @@ def _become(arguments: list[str], outputs: list[Path], environment: dict[str, st
     os.environ.update(environment)
     os.chdir(ROOT)
     sys.argv = arguments
-    sys.path.insert(0, str(Path(arguments[0]).parent))
-    runpy.run_path(arguments[0], run_name="__main__")
+    script = ROOT / arguments[0]
+    sys.path.insert(0, str(script.parent))
+    runpy.run_path(str(script), run_name="__main__")

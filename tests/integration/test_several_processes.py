@@ -15,9 +15,10 @@ import pytest
 from jaxlm.load import load_model
 from jaxlm.spec.manifest import verify_manifest
 from jaxlm.spec.run.metrics_log import read_metrics
+from tests.commands import ROOT
 from tests.conftest import prepare_texts
 from tests.integration.test_bad_input import assert_refused
-from tests.integration.test_stop_and_resume import ROOT, SHAPE, flags, run
+from tests.integration.test_stop_and_resume import SHAPE, flags, train
 
 TIMEOUT = 20
 
@@ -91,7 +92,7 @@ DENSE = {"preset": "dense-tiny", "sample_tokens": 4, "num_train_steps": 20, "opt
 
 
 def test_two_processes_train_as_one_does(workplace):
-    one = run(flags(workplace, "one", **DENSE))
+    one = train(flags(workplace, "one", **DENSE))
     assert one.returncode == 0, one.stderr
     (workplace / "pair").mkdir()
     # Split, so that what one process writes has to come from both.
@@ -126,7 +127,7 @@ def test_a_lost_process_ends_the_other_and_one_goes_on_alone(workplace):
     config = workplace / "lost" / "config.yaml"
     changed = config.read_text("utf-8").replace("num_train_steps: 3000", f"num_train_steps: {last + 10}")
     config.write_text(changed, "utf-8")
-    resumed = run(["--config", config, "--resume", "true"])
+    resumed = train(["--config", config, "--resume", "true"])
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming after step" in resumed.stdout
     assert "1 cpu device(s) of 1 process(es)" in resumed.stdout
@@ -164,7 +165,8 @@ def test_a_coordinator_that_nobody_reaches_is_one_line(workplace):
     for number in (0, 1):
         words = [word if word != str(TIMEOUT) else "3" for word in address(port, number)]
         start = time.monotonic()
-        done = run([*flags(workplace, "nobody"), *words])
+        command = [sys.executable, "scripts/train_jax.py", *flags(workplace, "nobody"), *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
         assert_refused(done, f"coordinator 127.0.0.1:{port}", f"process {number} of 2", "within 3 s")
         assert time.monotonic() - start < 60
     assert not (workplace / "nobody").exists()
@@ -179,14 +181,14 @@ def test_a_coordinator_that_nobody_reaches_is_one_line(workplace):
     ],
 )
 def test_what_does_not_fit_is_one_line(workplace, settings, words):
-    assert_refused(run([*flags(workplace, "no-mesh"), *settings]), words)
+    assert_refused(train([*flags(workplace, "no-mesh"), *settings]), words)
     assert not (workplace / "no-mesh").exists()
 
 
 def test_a_batch_that_does_not_divide_is_one_line(workplace, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-    assert_refused(run(flags(workplace, "no-batch")), "batch_size: found 4, expected a multiple of 8 (mesh.data 8")
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8")
+    assert_refused(train(flags(workplace, "no-batch")), "batch_size: found 4, expected a multiple of 8 (mesh.data 8")
     model = json.dumps(SHAPE | {"num_heads": 2})
     wide = [*flags(workplace, "no-batch", batch_size=8, model=model), "--mesh.tensor", 4]
-    assert_refused(run(wide), "mesh.tensor: found 4, expected a divisor of the model's num_heads 2")
+    assert_refused(train(wide), "mesh.tensor: found 4, expected a divisor of the model's num_heads 2")
     assert not (workplace / "no-batch").exists()

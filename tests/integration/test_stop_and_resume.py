@@ -1,5 +1,6 @@
 """A run that was stopped or killed goes on as if nothing had happened."""
 
+import functools
 import json
 import re
 import signal
@@ -14,9 +15,9 @@ import pytest
 from jaxlm.load import load_model
 from jaxlm.spec.manifest import verify_manifest
 from jaxlm.spec.run.metrics_log import read_metrics
+from tests.commands import ROOT, run
 from tests.conftest import prepare_texts
 
-ROOT = Path(__file__).parent.parent.parent
 # Dies by SIGKILL when the checkpoint of step 20 has its files but not yet its manifest.
 KILLED_WHILE_SAVING = """
 import os, signal, sys
@@ -72,9 +73,21 @@ def flags(workplace, name, **settings):
     return [word for flag, value in settings.items() for word in (f"--{flag}", str(value))]
 
 
-def run(arguments, program=("scripts/train_jax.py",)):
-    command = [sys.executable, *program, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+def train(arguments):
+    return run("scripts/train_jax.py", *arguments)
+
+
+@pytest.fixture(scope="module")
+def straight(workplace):
+    """The directory of an undisturbed run of a kind; made once."""
+
+    @functools.cache
+    def directory(kind):
+        done = train(flags(workplace, f"straight-{kind}", **KINDS[kind]))
+        assert done.returncode == 0, done.stderr
+        return workplace / f"straight-{kind}"
+
+    return directory
 
 
 def final_state(run_dir: Path):
@@ -94,21 +107,20 @@ def final_state(run_dir: Path):
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided:UserWarning")
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_while_saving_and_resumed_equals_never_stopped(workplace, kind):
-    name, broken = f"straight-{kind}", f"broken-{kind}"
-    straight = run(flags(workplace, name, **KINDS[kind]))
-    assert straight.returncode == 0, straight.stderr
-    killed = run(flags(workplace, broken, **KINDS[kind]), ("-c", KILLED_WHILE_SAVING))
+def test_killed_while_saving_and_resumed_equals_never_stopped(workplace, straight, kind):
+    broken = f"broken-{kind}"
+    command = [sys.executable, "-c", KILLED_WHILE_SAVING, *flags(workplace, broken, **KINDS[kind])]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=300)
     assert killed.returncode == -signal.SIGKILL
-    resumed = run(["--config", str(workplace / broken / "config.yaml"), "--resume", "true"])
+    resumed = train(["--config", str(workplace / broken / "config.yaml"), "--resume", "true"])
     assert resumed.returncode == 0, resumed.stderr
     assert "checkpoint 20 is not whole" in resumed.stdout
     assert "resuming after step 10" in resumed.stdout
-    expected, found = final_state(workplace / name), final_state(workplace / broken)
+    expected, found = final_state(straight(kind)), final_state(workplace / broken)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     losses = [
         [(line["step"], line.get("train/loss"), line.get("val/loss")) for line in read_metrics(path)]
-        for path in (workplace / name / "metrics.jsonl", workplace / broken / "metrics.jsonl")
+        for path in (straight(kind) / "metrics.jsonl", workplace / broken / "metrics.jsonl")
     ]
     assert losses[0] == losses[1]
     assert [step for step, *_ in losses[0]] == [1, 5, 10, 15, 20, 25, 30, 35, 40]
@@ -116,18 +128,17 @@ def test_killed_while_saving_and_resumed_equals_never_stopped(workplace, kind):
     verify_manifest(workplace / broken / "artifact")
 
 
-def test_training_goes_on_from_a_latent_artifact(workplace):
-    assert run(flags(workplace, "source")).returncode == 0
-    latent = workplace / "latent"
-    done = run([workplace / "source", latent, "--to", "latent"], ("scripts/convert.py",))
+def test_training_goes_on_from_a_latent_artifact(workplace, straight):
+    source, latent = straight("ternary"), workplace / "latent"
+    done = run("scripts/convert.py", source, latent, "--to", "latent")
     assert done.returncode == 0, done.stderr
-    done = run(flags(workplace, "continued", init_from=latent, num_train_steps=10))
+    done = train(flags(workplace, "continued", init_from=latent, num_train_steps=10))
     assert done.returncode == 0, done.stderr
-    before = read_metrics(workplace / "source" / "metrics.jsonl")
+    before = read_metrics(source / "metrics.jsonl")
     after = read_metrics(workplace / "continued" / "metrics.jsonl")
     # The same first batch, seen by a fresh model and by the trained one.
     assert after[0]["train/loss"] < before[0]["train/loss"] - 0.5
-    packed = run(flags(workplace, "refused", init_from=workplace / "source" / "artifact"))
+    packed = train(flags(workplace, "refused", init_from=source / "artifact"))
     assert packed.returncode == 2 and "packed and holds no latent weights" in packed.stderr
 
 
@@ -173,7 +184,7 @@ def test_a_signal_saves_and_leaves_with_the_resume_command(workplace, line_start
 
 def test_a_diverged_run_stops_and_keeps_its_last_checkpoint(workplace):
     settings = {"optimizer.learning_rate": 1e17, "optimizer.grad_clip_norm": 0, "optimizer.warmup_steps": 30}
-    done = run(flags(workplace, "diverged", **settings, preset="dense-tiny", checkpoint_every_steps=1))
+    done = train(flags(workplace, "diverged", **settings, preset="dense-tiny", checkpoint_every_steps=1))
     assert done.returncode == 2
     assert re.search(r"error: step \d+: train/\w+ is (nan|inf); the last checkpoint is of step", done.stderr)
     assert done.stderr.count("\n") == 1

@@ -3,10 +3,6 @@
 import dataclasses
 import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -23,8 +19,7 @@ from jaxlm.compile_for import (
 )
 from jaxlm.device_memory import Memory
 from jaxlm.hlo_costs import Collective, Costs
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.commands import run
 
 
 def report(**fields) -> Report:
@@ -44,12 +39,6 @@ def report(**fields) -> Report:
         "gradient_bytes": GIB // 4,
     }
     return Report(**(values | fields))
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "scripts/compile_for.py", *arguments]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment, timeout=600)
 
 
 def test_chips_are_ordered_and_plausible():
@@ -134,7 +123,7 @@ MISSING = {("--topology", "v5e:2x2"): "libtpu: not found, expected the compiler 
 
 @pytest.mark.parametrize("arguments", MISTAKES | (WITH_LIBTPU if importlib.util.find_spec("libtpu") else MISSING))
 def test_a_mistake_is_one_line(arguments):
-    done = run(*arguments)
+    done = run("scripts/compile_for.py", *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and (MISTAKES | WITH_LIBTPU | MISSING)[arguments] in lines[0]
@@ -143,7 +132,8 @@ def test_a_mistake_is_one_line(arguments):
 def test_a_small_step_is_compiled_or_libtpu_named(tmp_path):
     output = tmp_path / "report.json"
     shape = {"vocab_size": 256, "hidden_size": 128, "intermediate_size": 256, "num_heads": 1, "num_kv_heads": 1}
-    done = run("--topology", "v5e:2x2", "--seq_len", "128", "--model", json.dumps(shape), "--output", str(output))
+    arguments = ["--topology", "v5e:2x2", "--seq_len", "128", "--model", json.dumps(shape), "--output", output]
+    done = run("scripts/compile_for.py", *arguments)
     if importlib.util.find_spec("libtpu") is None:
         assert done.returncode == 2 and "pip install '.[tpu-aot]'" in done.stderr
         return

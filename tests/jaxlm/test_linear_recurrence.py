@@ -19,11 +19,13 @@ def inputs(length, seed=0):
 
 def loop(decays, updates, initial):
     """The equation as it stands."""
-    states, state = [], initial
-    for step in range(updates.shape[1]):
-        state = decays[:, step] * state + updates[:, step]
-        states.append(state)
-    return jnp.stack(states, axis=1)
+
+    def step(state, inputs):
+        state = inputs[0] * state + inputs[1]
+        return state, state
+
+    by_step = [jnp.moveaxis(jnp.asarray(array), 1, 0) for array in (decays, updates)]
+    return jnp.moveaxis(jax.lax.scan(step, jnp.asarray(initial), by_step)[1], 0, 1)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "default"])

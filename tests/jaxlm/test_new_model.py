@@ -1,8 +1,5 @@
 import dataclasses
 import runpy
-import subprocess
-import sys
-from pathlib import Path
 from typing import get_args
 
 import jax
@@ -16,14 +13,9 @@ from jaxlm.spec.command_line import parse
 from jaxlm.spec.model_size import Architecture
 from jaxlm.spec.names import parameter_count, tensor_bytes
 from jaxlm.train_config import TrainConfig, resolve_model
+from tests.commands import ROOT, run
 
-ROOT = Path(__file__).parent.parent.parent
 ARCHITECTURES = get_args(Architecture)
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "scripts/new_model.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +110,7 @@ def test_mistakes_are_named(command, flags, message):
 
 def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path):
     # No disk holds 4 TB beside this test.
-    done = run("--params", "1T", "--output_dir", tmp_path / "deep" / "blank")
+    done = run("scripts/new_model.py", "--params", "1T", "--output_dir", tmp_path / "deep" / "blank")
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "bytes free, expected at least 4," in done.stderr

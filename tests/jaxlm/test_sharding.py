@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 def test_on_eight_simulated_devices():
     # A process of its own: the number of devices is fixed when jax starts.
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     command = [sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", "-rP", "tests/jaxlm/eight_devices.py"]
     done = subprocess.run(
         command,

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -22,6 +23,8 @@ GOLDEN = {
     _FOLDER / "train_step.json": TINY,
     _FOLDER / "train_step_hybrid.json": dataclasses.replace(TINY, **VARIANTS["hybrid"]),
 }
+# Compiled as for users, unlike in all other tests (see conftest.py): these numbers hold to a rounding or two.
+OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=0, schedule="linear")
 
 
@@ -38,13 +41,16 @@ def make_batch(rows=4, length=16, seed=0) -> Batch:
     return Batch(**{key: np.stack([example[key] for example in examples]) for key in examples[0]})
 
 
-def run_steps(config, grad_accumulation_steps=1, steps=3, dtype=jnp.float32):
+@functools.cache
+def run_steps(config, grad_accumulation_steps=1, dtype=jnp.float32):
+    """The state after three steps, and the metrics of each."""
     optimizer, model = make_optimizer(OPTIMIZER, 10), LanguageModel(config, dtype)
     state = jax.jit(lambda: init_state(model, optimizer, seed=0))()
     schedule = learning_rate_schedule(OPTIMIZER, 10)
     step = make_train_step(model, optimizer, schedule, grad_accumulation_steps)
+    step = step.lower(state, make_batch()).compile(compiler_options=OPTIMIZED)
     lines = []
-    for number in range(steps):
+    for number in range(3):
         state, metrics = step(state, make_batch(seed=number))
         lines.append({name: float(value) for name, value in metrics.items()})
     return state, lines
@@ -53,8 +59,7 @@ def run_steps(config, grad_accumulation_steps=1, steps=3, dtype=jnp.float32):
 def test_accumulation_equals_the_large_batch(tiny_config):
     whole, whole_lines = run_steps(tiny_config, 1)
     split, split_lines = run_steps(tiny_config, 2)
-    # Of a float32 sum, whose order differs, eight units in the last place.
-    assert split_lines[0]["train/loss"] == pytest.approx(whole_lines[0]["train/loss"], rel=8 * 2**-23)
+    assert split_lines[0]["train/loss"] == pytest.approx(whole_lines[0]["train/loss"], abs=1e-6)
     assert split_lines[0]["train/grad_norm"] == pytest.approx(whole_lines[0]["train/grad_norm"], rel=1e-4)
     assert int(whole.step) == int(split.step) == 3
 
@@ -71,10 +76,11 @@ def test_float16_trains_with_a_scaled_loss(tiny_config):
     expected, expected_lines = run_steps(tiny_config)
     found, lines = run_steps(tiny_config, dtype=jnp.float16)
     assert found.loss_scale.scale == 2**10 and found.loss_scale.fin_steps == 3
-    for line, expected_line in zip(lines, expected_lines, strict=True):
-        assert line["train/loss"] == pytest.approx(expected_line["train/loss"], rel=5e-3)
-        assert line["train/grad_norm"] == pytest.approx(expected_line["train/grad_norm"], rel=5e-2)
     assert expected.loss_scale is None
+    # A first step from the same weights; then codes flip at other places.
+    assert lines[0]["train/loss"] == pytest.approx(expected_lines[0]["train/loss"], rel=1e-3)
+    assert lines[0]["train/grad_norm"] == pytest.approx(expected_lines[0]["train/grad_norm"], rel=2e-2)
+    assert lines[2]["train/loss"] == pytest.approx(expected_lines[2]["train/loss"], rel=2e-2)
 
 
 @pytest.mark.parametrize("grad_accumulation_steps", [1, 2])
@@ -93,7 +99,7 @@ def test_a_step_that_overflows_float16_changes_the_scale_alone(tiny_config, grad
 
 
 def test_a_checkpoint_holds_the_loss_scale(tiny_config):
-    state, _ = run_steps(tiny_config, steps=1, dtype=jnp.float16)
+    state, _ = run_steps(tiny_config, dtype=jnp.float16)
     fresh = jax.eval_shape(
         lambda: init_state(LanguageModel(tiny_config, jnp.float16), make_optimizer(OPTIMIZER, 10), seed=0)
     )

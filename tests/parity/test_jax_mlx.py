@@ -22,20 +22,21 @@ from jaxlm.spec.sampling import Sampling
 from jaxlm.spec.ternary import quantize_activation, unpack_affine
 from jaxlm.ternary_linear import TernaryWeight, ternarize, ternary_linear
 from mlxlm.ternary_linear import integer_product
-from tests.conftest import VARIANTS
+from tests.conftest import TINY, VARIANTS
 
 # For ternary models: a rounding flip moves logits by about 1e-3 to 1e-2.
 NEAR_TIE = 3e-2
 
 
-@pytest.fixture(params=VARIANTS)
-def artifacts(request, tiny_config, tmp_path):
+@pytest.fixture(scope="module", params=VARIANTS)
+def artifacts(request, tmp_path_factory):
     """A config with room for 256 tokens, its latent artifact, and its packed one."""
-    config = dataclasses.replace(tiny_config, max_seq_len=320, **VARIANTS[request.param])
+    path = tmp_path_factory.mktemp(request.param)
+    config = dataclasses.replace(TINY, max_seq_len=320, **VARIANTS[request.param])
     params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(1))
     for kind in ("latent", "packed"):
-        export_artifact(tmp_path / kind, config, params, kind)
-    return config, tmp_path / "latent", tmp_path / "packed"
+        export_artifact(path / kind, config, params, kind)
+    return config, path / "latent", path / "packed"
 
 
 def ternary_leaves(params):

@@ -17,6 +17,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from jaxlm.distributed import is_first, wait_for_all
 from jaxlm.spec.manifest import DamagedError, verify_manifest, write_manifest
+from jaxlm.spec.run.whole_checkpoints import checkpoint_steps, set_aside_damaged
 
 VAL_LOSS = "val_loss"
 
@@ -48,7 +49,7 @@ class Checkpoints:
         self._belongs_to = {"tokenizer": tokenizer_fingerprint, "data": data_fingerprint}
         self._say = say
         if is_first():
-            self._set_aside_damaged()
+            set_aside_damaged(self._directory, say)
         wait_for_all("damaged checkpoints are set aside")
         policies: list[Any] = [LatestN(keep_last)]
         if keep_best:
@@ -134,19 +135,6 @@ class Checkpoints:
         self._sealer.shutdown()
         self._manager.close()
 
-    def _set_aside_damaged(self) -> None:
-        """Move checkpoints that are not whole out of the way, so that the run can save these steps again."""
-        for step in _steps(self._directory):
-            try:
-                verify_manifest(self._directory / str(step))
-            except DamagedError as error:
-                aside = self._directory.parent / "damaged" / str(step)
-                aside.parent.mkdir(exist_ok=True)
-                while aside.exists():
-                    aside = aside.with_name(aside.name + "-again")
-                (self._directory / str(step)).rename(aside)
-                self._say(f"checkpoint {step} is not whole and was moved to {aside}: {error}")
-
 
 def restore_params(directory: Path, params: Any, say: Callable[[str], None]) -> tuple[int, Any]:
     """Parameters of the newest whole checkpoint below `directory`, read only: step and tree.
@@ -161,7 +149,7 @@ def restore_params(directory: Path, params: Any, say: Callable[[str], None]) -> 
 
 def newest_whole_step(directory: Path, say: Callable[[str], None]) -> int:
     """Step of the newest checkpoint whose manifest holds; raises ValueError where there is none."""
-    for step in reversed(_steps(directory)):
+    for step in reversed(checkpoint_steps(directory)):
         try:
             verify_manifest(directory / str(step))
         except DamagedError as error:
@@ -169,10 +157,6 @@ def newest_whole_step(directory: Path, say: Callable[[str], None]) -> int:
         else:
             return step
     raise ValueError(f"{directory}: found no whole checkpoint")
-
-
-def _steps(directory: Path) -> list[int]:
-    return sorted(int(path.name) for path in directory.glob("*") if path.is_dir() and path.name.isdigit())
 
 
 def _rank(metrics: dict[str, float]) -> float:

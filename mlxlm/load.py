@@ -4,6 +4,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from jaxlm.spec.artifact import Artifact
 from jaxlm.spec.formats.mlx import module_tensors
 from jaxlm.spec.open_model import open_model
 from mlxlm.adapters import load_adapters
@@ -22,6 +23,16 @@ def load_model(
     """
     path = Path(path)
     artifact = open_model(path, verify=verify)
+    model = built_model(artifact)
+    if adapter_path is not None:
+        load_adapters(model, Path(adapter_path), verify=verify)
+    model.eval()
+    tokenizer = find_tokenizer(path, artifact.tokenizer_metadata)
+    return model, tokenizer
+
+
+def built_model(artifact: Artifact) -> LanguageModel:
+    """The model of an artifact, its ternary weights packed to 2 bits."""
     model = LanguageModel(artifact.config)
     modules = dict(model.named_modules())
     weights: dict[str, mx.array] = {}
@@ -30,8 +41,4 @@ def load_model(
         weights |= held_form(modules, tensor.stored.name, mx.array(tensor.encode(artifact.tensors[tensor.name])))
     model.load_weights(list(weights.items()))
     mx.eval(model.parameters())
-    if adapter_path is not None:
-        load_adapters(model, Path(adapter_path), verify=verify)
-    model.eval()
-    tokenizer = find_tokenizer(path, artifact.tokenizer_metadata)
-    return model, tokenizer
+    return model

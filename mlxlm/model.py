@@ -4,6 +4,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.nn.utils import checkpoint
 from mlx_lm.models.base import create_attention_mask, create_ssm_mask
 from mlx_lm.models.cache import ArraysCache, KVCache
 
@@ -50,8 +51,8 @@ class LowerBounds(nn.Module):
 class LanguageModel(nn.Module):
     """Token ids `[B, L]` to next-token logits `[B, L, V]`, float32.
 
-    With a cache the ids continue what the cache has seen. With `grad_checkpoint` the backward pass finds nothing kept
-    of each block but its input.
+    With a cache the ids continue what the cache has seen. With `grad_checkpoint` nothing is kept of each block for
+    the backward pass but its input.
     """
 
     def __init__(self, config: ModelConfig):
@@ -82,7 +83,7 @@ class LanguageModel(nn.Module):
         begins = None if segment_ids is None else segment_begins(segment_ids)
         masks = self._cache_masks(x, caches) if segment_ids is None else {"attention": segment_mask(segment_ids)}
         for layer, mixer, layer_cache in zip(self.layers, self._mixers, caches, strict=True):
-            block = nn.utils.checkpoint(layer) if self.grad_checkpoint else layer
+            block = checkpoint(layer) if self.grad_checkpoint and self.training else layer
             x = block(x, masks.get(mixer), layer_cache, next(bounds) if mixer == "mlgru" else None, begins)
         return x
 

@@ -46,6 +46,14 @@ class RunDirectory:
     def artifact(self) -> Path:
         return self.path / "artifact"
 
+    @property
+    def adapters(self) -> Path:
+        return self.path / "adapters"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
 
 def is_run_directory(path: Path, settings_file: str = CONFIG) -> bool:
     return (path / settings_file).is_file()

@@ -1,0 +1,147 @@
+"""Settings of a fine-tuning run. Every command-line flag is generated from these fields."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxlm.spec.run.optimizer_config import OptimizerConfig
+from jaxlm.spec.sampling import LARGEST_SEED
+from mlxlm.adapters import AdapterConfig
+from shared_tokenizer.batches import Packing
+
+Method = Literal["lora", "qat", "full"]
+# What may change when a run is resumed: nothing in it touches a weight.
+RESUMABLE_CHANGES = {
+    "output_dir",
+    "model",
+    "data",
+    "resume",
+    "verify_data",
+    "grad_checkpoint",
+    "log_every_steps",
+    "eval_every_steps",
+    "eval_batches",
+    "checkpoint_every_steps",
+    "keep_last_checkpoints",
+    "sample_every_steps",
+    "sample_prompt",
+    "sample_tokens",
+}
+LORA_SETTINGS = ("rank", "scale", "dropout", "keys")
+LONGEST_DEFAULT = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """One fine-tuning run. Raises ValueError on a value out of range or without effect."""
+
+    model: str
+    """Artifact, transformers or MLX directory or GGUF file of the model."""
+    data: list[str]
+    """Text or chats (txt, json, jsonl, csv, parquet, folders of them), or token shards of scripts/prepare_data.py."""
+    output_dir: str
+    """Run directory to create, or to continue with resume."""
+    method: Method = "lora"
+    """What is trained: lora, adapters beside frozen weights; qat, the latent weights of a ternary or quantized model;
+    full, the weights of a dense one."""
+    num_train_steps: int | None = None
+    """Optimizer steps in all; by default one epoch."""
+    epochs: float | None = None
+    """Rounds through the training data, in place of num_train_steps."""
+    batch_size: int = 4
+    """Sequences per optimizer step, over all processes."""
+    grad_accumulation_steps: int = 1
+    """Micro-batches that a batch is split into; the result is that of the whole batch."""
+    grad_checkpoint: bool = False
+    """Keep nothing of each block for the backward pass but its input: less memory, more time."""
+    seq_len: int | None = None
+    """Tokens per sequence, at most the model's context; by default 512, or the context where that is shorter."""
+    rank: int = 8
+    """lora: rank of every adapter."""
+    scale: float = 20.0
+    """lora: what an adapter's product is multiplied by; not divided by the rank."""
+    dropout: float = 0.0
+    """lora: share of an adapter's inputs that training leaves out."""
+    keys: list[str] = field(default_factory=list)
+    """lora: linear layers by name, for example q_proj v_proj; none named means all of the blocks."""
+    num_layers: int = 0
+    """Train only so many of the last blocks; 0 trains all of the model."""
+    packing: Packing = "auto"
+    """How examples are made: windows over all text, or whole documents packed best_fit; auto packs chats."""
+    document_mask: bool = True
+    """Keep attention and state inside each document of a window."""
+    val_fraction: float = 0.05
+    """Share of the documents of text or chats held out for validation, chosen by their hash."""
+    document_characters: int = 0
+    """Cut texts at line ends into documents of about this many characters; 0 leaves each text whole."""
+    text_column: str | None = None
+    """Column that holds the text or the messages, where it is not found by itself."""
+    chat_format: str = "auto"
+    """How chats are written; auto is the model's own, or else chatml."""
+    resume: bool = False
+    """Continue the run in output_dir from its last whole checkpoint."""
+    seed: int = 0
+    """Seed of the adapters' first weights, of dropout, of the order of the data and of the samples."""
+    verify_data: bool = True
+    """Check the sha256 of every shard at the start."""
+    log_every_steps: int = 10
+    """Steps between lines of metrics.jsonl."""
+    eval_every_steps: int = 100
+    """Steps between evaluations on the held-out split; 0 evaluates only at the end."""
+    eval_batches: int = 20
+    """Batches of the held-out split to evaluate on, at most."""
+    checkpoint_every_steps: int = 100
+    """Steps between checkpoints; 0 saves only at the end or when stopped."""
+    keep_last_checkpoints: int = 2
+    """Latest checkpoints to keep."""
+    sample_every_steps: int = 0
+    """Steps between text samples; 0 samples only at the end."""
+    sample_prompt: str = ""
+    """Start of every text sample."""
+    sample_tokens: int = 128
+    """Tokens per text sample; 0 writes none."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4, warmup_steps=0))
+    """AdamW and its schedule."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "grad_accumulation_steps", "log_every_steps", "eval_batches"):
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        self._check("keep_last_checkpoints", self.keep_last_checkpoints >= 1, "at least 1")
+        for name in ("num_layers", "eval_every_steps", "checkpoint_every_steps", "sample_every_steps", "sample_tokens"):
+            self._check(name, getattr(self, name) >= 0, "0 or more")
+        self._check("num_train_steps", self.num_train_steps is None or self.num_train_steps >= 1, "at least 1")
+        self._check("seq_len", self.seq_len is None or self.seq_len >= 1, "at least 1")
+        self._check("epochs", self.epochs is None or 0 < self.epochs < float("inf"), "more than 0")
+        if self.num_train_steps is not None and self.epochs is not None:
+            raise ValueError("num_train_steps, epochs: found both, expected one of the two")
+        self._check("seed", 0 <= self.seed <= LARGEST_SEED // 2, f"0 to {LARGEST_SEED // 2}")
+        if self.batch_size % self.grad_accumulation_steps:
+            raise ValueError(
+                f"grad_accumulation_steps: found {self.grad_accumulation_steps}, expected a divisor of "
+                f"batch_size {self.batch_size}"
+            )
+        if self.method == "lora":
+            self.adapters()  # its values are in range
+        else:
+            self._refuse_settings_of_lora()
+
+    def adapters(self) -> AdapterConfig:
+        """The adapters of method lora."""
+        return AdapterConfig(
+            rank=self.rank,
+            scale=self.scale,
+            dropout=self.dropout,
+            keys=tuple(self.keys),
+            num_layers=self.num_layers,
+        )
+
+    def _check(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"{name}: found {getattr(self, name)}, expected {expected}")
+
+    def _refuse_settings_of_lora(self) -> None:
+        unset = {setting.name: setting for setting in dataclasses.fields(self)}
+        for name in LORA_SETTINGS:
+            default = [] if name == "keys" else unset[name].default
+            if getattr(self, name) != default:
+                raise ValueError(f"{name}: has no effect with method {self.method!r}, only with 'lora'")

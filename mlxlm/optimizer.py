@@ -1,0 +1,89 @@
+"""Learning-rate schedules and AdamW, as in jaxlm/optimizer.py: the formulas and the order of optax."""
+
+import math
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from jaxlm.spec.run.optimizer_config import (
+    OptimizerConfig,
+    Piece,
+    is_decayed,
+    learning_rate_pieces,
+    weight_decay_end,
+)
+
+Arrays = dict[str, mx.array]
+OptimizerState = dict[str, Arrays]
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
+
+
+def learning_rate(pieces: Sequence[Piece], step: int) -> float:
+    """The learning rate of a step, counted from 0."""
+    piece = [piece for piece in pieces if piece.begin <= step][-1]
+    done = min(step - piece.begin, piece.steps) / piece.steps
+    left = 0.5 * (1 + math.cos(math.pi * done)) if piece.shape == "cosine" else 1 - done
+    return (piece.start - piece.end) * left + piece.end
+
+
+def global_norm(arrays: Arrays) -> mx.array:
+    """Euclidean norm of all arrays together."""
+    return mx.sqrt(sum((mx.sum(mx.square(array)) for array in arrays.values()), mx.array(0.0)))
+
+
+class AdamW:
+    """AdamW (arXiv 1711.05101) behind a clip of the global gradient norm; pure functions of arrays by dotted path."""
+
+    def __init__(self, config: OptimizerConfig, num_train_steps: int):
+        """Raises ValueError where the warm-up leaves no step to train."""
+        self._config = config
+        self._pieces = learning_rate_pieces(config, num_train_steps)
+        self._decay_end = weight_decay_end(config, num_train_steps)
+
+    def init(self, parameters: Arrays) -> OptimizerState:
+        """The moments before the first step."""
+        dtype = DTYPES[self._config.first_moment_dtype]
+        return {
+            "first_moment": {path: mx.zeros(array.shape, dtype) for path, array in parameters.items()},
+            "second_moment": {path: mx.zeros(array.shape) for path, array in parameters.items()},
+        }
+
+    def factors(self, step: int) -> Arrays:
+        """The numbers that `update` needs of a step, counted from 0."""
+        config = self._config
+        is_decayed_now = self._decay_end is None or step < self._decay_end
+        numbers = {
+            "learning_rate": learning_rate(self._pieces, step),
+            "weight_decay": config.weight_decay if is_decayed_now else 0.0,
+            "first_correction": 1 / (1 - config.b1 ** (step + 1)),
+            "second_correction": 1 / (1 - config.b2 ** (step + 1)),
+        }
+        return {name: mx.array(number) for name, number in numbers.items()}
+
+    def update(
+        self, parameters: Arrays, gradients: Arrays, state: OptimizerState, factors: Arrays
+    ) -> tuple[Arrays, OptimizerState]:
+        """Parameters and moments after one step."""
+        config = self._config
+        gradients = self._clipped(gradients)
+        updated: Arrays = {}
+        after: OptimizerState = {"first_moment": {}, "second_moment": {}}
+        for path, parameter in parameters.items():
+            gradient = gradients[path]
+            first = (1 - config.b1) * gradient + config.b1 * state["first_moment"][path]
+            second = (1 - config.b2) * mx.square(gradient) + config.b2 * state["second_moment"][path]
+            change = first * factors["first_correction"]
+            change = change / (mx.sqrt(second * factors["second_correction"]) + config.eps)
+            if is_decayed(path.split(".")):
+                change = change + factors["weight_decay"] * parameter
+            updated[path] = parameter - factors["learning_rate"] * change
+            after["first_moment"][path] = first.astype(DTYPES[config.first_moment_dtype])
+            after["second_moment"][path] = second
+        return updated, after
+
+    def _clipped(self, gradients: Arrays) -> Arrays:
+        largest = self._config.grad_clip_norm
+        if largest == 0:
+            return gradients
+        norm = global_norm(gradients)
+        return {path: mx.where(norm < largest, array, array / norm * largest) for path, array in gradients.items()}

@@ -1,0 +1,34 @@
+import pytest
+
+from jaxlm.spec.command_line import parse
+from mlxlm.finetune_config import FinetuneConfig
+
+NEEDED = {"model": "model", "data": ["data"], "output_dir": "run"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_train_steps": 0}, "num_train_steps: found 0, expected at least 1"),
+        ({"epochs": 0}, "epochs: found 0, expected more than 0"),
+        ({"num_train_steps": 3, "epochs": 1}, "found both, expected one of the two"),
+        ({"batch_size": 4, "grad_accumulation_steps": 3}, "expected a divisor of batch_size 4"),
+        ({"rank": 0}, "rank: found 0, which is out of range"),
+        ({"method": "qat", "rank": 4}, "rank: has no effect with method 'qat', only with 'lora'"),
+        ({"method": "full", "keys": ["q_proj"]}, "keys: has no effect with method 'full'"),
+        ({"keep_last_checkpoints": 0}, "keep_last_checkpoints: found 0, expected at least 1"),
+        ({"seed": -1}, "seed: found -1"),
+    ],
+)
+def test_settings_out_of_range_or_without_effect_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        FinetuneConfig(**NEEDED | settings)
+
+
+def test_flags_are_the_fields():
+    flags = ["--model", "m", "--data", "a", "b", "--output_dir", "o", "--keys", "q_proj", "v_proj", "--rank", "4"]
+    found = parse(FinetuneConfig, [*flags, "--optimizer.learning_rate", "0.1"])
+    assert (found.data, found.keys, found.rank) == (["a", "b"], ["q_proj", "v_proj"], 4)
+    assert found.optimizer.learning_rate == 0.1
+    with pytest.raises(ValueError, match="learning_rats"):
+        parse(FinetuneConfig, [*flags, "--learning_rats", "0.1"])

@@ -1,0 +1,161 @@
+"""One training step in JAX and in MLX, from the same latent artifact on the same batch."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import mlx.core as mx
+import mlx.nn
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+import jaxlm.loss
+import mlxlm.loss
+from jaxlm.load import artifact_params
+from jaxlm.model import LanguageModel
+from jaxlm.optimizer import learning_rate_schedule, make_optimizer
+from jaxlm.spec.blank_artifact import save_blank_artifact
+from jaxlm.spec.names import parameters
+from jaxlm.spec.open_model import open_model
+from jaxlm.spec.run.optimizer_config import OptimizerConfig
+from jaxlm.ternary_linear import quantize_params, ternarize_weight, ternary_linear, with_ternary
+from mlxlm.optimizer import AdamW
+from mlxlm.qat import latent_model, latent_ternary_linear, ternary_paths
+from mlxlm.train_step import TrainStep
+from mlxlm.trees import flat_arrays
+from tests.conftest import VARIANTS
+
+
+@pytest.fixture(autouse=True)
+def uncompiled():
+    """On a CPU, MLX compiles with g++: seconds a test."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+def batch(vocab_size, seed=0, rows=2, length=12):
+    """Packed documents with some tokens that are not learned."""
+    rng = np.random.default_rng(seed)
+    segment_ids = np.cumsum(rng.random((rows, length)) < 0.15, axis=1).astype(np.int32)
+    segment_ids -= segment_ids[:, :1]
+    begins = np.diff(segment_ids, axis=1, prepend=-1) != 0
+    index = np.arange(length, dtype=np.int32)
+    positions = index - np.maximum.accumulate(np.where(begins, index, 0), axis=1)
+    return {
+        "inputs": rng.integers(0, vocab_size, (rows, length)).astype(np.int32),
+        "targets": rng.integers(0, vocab_size, (rows, length)).astype(np.int32),
+        "positions": positions.astype(np.int32),
+        "segment_ids": segment_ids,
+        "loss_mask": rng.random((rows, length)) < 0.7,
+    }
+
+
+def as_mlx(arrays):
+    return {name: mx.array(array) for name, array in arrays.items()}
+
+
+@pytest.fixture(params=["ternary_head", "hybrid", "int8_embedding"])
+def artifact(request, tiny_config, tmp_path):
+    changes = VARIANTS[request.param] | ({"num_layers": 3} if request.param == "hybrid" else {"num_layers": 1})
+    config = dataclasses.replace(tiny_config, **changes)
+    save_blank_artifact(tmp_path / "artifact", config, seed=1)
+    return open_model(tmp_path / "artifact")
+
+
+def by_attribute(config, tree):
+    """The leaves of a JAX tree by the paths of MLX's modules."""
+    flat = flatten_dict(tree)
+    return {
+        parameter.attribute: np.asarray(
+            flat[parameter.path] if parameter.layer is None else flat[parameter.path][parameter.layer]
+        )
+        for parameter in parameters(config)
+    }
+
+
+def jax_gradients(artifact, arrays):
+    params, model = artifact_params(artifact), LanguageModel(artifact.config)
+
+    def loss(params):
+        return jaxlm.loss.loss_sum(model, with_ternary(params, quantize_params(params, artifact.config)), arrays, 1)
+
+    (nats, _), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    return float(nats), by_attribute(artifact.config, gradients)
+
+
+def distance(found, expected):
+    """Norm of the difference of two trees, relative to the norm of the second."""
+    differences = [np.linalg.norm(np.array(found[path]) - expected[path]) for path in expected]
+    return np.linalg.norm(differences) / np.linalg.norm([np.linalg.norm(array) for array in expected.values()])
+
+
+def test_one_step_on_packed_documents_is_that_of_jax(artifact):
+    config, arrays = artifact.config, batch(artifact.config.vocab_size)
+    nats, gradients = jax_gradients(artifact, arrays)
+    model, tokens = latent_model(artifact), int(arrays["loss_mask"].sum())
+    (found, count), found_gradients = mlx.nn.value_and_grad(model, mlxlm.loss.loss_sum)(model, as_mlx(arrays))
+    assert found.item() == pytest.approx(nats, rel=1e-5) and count.item() == tokens
+    found_gradients = flat_arrays(found_gradients)
+    assert found_gradients.keys() == gradients.keys()
+    assert distance(found_gradients, gradients) < 1e-3
+
+    # With a large epsilon the change follows the gradient, and not the sign of what is nearly zero.
+    settings = OptimizerConfig(eps=1.0, warmup_steps=0, learning_rate=1.0)
+    before = flat_arrays(model.parameters())
+    step = TrainStep(model, AdamW(settings, 10), grad_accumulation_steps=2, ternary=ternary_paths(config))
+    metrics = step(as_mlx(arrays))
+    assert float(metrics["train/loss"]) == pytest.approx(nats / tokens, abs=1e-4)
+    assert 0 < float(metrics["ternary/zero_fraction"]) < 1 and 0 < float(metrics["ternary/flip_rate"]) < 0.5
+    optimizer = make_optimizer(settings, 10)
+    params = {path: np.array(array) for path, array in before.items()}
+    mean = {path: gradient / tokens for path, gradient in gradients.items()}
+    nested = [unflatten_dict(flat, sep=".") for flat in (params, mean)]
+    updates, _ = optimizer.update(nested[1], optimizer.init(nested[0]), nested[0])
+    changes = {path: np.array(array) - params[path] for path, array in flat_arrays(model.parameters()).items()}
+    assert distance(changes, flatten_dict(updates, sep=".")) < 1e-3
+
+
+def test_a_ternary_layer_and_its_gradients_are_those_of_jax():
+    rng = np.random.default_rng(0)
+    x, weight, dy = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 5, 32), (24, 32), (2, 5, 24)))
+    ternary = ternarize_weight(jnp.asarray(weight), "bfloat16").replace(latent=jnp.asarray(weight))
+    y, backward = jax.vjp(ternary_linear, jnp.asarray(x), ternary)
+    dx, dternary = backward(jnp.asarray(dy))
+    found, gradients = mx.vjp(latent_ternary_linear("bfloat16"), [mx.array(x), mx.array(weight)], [mx.array(dy)])
+    for ours, theirs in ((found[0], y), (gradients[0], dx), (gradients[1], dternary.latent)):
+        np.testing.assert_allclose(np.array(ours), theirs, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "cosine_restarts", "wsd", "linear", "two_stage"])
+def test_learning_rates_are_those_of_optax(schedule):
+    settings = OptimizerConfig(schedule=schedule, warmup_steps=5)
+    expected = learning_rate_schedule(settings, 40)
+    for step in (0, 3, 4, 5, 6, 19, 20, 21, 33, 39):
+        found = AdamW(settings, 40).factors(step)["learning_rate"]
+        assert found.item() == pytest.approx(float(expected(step)), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"schedule": "two_stage", "grad_clip_norm": 0.5},
+        {"first_moment_dtype": "bfloat16", "grad_clip_norm": 0.0},
+    ],
+)
+def test_updates_are_those_of_optax(settings):
+    config = OptimizerConfig(learning_rate=0.1, warmup_steps=2, **settings)
+    rng = np.random.default_rng(0)
+    params = {"lm_head.weight": rng.standard_normal((4, 3)).astype(np.float32), "norm.weight": np.ones(3, np.float32)}
+    optimizer, ours = make_optimizer(config, 6), AdamW(config, 6)
+    expected = unflatten_dict(params, sep=".")
+    found, states = as_mlx(params), [optimizer.init(expected), ours.init(as_mlx(params))]
+    for step in range(6):
+        gradients = {path: rng.standard_normal(array.shape).astype(np.float32) for path, array in params.items()}
+        updates, states[0] = optimizer.update(unflatten_dict(gradients, sep="."), states[0], expected)
+        expected = optax.apply_updates(expected, updates)
+        found, states[1] = ours.update(found, as_mlx(gradients), states[1], ours.factors(step))
+    for path, array in flatten_dict(expected, sep=".").items():
+        np.testing.assert_allclose(np.array(found[path]), array, rtol=1e-6, atol=1e-6)

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from jaxlm.spec.manifest import verify_manifest
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.commands import ROOT, run
 
 
 @pytest.fixture(scope="module")
@@ -20,21 +19,22 @@ def workplace(tmp_path_factory, tokenizer):
     path = tmp_path_factory.mktemp("prepare")
     (path / "tokenizer").mkdir()
     tokenizer.save(path / "tokenizer")
-    lines = (f'{{"text": "row {i} {"def add(first, second): " * (i % 50)}"}}\n' for i in range(60_000))
+    lines = (f'{{"text": "row {i} {"def add(first, second): " * (i % 50)}"}}\n' for i in range(30_000))
     (path / "corpus.jsonl").write_text("".join(lines))
-    done = subprocess.run(command(path, "straight"), cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run(*words(path, "straight", num_workers=1))
     assert done.returncode == 0, done.stderr
     return path
 
 
-def command(path, name, **options):
+def words(path, name, **options):
     options = {"num_workers": 2, "tokenizer": path / "tokenizer"} | options
-    words = [sys.executable, "scripts/prepare_data.py", "--input", path / "corpus.jsonl", "--output_dir", path / name]
-    return [str(word) for word in (*words, *(part for name, value in options.items() for part in (f"--{name}", value)))]
+    first = ["scripts/prepare_data.py", "--input", path / "corpus.jsonl", "--output_dir", path / name]
+    return [str(word) for word in (*first, *(part for name, value in options.items() for part in (f"--{name}", value)))]
 
 
 def start(arguments):
-    return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_slices(path, count):
@@ -61,7 +61,7 @@ def assert_same(found, expected):
 
 
 def test_a_killed_worker_costs_nothing_but_time(workplace):
-    with start(command(workplace, "worker-killed")) as process:
+    with start(words(workplace, "worker-killed")) as process:
         wait_for_slices(workplace / "worker-killed.partial", 1)
         os.kill(workers_of(process)[0], signal.SIGKILL)
         assert process.wait(300) == 0, process.stderr.read()
@@ -71,7 +71,7 @@ def test_a_killed_worker_costs_nothing_but_time(workplace):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_preparation_goes_on_and_leaves_no_worker_behind(workplace, number):
     name = f"stopped-by-{number.name}"
-    with start(command(workplace, name)) as process:
+    with start(words(workplace, name)) as process:
         wait_for_slices(workplace / f"{name}.partial", 1)
         workers = workers_of(process)
         process.send_signal(number)
@@ -85,7 +85,7 @@ def test_a_stopped_preparation_goes_on_and_leaves_no_worker_behind(workplace, nu
         time.sleep(0.05)
     kept = {path: path.stat().st_mtime_ns for path in (workplace / f"{name}.partial").glob("slice-*.json")}
     assert kept
-    done = subprocess.run(command(workplace, name), cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run(*words(workplace, name))
     assert done.returncode == 0 and "going on with a preparation" in done.stdout, done.stderr
     assert_same(workplace / name, workplace / "straight")
 
@@ -93,15 +93,14 @@ def test_a_stopped_preparation_goes_on_and_leaves_no_worker_behind(workplace, nu
 def test_a_ray_cluster_writes_the_same_bytes(workplace):
     ray = str(Path(sys.executable).with_name("ray"))
     begin = ["start", "--head", "--num-cpus", "2", "--include-dashboard", "false", "--disable-usage-stats"]
-    subprocess.run([ray, *begin], check=True, capture_output=True)
     try:
-        arguments = command(workplace, "ray", executor="ray")
-        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+        subprocess.run([ray, *begin], check=True, capture_output=True)
+        command = [sys.executable, *words(workplace, "ray", executor="ray")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     finally:
         subprocess.run([ray, "stop", "--force"], check=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert_same(workplace / "ray", workplace / "straight")
-    done = subprocess.run(
-        command(workplace, "none", executor="ray"), cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, *words(workplace, "none", executor="ray")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "found no Ray cluster; start one with `ray start --head`" in done.stderr

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from jaxlm.spec.artifact import Artifact
 from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.manifest import seal_directory, sealed_directory, verify_manifest
+from jaxlm.spec.manifest import seal_directory, verify_manifest
 from jaxlm.spec.open_model import open_model
 from jaxlm.spec.run.optimizer_config import learning_rate_pieces
 from jaxlm.spec.run.run_directory import RunDirectory, open_run_directory
@@ -27,7 +27,7 @@ from mlxlm.processes import any_of, is_first
 from mlxlm.qat import latent_model
 from shared_tokenizer.data_sets import DataSets
 from shared_tokenizer.examples import Example
-from shared_tokenizer.load import find_tokenizer
+from shared_tokenizer.load import find_tokenizer, tokenizer_directory
 from shared_tokenizer.prepare import PrepareConfig, prepare
 from shared_tokenizer.prepare_slice import Summary
 from shared_tokenizer.shards import MANIFEST, TOKENIZER
@@ -213,23 +213,18 @@ def _prepare(
     """Texts and chats -> token shards in the run directory, by the model's own tokenizer and chat template."""
     if tokenizer is None:
         raise ValueError(f"{config.model}: found no tokenizer, so text cannot be read; name token shards as data")
-    source = Path(config.model)
-    if source.is_file():  # a GGUF, which keeps its tokenizer inside
-        source = run.tokenizer
-        if not source.exists():
-            with sealed_directory(source) as directory:
-                tokenizer.save(directory)
-    settings = PrepareConfig(
-        output_dir=str(run.data),
-        input=texts,
-        tokenizer=str(source),
-        text_column=config.text_column,
-        chat_format=config.chat_format,
-        val_fraction=config.val_fraction,
-        document_characters=config.document_characters,
-        num_workers=1,
-    )
-    prepare(settings, lambda sha256: seal_directory(run.data, sha256), _Reporter(console))
+    with tokenizer_directory(Path(config.model), tokenizer) as source:
+        settings = PrepareConfig(
+            output_dir=str(run.data),
+            input=texts,
+            tokenizer=str(source),
+            text_column=config.text_column,
+            chat_format=config.chat_format,
+            val_fraction=config.val_fraction,
+            document_characters=config.document_characters,
+            num_workers=1,
+        )
+        prepare(settings, lambda sha256: seal_directory(run.data, sha256), _Reporter(console))
 
 
 class _Reporter:

@@ -59,7 +59,7 @@ class Settings:
     """What the backward pass finds kept of each block: none, everything; products, what linear layers take and give;
     ternary, what ternary linears take; blocks, their input alone."""
     attention: Literal["xla", "splash"] = "xla"
-    """What computes attention: xla, by blocks; splash, the kernel for TPUs."""
+    """What computes attention: xla, by blocks; splash, the kernel for TPUs, whose operations the report leaves out."""
     loss_chunks: int = 0
     """Chunks of the sequence that the loss is computed in; 0 takes as few as keep the logits small."""
     find_smallest: bool = False

@@ -130,10 +130,11 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
         if header:
             current = computations[header.group(2)] = {}
             entry = header.group(2) if header.group(1) else entry
-        elif current is not None and " = " in line:
+        elif current is not None and re.match(r"\s+(?:ROOT )?%?[\w.\-]+ = ", line):
             instruction = _instruction(line)
             current[instruction.name] = instruction
-        elif line.startswith("}"):
+        # Attributes of kernels hold line ends; a line that begins with }} is inside them.
+        elif re.match(r"}(?:[,\s]|$)", line):
             current = None
     if entry is None:
         raise ValueError("HLO: found no ENTRY computation, expected the text of an optimized module")

@@ -64,3 +64,14 @@ def test_bytes_of_small_types():
 def test_no_text_is_refused():
     with pytest.raises(ValueError, match="no ENTRY computation"):
         Module("")
+
+
+def test_attributes_may_hold_line_ends():
+    kernel = """
+  %kernel = f32[4,8]{1,0} custom-call(%x), frontend_attributes={kernel_metadata={
+"blocks":"{\\"size\\": 512}"
+}}, metadata={op_name="a = b"}
+  %sine ="""
+    module = Module(TEXT.replace("BOUND", "8").replace("\n  %sine =", kernel, 1))
+    assert root_of(module.computations["body"]).name == "tuple"
+    assert module.times["body"] == 4

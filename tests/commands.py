@@ -20,7 +20,7 @@ _FORKS.set_forkserver_preload(["jsonargparse", "jaxlm.trainer", "jaxlm.convert",
 
 
 def run(*words: object, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
-    """What `python WORDS` does, where the first word is the path of a script."""
+    """What `python WORDS` does, where the first word is the path of a script, or -m and the second a module's name."""
     arguments = [str(word) for word in words]
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / name for name in ("stdout", "stderr")]
@@ -39,6 +39,10 @@ def _become(arguments: list[str], outputs: list[Path], environment: dict[str, st
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), descriptor)
     os.environ.update(environment)
     os.chdir(ROOT)
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        return
     sys.argv = arguments
     script = ROOT / arguments[0]
     sys.path.insert(0, str(script.parent))

@@ -18,7 +18,7 @@ def test_the_state_and_what_a_step_makes_of_it_are_those_of_a_run(tiny_config):
     mesh = make_mesh(MeshConfig())
     step, state = abstract_step(LanguageModel(tiny_config), mesh, grad_accumulation_steps=2)
     optimizer = make_optimizer(OptimizerConfig(), 1000)
-    assert shapes(state) == shapes(jax.eval_shape(lambda: init_state(tiny_config, optimizer, 0)))
+    assert shapes(state) == shapes(jax.eval_shape(lambda: init_state(LanguageModel(tiny_config), optimizer, 0)))
     with jax.set_mesh(mesh):
         after, metrics = jax.eval_shape(step, state, abstract_batch(mesh, 4, 16))
     assert shapes(after) == shapes(state)

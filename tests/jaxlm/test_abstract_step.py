@@ -3,8 +3,9 @@ import numpy as np
 
 from jaxlm.abstract_step import abstract_batch, abstract_step
 from jaxlm.model import LanguageModel
-from jaxlm.optimizer import OptimizerConfig, make_optimizer
+from jaxlm.optimizer import make_optimizer
 from jaxlm.sharding import MeshConfig, make_mesh
+from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.train_step import init_state
 from shared_tokenizer.examples import to_example
 from shared_tokenizer.shards import Span

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,6 +16,8 @@ from mlxlm.optimizer import AdamW, Arrays, OptimizerState, global_norm
 from mlxlm.trees import flat_arrays
 
 Metrics = dict[str, mx.array]
+# Summed loss in nats, tokens and gradients.
+Total = tuple[mx.array, mx.array, Arrays]
 
 
 class TrainStep:
@@ -51,26 +53,33 @@ class TrainStep:
 
     def __call__(self, batch: Batch) -> Metrics:
         """Take one step; the metrics are those of the model before it."""
-        total = mx.array(0.0), mx.array(0), tree_map(mx.zeros_like, self.parameters)
-        for number in range(self._micro_batches):
-            total = self._add_gradients(
-                {name: rows[number :: self._micro_batches] for name, rows in batch.items()}, total
-            )
-            if self._micro_batches > 1:
-                mx.eval(total)  # the activations of one micro-batch at a time
         factors = self._optimizer.factors(self.step)
-        parameters, self.optimizer_state, metrics = self._update(self.parameters, self.optimizer_state, total, factors)
+        # Nothing else holds the gradients or the state before the step: their memory is free for what comes after.
+        parameters, self.optimizer_state, metrics = self._update(
+            self.parameters, self.optimizer_state, self._total(batch), factors
+        )
         self.step += 1
         self._model.update(tree_unflatten(list(parameters.items())))
         mx.async_eval(self._model.parameters(), self.optimizer_state, metrics)
         return metrics | {"train/learning_rate": factors["learning_rate"]}
 
-    def _add_gradients(self, batch: Batch, total: tuple[mx.array, mx.array, Arrays]) -> Any:
+    def _total(self, batch: Batch) -> Total:
+        """Loss, tokens and gradients of a batch, summed over its micro-batches."""
+        total = None
+        for number in range(self._micro_batches):
+            rows = {name: array[number :: self._micro_batches] for name, array in batch.items()}
+            total = self._add_gradients(rows, total)
+            if self._micro_batches > 1:
+                mx.eval(total)  # the activations of one micro-batch at a time
+        return cast(Total, total)
+
+    def _add_gradients(self, batch: Batch, total: Total | None) -> Total:
         (nats, tokens), gradients = nn.value_and_grad(self._model, loss_sum)(self._model, batch)
-        return total[0] + nats, total[1] + tokens, tree_map(mx.add, total[2], flat_arrays(gradients))
+        found = nats, tokens, flat_arrays(gradients)
+        return found if total is None else tree_map(mx.add, total, found)
 
     def _update(
-        self, parameters: Arrays, state: OptimizerState, total: tuple[mx.array, mx.array, Arrays], factors: Arrays
+        self, parameters: Arrays, state: OptimizerState, total: Total, factors: Arrays
     ) -> tuple[Arrays, OptimizerState, Metrics]:
         nats, tokens, gradients = _sum_over_processes(total)
         gradients = {path: array / tokens for path, array in gradients.items()}
@@ -95,6 +104,6 @@ class TrainStep:
         return {"ternary/zero_fraction": zeros / count, "ternary/flip_rate": flips / count}
 
 
-def _sum_over_processes(total: tuple[mx.array, mx.array, Arrays]) -> tuple[mx.array, mx.array, Arrays]:
+def _sum_over_processes(total: Total) -> Total:
     group = mx.distributed.init()
     return total if group.size() == 1 else tree_map(functools.partial(mx.distributed.all_sum, group=group), total)

@@ -6,7 +6,7 @@ import sys
 from jaxlm.spec.command_line import quiet_libraries, run_command
 
 # Each is a module of scripts/benchmarks with a `benchmark` function of a `Settings`.
-BENCHMARKS = ("quality", "data", "mixers", "train", "scaling")
+BENCHMARKS = ("quality", "data", "mixers", "train", "scaling", "mlx")
 
 
 def main() -> None:

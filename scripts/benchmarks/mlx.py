@@ -46,6 +46,8 @@ class Settings:
     """Tokens per sequence."""
     rank: int = 8
     """Rank of the adapters, which all linear layers of the blocks get."""
+    grad_clip_norm: float = 1.0
+    """Largest global norm of the gradient, in both; 0 does not clip, as in mlx-lm's own trainer."""
     prompt_tokens: int = 32
     """Tokens of the prompt that text is generated after."""
     tokens: int = 64
@@ -74,9 +76,10 @@ def _against_stock(settings: Settings, folder: Path) -> None:
     for heading in ("", "tokens", "tokens/s", "ours / mlx-lm", "peak MB", "ours / mlx-lm"):
         table.add_column(heading, justify="right" if heading else "left")
     ids = _random_ids(config, settings.batch_size, settings.seq_len + 1)
+    recipe = OptimizerConfig(grad_clip_norm=settings.grad_clip_norm)
     training = {
-        "mlx-lm": functools.partial(_stock_training, directory, ids, settings.rank),
-        "ours": functools.partial(_our_training, directory, ids, settings.rank),
+        "mlx-lm": functools.partial(_stock_training, directory, ids, settings.rank, recipe),
+        "ours": functools.partial(_our_training, directory, ids, settings.rank, recipe),
     }
     _add_rows(table, "LoRA training", ids[:, 1:].size, measure(training, settings.turns))
     prompt = _random_ids(config, 1, settings.prompt_tokens)[0].tolist()
@@ -108,12 +111,11 @@ def _measured(run: Callable[[], Any]) -> OnDevice:
     return OnDevice(run, mx.get_peak_memory)
 
 
-def _stock_training(directory: Path, ids: np.ndarray, rank: int) -> OnDevice:
-    """The step of `mlx_lm.tuner.trainer.train`, which is a function inside that one."""
+def _stock_training(directory: Path, ids: np.ndarray, rank: int, recipe: OptimizerConfig) -> OnDevice:
+    """The step of `mlx_lm.tuner.trainer.train`, which is a function inside that one; with a clip of the gradient."""
     model, _ = mlx_lm.utils.load_model(directory)
     model.freeze()
     linear_to_lora_layers(model, len(model.layers), {"rank": rank, "scale": 20.0, "dropout": 0.0})
-    recipe = OptimizerConfig()
     optimizer = optim.AdamW(
         recipe.learning_rate, [recipe.b1, recipe.b2], recipe.eps, recipe.weight_decay, bias_correction=True
     )
@@ -123,6 +125,8 @@ def _stock_training(directory: Path, ids: np.ndarray, rank: int) -> OnDevice:
     @functools.partial(mx.compile, inputs=state, outputs=state)
     def step(batch: mx.array, lengths: mx.array) -> Any:
         (loss, tokens), gradients = loss_and_gradients(model, batch, lengths)
+        if recipe.grad_clip_norm:
+            gradients, _ = optim.clip_grad_norm(gradients, recipe.grad_clip_norm)
         optimizer.update(model, gradients)
         return loss, tokens
 
@@ -136,11 +140,11 @@ def _stock_training(directory: Path, ids: np.ndarray, rank: int) -> OnDevice:
     return _measured(run)
 
 
-def _our_training(directory: Path, ids: np.ndarray, rank: int) -> OnDevice:
+def _our_training(directory: Path, ids: np.ndarray, rank: int, recipe: OptimizerConfig) -> OnDevice:
     model, _ = load_model(directory)
     add_adapters(model, AdapterConfig(rank=rank))
     model.train()
-    step = TrainStep(model, AdamW(OptimizerConfig(), 10**6), 1)
+    step = TrainStep(model, AdamW(recipe, 10**6), 1)
     batch = _batch(ids)
     return _measured(lambda: mx.eval(step(batch), model.parameters(), step.optimizer_state))
 
@@ -183,7 +187,7 @@ def _ternary_memory(settings: Settings, folder: Path) -> None:
             measure({name: setup}, turns=1)[name].peak_bytes
             for setup in (
                 functools.partial(_held_weights, directory),
-                functools.partial(_our_training, directory, ids, settings.rank),
+                functools.partial(_our_training, directory, ids, settings.rank, OptimizerConfig()),
             )
         )
         ternary = weights - 4 * (parameter_count(packed) - ternary_parameter_count(packed))

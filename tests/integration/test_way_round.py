@@ -1,5 +1,6 @@
 """A model that went the whole way round is the same model in JAX, in MLX, in stock mlx-lm, and in every form."""
 
+import itertools
 import json
 import re
 import shutil
@@ -28,7 +29,7 @@ def last(tmp_path_factory, tokenizer):
 
 def test_each_training_goes_on_where_the_one_before_ended(last):
     runs = [read_metrics(last.with_name(name) / "metrics.jsonl") for name in ("first", "tuned", "last")]
-    for before, after in zip(runs, runs[1:], strict=False):
+    for before, after in itertools.pairwise(runs):
         assert after[0]["train/loss"] < (before[0]["train/loss"] + before[-1]["train/loss"]) / 2
         assert after[-1]["val/bits_per_byte"] < before[-1]["val/bits_per_byte"]
 

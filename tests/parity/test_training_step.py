@@ -1,4 +1,4 @@
-"""One training step in JAX and in MLX, from the same latent artifact on the same batch."""
+"""Training steps in JAX and in MLX, from the same latent artifact on the same batches."""
 
 import dataclasses
 
@@ -20,7 +20,9 @@ from jaxlm.spec.blank_artifact import save_blank_artifact
 from jaxlm.spec.names import parameters
 from jaxlm.spec.open_model import open_model
 from jaxlm.spec.run.optimizer_config import OptimizerConfig
+from jaxlm.spec.ternary import quantize_weight
 from jaxlm.ternary_linear import quantize_params, ternarize_weight, ternary_linear, with_ternary
+from jaxlm.train_step import TrainState, make_train_step
 from mlxlm.optimizer import AdamW
 from mlxlm.qat import latent_model, latent_ternary_linear, ternary_paths
 from mlxlm.train_step import TrainStep
@@ -129,6 +131,33 @@ def test_one_step_on_packed_documents_is_that_of_jax(artifact):
     updates, _ = optimizer.update(nested[1], optimizer.init(nested[0]), nested[0])
     changes = {path: np.array(array) - params[path] for path, array in flat_arrays(model.parameters()).items()}
     assert distance(changes, flatten_dict(updates, sep=".")) < 1e-3
+
+
+@pytest.mark.parametrize("artifact", ["ternary_head", "hybrid"], indirect=True)
+def test_fifty_steps_end_at_the_codes_of_jax(artifact):
+    """One rounding flip makes more: two runs of JAX whose first weights differ by 1e-7 drift apart as far as these."""
+    config, settings = artifact.config, OptimizerConfig(learning_rate=5e-4, warmup_steps=5)
+    optimizer, params = make_optimizer(settings, 50), artifact_params(artifact)
+    state = TrainState(jnp.int32(0), params, optimizer.init(params), quantize_params(params, config))
+    jax_step = make_train_step(LanguageModel(config), optimizer, learning_rate_schedule(settings, 50), 1)
+    model = latent_model(artifact)
+    mlx_step = TrainStep(model, AdamW(settings, 50), grad_accumulation_steps=1)
+    before, losses = ternary_codes(config, flat_arrays(model.parameters())), []
+    for step in range(50):
+        arrays = batch(config.vocab_size, seed=step % 4, rows=8, length=24)
+        state, metrics = jax_step(state, arrays)
+        losses.append([float(found["train/loss"]) for found in (metrics, mlx_step(as_mlx(arrays)))])
+    expected = ternary_codes(config, by_attribute(config, jax.device_get(state.params)))
+    found = ternary_codes(config, flat_arrays(model.parameters()))
+    differing, moved = np.mean(found != expected), np.mean(before != expected)
+    assert differing < 0.01 and differing < moved / 10
+    assert np.abs(np.diff(losses)).mean() < 5e-3
+
+
+def ternary_codes(config, latent):
+    """All codes of latent weights by the paths of MLX's modules, one after another."""
+    matrices = [np.array(latent[path]) for path in ternary_paths(config)]
+    return np.concatenate([quantize_weight(matrix, config.scale_dtype, np)[0].ravel() for matrix in matrices])
 
 
 def test_a_ternary_layer_and_its_gradients_are_those_of_jax():

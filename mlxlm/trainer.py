@@ -27,6 +27,7 @@ from mlxlm.processes import any_of, is_first
 from mlxlm.qat import ternary_paths
 from mlxlm.train_step import TrainStep
 from mlxlm.trees import flat_arrays
+from mlxlm.warm_start import QuantizationRamp
 from shared_tokenizer.evaluation import Evaluation, evaluate_batches
 from shared_tokenizer.examples import Example
 
@@ -51,6 +52,7 @@ class _Trainer:
         ternary = ternary_paths(inputs.model.config) if inputs.config.method == "qat" else []
         self._model.grad_checkpoint = inputs.config.grad_checkpoint
         self._train_step = TrainStep(self._model, optimizer, inputs.config.grad_accumulation_steps, ternary)
+        self._ramp = QuantizationRamp(self._model, inputs.quantize_steps)
         self._loss_sum = mx.compile(lambda batch: loss_sum(self._model, batch), inputs=[self._model.state])
 
     def run(self) -> bool:
@@ -86,6 +88,7 @@ class _Trainer:
             say(f"resuming after step {restored.step}")
             self._train_step.restore(restored.step, restored.parameters, restored.optimizer_state)
             inputs.train.set_state(restored.data_state)
+            self._ramp.set_step(restored.step)
         self._report = TrainingReport(
             inputs,
             self._run.metrics if is_first() else None,
@@ -101,8 +104,10 @@ class _Trainer:
             for step in range(self._train_step.step + 1, last + 1):
                 self._model.train()
                 self._seed(step)
+                self._ramp.set_step(step)
                 metrics: dict[str, Any] = dict(self._train_step(next(self._inputs.train)))
                 # The device works on this step while the last one's numbers are read.
+                metrics |= self._ramp.metrics
                 self._report.step(step, metrics | {"perf/peak_memory_bytes": mx.get_peak_memory()})
                 self._check_stop()
                 if _due(step, config.eval_every_steps, last):
@@ -129,7 +134,7 @@ class _Trainer:
         with self._report.pause():
             batches, token_bytes = self._inputs.val, self._inputs.tokenizer.token_bytes
             found = evaluate_batches(self._batch_loss, batches, token_bytes, self._check_stop)
-            self._report.evaluation(step, found.loss, found.bits_per_byte)
+            self._report.evaluation(step, found.loss, found.bits_per_byte, self._ramp.metrics)
         return found
 
     def _batch_loss(self, batch: Example) -> tuple[float, int]:

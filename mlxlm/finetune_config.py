@@ -30,6 +30,7 @@ RESUMABLE_CHANGES = {
 }
 LORA_SETTINGS = ("rank", "scale", "dropout", "keys")
 QUANTIZE_SETTINGS = ("quantize_steps",)
+TEACHER_SETTINGS = ("teacher_weight", "teacher_temperature")
 LONGEST_DEFAULT = 512
 
 
@@ -72,6 +73,12 @@ class FinetuneConfig:
     """qat: what the linear layers of a dense model become: at first as they are, then quantized more and more."""
     quantize_steps: int | None = None
     """Steps until they are quantized in full, fewer than num_train_steps; by default half of them."""
+    teacher: str | None = None
+    """Dense model of the same vocabulary to distil from; it stays as it is."""
+    teacher_weight: float = 0.5
+    """Share of the teacher in the training loss; the rest is the text's."""
+    teacher_temperature: float = 2.0
+    """What logits are divided by where teacher and model are compared."""
     packing: Packing = "auto"
     """How examples are made: windows over all text, or whole documents packed best_fit; auto packs chats."""
     document_mask: bool = True
@@ -115,6 +122,8 @@ class FinetuneConfig:
         self._check("keep_last_checkpoints", self.keep_last_checkpoints >= 1, "at least 1")
         for name in ("num_layers", "eval_every_steps", "checkpoint_every_steps", "sample_every_steps", "sample_tokens"):
             self._check(name, getattr(self, name) >= 0, "0 or more")
+        self._check("teacher_weight", 0 < self.teacher_weight <= 1, "more than 0, at most 1")
+        self._check("teacher_temperature", 0 < self.teacher_temperature < float("inf"), "more than 0")
         self._check("quantize_steps", self.quantize_steps is None or self.quantize_steps >= 0, "0 or more")
         self._check("num_train_steps", self.num_train_steps is None or self.num_train_steps >= 1, "at least 1")
         self._check("seq_len", self.seq_len is None or self.seq_len >= 1, "at least 1")
@@ -135,6 +144,8 @@ class FinetuneConfig:
             self._refuse_changes_of(("quantize",), f"with method {self.method!r}, only with 'qat'")
         if self.quantize is None:
             self._refuse_changes_of(QUANTIZE_SETTINGS, "without quantize")
+        if self.teacher is None:
+            self._refuse_changes_of(TEACHER_SETTINGS, "without teacher")
 
     def adapters(self) -> AdapterConfig:
         """The adapters of method lora."""

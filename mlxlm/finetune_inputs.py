@@ -20,6 +20,7 @@ from jaxlm.spec.run.stop_request import StopRequest
 from jaxlm.spec.sampling import check_prompt
 from mlxlm.adapters import AdapterConfig, add_adapters, base_fingerprint
 from mlxlm.data import ProcessBatches
+from mlxlm.distillation import open_teacher
 from mlxlm.finetune_config import LONGEST_DEFAULT, RESUMABLE_CHANGES, FinetuneConfig
 from mlxlm.load import built_model
 from mlxlm.model import LanguageModel
@@ -44,6 +45,8 @@ class FinetuneInputs:
     config: FinetuneConfig
     model: LanguageModel
     """With its trainable parameters unfrozen and all else frozen."""
+    teacher: LanguageModel | None
+    """What it is distilled from."""
     adapters: AdapterConfig | None
     """Of method lora."""
     fingerprint: str
@@ -92,6 +95,9 @@ def open_inputs(config: FinetuneConfig, console: Console, stack: contextlib.Exit
                 f"data: found shards of a tokenizer of {sets.tokenizer.vocab_size} tokens, expected at most the "
                 f"model's vocab_size {artifact.config.vocab_size}"
             )
+        teacher = None
+        if config.teacher is not None:
+            teacher = open_teacher(Path(config.teacher), artifact.config, sets.tokenizer, seq_len)
         for line in sets.packing_reports():
             console.print(line)
         train = ProcessBatches(sets, config.batch_size, config.seed)
@@ -104,6 +110,7 @@ def open_inputs(config: FinetuneConfig, console: Console, stack: contextlib.Exit
         inputs = FinetuneInputs(
             config=config,
             model=model,
+            teacher=teacher,
             adapters=adapters,
             fingerprint=fingerprint,
             tokenizer=sets.tokenizer,

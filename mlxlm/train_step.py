@@ -1,7 +1,7 @@
 """The training step, compiled: gradients of micro-batches added up, then one update."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -16,19 +16,27 @@ from mlxlm.optimizer import AdamW, Arrays, OptimizerState, global_norm
 from mlxlm.trees import flat_arrays
 
 Metrics = dict[str, mx.array]
+LossSum = Callable[[LanguageModel, Batch], tuple[mx.array, mx.array]]
 
 
 class TrainStep:
     """Changes a model's trainable parameters and the optimizer's state by one batch at a time.
 
     The gradient is that of the mean loss over all tokens of the batch, however many micro-batches and processes it is
-    computed in. `ternary` names the parameters whose codes are counted.
+    computed in. `ternary` names the parameters whose codes are counted; `loss` sums over the tokens of a batch, and
+    counts them.
     """
 
     def __init__(
-        self, model: LanguageModel, optimizer: AdamW, grad_accumulation_steps: int, ternary: Sequence[str] = ()
+        self,
+        model: LanguageModel,
+        optimizer: AdamW,
+        grad_accumulation_steps: int,
+        ternary: Sequence[str] = (),
+        loss: LossSum = loss_sum,
     ):
         self._model, self._optimizer, self._micro_batches = model, optimizer, grad_accumulation_steps
+        self._loss = loss
         self._ternary = [path for path in ternary if path in self.parameters]
         self.step = 0
         """Steps taken."""
@@ -66,7 +74,7 @@ class TrainStep:
         return metrics | {"train/learning_rate": factors["learning_rate"]}
 
     def _add_gradients(self, batch: Batch, total: tuple[mx.array, mx.array, Arrays]) -> Any:
-        (nats, tokens), gradients = nn.value_and_grad(self._model, loss_sum)(self._model, batch)
+        (nats, tokens), gradients = nn.value_and_grad(self._model, self._loss)(self._model, batch)
         return total[0] + nats, total[1] + tokens, tree_map(mx.add, total[2], flat_arrays(gradients))
 
     def _update(

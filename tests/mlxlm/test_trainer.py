@@ -54,6 +54,8 @@ def config(place, name, model="packed", **settings):
         "sample_tokens": 4,
         "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0},
     } | settings
+    if "teacher" in settings:
+        settings["teacher"] = str(place / settings["teacher"])
     optimizer = mlxlm.finetune_config.OptimizerConfig(**settings.pop("optimizer"))
     return FinetuneConfig(model=str(place / model), output_dir=str(place / name), optimizer=optimizer, **settings)
 
@@ -62,7 +64,7 @@ METHODS = {
     "lora": {"model": "packed", "rank": 4, "dropout": 0.1},
     "qat": {"model": "latent", "method": "qat", "grad_accumulation_steps": 2, "grad_checkpoint": True},
     "full": {"model": "dense", "method": "full", "num_layers": 1},
-    "quantize": {"model": "dense", "method": "qat", "quantize": "ternary", "eval_every_steps": 2},
+    "quantize": {"model": "dense", "method": "qat", "quantize": "ternary", "eval_every_steps": 2, "teacher": "dense"},
 }
 
 
@@ -180,6 +182,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(pl
             {"model": "dense", "method": "qat", "quantize": "ternary", "quantize_steps": 6},
             "quantize_steps: found 6, expected at most 5",
         ),
+        ({"teacher": "packed"}, "teacher: .*packed: found a quantized model, expected a dense one"),
         ({"rank": 9}, "rank: found 9, expected at most 8, the smaller side of"),
         ({"keys": ["c_attn"]}, "keys: found 'c_attn', expected linear layers of the blocks"),
         ({"model": "latent", "method": "qat", "num_layers": 5}, "num_layers: found 5, expected at most the model's 2"),

@@ -1,6 +1,7 @@
 """Settings of a fine-tuning run. Every command-line flag is generated from these fields."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,6 +29,8 @@ RESUMABLE_CHANGES = {
     "sample_tokens",
 }
 LORA_SETTINGS = ("rank", "scale", "dropout", "keys")
+QUANTIZE_SETTINGS = ("quantize_steps",)
+TEACHER_SETTINGS = ("teacher_weight", "teacher_temperature")
 LONGEST_DEFAULT = 512
 
 
@@ -66,6 +69,16 @@ class FinetuneConfig:
     """lora: linear layers by name, for example q_proj v_proj; none named means all of the blocks."""
     num_layers: int = 0
     """Train only so many of the last blocks; 0 trains all of the model."""
+    quantize: Literal["ternary"] | None = None
+    """qat: what the linear layers of a dense model become: at first as they are, then quantized more and more."""
+    quantize_steps: int | None = None
+    """Steps until they are quantized in full, fewer than num_train_steps; by default half of them."""
+    teacher: str | None = None
+    """Dense model of the same vocabulary to distil from; it stays as it is."""
+    teacher_weight: float = 0.5
+    """Share of the teacher in the training loss; the rest is the text's."""
+    teacher_temperature: float = 2.0
+    """What logits are divided by where teacher and model are compared."""
     packing: Packing = "auto"
     """How examples are made: windows over all text, or whole documents packed best_fit; auto packs chats."""
     document_mask: bool = True
@@ -109,6 +122,9 @@ class FinetuneConfig:
         self._check("keep_last_checkpoints", self.keep_last_checkpoints >= 1, "at least 1")
         for name in ("num_layers", "eval_every_steps", "checkpoint_every_steps", "sample_every_steps", "sample_tokens"):
             self._check(name, getattr(self, name) >= 0, "0 or more")
+        self._check("teacher_weight", 0 < self.teacher_weight <= 1, "more than 0, at most 1")
+        self._check("teacher_temperature", 0 < self.teacher_temperature < float("inf"), "more than 0")
+        self._check("quantize_steps", self.quantize_steps is None or self.quantize_steps >= 0, "0 or more")
         self._check("num_train_steps", self.num_train_steps is None or self.num_train_steps >= 1, "at least 1")
         self._check("seq_len", self.seq_len is None or self.seq_len >= 1, "at least 1")
         self._check("epochs", self.epochs is None or 0 < self.epochs < float("inf"), "more than 0")
@@ -123,7 +139,13 @@ class FinetuneConfig:
         if self.method == "lora":
             self.adapters()  # its values are in range
         else:
-            self._refuse_settings_of_lora()
+            self._refuse_changes_of(LORA_SETTINGS, f"with method {self.method!r}, only with 'lora'")
+        if self.method != "qat":
+            self._refuse_changes_of(("quantize",), f"with method {self.method!r}, only with 'qat'")
+        if self.quantize is None:
+            self._refuse_changes_of(QUANTIZE_SETTINGS, "without quantize")
+        if self.teacher is None:
+            self._refuse_changes_of(TEACHER_SETTINGS, "without teacher")
 
     def adapters(self) -> AdapterConfig:
         """The adapters of method lora."""
@@ -139,9 +161,10 @@ class FinetuneConfig:
         if not holds:
             raise ValueError(f"{name}: found {getattr(self, name)}, expected {expected}")
 
-    def _refuse_settings_of_lora(self) -> None:
-        unset = {setting.name: setting for setting in dataclasses.fields(self)}
-        for name in LORA_SETTINGS:
-            default = [] if name == "keys" else unset[name].default
+    def _refuse_changes_of(self, names: Sequence[str], where: str) -> None:
+        """Raise ValueError where a setting is not at its default, which would have no effect."""
+        settings = {setting.name: setting for setting in dataclasses.fields(self)}
+        for name in names:
+            default = [] if name == "keys" else settings[name].default
             if getattr(self, name) != default:
-                raise ValueError(f"{name}: has no effect with method {self.method!r}, only with 'lora'")
+                raise ValueError(f"{name}: has no effect {where}")

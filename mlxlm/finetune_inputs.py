@@ -20,11 +20,13 @@ from jaxlm.spec.run.stop_request import StopRequest
 from jaxlm.spec.sampling import check_prompt
 from mlxlm.adapters import AdapterConfig, add_adapters, base_fingerprint
 from mlxlm.data import ProcessBatches
+from mlxlm.distillation import open_teacher
 from mlxlm.finetune_config import LONGEST_DEFAULT, RESUMABLE_CHANGES, FinetuneConfig
 from mlxlm.load import built_model
 from mlxlm.model import LanguageModel
 from mlxlm.processes import any_of, is_first
 from mlxlm.qat import latent_model
+from mlxlm.warm_start import ramp_steps, warm_start_model
 from shared_tokenizer.data_sets import DataSets
 from shared_tokenizer.examples import Example
 from shared_tokenizer.load import find_tokenizer, tokenizer_directory
@@ -43,6 +45,8 @@ class FinetuneInputs:
     config: FinetuneConfig
     model: LanguageModel
     """With its trainable parameters unfrozen and all else frozen."""
+    teacher: LanguageModel | None
+    """What it is distilled from."""
     adapters: AdapterConfig | None
     """Of method lora."""
     fingerprint: str
@@ -55,6 +59,8 @@ class FinetuneInputs:
     val: list[Example]
     """Whole batches, the same on every process."""
     num_train_steps: int
+    quantize_steps: int
+    """Steps before the model is ternary, where it is quantized on the way."""
     seq_len: int
     run: RunDirectory
     stop: StopRequest
@@ -89,17 +95,22 @@ def open_inputs(config: FinetuneConfig, console: Console, stack: contextlib.Exit
                 f"data: found shards of a tokenizer of {sets.tokenizer.vocab_size} tokens, expected at most the "
                 f"model's vocab_size {artifact.config.vocab_size}"
             )
+        teacher = None
+        if config.teacher is not None:
+            teacher = open_teacher(Path(config.teacher), artifact.config, sets.tokenizer, seq_len)
         for line in sets.packing_reports():
             console.print(line)
         train = ProcessBatches(sets, config.batch_size, config.seed)
         steps = _num_train_steps(config, sum(map(len, sets.train)))
         learning_rate_pieces(config.optimizer, steps)
+        quantize_steps = ramp_steps(config.quantize_steps, steps)
         if config.sample_tokens:
             prompt = sets.tokenizer.encode_prompt(config.sample_prompt)
             check_prompt(prompt, artifact.config.vocab_size, artifact.config.max_seq_len)
         inputs = FinetuneInputs(
             config=config,
             model=model,
+            teacher=teacher,
             adapters=adapters,
             fingerprint=fingerprint,
             tokenizer=sets.tokenizer,
@@ -108,6 +119,7 @@ def open_inputs(config: FinetuneConfig, console: Console, stack: contextlib.Exit
             train=train,
             val=sets.evaluation_batches(config.batch_size, config.eval_batches),
             num_train_steps=steps,
+            quantize_steps=quantize_steps,
             seq_len=seq_len,
             run=run,
             stop=stack.enter_context(StopRequest()),
@@ -140,10 +152,10 @@ def _trainable(config: FinetuneConfig, artifact: Artifact) -> tuple[LanguageMode
         model = built_model(artifact)
         fingerprint = base_fingerprint(model)
         return model, add_adapters(model, config.adapters()), fingerprint
-    if has_quantized != (config.method == "qat"):
+    if config.quantize is None and has_quantized != (config.method == "qat"):
         fitting = "qat" if has_quantized else "full"
         raise ValueError(f"method: found {config.method!r}, expected 'lora' or {fitting!r} for this model")
-    model = latent_model(artifact)
+    model = latent_model(artifact) if config.quantize is None else warm_start_model(artifact)
     if config.num_layers > len(model.layers):
         raise ValueError(f"num_layers: found {config.num_layers}, expected at most the model's {len(model.layers)}")
     if config.num_layers:

@@ -95,10 +95,10 @@ class LatentEmbedding(nn.Module):
         return cast(mx.array, straight_through(self.weight, codes * scale))
 
 
-def latent_model(artifact: Artifact) -> LanguageModel:
+def latent_model(artifact: Artifact, linear: type[LatentBitLinear] = LatentBitLinear) -> LanguageModel:
     """A model to train: its parameters are the latent weights of an artifact, by the paths of the names table.
 
-    Raises ValueError where the artifact is packed and has none.
+    `linear` is what its ternary linears are made of. Raises ValueError where the artifact is packed and has none.
     """
     config = artifact.config
     if artifact.kind == "packed":
@@ -111,7 +111,7 @@ def latent_model(artifact: Artifact) -> LanguageModel:
     latent: list[tuple[str, nn.Module]] = []
     for path, module in model.named_modules():
         if isinstance(module, BitLinear):
-            latent.append((path, LatentBitLinear(config, module.in_features, module.weight.shape[0])))
+            latent.append((path, linear(config, module.in_features, module.weight.shape[0])))
     if config.embedding != "float":
         latent.append(("embed_tokens", LatentEmbedding(config)))
     model.update_modules(cast(dict[str, Any], tree_unflatten(latent)))

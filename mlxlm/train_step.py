@@ -1,7 +1,7 @@
 """The training step, compiled: gradients of micro-batches added up, then one update."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import mlx.core as mx
@@ -18,19 +18,27 @@ from mlxlm.trees import flat_arrays
 Metrics = dict[str, mx.array]
 # Summed loss in nats, tokens and gradients.
 Total = tuple[mx.array, mx.array, Arrays]
+LossSum = Callable[[LanguageModel, Batch], tuple[mx.array, mx.array]]
 
 
 class TrainStep:
     """Changes a model's trainable parameters and the optimizer's state by one batch at a time.
 
     The gradient is that of the mean loss over all tokens of the batch, however many micro-batches and processes it is
-    computed in. `ternary` names the parameters whose codes are counted.
+    computed in. `ternary` names the parameters whose codes are counted; `loss` sums over the tokens of a batch, and
+    counts them.
     """
 
     def __init__(
-        self, model: LanguageModel, optimizer: AdamW, grad_accumulation_steps: int, ternary: Sequence[str] = ()
+        self,
+        model: LanguageModel,
+        optimizer: AdamW,
+        grad_accumulation_steps: int,
+        ternary: Sequence[str] = (),
+        loss: LossSum = loss_sum,
     ):
         self._model, self._optimizer, self._micro_batches = model, optimizer, grad_accumulation_steps
+        self._loss = loss
         self._ternary = [path for path in ternary if path in self.parameters]
         self.step = 0
         """Steps taken."""
@@ -74,7 +82,7 @@ class TrainStep:
         return cast(Total, total)
 
     def _add_gradients(self, batch: Batch, total: Total | None) -> Total:
-        (nats, tokens), gradients = nn.value_and_grad(self._model, loss_sum)(self._model, batch)
+        (nats, tokens), gradients = nn.value_and_grad(self._model, self._loss)(self._model, batch)
         found = nats, tokens, flat_arrays(gradients)
         return found if total is None else tree_map(mx.add, total, found)
 

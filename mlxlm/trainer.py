@@ -15,8 +15,9 @@ from jaxlm.spec.run.stop_request import StopRequested
 from jaxlm.spec.run.summary import plot_losses
 from jaxlm.spec.run.training_report import TrainingReport
 from jaxlm.spec.sampling import Sampling
-from mlxlm.adapters import save_adapters
+from mlxlm.adapters import base_fingerprint, save_adapters
 from mlxlm.checkpoint import Checkpoints
+from mlxlm.distillation import DistillationLoss
 from mlxlm.finetune_config import FinetuneConfig
 from mlxlm.finetune_inputs import SETTINGS, FinetuneInputs, open_inputs
 from mlxlm.generate import generate
@@ -25,8 +26,9 @@ from mlxlm.loss import loss_sum
 from mlxlm.optimizer import AdamW
 from mlxlm.processes import any_of, is_first
 from mlxlm.qat import ternary_paths
-from mlxlm.train_step import TrainStep
+from mlxlm.train_step import LossSum, TrainStep
 from mlxlm.trees import flat_arrays
+from mlxlm.warm_start import QuantizationRamp
 from shared_tokenizer.evaluation import Evaluation, evaluate_batches
 from shared_tokenizer.examples import Example
 
@@ -50,8 +52,18 @@ class _Trainer:
         optimizer = AdamW(inputs.config.optimizer, inputs.num_train_steps)
         ternary = ternary_paths(inputs.model.config) if inputs.config.method == "qat" else []
         self._model.grad_checkpoint = inputs.config.grad_checkpoint
-        self._train_step = TrainStep(self._model, optimizer, inputs.config.grad_accumulation_steps, ternary)
+        self._train_step = TrainStep(
+            self._model, optimizer, inputs.config.grad_accumulation_steps, ternary, self._loss()
+        )
+        self._ramp = QuantizationRamp(self._model, inputs.quantize_steps)
         self._loss_sum = mx.compile(lambda batch: loss_sum(self._model, batch), inputs=[self._model.state])
+
+    def _loss(self) -> LossSum:
+        """What is trained on; what is evaluated is always the cross-entropy."""
+        config, teacher = self._config, self._inputs.teacher
+        if teacher is None:
+            return loss_sum
+        return DistillationLoss(teacher, config.teacher_weight, config.teacher_temperature)
 
     def run(self) -> bool:
         self._start()
@@ -69,6 +81,7 @@ class _Trainer:
     def _start(self) -> None:
         """Begin anew, or where the newest checkpoint is."""
         inputs, say = self._inputs, self._console.print
+        taught_by = {} if inputs.teacher is None else {"teacher": base_fingerprint(inputs.teacher)}
         count = sum(array.size for array in self._train_step.parameters.values())
         say(f"method {self._config.method}: {count:,} trainable parameters, {inputs.num_train_steps} steps")
         self._checkpoints = Checkpoints(
@@ -78,6 +91,7 @@ class _Trainer:
                 "model": inputs.fingerprint,
                 "tokenizer": inputs.tokenizer.fingerprint,
                 "data": inputs.data_fingerprint,
+                **taught_by,
             },
             say=say,
         )
@@ -86,6 +100,7 @@ class _Trainer:
             say(f"resuming after step {restored.step}")
             self._train_step.restore(restored.step, restored.parameters, restored.optimizer_state)
             inputs.train.set_state(restored.data_state)
+            self._ramp.set_step(restored.step)
         self._report = TrainingReport(
             inputs,
             self._run.metrics if is_first() else None,
@@ -101,8 +116,10 @@ class _Trainer:
             for step in range(self._train_step.step + 1, last + 1):
                 self._model.train()
                 self._seed(step)
+                self._ramp.set_step(step)
                 metrics: dict[str, Any] = dict(self._train_step(next(self._inputs.train)))
                 # The device works on this step while the last one's numbers are read.
+                metrics |= self._ramp.metrics
                 self._report.step(step, metrics | {"perf/peak_memory_bytes": mx.get_peak_memory()})
                 self._check_stop()
                 if _due(step, config.eval_every_steps, last):
@@ -129,7 +146,7 @@ class _Trainer:
         with self._report.pause():
             batches, token_bytes = self._inputs.val, self._inputs.tokenizer.token_bytes
             found = evaluate_batches(self._batch_loss, batches, token_bytes, self._check_stop)
-            self._report.evaluation(step, found.loss, found.bits_per_byte)
+            self._report.evaluation(step, found.loss, found.bits_per_byte, self._ramp.metrics)
         return found
 
     def _batch_loss(self, batch: Example) -> tuple[float, int]:

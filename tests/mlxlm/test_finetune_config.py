@@ -16,6 +16,15 @@ NEEDED = {"model": "model", "data": ["data"], "output_dir": "run"}
         ({"rank": 0}, "rank: found 0, which is out of range"),
         ({"method": "qat", "rank": 4}, "rank: has no effect with method 'qat', only with 'lora'"),
         ({"method": "full", "keys": ["q_proj"]}, "keys: has no effect with method 'full'"),
+        ({"quantize": "ternary"}, "quantize: has no effect with method 'lora', only with 'qat'"),
+        ({"method": "qat", "quantize_steps": 3}, "quantize_steps: has no effect without quantize"),
+        (
+            {"method": "qat", "quantize": "ternary", "quantize_steps": -1},
+            "quantize_steps: found -1, expected 0 or more",
+        ),
+        ({"teacher_weight": 0.4}, "teacher_weight: has no effect without teacher"),
+        ({"teacher": "t", "teacher_weight": 0}, "teacher_weight: found 0, expected more than 0, at most 1"),
+        ({"teacher": "t", "teacher_temperature": 0}, "teacher_temperature: found 0, expected more than 0"),
         ({"keep_last_checkpoints": 0}, "keep_last_checkpoints: found 0, expected at least 1"),
         ({"seed": -1}, "seed: found -1"),
     ],
@@ -30,5 +39,6 @@ def test_flags_are_the_fields():
     found = parse(FinetuneConfig, [*flags, "--optimizer.learning_rate", "0.1"])
     assert (found.data, found.keys, found.rank) == (["a", "b"], ["q_proj", "v_proj"], 4)
     assert found.optimizer.learning_rate == 0.1
+    assert parse(FinetuneConfig, [*flags[:7], "--method", "qat", "--quantize", "ternary"]).quantize == "ternary"
     with pytest.raises(ValueError, match="learning_rats"):
         parse(FinetuneConfig, [*flags, "--learning_rats", "0.1"])

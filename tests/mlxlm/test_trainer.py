@@ -54,6 +54,8 @@ def config(place, name, model="packed", **settings):
         "sample_tokens": 4,
         "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0},
     } | settings
+    if "teacher" in settings:
+        settings["teacher"] = str(place / settings["teacher"])
     optimizer = mlxlm.finetune_config.OptimizerConfig(**settings.pop("optimizer"))
     return FinetuneConfig(model=str(place / model), output_dir=str(place / name), optimizer=optimizer, **settings)
 
@@ -62,6 +64,7 @@ METHODS = {
     "lora": {"model": "packed", "rank": 4, "dropout": 0.1},
     "qat": {"model": "latent", "method": "qat", "grad_accumulation_steps": 2, "grad_checkpoint": True},
     "full": {"model": "dense", "method": "full", "num_layers": 1},
+    "quantize": {"model": "dense", "method": "qat", "quantize": "ternary", "eval_every_steps": 2, "teacher": "dense"},
 }
 
 
@@ -126,6 +129,19 @@ def test_what_qat_gives_is_a_latent_artifact_with_other_codes(place):
     assert load_model(place / "qat-whole" / "artifact")[1] is not None
 
 
+def test_a_dense_model_quantized_on_the_way_gives_a_ternary_artifact(place):
+    if not (place / "quantize-whole" / "artifact").exists():
+        assert finetune(config(place, "quantize-whole", **METHODS["quantize"]))
+    # Half of the steps is the default.
+    lines = numbers(place / "quantize-whole")
+    assert [line["quantize/lambda"] for line in lines] == [0, 1 / 3, 2 / 3, 1, 1, 1]
+    assert [line["step"] for line in lines if "val/loss" in line] == [2, 4, 6]
+    before, after = open_model(place / "dense"), open_model(place / "quantize-whole" / "artifact")
+    assert after.config == dataclasses.replace(before.config, linear="ternary") and after.kind == "latent"
+    model, tokenizer = load_model(place / "quantize-whole" / "artifact")
+    assert model.layers[0].mlp.down_proj.weight.dtype == mx.uint32 and tokenizer is not None
+
+
 def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_one_before(place, monkeypatch):
     write = mlxlm.checkpoint.write_tensors
 
@@ -161,6 +177,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(pl
         ({"method": "qat"}, "found a packed model, which holds no latent weights; name the latent artifact"),
         ({"model": "latent", "method": "full"}, "method: found 'full', expected 'lora' or 'qat' for this model"),
         ({"model": "dense", "method": "qat"}, "method: found 'qat', expected 'lora' or 'full' for this model"),
+        ({"model": "latent", "method": "qat", "quantize": "ternary"}, "quantize: found .* quantized already"),
+        (
+            {"model": "dense", "method": "qat", "quantize": "ternary", "quantize_steps": 6},
+            "quantize_steps: found 6, expected at most 5",
+        ),
+        ({"teacher": "packed"}, "teacher: .*packed: found a quantized model, expected a dense one"),
         ({"rank": 9}, "rank: found 9, expected at most 8, the smaller side of"),
         ({"keys": ["c_attn"]}, "keys: found 'c_attn', expected linear layers of the blocks"),
         ({"model": "latent", "method": "qat", "num_layers": 5}, "num_layers: found 5, expected at most the model's 2"),

@@ -94,9 +94,11 @@ class TrainingReport:
             shown["speed"] = f"{self._log(step, metrics):,.0f} tokens/s"
         self._progress.update(self._task, completed=step, **shown)
 
-    def evaluation(self, step: int, loss: float, bits_per_byte: float) -> None:
-        """Report the held-out loss, in nats per token and in bits per byte."""
-        line = {"step": step, "val/loss": loss, "val/bits_per_byte": bits_per_byte}
+    def evaluation(
+        self, step: int, loss: float, bits_per_byte: float, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Report the held-out loss, in nats per token and in bits per byte, with other numbers of the model then."""
+        line = {"step": step, "val/loss": loss, "val/bits_per_byte": bits_per_byte, **(metrics or {})}
         self._write(line | {"data/tokens_seen": step * self._config.tokens_per_step})
         self._console.print(f"step {step}  held-out loss {loss:.4f}  {bits_per_byte:.4f} bits per byte")
 

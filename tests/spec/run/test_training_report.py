@@ -46,12 +46,12 @@ def test_what_is_done_beside_training_is_no_training_time(report, tmp_path, monk
         report.step(1, numbers(2))
         with report.pause():
             now[0] = 100.0
-            report.evaluation(1, loss=3, bits_per_byte=2)
+            report.evaluation(1, loss=3, bits_per_byte=2, metrics={"quantize/lambda": 0.5})
         now[0] = 104.0
         report.step(4, numbers(1))
         report.flush()
     first, second = lines(tmp_path)
-    assert (first["val/loss"], first["perf/step_time_ms"]) == (3, 1000)
+    assert (first["val/loss"], first["quantize/lambda"], first["perf/step_time_ms"]) == (3, 0.5, 1000)
     assert second["perf/step_time_ms"] == pytest.approx(4000 / 3, abs=0.01)
 
 

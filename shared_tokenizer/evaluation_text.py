@@ -15,8 +15,8 @@ class EvaluationText:
     text_column: str | None = None
     """Column that holds the text, where it is not found by itself."""
     document_characters: int = 0
-    """Cut texts into documents of about this many characters, as prepare_data.py did with the same setting; 0 leaves each
-    text whole."""
+    """Cut texts into documents of about this many characters, as prepare_data.py did with the same setting; 0 leaves
+    each text whole."""
     held_out: float | None = None
     """Evaluate only on this fraction of the documents: what prepare_data.py held out with the same val_fraction and
     document_characters."""

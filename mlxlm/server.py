@@ -53,11 +53,11 @@ class ServerConfig:
     max_queue: int = 16
     """Requests that may wait while one is answered; more are refused with 503."""
     max_body_bytes: int = 1 << 20
-    """Size of a request, at most."""
+    """Bytes of a request, at most."""
     request_timeout_s: float = 600.0
     """Seconds from a request to the end of its answer, at most."""
     prompt_cache_bytes: int = 1 << 30
-    """Memory for what the model has seen, kept for prompts that begin alike; 0 keeps nothing."""
+    """Bytes of memory for what the model has seen, kept for prompts that begin alike; 0 keeps nothing."""
     prefill_step_size: int = 256
     """Tokens of a prompt processed at a time; a disconnect is noticed between them, so take fewer on a slow machine."""
 

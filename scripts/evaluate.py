@@ -16,7 +16,7 @@ class EvaluateConfig(EvaluationText):
     """What to evaluate, on what."""
 
     model: list[str]
-    """Run directories or artifacts, compared in one table."""
+    """Run directories, artifacts, transformers or MLX directories or GGUF files, compared in one table."""
     input: list[str]
     """Files (text, jsonl, parquet, csv, ...), folders of them, or stdlib, the Python standard library's own source."""
 

@@ -15,12 +15,13 @@ class EvaluationText:
     text_column: str | None = None
     """Column that holds the text, where it is not found by itself."""
     document_characters: int = 0
-    """Cut texts into documents of about this many characters, as prepare_data.py did with the same setting."""
+    """Cut texts into documents of about this many characters, as prepare_data.py did with the same setting; 0 leaves
+    each text whole."""
     held_out: float | None = None
     """Evaluate only on this fraction of the documents: what prepare_data.py held out with the same val_fraction and
     document_characters."""
     seq_len: int = 256
-    """Tokens per window."""
+    """Tokens per window, at most; a shorter context of the model makes them shorter."""
     batch_size: int = 8
     """Windows at a time."""
 

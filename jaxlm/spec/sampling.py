@@ -42,7 +42,7 @@ class GenerateConfig(Sampling):
     """What to generate, and from which model."""
 
     model: str
-    """Directory of the model."""
+    """Artifact, transformers or MLX directory or GGUF file; JAX opens a run directory too."""
     prompt: str = ""
     """Start of the text."""
 

@@ -14,8 +14,10 @@ import jaxlm.evaluate
 import jaxlm.load
 import mlxlm.evaluate
 import mlxlm.load
+from jaxlm.convert import Conversion, convert
 from jaxlm.spec.manifest import MANIFEST
 from jaxlm.spec.run.metrics_log import read_metrics
+from mlxlm.model_file import model_file_source
 from tests.integration.way_round import SEQ_LEN, TEXT, call, evaluate_elsewhere, go_round
 
 
@@ -23,7 +25,7 @@ from tests.integration.way_round import SEQ_LEN, TEXT, call, evaluate_elsewhere,
 def last(tmp_path_factory, tokenizer):
     """The run directory at the end, and the MLX directory of its model beside it."""
     path = go_round(tmp_path_factory.mktemp("round"), tokenizer)
-    call("scripts/convert.py", {"to": "mlx"}, path, path.with_name("mlx"))
+    convert(path, path.with_name("mlx"), Conversion(form="mlx", model_file=model_file_source()))
     return path
 
 
@@ -46,7 +48,7 @@ def test_bits_per_byte_are_the_same_in_every_program(last, tokenizer):
 
 def test_one_table_shows_every_form_of_the_model(last, tmp_path):
     (tmp_path / "text.txt").write_text(TEXT)
-    call("scripts/convert.py", {"to": "gguf"}, last, tmp_path / "model.gguf")
+    convert(last, tmp_path / "model.gguf", Conversion(form="gguf"))
     # What transformers itself would have written: no word of this project in it.
     hub = shutil.copytree(last / "artifact", tmp_path / "hub")
     (hub / MANIFEST).unlink()

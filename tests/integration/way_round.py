@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxlm.convert import Conversion, convert
 from shared_tokenizer.evaluation import Evaluation, evaluate_batches, text_batches
 from shared_tokenizer.examples import Example
 from shared_tokenizer.tokenizer import Tokenizer
@@ -37,7 +38,7 @@ def go_round(place: Path, tokenizer: Tokenizer) -> Path:
     jax_settings = {"data_dir": data, "preset": "ternary-tiny", "model": json.dumps(SHAPE)}
     jax_settings |= TRAINING | {"compilation_cache_dir": place / "compiled"}
     call("scripts/train_jax.py", jax_settings | {"output_dir": place / "first"})
-    call("scripts/convert.py", {"to": "latent"}, place / "first", place / "latent")
+    convert(place / "first", place / "latent", Conversion(form="latent"))
     tuning = TRAINING | {"model": place / "latent", "data": data, "method": "qat", "output_dir": place / "tuned"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLX_DISABLE_COMPILE", "1")  # on a CPU, MLX compiles with g++: seconds

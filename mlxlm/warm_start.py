@@ -34,11 +34,13 @@ class RampedBitLinear(LatentBitLinear):
             return super().__call__(x)
         quantized, scale = quantize_activation(mx.stop_gradient(x), mx)
         codes, weight_scale = quantize_weight(mx.stop_gradient(self.weight), self._scale_dtype, mx)
-        return self._mixed(x, quantized / scale) @ self._mixed(self.weight, codes * weight_scale).T
+        weight = _mixed(self._lambda, self.weight, codes * weight_scale)
+        return _mixed(self._lambda, x, quantized / scale) @ weight.T
 
-    def _mixed(self, value: mx.array, quantized: mx.array) -> mx.array:
-        mixed = (1 - self._lambda) * mx.stop_gradient(value) + self._lambda * quantized
-        return cast(mx.array, straight_through(value, mixed.astype(value.dtype)))
+
+def _mixed(share: mx.array, value: mx.array, quantized: mx.array) -> mx.array:
+    mixed = (1 - share) * mx.stop_gradient(value) + share * quantized
+    return cast(mx.array, straight_through(value, mixed.astype(value.dtype)))
 
 
 def warm_start_model(artifact: Artifact) -> LanguageModel:

@@ -77,8 +77,8 @@ class TrainStep:
         for number in range(self._micro_batches):
             rows = {name: array[number :: self._micro_batches] for name, array in batch.items()}
             total = self._add_gradients(rows, total)
-            if self._micro_batches > 1:
-                mx.eval(total)  # the activations of one micro-batch at a time
+            # By itself: no activations of another micro-batch, and nothing of the update, are in memory beside its own.
+            mx.async_eval(total)
         return cast(Total, total)
 
     def _add_gradients(self, batch: Batch, total: Total | None) -> Total:

@@ -115,7 +115,7 @@ def _stock_training(directory: Path, ids: np.ndarray, rank: int, recipe: Optimiz
     """The step of `mlx_lm.tuner.trainer.train`, which is a function inside that one; with a clip of the gradient."""
     model, _ = mlx_lm.utils.load_model(directory)
     model.freeze()
-    linear_to_lora_layers(model, len(model.layers), {"rank": rank, "scale": 20.0, "dropout": 0.0})
+    linear_to_lora_layers(model, -1, {"rank": rank, "scale": 20.0, "dropout": 0.0})
     optimizer = optim.AdamW(
         recipe.learning_rate, [recipe.b1, recipe.b2], recipe.eps, recipe.weight_decay, bias_correction=True
     )

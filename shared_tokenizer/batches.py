@@ -13,6 +13,8 @@ from shared_tokenizer.examples import Example, Examples, PackedDocuments, Window
 from shared_tokenizer.shards import Split, TokenShards, read_manifest
 
 Packing = Literal["auto", "windows", "best_fit"]
+# Far more examples than any run takes; grain's own end of endless data overflows where a host's batch is one example.
+ENDLESS = 2**62
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def training_batches(
         )
     endless = [grain.MapDataset.source(examples).seed(order.seed).shuffle().repeat(None) for examples in sets]
     dataset = endless[0] if len(sets) == 1 else grain.MapDataset.mix(endless, weights=weights)
-    dataset = dataset[order.host :: order.num_hosts].batch(order.batch_size // order.num_hosts)
+    dataset = dataset[order.host : ENDLESS : order.num_hosts].batch(order.batch_size // order.num_hosts)
     return dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
 
 

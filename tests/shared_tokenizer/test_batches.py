@@ -38,9 +38,13 @@ def test_batches_depend_on_the_seed_alone(one_set):
     assert (take(one_set, BatchOrder(8, seed=4), 1)[0] != again[0]).any()
 
 
+def test_a_batch_may_be_one_example(one_set):
+    assert take(one_set, BatchOrder(1, seed=3), 1)[0].shape == (1, 10)
+
+
 def test_a_batch_is_the_same_however_many_hosts_share_it(one_set):
     whole = take(one_set, BatchOrder(12, seed=3), 20)
-    for num_hosts in (2, 3, 4, 12):
+    for num_hosts in (2, 3, 4):
         shares = [take(one_set, BatchOrder(12, 3, host, num_hosts), 20) for host in range(num_hosts)]
         for step, batch in enumerate(whole):
             together = np.concatenate([share[step] for share in shares])

@@ -7,9 +7,16 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from shared_tokenizer.chat import stop_ids
 from shared_tokenizer.chat_formats import CHAT_FORMATS, ChatFormat
 from shared_tokenizer.tokenizer import Tokenizer
-from shared_tokenizer.tokenizer_files import CHAT_TEMPLATE_FILE, CONFIG_FILE, parse_json_object
+from shared_tokenizer.tokenizer_files import (
+    CHAT_TEMPLATE_FILE,
+    CONFIG_FILE,
+    GENERATION_CONFIG_FILE,
+    dump_json,
+    parse_json_object,
+)
 
 LARGEST_TEMPLATE = 100_000
 _NO_BOS = "{%- set bos_token = '' %}\n"
@@ -24,6 +31,14 @@ def chat_template(chat_format: ChatFormat, tokenizer: Tokenizer) -> str:
 def write_chat_template(directory: Path, chat_format: ChatFormat, tokenizer: Tokenizer) -> None:
     """Write chat_template.jinja, which transformers prefers to a template in tokenizer_config.json."""
     (Path(directory) / CHAT_TEMPLATE_FILE).write_text(chat_template(chat_format, tokenizer), "utf-8")
+
+
+def write_stop_ids(directory: Path, chat_format: ChatFormat, tokenizer: Tokenizer) -> None:
+    """Write generation_config.json, by which other programs know where an answer ends."""
+    ends = [tokenizer.eos_id, *(i for i in stop_ids(tokenizer, chat_format) if i != tokenizer.eos_id)]
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends, "pad_token_id": tokenizer.pad_id}
+    content = {name: value for name, value in ids.items() if value is not None}
+    (Path(directory) / GENERATION_CONFIG_FILE).write_bytes(dump_json(content))
 
 
 def read_chat_format(directory: Path) -> ChatFormat | None:

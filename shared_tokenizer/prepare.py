@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from shared_tokenizer.chat import Message, encode_chat
 from shared_tokenizer.chat_formats import CHATML, ChatFormat, named_chat_format
-from shared_tokenizer.chat_template import read_chat_format, write_chat_template
+from shared_tokenizer.chat_template import read_chat_format, write_chat_template, write_stop_ids
 from shared_tokenizer.columns import Columns
 from shared_tokenizer.documents import Document, Rejected, find_files, read_file
 from shared_tokenizer.executors import Executor, run_jobs
@@ -349,6 +349,7 @@ class _Preparation:
             tokenizer.save(directory)
             if chat_format is not None:
                 write_chat_template(directory, chat_format, tokenizer)
+                write_stop_ids(directory, chat_format, tokenizer)
             for path in sorted(directory.iterdir()):
                 self._output.write(f"{TOKENIZER}/{path.name}", path.read_bytes())
 

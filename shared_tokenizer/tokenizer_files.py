@@ -12,15 +12,16 @@ MERGES_FILE = "merges.txt"
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
+GENERATION_CONFIG_FILE = "generation_config.json"
 # Files of the model beside the tokenizer, asked last for the special tokens.
-MODEL_CONFIG_FILES = ("generation_config.json", "config.json")
+MODEL_CONFIG_FILES = (GENERATION_CONFIG_FILE, "config.json")
 # What a tokenizer is saved with, where it came with it.
-KEPT_FILES = (DEFINITION_FILE, CONFIG_FILE, SPECIAL_TOKENS_FILE, CHAT_TEMPLATE_FILE)
+KEPT_FILES = (DEFINITION_FILE, CONFIG_FILE, SPECIAL_TOKENS_FILE, CHAT_TEMPLATE_FILE, GENERATION_CONFIG_FILE)
 
 
 def read_files(directory: Path) -> dict[str, bytes]:
     """The files of a directory that say what the tokenizer is, which tokens are special and how a chat is written."""
-    names = (*KEPT_FILES, *MODEL_CONFIG_FILES)
+    names = dict.fromkeys((*KEPT_FILES, *MODEL_CONFIG_FILES))
     return {name: (directory / name).read_bytes() for name in names if (directory / name).is_file()}
 
 

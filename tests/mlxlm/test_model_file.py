@@ -3,6 +3,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from itertools import product
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,6 +24,9 @@ from jaxlm.spec.ternary import pack, quantize_rows, quantize_weight
 from mlxlm.generate import generate
 from mlxlm.model_file import model_file_source
 from tests.conftest import VARIANTS
+
+FORMS = ("packed", "float")
+UNPACKED = [("dense", "packed")]  # a dense model has no packed form
 
 PLAIN = {"linear": "dense", "sub_norm": False}
 LORA = {"rank": 4, "scale": 2.0, "dropout": 0.0}
@@ -93,12 +97,9 @@ def test_it_is_run_only_where_the_user_allows_it(tmp_path, tiny_config):
         mlx_lm.utils.load_model(directory)
 
 
-@pytest.mark.parametrize("form", ["packed", "float"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "form"), [case for case in product(VARIANTS, FORMS) if case not in UNPACKED])
 def test_stock_mlx_lm_computes_the_model(tmp_path, tiny_config, variant, form):
     config = dataclasses.replace(tiny_config, **VARIANTS[variant])
-    if form == "packed" and not config.has_packed_form:
-        pytest.skip("a dense model has no packed form")
     directory = mlx_directory(tmp_path / "mlx", config, form)
     ours, theirs = own_model(tmp_path / "own", config), stock_model(directory)
     prompt = np.random.default_rng(1).integers(0, 300, 10).tolist()

@@ -23,7 +23,13 @@ from shared_tokenizer.chat import (
     stop_ids,
 )
 from shared_tokenizer.chat_formats import CHAT_FORMATS, CHATML, ChatFormat, named_chat_format
-from shared_tokenizer.chat_template import chat_format_of, chat_template, read_chat_format, write_chat_template
+from shared_tokenizer.chat_template import (
+    chat_format_of,
+    chat_template,
+    read_chat_format,
+    write_chat_template,
+    write_stop_ids,
+)
 from shared_tokenizer.load import load_tokenizer
 from shared_tokenizer.tokenizer import Tokenizer
 from shared_tokenizer.train import train_tokenizer
@@ -478,6 +484,16 @@ def test_our_templates_are_recognised(tmp_path: Path, chat_format: ChatFormat, b
     write_chat_template(tmp_path, chat_format, Bytes(bos=bos))
     assert read_chat_format(tmp_path) is chat_format
     assert chat_format_of(chat_template(chat_format, Bytes(bos=bos))) is chat_format
+
+
+@pytest.mark.parametrize("chat_format", FORMATS, ids=CHAT_FORMATS)
+def test_other_programs_are_told_where_an_answer_ends(tmp_path: Path, chat_format: ChatFormat) -> None:
+    tokenizer = Bytes(bos="<s>")
+    write_stop_ids(tmp_path, chat_format, tokenizer)
+    content = json.loads((tmp_path / "generation_config.json").read_text())
+    assert set(content["eos_token_id"]) == set(stop_ids(tokenizer, chat_format))
+    assert content["eos_token_id"][0] == tokenizer.eos_id  # the first stands for all where there is room for one
+    assert content["bos_token_id"] == tokenizer.bos_id
 
 
 ROLE, CONTENT = "message['role']", "message['content']"

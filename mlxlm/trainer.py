@@ -174,10 +174,10 @@ class _Trainer:
         return text
 
     def _save(self) -> None:
-        self._report.flush()  # what is not finite must not be saved
-        done = self._train_step
-        if is_first() and done.step not in (0, self._checkpoints.latest):
-            self._checkpoints.save(done.step, done.parameters, done.optimizer_state, self._inputs.train.get_state())
+        with self._report.pause():  # which refuses what is not finite: it must not be saved
+            done = self._train_step
+            if is_first() and done.step not in (0, self._checkpoints.latest):
+                self._checkpoints.save(done.step, done.parameters, done.optimizer_state, self._inputs.train.get_state())
 
     def _finish(self, evaluation: Evaluation) -> None:
         text, say = self._sample(self._train_step.step), self._console.print

@@ -144,6 +144,11 @@ class FinetuneConfig:
             self._refuse_changes_of(("quantize",), f"with method {self.method!r}, only with 'qat'")
         if self.quantize is None:
             self._refuse_changes_of(QUANTIZE_SETTINGS, "without quantize")
+        elif self.num_layers:
+            raise ValueError(
+                f"num_layers: found {self.num_layers} with quantize {self.quantize!r}, which quantizes the blocks that "
+                "are not trained too; leave num_layers out"
+            )
         if self.teacher is None:
             self._refuse_changes_of(TEACHER_SETTINGS, "without teacher")
 

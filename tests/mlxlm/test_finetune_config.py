@@ -22,6 +22,7 @@ NEEDED = {"model": "model", "data": ["data"], "output_dir": "run"}
             {"method": "qat", "quantize": "ternary", "quantize_steps": -1},
             "quantize_steps: found -1, expected 0 or more",
         ),
+        ({"method": "qat", "quantize": "ternary", "num_layers": 1}, "num_layers: found 1 with quantize 'ternary'"),
         ({"teacher_weight": 0.4}, "teacher_weight: has no effect without teacher"),
         ({"teacher": "t", "teacher_weight": 0}, "teacher_weight: found 0, expected more than 0, at most 1"),
         ({"teacher": "t", "teacher_temperature": 0}, "teacher_temperature: found 0, expected more than 0"),

@@ -10,6 +10,7 @@ NEEDED = {"model": "model", "data": ["data"], "output_dir": "run"}
     ("settings", "message"),
     [
         ({"num_train_steps": 0}, "num_train_steps: found 0, expected at least 1"),
+        ({"loss_chunks": -1}, "loss_chunks: found -1, expected 0 or more"),
         ({"epochs": 0}, "epochs: found 0, expected more than 0"),
         ({"num_train_steps": 3, "epochs": 1}, "found both, expected one of the two"),
         ({"batch_size": 4, "grad_accumulation_steps": 3}, "expected a divisor of batch_size 4"),

@@ -227,12 +227,12 @@ class _Trainer:
         return text
 
     def _save(self, state: TrainState, evaluation: Evaluation | None) -> None:
-        self._report.flush()  # what is not finite must not be saved
-        step = int(state.step)
-        if step == self._checkpoints.latest:
-            return
-        loss = None if evaluation is None else evaluation.loss
-        self._checkpoints.save(step, state.params, state.optimizer_memory(), self._iterator, loss)
+        with self._report.pause():  # which refuses what is not finite: it must not be saved
+            step = int(state.step)
+            if step == self._checkpoints.latest:
+                return
+            loss = None if evaluation is None else evaluation.loss
+            self._checkpoints.save(step, state.params, state.optimizer_memory(), self._iterator, loss)
 
     def _finish(self, state: TrainState, evaluation: Evaluation) -> None:
         say = self._console.print

@@ -9,7 +9,7 @@ from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.open_model import open_model
 from mlxlm.data import Batch
 from mlxlm.load import built_model
-from mlxlm.loss import batch_logits, masked_sum
+from mlxlm.loss import batch_hidden, head_loss_sum
 from mlxlm.model import LanguageModel
 from shared_tokenizer.load import find_tokenizer
 from shared_tokenizer.tokenizer import Tokenizer
@@ -18,18 +18,21 @@ from shared_tokenizer.tokenizer import Tokenizer
 class DistillationLoss:
     """(1 - weight) * cross-entropy + weight * T^2 * KL(teacher || student), both of logits divided by T in the KL."""
 
-    def __init__(self, teacher: LanguageModel, weight: float, temperature: float):
-        self._teacher, self._weight, self._temperature = teacher, weight, temperature
+    def __init__(self, teacher: LanguageModel, weight: float, temperature: float, chunks: int = 1):
+        self._teacher, self._weight, self._temperature, self._chunks = teacher, weight, temperature, chunks
 
     def __call__(self, model: LanguageModel, batch: Batch) -> tuple[mx.array, mx.array]:
         """Summed loss over the tokens of the loss mask, and how many they are."""
-        logits = batch_logits(model, batch)
-        taught = self._log_softmax(mx.stop_gradient(batch_logits(self._teacher, batch)))
+        rows = batch["targets"], batch["loss_mask"], mx.stop_gradient(batch_hidden(self._teacher, batch))
+        hidden = batch_hidden(model, batch)
+        return head_loss_sum(model, hidden, rows, self._losses, self._chunks), mx.sum(batch["loss_mask"])
+
+    def _losses(self, logits: mx.array, targets: mx.array, mask: mx.array, teacher_hidden: mx.array) -> mx.array:
+        taught = self._log_softmax(self._teacher.head(teacher_hidden))
         divergence = mx.sum(mx.exp(taught) * (taught - self._log_softmax(logits)), axis=-1)
-        nats = nn.losses.cross_entropy(logits, batch["targets"])
+        nats = nn.losses.cross_entropy(logits, targets)
         # T^2 keeps the gradient of the softened divergence as large as that of the cross-entropy.
-        loss = (1 - self._weight) * nats + self._weight * self._temperature**2 * divergence
-        return masked_sum(loss, batch)
+        return ((1 - self._weight) * nats + self._weight * self._temperature**2 * divergence) * mask
 
     def _log_softmax(self, logits: mx.array) -> mx.array:
         return nn.log_softmax(logits / self._temperature, axis=-1)

@@ -57,6 +57,9 @@ class FinetuneConfig:
     """Micro-batches that a batch is split into; the result is that of the whole batch."""
     grad_checkpoint: bool = False
     """Keep nothing of each block for the backward pass but its input: less memory, more time."""
+    loss_chunks: int = 1
+    """Chunks of the tokens that the loss is computed in, so that logits of all tokens never exist: less memory where
+    the vocabulary is large; 0 takes as few as keep them small, 1 computes all at once."""
     seq_len: int | None = None
     """Tokens per sequence, at most the model's context; by default 512, or the context where that is shorter."""
     rank: int = 8
@@ -120,7 +123,15 @@ class FinetuneConfig:
         for name in ("batch_size", "grad_accumulation_steps", "log_every_steps", "eval_batches"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
         self._check("keep_last_checkpoints", self.keep_last_checkpoints >= 1, "at least 1")
-        for name in ("num_layers", "eval_every_steps", "checkpoint_every_steps", "sample_every_steps", "sample_tokens"):
+        counts = (
+            "loss_chunks",
+            "num_layers",
+            "eval_every_steps",
+            "checkpoint_every_steps",
+            "sample_every_steps",
+            "sample_tokens",
+        )
+        for name in counts:
             self._check(name, getattr(self, name) >= 0, "0 or more")
         self._check("teacher_weight", 0 < self.teacher_weight <= 1, "more than 0, at most 1")
         self._check("teacher_temperature", 0 < self.teacher_temperature < float("inf"), "more than 0")
@@ -144,6 +155,11 @@ class FinetuneConfig:
             self._refuse_changes_of(("quantize",), f"with method {self.method!r}, only with 'qat'")
         if self.quantize is None:
             self._refuse_changes_of(QUANTIZE_SETTINGS, "without quantize")
+        elif self.num_layers:
+            raise ValueError(
+                f"num_layers: found {self.num_layers} with quantize {self.quantize!r}, which quantizes the blocks that "
+                "are not trained too; leave num_layers out"
+            )
         if self.teacher is None:
             self._refuse_changes_of(TEACHER_SETTINGS, "without teacher")
 

@@ -93,6 +93,10 @@ class LanguageModel(nn.Module):
         logits = self.lm_head(x) if "lm_head" in self else self.embed_tokens.attend(x)
         return logits.astype(mx.float32)
 
+    def head_modules(self) -> tuple[str, str]:
+        """Names of the modules that `head` reads."""
+        return "norm", "lm_head" if "lm_head" in self else "embed_tokens"
+
     def _cache_masks(self, x: mx.array, caches: list[Any]) -> dict[str, Any]:
         """By token mixer, what hides from a position the ones after it and what fills up a batch."""
         return {

@@ -1,6 +1,7 @@
 """Trainer: the loop around the training step, and everything that must survive its end."""
 
 import contextlib
+import functools
 import shlex
 from typing import Any
 
@@ -56,14 +57,16 @@ class _Trainer:
             self._model, optimizer, inputs.config.grad_accumulation_steps, ternary, self._loss()
         )
         self._ramp = QuantizationRamp(self._model, inputs.quantize_steps)
-        self._loss_sum = mx.compile(lambda batch: loss_sum(self._model, batch), inputs=[self._model.state])
+        self._loss_sum = mx.compile(
+            lambda batch: loss_sum(self._model, batch, inputs.config.loss_chunks), inputs=[self._model.state]
+        )
 
     def _loss(self) -> LossSum:
         """What is trained on; what is evaluated is always the cross-entropy."""
         config, teacher = self._config, self._inputs.teacher
         if teacher is None:
-            return loss_sum
-        return DistillationLoss(teacher, config.teacher_weight, config.teacher_temperature)
+            return functools.partial(loss_sum, chunks=config.loss_chunks)
+        return DistillationLoss(teacher, config.teacher_weight, config.teacher_temperature, config.loss_chunks)
 
     def run(self) -> bool:
         self._start()
@@ -174,10 +177,10 @@ class _Trainer:
         return text
 
     def _save(self) -> None:
-        self._report.flush()  # what is not finite must not be saved
-        done = self._train_step
-        if is_first() and done.step not in (0, self._checkpoints.latest):
-            self._checkpoints.save(done.step, done.parameters, done.optimizer_state, self._inputs.train.get_state())
+        with self._report.pause():  # which refuses what is not finite: it must not be saved
+            done = self._train_step
+            if is_first() and done.step not in (0, self._checkpoints.latest):
+                self._checkpoints.save(done.step, done.parameters, done.optimizer_state, self._inputs.train.get_state())
 
     def _finish(self, evaluation: Evaluation) -> None:
         text, say = self._sample(self._train_step.step), self._console.print

@@ -41,6 +41,10 @@ def test_the_loss_is_the_formula_over_the_tokens_of_the_mask(tmp_path):
     assert divergence > 1e-3 and tokens.item() == mask.sum().item()
     nats = loss_sum(student, batch)[0].item()
     assert found.item() == pytest.approx(0.7 * nats + 0.3 * 4 * divergence, rel=1e-6)
+    in_chunks = DistillationLoss(teacher, 0.3, 2.0, chunks=3)
+    assert in_chunks(student, batch)[0].item() == pytest.approx(found.item(), rel=1e-6)
+    student.train()  # now with gradients
+    assert in_chunks(student, batch)[0].item() == pytest.approx(found.item(), rel=1e-6)
     # From itself a model has nothing to learn.
     assert DistillationLoss(student, 1.0, 2.0)(student, batch)[0].item() == pytest.approx(0, abs=1e-5)
 

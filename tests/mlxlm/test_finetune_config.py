@@ -10,6 +10,7 @@ NEEDED = {"model": "model", "data": ["data"], "output_dir": "run"}
     ("settings", "message"),
     [
         ({"num_train_steps": 0}, "num_train_steps: found 0, expected at least 1"),
+        ({"loss_chunks": -1}, "loss_chunks: found -1, expected 0 or more"),
         ({"epochs": 0}, "epochs: found 0, expected more than 0"),
         ({"num_train_steps": 3, "epochs": 1}, "found both, expected one of the two"),
         ({"batch_size": 4, "grad_accumulation_steps": 3}, "expected a divisor of batch_size 4"),
@@ -22,6 +23,7 @@ NEEDED = {"model": "model", "data": ["data"], "output_dir": "run"}
             {"method": "qat", "quantize": "ternary", "quantize_steps": -1},
             "quantize_steps: found -1, expected 0 or more",
         ),
+        ({"method": "qat", "quantize": "ternary", "num_layers": 1}, "num_layers: found 1 with quantize 'ternary'"),
         ({"teacher_weight": 0.4}, "teacher_weight: has no effect without teacher"),
         ({"teacher": "t", "teacher_weight": 0}, "teacher_weight: found 0, expected more than 0, at most 1"),
         ({"teacher": "t", "teacher_temperature": 0}, "teacher_temperature: found 0, expected more than 0"),

@@ -64,7 +64,8 @@ METHODS = {
     "lora": {"model": "packed", "rank": 4, "dropout": 0.1},
     "qat": {"model": "latent", "method": "qat", "grad_accumulation_steps": 2, "grad_checkpoint": True},
     "full": {"model": "dense", "method": "full", "num_layers": 1},
-    "quantize": {"model": "dense", "method": "qat", "quantize": "ternary", "eval_every_steps": 2, "teacher": "dense"},
+    "quantize": {"model": "dense", "method": "qat", "quantize": "ternary", "eval_every_steps": 2, "teacher": "dense"}
+    | {"loss_chunks": 3},
 }
 
 

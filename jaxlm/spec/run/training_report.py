@@ -31,6 +31,8 @@ class ReportSettings(Protocol):
 class TrainingReport:
     """Reads the numbers of each step while the device works on the next, and reports them.
 
+    Speed is counted from one step that is handed over to the next, less the pauses: when numbers are read says little
+    of when a step was done, because some devices work while the next step is handed over, and others before.
     `metrics` is the file to write, None for none; `last_checkpoint` gives the step of the newest checkpoint, for the
     message of a run that has diverged.
     """
@@ -45,8 +47,9 @@ class TrainingReport:
     ):
         self._config, self._console, self._last_checkpoint = config, console, last_checkpoint
         self._metrics = None if metrics is None else MetricsLog(metrics, first_step)
-        self._pending: tuple[int, Mapping[str, SupportsFloat]] | None = None
-        self._last_log = (first_step, 0.0)  # step and time of the last line
+        self._pending: tuple[int, Mapping[str, SupportsFloat], float] | None = None  # and when it was handed over
+        self._first = first_step + 1
+        self._last_log = (first_step, 0.0)  # step of the last line, and when it was handed over
         self._progress = _progress_bar(console)
         self._task = self._progress.add_task(
             "training", total=config.num_train_steps, completed=first_step, loss="", speed=""
@@ -69,15 +72,20 @@ class TrainingReport:
         self._last_log = (step, before + time.perf_counter() - start)
 
     def step(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
-        """Report the step before; this one's numbers wait until its device has them."""
+        """Report the step before; this one's numbers wait until its device has them, except for the first's."""
         self.flush()
-        self._pending = (step, metrics)
+        handed_over = time.perf_counter()
+        self._pending = (step, metrics, handed_over)
+        if step == self._first:
+            # No step was handed over before it to count from, so it counts by itself.
+            self.flush()
+            self._last_log = (step, handed_over)
 
     def flush(self) -> None:
         """Report the step whose numbers wait; raises FloatingPointError where they are not finite."""
         if self._pending is None:
             return
-        (step, metrics), self._pending = self._pending, None
+        (step, metrics, handed_over), self._pending = self._pending, None
         for name in ("train/loss", "train/grad_norm", "train/param_norm"):
             if not math.isfinite(value := float(metrics[name])):
                 raise FloatingPointError(
@@ -91,7 +99,8 @@ class TrainingReport:
             )
         shown: dict[str, Any] = {"loss": f"loss {float(metrics['train/loss']):.4f}"}
         if self._is_log_step(step):
-            shown["speed"] = f"{self._log(step, metrics):,.0f} tokens/s"
+            end = time.perf_counter() if step == self._first else handed_over
+            shown["speed"] = f"{self._log(step, metrics, end):,.0f} tokens/s"
         self._progress.update(self._task, completed=step, **shown)
 
     def evaluation(
@@ -105,18 +114,17 @@ class TrainingReport:
     def _is_log_step(self, step: int) -> bool:
         return step == 1 or step % self._config.log_every_steps == 0 or step == self._config.num_train_steps
 
-    def _log(self, step: int, metrics: Mapping[str, SupportsFloat]) -> float:
-        """Write a line, and return the tokens per second since the last."""
+    def _log(self, step: int, metrics: Mapping[str, SupportsFloat], end: float) -> float:
+        """Write a line, and return the tokens per second from the last until `end`."""
         config = self._config
-        last_step, last_time = self._last_log
-        now = time.perf_counter()
-        self._last_log = (step, now)
-        speed = (step - last_step) * config.tokens_per_step / (now - last_time)
+        last_step, last_end = self._last_log
+        self._last_log = (step, end)
+        speed = (step - last_step) * config.tokens_per_step / (end - last_end)
         line = {"step": step, **{name: float(value) for name, value in metrics.items()}}
         line |= {
             "data/tokens_seen": step * config.tokens_per_step,
             "perf/tokens_per_second": round(speed, 1),
-            "perf/step_time_ms": round(1000 * (now - last_time) / max(1, step - last_step), 2),
+            "perf/step_time_ms": round(1000 * (end - last_end) / (step - last_step), 2),
         }
         self._write(line)
         if not self._console.is_terminal:

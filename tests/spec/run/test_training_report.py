@@ -25,8 +25,8 @@ def test_the_first_every_fourth_and_the_last_step_are_logged(report, tmp_path):
     with report.training():
         for step in range(1, 10):
             report.step(step, numbers(10 - step))
-            # A step is reported when the next one is under way.
-            assert not any(line["step"] == step for line in lines(tmp_path))
+            # A step is reported when the next one is under way, the first at once.
+            assert any(line["step"] == step for line in lines(tmp_path)) == (step == 1)
         report.flush()
     found = lines(tmp_path)
     assert [(line["step"], line["train/loss"], line["data/tokens_seen"]) for line in found] == [
@@ -53,6 +53,37 @@ def test_what_is_done_beside_training_is_no_training_time(report, tmp_path, monk
     first, second = lines(tmp_path)
     assert (first["val/loss"], first["quantize/lambda"], first["perf/step_time_ms"]) == (3, 0.5, 1000)
     assert second["perf/step_time_ms"] == pytest.approx(4000 / 3, abs=0.01)
+
+
+class Number:
+    """A number that whoever reads it has to wait for."""
+
+    def __init__(self, clock, ready):
+        self.clock, self.ready = clock, ready
+
+    def __float__(self):
+        self.clock[0] = max(self.clock[0], self.ready)
+        return 1.0
+
+
+@pytest.mark.parametrize("works_while_handed_over", [True, False])
+def test_every_step_takes_its_own_time_around_a_pause(tmp_path, monkeypatch, works_while_handed_over):
+    clock, free = [0.0], [0.0]  # the time now, and when the device has done all that it was given
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    config = SimpleNamespace(num_train_steps=9, log_every_steps=1, tokens_per_step=16)
+    report = TrainingReport(config, tmp_path / "metrics.jsonl", 0, lambda: None, Console(quiet=True))
+    with report.training():
+        for step in range(1, 10):
+            free[0] = max(clock[0], free[0]) + 2.0
+            if works_while_handed_over:
+                clock[0] = free[0]
+            value = Number(clock, free[0])
+            report.step(step, {"train/loss": value, "train/grad_norm": value, "train/param_norm": value})
+            if step in (1, 4, 5):
+                with report.pause():
+                    clock[0] += 100
+        report.flush()
+    assert [line["perf/step_time_ms"] for line in lines(tmp_path)] == [2000] * 9
 
 
 @pytest.mark.parametrize("values", [numbers(float("nan")), numbers(1, float("inf"))])

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from shared_tokenizer.chat import Message, encode_chat
 from shared_tokenizer.chat_formats import CHAT_FORMATS, ChatFormat, named_chat_format
 from shared_tokenizer.chat_template import read_chat_format
 from shared_tokenizer.load import find_chat_format
@@ -13,10 +14,14 @@ def choose_chat_format(
 ) -> ChatFormat:
     """The format of this name; auto is that of the adapters' chat template, or else of the model's.
 
-    Raises ValueError where the name or the template is unknown, or there is neither.
+    Raises ValueError where the name or the template is unknown, there is neither, or the tokenizer has not its tokens.
     """
-    if choice != "auto":
-        return named_chat_format(choice)
+    found = _from_templates(model, tokenizer, adapter_path) if choice == "auto" else named_chat_format(choice)
+    encode_chat((Message("user", "a"), Message("assistant", "b")), tokenizer, found)
+    return found
+
+
+def _from_templates(model: Path, tokenizer: Tokenizer, adapter_path: str | Path | None) -> ChatFormat:
     found = None if adapter_path is None else read_chat_format(Path(adapter_path))
     found = found or find_chat_format(model, tokenizer)
     if found is None:

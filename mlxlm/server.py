@@ -21,7 +21,7 @@ from mlxlm.serving.app import make_app  # noqa: E402
 from mlxlm.serving.engine import Engine  # noqa: E402
 from mlxlm.serving.guard import host_names  # noqa: E402
 from mlxlm.serving.requests import ServedModel  # noqa: E402
-from shared_tokenizer.chat_formats import ChatFormat, ChatFormatChoice, named_chat_format  # noqa: E402
+from shared_tokenizer.chat_formats import ChatFormat, ChatFormatChoice  # noqa: E402
 from shared_tokenizer.tokenizer import Tokenizer  # noqa: E402
 
 KEY_VARIABLE = "MLXLM_API_KEY"
@@ -168,12 +168,11 @@ def open_engine(config: ServerConfig) -> tuple[ServedModel, Engine]:
 
 
 def _chat_format(config: ServerConfig, path: Path, tokenizer: Tokenizer) -> ChatFormat | None:
-    """The format of chats, None where the model has none that is known; a name that is wrong is an error."""
-    if config.chat_format != "auto":
-        return named_chat_format(config.chat_format)
     try:
-        return choose_chat_format(path, tokenizer, adapter_path=config.adapter_path)
+        return choose_chat_format(path, tokenizer, choice=config.chat_format, adapter_path=config.adapter_path)
     except ValueError as error:
+        if config.chat_format != "auto":
+            raise
         print(f"no chat: {error}", flush=True)
         return None
 

@@ -7,7 +7,7 @@ from jaxlm.spec.bounds import check_bounds
 
 LARGEST_SEED = 2**31 - 1
 # Beyond these float32 has no number left for what logits are divided by, or for a probability.
-SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-6, 1e6
+SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-6, 1e3
 SMALLEST_TOP_P = 1e-6
 
 

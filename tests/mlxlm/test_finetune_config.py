@@ -11,9 +11,10 @@ NEEDED = {"model": "model", "data": ["data"], "output_dir": "run"}
     [
         ({"num_train_steps": 0}, "num_train_steps: found 0, expected at least 1"),
         ({"epochs": 0}, "epochs: found 0, expected more than 0"),
+        ({"epochs": float("inf")}, "epochs: found inf, expected more than 0 and finite"),
         ({"num_train_steps": 3, "epochs": 1}, "found both, expected one of the two"),
         ({"batch_size": 4, "grad_accumulation_steps": 3}, "expected a divisor of batch_size 4"),
-        ({"rank": 0}, "rank: found 0, which is out of range"),
+        ({"rank": 0}, "rank: found 0, expected at least 1"),
         ({"method": "qat", "rank": 4}, "rank: has no effect with method 'qat', only with 'lora'"),
         ({"method": "full", "keys": ["q_proj"]}, "keys: has no effect with method 'full'"),
         ({"quantize": "ternary"}, "quantize: has no effect with method 'lora', only with 'qat'"),

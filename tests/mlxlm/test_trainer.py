@@ -1,6 +1,7 @@
 """Fine-tuning runs, from text and chats to adapters or an artifact, stopped and resumed, and refused."""
 
 import dataclasses
+import json
 import os
 import signal
 
@@ -17,6 +18,9 @@ from mlxlm.load import load_model
 from mlxlm.qat import ternary_paths
 from mlxlm.trainer import finetune
 from mlxlm.trees import flat_arrays
+from shared_tokenizer.chat import stop_ids
+from shared_tokenizer.chat_formats import CHATML
+from shared_tokenizer.chat_template import read_chat_format
 from tests.conftest import VARIANTS, prepare_texts
 from tests.mlxlm.small_models import save_chats, save_model, save_packed
 
@@ -115,7 +119,11 @@ def test_lora_leaves_the_model_as_it_was_and_lowers_the_loss_of_chats(place):
     after = {path.replace(".linear.", "."): array for path, array in flat_arrays(model.parameters()).items()}
     for path, array in before.items():
         assert mx.array_equal(after[path], array), path
-    assert (place / "chats" / "data" / "tokenizer" / "chat_template.jinja").is_file()
+    # The base was never told of chats; its adapters say how to talk, and where an answer ends.
+    adapters = place / "chats" / "adapters"
+    assert read_chat_format(place / "packed") is None and read_chat_format(adapters) is CHATML
+    ends = json.loads((adapters / "generation_config.json").read_text())["eos_token_id"]
+    assert set(ends) == set(stop_ids(tokenizer, CHATML))
     assert tokenizer is not None and (place / "chats" / "loss.png").is_file()
 
 

@@ -89,6 +89,8 @@ class FinetuneConfig:
     """Share of the documents of text or chats held out for validation, chosen by their hash."""
     document_characters: int = 0
     """Cut texts at line ends into documents of about this many characters; 0 leaves each text whole."""
+    max_bad_rows: int = 0
+    """Rows of the data that cannot be read and may be skipped, at most."""
     text_column: str | None = None
     """Column that holds the text or the messages, where it is not found by itself."""
     chat_format: ChatFormatChoice = "auto"
@@ -150,11 +152,12 @@ class FinetuneConfig:
 
     def _check_bounds(self) -> None:
         counts = ("batch_size", "grad_accumulation_steps", "log_every_steps", "eval_batches", "keep_last_checkpoints")
-        intervals = ("num_layers", "eval_every_steps", "checkpoint_every_steps", "sample_every_steps", "sample_tokens")
+        intervals = ("eval_every_steps", "checkpoint_every_steps", "sample_every_steps")
+        amounts = ("num_layers", "document_characters", "max_bad_rows", "sample_tokens")
         steps, quantize_steps, seq_len, epochs = self.num_train_steps, self.quantize_steps, self.seq_len, self.epochs
         bounds = {
             **{name: (getattr(self, name) >= 1, "at least 1") for name in counts},
-            **{name: (getattr(self, name) >= 0, "0 or more") for name in intervals},
+            **{name: (getattr(self, name) >= 0, "0 or more") for name in (*intervals, *amounts)},
             "teacher_weight": (0 < self.teacher_weight <= 1, "more than 0, at most 1"),
             "teacher_temperature": (0 < self.teacher_temperature < float("inf"), "more than 0 and finite"),
             "quantize_steps": (quantize_steps is None or quantize_steps >= 0, "0 or more"),

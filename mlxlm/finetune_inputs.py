@@ -234,6 +234,7 @@ def _prepare(
             chat_format=config.chat_format,
             val_fraction=config.val_fraction,
             document_characters=config.document_characters,
+            max_bad_rows=config.max_bad_rows,
             num_workers=1,
         )
         prepare(settings, lambda sha256: seal_directory(run.data, sha256), _Reporter(console))

@@ -6,6 +6,7 @@ import os
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 from jaxlm.spec.command_line import quiet_libraries, run_command
 
@@ -138,8 +139,11 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises OSError where the address is taken or is none of this machine's."""
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    """A listening socket. Raises ValueError on an unknown host, OSError on an address that is taken or not ours."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise ValueError(f"host: found {host!r}, expected an address or name of this machine ({error})") from error
     return socket.create_server(address[:2], family=family)
 
 
@@ -177,12 +181,19 @@ def _chat_format(config: ServerConfig, path: Path, tokenizer: Tokenizer) -> Chat
         return None
 
 
-class _Server(uvicorn.Server):
-    """Ends what is being generated before it waits for the connections that wait for it."""
+class Server(uvicorn.Server):
+    """Ends what is being generated before it waits for the connections that wait for it.
+
+    That takes seconds at most, so a second signal forces nothing: uvicorn would leave with a traceback.
+    """
 
     def __init__(self, config: uvicorn.Config, engine: Engine):
         super().__init__(config)
         self._engine = engine
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._engine.stop()
@@ -203,7 +214,7 @@ def run(app: Starlette, engine: Engine, listener: socket.socket) -> None:
         timeout_graceful_shutdown=GRACE_S,
     )
     with contextlib.suppress(KeyboardInterrupt):
-        _Server(settings, engine).run(sockets=[listener])
+        Server(settings, engine).run(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -90,7 +90,10 @@ def read_chat(body: bytes, model: ServedModel) -> CompletionRequest:
     """The request of /v1/chat/completions. Raises ApiError naming the field."""
     fields = _fields(body, model)
     if model.chat_format is None:
-        message = f"{model.name} has no chat format that is known here; use /v1/completions, which continues a text"
+        message = (
+            f"{model.name} has no chat format that is known here; use /v1/completions, which continues a text, or let "
+            f"the server be started with the chat_format that it was trained with"
+        )
         raise ApiError(400, message, code="no_chat_format")
     prompt = _chat_prompt(fields.take("messages"), model.tokenizer, model.chat_format)
     _check_prompt(prompt, model, "messages")

@@ -10,8 +10,9 @@ import time
 
 import openai
 import pytest
+import uvicorn
 
-from mlxlm.server import ServerConfig, check_reach, find_api_key, listen, open_engine, run
+from mlxlm.server import Server, ServerConfig, check_reach, find_api_key, listen, open_engine, run
 from mlxlm.serving.app import make_app
 from mlxlm.serving.guard import host_names
 from shared_tokenizer.chat_formats import CHATML
@@ -173,6 +174,22 @@ def test_the_key_may_come_from_the_environment(monkeypatch):
 def test_settings_out_of_range_are_refused(name, wrong, expected):
     with pytest.raises(ValueError, match=f"{name}: found {wrong}, expected {expected}"):
         ServerConfig(model="x", **{name: wrong})
+
+
+def test_a_host_that_nobody_knows_is_an_error(monkeypatch):
+    def unknown(*address, **options):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(ValueError, match="host: found 'nobody', expected an address or name of this machine"):
+        listen("nobody", 0)
+
+
+def test_a_second_signal_forces_nothing():
+    server = Server(uvicorn.Config(app=None), engine=None)
+    for _ in range(2):
+        server.handle_exit(signal.SIGINT, None)
+    assert server.should_exit and not server.force_exit
 
 
 def test_a_port_that_is_taken_is_an_error():

@@ -213,6 +213,15 @@ def test_chats_without_an_answer_are_refused_and_leave_nothing(place, tmp_path):
     assert not (place / "refused").exists()
 
 
+def test_bad_rows_are_skipped_up_to_a_limit(place, tmp_path):
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text((place / "chats.jsonl").read_text("utf-8") + '{"messages": []}\n{"mess')
+    settings = {"data": [str(chats)], "seq_len": 96, "val_fraction": 0.2, "num_train_steps": 1, "sample_tokens": 0}
+    with pytest.raises(ValueError, match=r"chats\.jsonl:41: messages: found an empty list.*raise max_bad_rows"):
+        finetune(config(place, "bad-rows", **settings))
+    assert finetune(config(place, "bad-rows", max_bad_rows=2, **settings))
+
+
 def test_shards_of_another_tokenizer_are_refused(place, tmp_path):
     from shared_tokenizer.train import train_tokenizer
 

@@ -1,7 +1,8 @@
 """Low-rank adapters on a model, and their directory, in mlx-lm's own format.
 
 `adapters.safetensors` and `adapter_config.json` are what `mlx_lm.lora` writes, so `--adapter-path` of stock mlx-lm
-takes the directory beside the exported model. What mlx-lm has no key for is in one object `jaxlm`, which it ignores.
+takes the directory beside the exported model. It ignores the rest: what it has no key for, in one object `jaxlm`, and
+the chat template of adapters that were trained on chats.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from jaxlm.spec.bounds import check_bounds
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.formats.mlx import needs_model_file
 from jaxlm.spec.manifest import MANIFEST, sealed_directory, verify_manifest
@@ -25,6 +27,7 @@ from jaxlm.spec.tensor_file import TensorFile, write_tensors
 from mlxlm.layers import BitLinear
 from mlxlm.model import LanguageModel
 from mlxlm.trees import flat_arrays
+from shared_tokenizer.chat_template import copy_chat_template
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapters.safetensors"
@@ -50,14 +53,12 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         bounds = {
-            "rank": self.rank >= 1,
-            "scale": 0 < self.scale < float("inf"),
-            "dropout": 0 <= self.dropout < 1,
-            "num_layers": self.num_layers >= 0,
+            "rank": (self.rank >= 1, "at least 1"),
+            "scale": (0 < self.scale < float("inf"), "more than 0 and finite"),
+            "dropout": (0 <= self.dropout < 1, "at least 0, less than 1"),
+            "num_layers": (self.num_layers >= 0, "0 or more"),
         }
-        for name, holds in bounds.items():
-            if not holds:
-                raise ValueError(f"{name}: found {getattr(self, name)}, which is out of range")
+        check_bounds(self, bounds)
 
 
 def add_adapters(model: LanguageModel, config: AdapterConfig) -> AdapterConfig:
@@ -77,9 +78,12 @@ def add_adapters(model: LanguageModel, config: AdapterConfig) -> AdapterConfig:
     return config
 
 
-def save_adapters(directory: Path, model: LanguageModel, config: AdapterConfig) -> None:
+def save_adapters(
+    directory: Path, model: LanguageModel, config: AdapterConfig, tokenizer_dir: Path | None = None
+) -> None:
     """Write the adapters of a model atomically; `config` is what they were added with.
 
+    The chat template of `tokenizer_dir`, with which they were trained, is kept beside them if there is one.
     Raises ValueError where the place is taken or a number is not finite; then nothing is left behind.
     """
     config = _resolved(model, config)
@@ -95,6 +99,8 @@ def save_adapters(directory: Path, model: LanguageModel, config: AdapterConfig) 
         (temporary / CONFIG).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
         prefix = _prefix(model.config)
         write_tensors(temporary / WEIGHTS, tensors, lambda name: np.array(held[name.removeprefix(prefix)]))
+        if tokenizer_dir is not None:
+            copy_chat_template(tokenizer_dir, temporary)
 
 
 def load_adapters(model: LanguageModel, directory: Path, *, verify: bool = True) -> AdapterConfig:

@@ -13,12 +13,11 @@ import mlx.core as mx  # noqa: E402
 
 from jaxlm.spec.manifest import refuse_inside_sealed, write_file  # noqa: E402
 from jaxlm.spec.sampling import Sampling  # noqa: E402
+from mlxlm.chat_format import choose_chat_format  # noqa: E402
 from mlxlm.conversation import Conversation  # noqa: E402
 from mlxlm.load import load_model  # noqa: E402
 from mlxlm.terminal import Terminal  # noqa: E402
-from shared_tokenizer.chat_formats import CHAT_FORMATS, ChatFormat, named_chat_format  # noqa: E402
-from shared_tokenizer.load import find_chat_format  # noqa: E402
-from shared_tokenizer.tokenizer import Tokenizer  # noqa: E402
+from shared_tokenizer.chat_formats import ChatFormatChoice  # noqa: E402
 
 HELP = """\
 /system TEXT  set the system prompt; without a text take it away
@@ -39,8 +38,8 @@ class ChatConfig(Sampling):
     """Directory of adapters to put on the model."""
     system: str = ""
     """System prompt."""
-    chat_format: str | None = None
-    """How the model was taught to see a chat, where it has no template that says so."""
+    chat_format: ChatFormatChoice = "auto"
+    """How the model was taught to see a chat; auto is as the chat template of the adapters or the model says."""
     max_tokens: int = 512
     """Tokens of an answer, at most."""
 
@@ -50,24 +49,14 @@ def main(config: ChatConfig) -> None:
     model, tokenizer = load_model(config.model, adapter_path=config.adapter_path)
     if tokenizer is None:
         raise ValueError(f"{config.model}: found no tokenizer, so there is no text to talk with")
-    chat_format = _chat_format(config, tokenizer)
+    chat_format = choose_chat_format(
+        Path(config.model), tokenizer, choice=config.chat_format, adapter_path=config.adapter_path
+    )
     terminal = Terminal()
     conversation = Conversation(model, tokenizer, chat_format, config, terminal.note)
     conversation.set_system(config.system)
     mx.random.seed(config.seed)
     chat(conversation, terminal)
-
-
-def _chat_format(config: ChatConfig, tokenizer: Tokenizer) -> ChatFormat:
-    if config.chat_format is not None:
-        return named_chat_format(config.chat_format)
-    found = find_chat_format(Path(config.model), tokenizer)
-    if found is None:
-        raise ValueError(
-            f"{config.model}: found no chat template, so it was hardly trained on chats; `python -m mlxlm.generate` "
-            f"continues text; of a model that was, name the chat_format: {', '.join(CHAT_FORMATS)}"
-        )
-    return found
 
 
 def chat(conversation: Conversation, terminal: Terminal) -> None:

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jaxlm.spec.bounds import check_bounds
 from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.spec.sampling import LARGEST_SEED
 from mlxlm.adapters import AdapterConfig
 from shared_tokenizer.batches import Packing
+from shared_tokenizer.chat_formats import ChatFormatChoice
 
 Method = Literal["lora", "qat", "full"]
 # What may change when a run is resumed: nothing in it touches a weight.
@@ -90,9 +92,11 @@ class FinetuneConfig:
     """Share of the documents of text or chats held out for validation, chosen by their hash."""
     document_characters: int = 0
     """Cut texts at line ends into documents of about this many characters; 0 leaves each text whole."""
+    max_bad_rows: int = 0
+    """Rows of the data that cannot be read and may be skipped, at most."""
     text_column: str | None = None
     """Column that holds the text or the messages, where it is not found by itself."""
-    chat_format: str = "auto"
+    chat_format: ChatFormatChoice = "auto"
     """How chats are written; auto is the model's own, or else chatml."""
     resume: bool = False
     """Continue the run in output_dir from its last whole checkpoint."""
@@ -120,28 +124,9 @@ class FinetuneConfig:
     """AdamW and its schedule."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "grad_accumulation_steps", "log_every_steps", "eval_batches"):
-            self._check(name, getattr(self, name) >= 1, "at least 1")
-        self._check("keep_last_checkpoints", self.keep_last_checkpoints >= 1, "at least 1")
-        counts = (
-            "loss_chunks",
-            "num_layers",
-            "eval_every_steps",
-            "checkpoint_every_steps",
-            "sample_every_steps",
-            "sample_tokens",
-        )
-        for name in counts:
-            self._check(name, getattr(self, name) >= 0, "0 or more")
-        self._check("teacher_weight", 0 < self.teacher_weight <= 1, "more than 0, at most 1")
-        self._check("teacher_temperature", 0 < self.teacher_temperature < float("inf"), "more than 0")
-        self._check("quantize_steps", self.quantize_steps is None or self.quantize_steps >= 0, "0 or more")
-        self._check("num_train_steps", self.num_train_steps is None or self.num_train_steps >= 1, "at least 1")
-        self._check("seq_len", self.seq_len is None or self.seq_len >= 1, "at least 1")
-        self._check("epochs", self.epochs is None or 0 < self.epochs < float("inf"), "more than 0")
+        self._check_bounds()
         if self.num_train_steps is not None and self.epochs is not None:
             raise ValueError("num_train_steps, epochs: found both, expected one of the two")
-        self._check("seed", 0 <= self.seed <= LARGEST_SEED // 2, f"0 to {LARGEST_SEED // 2}")
         if self.batch_size % self.grad_accumulation_steps:
             raise ValueError(
                 f"grad_accumulation_steps: found {self.grad_accumulation_steps}, expected a divisor of "
@@ -173,9 +158,23 @@ class FinetuneConfig:
             num_layers=self.num_layers,
         )
 
-    def _check(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ValueError(f"{name}: found {getattr(self, name)}, expected {expected}")
+    def _check_bounds(self) -> None:
+        counts = ("batch_size", "grad_accumulation_steps", "log_every_steps", "eval_batches", "keep_last_checkpoints")
+        intervals = ("eval_every_steps", "checkpoint_every_steps", "sample_every_steps")
+        amounts = ("loss_chunks", "num_layers", "document_characters", "max_bad_rows", "sample_tokens")
+        steps, quantize_steps, seq_len, epochs = self.num_train_steps, self.quantize_steps, self.seq_len, self.epochs
+        bounds = {
+            **{name: (getattr(self, name) >= 1, "at least 1") for name in counts},
+            **{name: (getattr(self, name) >= 0, "0 or more") for name in (*intervals, *amounts)},
+            "teacher_weight": (0 < self.teacher_weight <= 1, "more than 0, at most 1"),
+            "teacher_temperature": (0 < self.teacher_temperature < float("inf"), "more than 0 and finite"),
+            "quantize_steps": (quantize_steps is None or quantize_steps >= 0, "0 or more"),
+            "num_train_steps": (steps is None or steps >= 1, "at least 1"),
+            "seq_len": (seq_len is None or seq_len >= 1, "at least 1"),
+            "epochs": (epochs is None or 0 < epochs < float("inf"), "more than 0 and finite"),
+            "seed": (0 <= self.seed <= LARGEST_SEED // 2, f"0 to {LARGEST_SEED // 2}"),
+        }
+        check_bounds(self, bounds)
 
     def _refuse_changes_of(self, names: Sequence[str], where: str) -> None:
         """Raise ValueError where a setting is not at its default, which would have no effect."""

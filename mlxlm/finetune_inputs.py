@@ -32,7 +32,7 @@ from shared_tokenizer.examples import Example
 from shared_tokenizer.load import find_tokenizer, tokenizer_directory
 from shared_tokenizer.prepare import PrepareConfig, prepare
 from shared_tokenizer.prepare_slice import Summary
-from shared_tokenizer.shards import MANIFEST, TOKENIZER
+from shared_tokenizer.shards import MANIFEST
 from shared_tokenizer.tokenizer import Tokenizer
 
 SETTINGS = "finetune.yaml"
@@ -114,7 +114,7 @@ def open_inputs(config: FinetuneConfig, console: Console, stack: contextlib.Exit
             adapters=adapters,
             fingerprint=fingerprint,
             tokenizer=sets.tokenizer,
-            tokenizer_dir=sets.directories[0] / TOKENIZER,
+            tokenizer_dir=sets.tokenizer_dir,
             data_fingerprint=sets.fingerprint,
             train=train,
             val=sets.evaluation_batches(config.batch_size, config.eval_batches),
@@ -234,6 +234,7 @@ def _prepare(
             chat_format=config.chat_format,
             val_fraction=config.val_fraction,
             document_characters=config.document_characters,
+            max_bad_rows=config.max_bad_rows,
             num_workers=1,
         )
         prepare(settings, lambda sha256: seal_directory(run.data, sha256), _Reporter(console))

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jaxlm.spec.command_line import quiet_libraries, run_command
@@ -17,6 +18,14 @@ from jaxlm.spec.sampling import GenerateConfig, Sampling, check_prompt  # noqa: 
 from mlxlm.load import load_model  # noqa: E402
 from mlxlm.model import LanguageModel  # noqa: E402
 from shared_tokenizer.tokenizer import TextStream  # noqa: E402
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptedGenerateConfig(GenerateConfig):
+    """What to generate, and from which model with which adapters."""
+
+    adapter_path: str | None = None
+    """Directory of adapters to put on the model."""
 
 
 def generate(
@@ -59,9 +68,9 @@ def sample_tokens(
             yield int(token)
 
 
-def main(config: GenerateConfig) -> None:
+def main(config: AdaptedGenerateConfig) -> None:
     """Generate text with MLX from a model, shown as it comes."""
-    model, tokenizer = load_model(config.model)
+    model, tokenizer = load_model(config.model, adapter_path=config.adapter_path)
     if tokenizer is None:
         raise ValueError(f"{config.model}: found no tokenizer, so there is no text to continue")
     prompt = tokenizer.encode_prompt(config.prompt)
@@ -74,4 +83,4 @@ def main(config: GenerateConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, GenerateConfig)
+    run_command(main, AdaptedGenerateConfig)

@@ -24,6 +24,7 @@ from mlxlm.evaluate import evaluate_text  # noqa: E402
 from mlxlm.load import load_model  # noqa: E402
 from mlxlm.merged_tensors import LayerMerge, MergedTensors, adapters_of  # noqa: E402
 from mlxlm.model import LanguageModel  # noqa: E402
+from shared_tokenizer.chat_template import copy_chat_template  # noqa: E402
 from shared_tokenizer.evaluation import Evaluation  # noqa: E402
 from shared_tokenizer.evaluation_text import EvaluationText, evaluation_table  # noqa: E402
 from shared_tokenizer.load import tokenizer_directory  # noqa: E402
@@ -84,6 +85,7 @@ def merge(config: MergeConfig) -> MergeReport:
         del model  # one at a time
         with tokenizer_directory(source, tokenizer) as tokenizer_dir:
             write_artifact(place, artifact.config, artifact.kind, tensors.read, tokenizer_dir=tokenizer_dir)
+        copy_chat_template(Path(config.adapter_path), place)
         if texts:
             evaluations["merged"] = _evaluate(load_model(place, verify=False), texts, config)
         report = MergeReport(tensors.layers, evaluations)

@@ -6,6 +6,7 @@ import os
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 from jaxlm.spec.command_line import quiet_libraries, run_command
 
@@ -14,13 +15,14 @@ quiet_libraries()
 import uvicorn  # noqa: E402
 from starlette.applications import Starlette  # noqa: E402
 
+from jaxlm.spec.bounds import check_bounds  # noqa: E402
+from mlxlm.chat_format import choose_chat_format  # noqa: E402
 from mlxlm.load import load_model  # noqa: E402
 from mlxlm.serving.app import make_app  # noqa: E402
 from mlxlm.serving.engine import Engine  # noqa: E402
 from mlxlm.serving.guard import host_names  # noqa: E402
 from mlxlm.serving.requests import ServedModel  # noqa: E402
-from shared_tokenizer.chat_formats import ChatFormat, named_chat_format  # noqa: E402
-from shared_tokenizer.load import find_chat_format  # noqa: E402
+from shared_tokenizer.chat_formats import ChatFormat, ChatFormatChoice  # noqa: E402
 from shared_tokenizer.tokenizer import Tokenizer  # noqa: E402
 
 KEY_VARIABLE = "MLXLM_API_KEY"
@@ -38,8 +40,8 @@ class ServerConfig:
     """Directory of adapters to put on the model."""
     model_name: str | None = None
     """Name that clients ask for; the last part of the path by default."""
-    chat_format: str | None = None
-    """Chat format by name; by default that of the model's chat template."""
+    chat_format: ChatFormatChoice = "auto"
+    """How the model was taught to see a chat; auto is as the chat template of the adapters or the model says."""
     host: str = "127.0.0.1"
     """Address to listen on. Any but this machine's own needs an api_key."""
     port: int = 8080
@@ -63,17 +65,15 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         bounds = {
-            "port": 0 <= self.port <= 65535,
-            "max_tokens": self.max_tokens >= 1,
-            "max_queue": self.max_queue >= 1,
-            "max_body_bytes": self.max_body_bytes >= 1,
-            "request_timeout_s": 0 < self.request_timeout_s < float("inf"),
-            "prompt_cache_bytes": self.prompt_cache_bytes >= 0,
-            "prefill_step_size": self.prefill_step_size >= 1,
+            "port": (0 <= self.port <= 65535, "0 to 65535"),
+            "max_tokens": (self.max_tokens >= 1, "at least 1"),
+            "max_queue": (self.max_queue >= 1, "at least 1"),
+            "max_body_bytes": (self.max_body_bytes >= 1, "at least 1"),
+            "request_timeout_s": (0 < self.request_timeout_s < float("inf"), "more than 0 and finite"),
+            "prompt_cache_bytes": (self.prompt_cache_bytes >= 0, "0 or more"),
+            "prefill_step_size": (self.prefill_step_size >= 1, "at least 1"),
         }
-        for name, holds in bounds.items():
-            if not holds:
-                raise ValueError(f"{name}: found {getattr(self, name)}, which is out of range")
+        check_bounds(self, bounds)
 
 
 def main(config: ServerConfig) -> None:
@@ -139,8 +139,11 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises OSError where the address is taken or is none of this machine's."""
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    """A listening socket. Raises ValueError on an unknown host, OSError on an address that is taken or not ours."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise ValueError(f"host: found {host!r}, expected an address or name of this machine ({error})") from error
     return socket.create_server(address[:2], family=family)
 
 
@@ -169,21 +172,28 @@ def open_engine(config: ServerConfig) -> tuple[ServedModel, Engine]:
 
 
 def _chat_format(config: ServerConfig, path: Path, tokenizer: Tokenizer) -> ChatFormat | None:
-    if config.chat_format is not None:
-        return named_chat_format(config.chat_format)
     try:
-        return find_chat_format(path, tokenizer)
+        return choose_chat_format(path, tokenizer, choice=config.chat_format, adapter_path=config.adapter_path)
     except ValueError as error:
+        if config.chat_format != "auto":
+            raise
         print(f"no chat: {error}", flush=True)
         return None
 
 
-class _Server(uvicorn.Server):
-    """Ends what is being generated before it waits for the connections that wait for it."""
+class Server(uvicorn.Server):
+    """Ends what is being generated before it waits for the connections that wait for it.
+
+    That takes seconds at most, so a second signal forces nothing: uvicorn would leave with a traceback.
+    """
 
     def __init__(self, config: uvicorn.Config, engine: Engine):
         super().__init__(config)
         self._engine = engine
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._engine.stop()
@@ -204,7 +214,7 @@ def run(app: Starlette, engine: Engine, listener: socket.socket) -> None:
         timeout_graceful_shutdown=GRACE_S,
     )
     with contextlib.suppress(KeyboardInterrupt):
-        _Server(settings, engine).run(sockets=[listener])
+        Server(settings, engine).run(sockets=[listener])
 
 
 if __name__ == "__main__":

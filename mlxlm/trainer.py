@@ -202,7 +202,7 @@ class _Trainer:
         if self._result.exists():
             return
         if self._inputs.adapters is not None:
-            save_adapters(self._run.adapters, self._model, self._inputs.adapters)
+            save_adapters(self._run.adapters, self._model, self._inputs.adapters, self._inputs.tokenizer_dir)
             return
         held, config = flat_arrays(self._model.parameters()), self._model.config
         attributes = {parameter.name: parameter.attribute for parameter in parameters(config)}

@@ -5,6 +5,9 @@ from enum import Enum
 from typing import Literal, TypeAlias
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
+ChatFormatName: TypeAlias = Literal["chatml", "smollm2", "llama-2", "llama-3", "mistral", "zephyr", "alpaca"]
+# What commands take; auto leaves it to the chat template that is there.
+ChatFormatChoice: TypeAlias = Literal["auto", ChatFormatName]
 
 
 class Edge(Enum):
@@ -55,7 +58,7 @@ class ChatFormat:
     published: the outputs of the templates by which models that are in use say that they have this format.
     """
 
-    name: str
+    name: ChatFormatName
     user: Frame
     assistant: Frame
     system: Frame
@@ -307,7 +310,9 @@ ALPACA = ChatFormat(
     ),
 )
 
-CHAT_FORMATS = {known.name: known for known in (CHATML, SMOLLM2, LLAMA_2, LLAMA_3, MISTRAL, ZEPHYR, ALPACA)}
+CHAT_FORMATS: dict[str, ChatFormat] = {
+    known.name: known for known in (CHATML, SMOLLM2, LLAMA_2, LLAMA_3, MISTRAL, ZEPHYR, ALPACA)
+}
 
 
 def named_chat_format(name: str) -> ChatFormat:

@@ -4,6 +4,7 @@ No template is ever rendered here, neither ours nor that of an imported model.
 """
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from shared_tokenizer.tokenizer_files import (
     CHAT_TEMPLATE_FILE,
     CONFIG_FILE,
     GENERATION_CONFIG_FILE,
-    dump_json,
+    generation_config,
     parse_json_object,
 )
 
@@ -36,9 +37,16 @@ def write_chat_template(directory: Path, chat_format: ChatFormat, tokenizer: Tok
 def write_stop_ids(directory: Path, chat_format: ChatFormat, tokenizer: Tokenizer) -> None:
     """Write generation_config.json, by which other programs know where an answer ends."""
     ends = [tokenizer.eos_id, *(i for i in stop_ids(tokenizer, chat_format) if i != tokenizer.eos_id)]
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends, "pad_token_id": tokenizer.pad_id}
-    content = {name: value for name, value in ids.items() if value is not None}
-    (Path(directory) / GENERATION_CONFIG_FILE).write_bytes(dump_json(content))
+    content = generation_config(tokenizer.bos_id, ends, tokenizer.pad_id)
+    (Path(directory) / GENERATION_CONFIG_FILE).write_bytes(content)
+
+
+def copy_chat_template(source: Path, directory: Path) -> None:
+    """Copy what `write_chat_template` and `write_stop_ids` wrote, where there is a template."""
+    if (Path(source) / CHAT_TEMPLATE_FILE).is_file():
+        for name in (CHAT_TEMPLATE_FILE, GENERATION_CONFIG_FILE):
+            if (Path(source) / name).is_file():
+                shutil.copyfile(Path(source) / name, Path(directory) / name)
 
 
 def read_chat_format(directory: Path) -> ChatFormat | None:

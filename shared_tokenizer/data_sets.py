@@ -6,6 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from shared_tokenizer.batches import Packing, evaluation_batches, open_examples
+from shared_tokenizer.chat_template import read_chat_template
 from shared_tokenizer.examples import Example, Examples, PackedDocuments
 from shared_tokenizer.load import load_tokenizer
 from shared_tokenizer.shards import MANIFEST, TOKENIZER, Split, read_manifest
@@ -20,6 +21,7 @@ class DataSets:
     train: tuple[Examples, ...]
     val: tuple[Examples, ...]
     tokenizer: Tokenizer
+    tokenizer_dir: Path
 
     @classmethod
     def open(
@@ -35,7 +37,7 @@ class DataSets:
 
         Raises ValueError where a set is damaged, holds nothing to learn or belongs to another tokenizer.
         """
-        tokenizer = _load_common_tokenizer(directories)
+        tokenizer_dir, tokenizer = _common_tokenizer(directories)
         for directory in directories:
             verify(Path(directory))
 
@@ -45,7 +47,7 @@ class DataSets:
                 for directory in directories
             )
 
-        return cls(tuple(map(Path, directories)), open_split("train"), open_split("val"), tokenizer)
+        return cls(tuple(map(Path, directories)), open_split("train"), open_split("val"), tokenizer, tokenizer_dir)
 
     @property
     def fingerprint(self) -> str:
@@ -69,7 +71,8 @@ class DataSets:
         return evaluation_batches(self.val, batch_size, max_batches)
 
 
-def _load_common_tokenizer(directories: Sequence[Path]) -> Tokenizer:
+def _common_tokenizer(directories: Sequence[Path]) -> tuple[Path, Tokenizer]:
+    """The tokenizer of all sets, from the first that has a chat template beside it."""
     first = read_manifest(directories[0])["tokenizer_fingerprint"]
     for directory in directories:
         if (found := read_manifest(directory)["tokenizer_fingerprint"]) != first:
@@ -77,10 +80,12 @@ def _load_common_tokenizer(directories: Sequence[Path]) -> Tokenizer:
                 f"{directory}: shards were made with tokenizer {found[:12]}..., those of {directories[0]} with "
                 f"{first[:12]}...; prepare one with the other's tokenizer"
             )
-    tokenizer = load_tokenizer(Path(directories[0]) / TOKENIZER)
+    places = [Path(directory) / TOKENIZER for directory in directories]
+    place = next((place for place in places if read_chat_template(place) is not None), places[0])
+    tokenizer = load_tokenizer(place)
     if tokenizer.fingerprint != first:
         raise ValueError(
-            f"{directories[0]}: shards were made with tokenizer {first[:12]}..., found "
+            f"{place.parent}: shards were made with tokenizer {first[:12]}..., found "
             f"{tokenizer.fingerprint[:12]}... in {TOKENIZER}/; prepare the data again"
         )
-    return tokenizer
+    return place, tokenizer

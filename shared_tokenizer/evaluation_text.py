@@ -43,7 +43,10 @@ class EvaluationText:
             documents = (document for document in documents if is_validation(document, self.held_out))
         texts = [document.text for document in documents]
         if not texts:
-            raise ValueError(f"held_out: found no document in a fraction of {self.held_out}; give more text")
+            raise ValueError(
+                f"held_out: found no document in a fraction of {self.held_out}; give more of them, or cut long ones "
+                "with document_characters"
+            )
         return texts
 
 

@@ -6,11 +6,13 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from shared_tokenizer.chat_template import read_chat_template
+from shared_tokenizer.chat import stop_ids
+from shared_tokenizer.chat_template import read_chat_format, read_chat_template
 from shared_tokenizer.gguf_pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from shared_tokenizer.gguf_tokenizer import (
     ADD_BOS_KEY,
     BYTE_LEVEL_BPE,
+    EOT_KEY,
     MERGES_KEY,
     MODEL_KEY,
     PRE_KEY,
@@ -29,6 +31,7 @@ from shared_tokenizer.load import load_tokenizer
 from shared_tokenizer.named_tokens import NamedTokens
 from shared_tokenizer.sentencepiece_model import BPE, PieceKind, peculiarity
 from shared_tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
+from shared_tokenizer.tokenizer import Tokenizer
 from shared_tokenizer.tokenizer_files import read_files
 
 # For ids that the model has and the tokenizer has not; no text is cut into these.
@@ -53,7 +56,18 @@ def gguf_tokenizer_metadata(directory: Path, vocab_size: int | None = None) -> d
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from error
     template = read_chat_template(directory)
-    return found if template is None else found | {TEMPLATE_KEY: template}
+    chat = {TEMPLATE_KEY: template, EOT_KEY: _end_of_turn(directory, tokenizer)}
+    return found | {key: value for key, value in chat.items() if value is not None}
+
+
+def _end_of_turn(directory: Path, tokenizer: Tokenizer) -> int | None:
+    """The token that ends an answer, None where it is the one that ends a text."""
+    try:
+        chat_format = read_chat_format(directory)
+        ends = [] if chat_format is None else stop_ids(tokenizer, chat_format)
+    except ValueError:  # a template that is not known here is passed on as it is
+        ends = []
+    return next((end for end in ends if end != tokenizer.eos_id), None)
 
 
 def _sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:

@@ -16,7 +16,13 @@ from shared_tokenizer.known_tokens import SPECIAL_NAMES
 from shared_tokenizer.sentencepiece_model import BYTE_PIECES, SPECIAL_KINDS, PieceKind, make_bpe_model
 from shared_tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
 from shared_tokenizer.tokenizer import Tokenizer
-from shared_tokenizer.tokenizer_files import CHAT_TEMPLATE_FILE, CONFIG_FILE, dump_json
+from shared_tokenizer.tokenizer_files import (
+    CHAT_TEMPLATE_FILE,
+    CONFIG_FILE,
+    GENERATION_CONFIG_FILE,
+    dump_json,
+    generation_config,
+)
 from shared_tokenizer.tokenizer_json import added_token, begin_with
 
 MODEL_KEY = "tokenizer.ggml.model"
@@ -34,6 +40,8 @@ ROLE_KEYS = {
     "unk": "tokenizer.ggml.unknown_token_id",
     "pad": "tokenizer.ggml.padding_token_id",
 }
+# Ends a turn where that is another token than the one that ends a text.
+EOT_KEY = "tokenizer.ggml.eot_token_id"
 SENTENCEPIECE, BYTE_LEVEL_BPE = "llama", "gpt2"
 NO_TOKENIZER = (None, "none", "no_vocab")
 # What llama.cpp takes where a sentencepiece vocabulary names no such token.
@@ -214,6 +222,11 @@ def _files(metadata: Mapping[str, Any], vocabulary: _Vocabulary, adds_bos: bool)
         **{f"{role}_token": vocabulary.tokens[i] for role, i in vocabulary.roles.items()},
     }
     files = {CONFIG_FILE: dump_json(config)}
+    roles, eot = vocabulary.roles, read_id(metadata, EOT_KEY, None, len(metadata[TOKENS_KEY]))
+    if eot is not None:
+        files[GENERATION_CONFIG_FILE] = generation_config(
+            roles.get("bos"), list(dict.fromkeys((roles["eos"], eot))), roles.get("pad")
+        )
     template = metadata.get(TEMPLATE_KEY)
     if template is None:
         return files

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from shared_tokenizer.chat import Message, encode_chat
-from shared_tokenizer.chat_formats import CHATML, ChatFormat, named_chat_format
+from shared_tokenizer.chat_formats import CHATML, ChatFormat, ChatFormatChoice, named_chat_format
 from shared_tokenizer.chat_template import read_chat_format, write_chat_template, write_stop_ids
 from shared_tokenizer.columns import Columns
 from shared_tokenizer.documents import Document, Rejected, find_files, read_file
@@ -67,9 +67,8 @@ class PrepareConfig:
     """Bytes of text to train a tokenizer on, chosen by hash."""
     text_column: str | None = None
     """Column that holds the text or the messages, where it is not found by itself."""
-    chat_format: str = "auto"
-    """How chats are written: chatml, smollm2, llama-2, llama-3, mistral, zephyr or alpaca; auto is the tokenizer's own,
-    or else chatml."""
+    chat_format: ChatFormatChoice = "auto"
+    """How chats are written; auto is the tokenizer's own, or else chatml."""
     hub: str | None = None
     """Dataset of the Hugging Face hub (or a folder in its layout) to read in place of input."""
     hub_config: str | None = None

@@ -1,7 +1,7 @@
 """The files of a tokenizer directory: their names, and JSON read without guessing."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,12 @@ def _unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
         raise ValueError(f"the key {twice!r} twice")
     return found
+
+
+def generation_config(bos_id: int | None, eos_ids: Sequence[int], pad_id: int | None) -> bytes:
+    """generation_config.json, by which other programs know the tokens that end a text; the first is the tokenizer's."""
+    ids = {"bos_token_id": bos_id, "eos_token_id": list(eos_ids), "pad_token_id": pad_id}
+    return dump_json({name: value for name, value in ids.items() if value is not None})
 
 
 def dump_json(value: Mapping[str, Any]) -> bytes:

@@ -50,7 +50,10 @@ def verify_manifest(directory: Path) -> None:
     """
     manifest = directory / MANIFEST
     if not manifest.is_file():
-        raise DamagedError(f"{directory}: found no {MANIFEST}; it was not written to its end, or not by this program")
+        raise DamagedError(
+            f"{directory}: found no {MANIFEST}; it was not written to its end, or not by this program; "
+            "copy or write it again"
+        )
     listed = _parse(manifest)
     for name in listed:
         if not (directory / name).is_file():

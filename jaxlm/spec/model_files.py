@@ -86,7 +86,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON") from error
+        raise ValueError(f"{path}: not JSON: {str(error)[:200]}; download or save it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: found a JSON {type(content).__name__}, expected an object")
     return content

@@ -3,7 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jaxlm.spec.bounds import check_bounds
+
 LARGEST_SEED = 2**31 - 1
+# Beyond these float32 has no number left for what logits are divided by, or for a probability.
+SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-6, 1e3
+SMALLEST_TOP_P = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,17 +29,16 @@ class Sampling:
     """Seed of the random choice."""
 
     def __post_init__(self) -> None:
+        low, high = SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE
         bounds = {
-            "max_tokens": self.max_tokens >= 1,
-            "temperature": self.temperature >= 0,
-            "top_k": self.top_k >= 0,
-            "top_p": 0 < self.top_p <= 1,
-            "min_p": 0 <= self.min_p <= 1,
-            "seed": 0 <= self.seed <= LARGEST_SEED,
+            "max_tokens": (self.max_tokens >= 1, "at least 1"),
+            "temperature": (self.temperature == 0 or low <= self.temperature <= high, f"0, or {low:g} to {high:g}"),
+            "top_k": (self.top_k >= 0, "0 or more"),
+            "top_p": (SMALLEST_TOP_P <= self.top_p <= 1, f"{SMALLEST_TOP_P:g} to 1"),
+            "min_p": (0 <= self.min_p <= 1, "0 to 1"),
+            "seed": (0 <= self.seed <= LARGEST_SEED, f"0 to {LARGEST_SEED}"),
         }
-        for name, holds in bounds.items():
-            if not holds:
-                raise ValueError(f"{name}: found {getattr(self, name)}, which is out of range")
+        check_bounds(self, bounds)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,7 +109,7 @@ class TensorFile(Mapping[str, np.ndarray]):
             with safe_open(path, framework="np"):
                 pass
         except (SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
+            raise ValueError(f"{path}: not a whole safetensors file: {error}; download or save it again") from error
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             pairs = json.loads(file.read(length), object_pairs_hook=list)

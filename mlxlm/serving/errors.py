@@ -55,7 +55,8 @@ async def answer_api_error(request: Request, error: Exception) -> JSONResponse:
 async def answer_http_error(request: Request, error: Exception) -> JSONResponse:
     """Starlette's handler for an unknown route or a method that the route has not."""
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}"
+    served = ", ".join(route.path for route in request.app.routes)
+    message = f"{request.method} {request.url.path[:100]}: {error.detail}; served are {served}"
     return ApiError(error.status_code, message, code="unknown_url", headers=error.headers).response()
 
 

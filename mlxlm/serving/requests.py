@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxlm.spec.sampling import LARGEST_SEED, Sampling, check_prompt
+from jaxlm.spec.sampling import LARGEST_SEED, SMALLEST_TEMPERATURE, SMALLEST_TOP_P, Sampling, check_prompt
 from mlxlm.serving.engine import Task
 from mlxlm.serving.errors import ApiError
 from mlxlm.serving.json_body import Fields, parse_object, refuse
@@ -22,7 +22,6 @@ from shared_tokenizer.tokenizer import TextStream, Tokenizer
 MOST_STOPS = 4
 LONGEST_STOP = 256  # characters
 LARGEST_TEMPERATURE = 2.0
-SMALLEST_TOP_P = 1e-6  # what the API's 0 means: the likeliest token alone
 
 IGNORED = frozenset(
     {
@@ -91,7 +90,10 @@ def read_chat(body: bytes, model: ServedModel) -> CompletionRequest:
     """The request of /v1/chat/completions. Raises ApiError naming the field."""
     fields = _fields(body, model)
     if model.chat_format is None:
-        message = f"{model.name} has no chat format that is known here; use /v1/completions, which continues a text"
+        message = (
+            f"{model.name} has no chat format that is known here; use /v1/completions, which continues a text, or let "
+            f"the server be started with the chat_format that it was trained with"
+        )
         raise ApiError(400, message, code="no_chat_format")
     prompt = _chat_prompt(fields.take("messages"), model.tokenizer, model.chat_format)
     _check_prompt(prompt, model, "messages")
@@ -184,10 +186,12 @@ def _sampling(fields: Fields, model: ServedModel, room: int) -> Sampling:
     if len(set(asked)) > 1:
         raise refuse("max_tokens", asked[1], f"{asked[0]}, as max_completion_tokens says, or only one of them")
     seed = fields.integer("seed", 0, LARGEST_SEED)
+    # Clients write numbers next to 0 for the likeliest token alone.
+    temperature = fields.number("temperature", 1.0, 0.0, LARGEST_TEMPERATURE)
     return Sampling(
         max_tokens=min(asked[0] if asked else model.max_tokens, room),
-        temperature=fields.number("temperature", 1.0, 0.0, LARGEST_TEMPERATURE),
-        top_p=fields.number("top_p", 1.0, 0.0, 1.0) or SMALLEST_TOP_P,
+        temperature=temperature if temperature >= SMALLEST_TEMPERATURE else 0.0,
+        top_p=max(SMALLEST_TOP_P, fields.number("top_p", 1.0, 0.0, 1.0)),
         top_k=fields.integer("top_k", 0, model.vocab_size) or 0,
         min_p=fields.number("min_p", 0.0, 0.0, 1.0),
         seed=secrets.randbelow(LARGEST_SEED) if seed is None else seed,

@@ -3,6 +3,8 @@ import pytest
 
 from jaxlm.data import host_batches
 from jaxlm.spec.manifest import DamagedError, verify_manifest
+from shared_tokenizer.chat_formats import CHATML
+from shared_tokenizer.chat_template import read_chat_format, write_chat_template
 from shared_tokenizer.data_sets import DataSets
 from shared_tokenizer.train import train_tokenizer
 from tests.conftest import flipped_bit, prepare_texts
@@ -37,3 +39,13 @@ def test_damaged_shards_are_found_before_training(tmp_path, tokenizer):
     for _ in range(200):
         with flipped_bit([file], rng), pytest.raises(DamagedError, match=r"train-00000-00\.npy: damaged"):
             DataSets.open([data], 8, verify=verify_manifest)
+
+
+def test_of_texts_and_chats_the_tokenizer_is_the_one_that_knows_how_chats_are_written(tmp_path, tokenizer):
+    paths = [prepare_texts(tmp_path / name, [f"number {i} " * 20 for i in range(20)], tokenizer) for name in "ab"]
+    assert DataSets.open(paths, 8).tokenizer_dir == paths[0] / "tokenizer"
+    write_chat_template(paths[1] / "tokenizer", CHATML, tokenizer)
+    sets = DataSets.open(paths, 8)
+    assert sets.tokenizer_dir == paths[1] / "tokenizer"
+    sets.tokenizer.save(tmp_path)
+    assert read_chat_format(tmp_path) is CHATML

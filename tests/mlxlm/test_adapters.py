@@ -90,9 +90,17 @@ def test_adapters_that_do_not_fit_are_refused_and_change_nothing(model, settings
     assert list(flat_arrays(model.parameters())) == before
 
 
-@pytest.mark.parametrize("settings", [{"rank": 0}, {"scale": 0.0}, {"scale": float("inf")}, {"dropout": 1.0}])
-def test_a_value_out_of_range_is_refused(settings):
-    with pytest.raises(ValueError, match="out of range"):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 0}, "rank: found 0, expected at least 1"),
+        ({"scale": 0.0}, "scale: found 0.0, expected more than 0 and finite"),
+        ({"scale": float("inf")}, "scale: found inf, expected more than 0 and finite"),
+        ({"dropout": 1.0}, "dropout: found 1.0, expected at least 0, less than 1"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
         AdapterConfig(**settings)
 
 

@@ -8,12 +8,15 @@ from mlx.utils import tree_map
 
 from jaxlm.spec.artifact import load_artifact, save_artifact
 from jaxlm.spec.initial_weights import initial_weights
+from jaxlm.spec.manifest import write_manifest
 from jaxlm.spec.names import parameters, scale_name
 from jaxlm.spec.ternary import pack, quantize_weight, unpack
 from mlxlm.adapters import AdapterConfig, add_adapters, save_adapters
 from mlxlm.evaluate import evaluate_text
 from mlxlm.load import load_model
 from mlxlm.merge import MergeConfig, main, merge
+from shared_tokenizer.chat_formats import CHATML
+from shared_tokenizer.chat_template import read_chat_format, write_chat_template, write_stop_ids
 from tests.conftest import VARIANTS
 
 TEXT = "def add(a, b):\n    return a + b\n" * 4
@@ -163,3 +166,14 @@ def test_nothing_is_left_where_it_fails(make_model, merged, tmp_path):
     with pytest.raises(ValueError, match="already exists and is not empty"):
         merged()
     assert [path.name for path in (tmp_path / "merged").iterdir()] == ["mine"]
+
+
+def test_the_merged_model_talks_as_its_adapters_were_taught(make_model, merged, tokenizer, tmp_path):
+    make_model("ternary")
+    for write in (write_chat_template, write_stop_ids):
+        write(tmp_path / "adapters", CHATML, tokenizer)
+    write_manifest(tmp_path / "adapters")
+    merged()
+    assert read_chat_format(tmp_path / "merged") is CHATML
+    kept = "generation_config.json"
+    assert (tmp_path / "merged" / kept).read_bytes() == (tmp_path / "adapters" / kept).read_bytes()

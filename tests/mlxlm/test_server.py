@@ -10,8 +10,9 @@ import time
 
 import openai
 import pytest
+import uvicorn
 
-from mlxlm.server import ServerConfig, check_reach, find_api_key, listen, open_engine, run
+from mlxlm.server import Server, ServerConfig, check_reach, find_api_key, listen, open_engine, run
 from mlxlm.serving.app import make_app
 from mlxlm.serving.guard import host_names
 from shared_tokenizer.chat_formats import CHATML
@@ -161,12 +162,34 @@ def test_the_key_may_come_from_the_environment(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"port": -1}, {"port": 70000}, {"max_tokens": 0}, {"max_queue": 0}, {"request_timeout_s": float("nan")}],
+    ("name", "wrong", "expected"),
+    [
+        ("port", -1, "0 to 65535"),
+        ("port", 70000, "0 to 65535"),
+        ("max_tokens", 0, "at least 1"),
+        ("max_queue", 0, "at least 1"),
+        ("request_timeout_s", float("nan"), "more than 0 and finite"),
+    ],
 )
-def test_settings_out_of_range_are_refused(wrong):
-    with pytest.raises(ValueError, match="out of range"):
-        ServerConfig(model="x", **wrong)
+def test_settings_out_of_range_are_refused(name, wrong, expected):
+    with pytest.raises(ValueError, match=f"{name}: found {wrong}, expected {expected}"):
+        ServerConfig(model="x", **{name: wrong})
+
+
+def test_a_host_that_nobody_knows_is_an_error(monkeypatch):
+    def unknown(*address, **options):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(ValueError, match="host: found 'nobody', expected an address or name of this machine"):
+        listen("nobody", 0)
+
+
+def test_a_second_signal_forces_nothing():
+    server = Server(uvicorn.Config(app=None), engine=None)
+    for _ in range(2):
+        server.handle_exit(signal.SIGINT, None)
+    assert server.should_exit and not server.force_exit
 
 
 def test_a_port_that_is_taken_is_an_error():
@@ -182,7 +205,10 @@ def test_what_is_served_is_what_the_directory_says(tokenizer, tmp_path, capsys):
     assert open_engine(ServerConfig(model=str(plain)))[0].chat_format is None
     named = ServerConfig(model=str(plain), chat_format="chatml", model_name="mine")
     assert (open_engine(named)[0].chat_format, open_engine(named)[0].name) == (CHATML, "mine")
-    assert capsys.readouterr().out == ""
+    found_no_template = capsys.readouterr().out
+    assert found_no_template.count("no chat: ") == 1 and "name its chat_format: chatml, " in found_no_template
+    with pytest.raises(ValueError, match="llama-3: found no special token"):
+        open_engine(ServerConfig(model=str(plain), chat_format="llama-3"))
     with pytest.raises(ValueError, match="missing"):
         open_engine(ServerConfig(model=str(plain), adapter_path=str(tmp_path / "missing")))
     unknown = save_model(tmp_path / "unknown", tokenizer, template="{{ messages[0].secret }}")

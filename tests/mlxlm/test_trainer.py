@@ -1,6 +1,7 @@
 """Fine-tuning runs, from text and chats to adapters or an artifact, stopped and resumed, and refused."""
 
 import dataclasses
+import json
 import os
 import signal
 
@@ -17,6 +18,9 @@ from mlxlm.load import load_model
 from mlxlm.qat import ternary_paths
 from mlxlm.trainer import finetune
 from mlxlm.trees import flat_arrays
+from shared_tokenizer.chat import stop_ids
+from shared_tokenizer.chat_formats import CHATML
+from shared_tokenizer.chat_template import read_chat_format
 from tests.conftest import VARIANTS, prepare_texts
 from tests.mlxlm.small_models import save_chats, save_model, save_packed
 
@@ -116,7 +120,11 @@ def test_lora_leaves_the_model_as_it_was_and_lowers_the_loss_of_chats(place):
     after = {path.replace(".linear.", "."): array for path, array in flat_arrays(model.parameters()).items()}
     for path, array in before.items():
         assert mx.array_equal(after[path], array), path
-    assert (place / "chats" / "data" / "tokenizer" / "chat_template.jinja").is_file()
+    # The base was never told of chats; its adapters say how to talk, and where an answer ends.
+    adapters = place / "chats" / "adapters"
+    assert read_chat_format(place / "packed") is None and read_chat_format(adapters) is CHATML
+    ends = json.loads((adapters / "generation_config.json").read_text())["eos_token_id"]
+    assert set(ends) == set(stop_ids(tokenizer, CHATML))
     assert tokenizer is not None and (place / "chats" / "loss.png").is_file()
 
 
@@ -204,6 +212,15 @@ def test_chats_without_an_answer_are_refused_and_leave_nothing(place, tmp_path):
     with pytest.raises(ValueError, match=r"found no text|nothing to learn|assistant"):
         finetune(config(place, "refused", data=[str(tmp_path / "chats.jsonl")]))
     assert not (place / "refused").exists()
+
+
+def test_bad_rows_are_skipped_up_to_a_limit(place, tmp_path):
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text((place / "chats.jsonl").read_text("utf-8") + '{"messages": []}\n{"mess')
+    settings = {"data": [str(chats)], "seq_len": 96, "val_fraction": 0.2, "num_train_steps": 1, "sample_tokens": 0}
+    with pytest.raises(ValueError, match=r"chats\.jsonl:41: messages: found an empty list.*raise max_bad_rows"):
+        finetune(config(place, "bad-rows", **settings))
+    assert finetune(config(place, "bad-rows", max_bad_rows=2, **settings))
 
 
 def test_shards_of_another_tokenizer_are_refused(place, tmp_path):

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import tokenizers
@@ -22,7 +23,7 @@ from shared_tokenizer.chat import (
     reply_content,
     stop_ids,
 )
-from shared_tokenizer.chat_formats import CHAT_FORMATS, CHATML, ChatFormat, named_chat_format
+from shared_tokenizer.chat_formats import CHAT_FORMATS, CHATML, ChatFormat, ChatFormatChoice, named_chat_format
 from shared_tokenizer.chat_template import (
     chat_format_of,
     chat_template,
@@ -694,6 +695,7 @@ def test_directories_that_are_refused(tmp_path: Path, name: str, content: bytes,
 
 
 def test_no_other_names() -> None:
+    assert get_args(ChatFormatChoice) == ("auto", *CHAT_FORMATS)
     with pytest.raises(ValueError, match="found 'vicuna', expected one of chatml, smollm2, llama-2"):
         named_chat_format("vicuna")
     with pytest.raises(ValueError, match="found a chat template of 100001 bytes"):

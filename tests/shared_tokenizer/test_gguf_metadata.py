@@ -12,8 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import normalizers, pre_tokenizers
 
-from shared_tokenizer.chat import encode_chat, parse_messages
-from shared_tokenizer.chat_formats import CHATML
+from shared_tokenizer.chat import encode_chat, parse_messages, stop_ids
+from shared_tokenizer.chat_formats import CHATML, LLAMA_3
 from shared_tokenizer.chat_template import chat_template, read_chat_template, write_chat_template
 from shared_tokenizer.gguf_metadata import gguf_tokenizer_metadata
 from shared_tokenizer.gguf_tokenizer import gguf_tokenizer
@@ -170,6 +170,28 @@ def test_sentencepiece_metadata(tmp_path):
     assert values["bos_token_id"] == 1 and values["eos_token_id"] == 2
     assert values["unknown_token_id"] == 0 and values["padding_token_id"] == 3
     assert values["add_bos_token"] is True and values["add_space_prefix"] is False
+
+
+@pytest.mark.parametrize("make", [lambda: train_tokenizer(CORPUS, 420), single_digits], ids=["trained", "smollm"])
+def test_a_chat_model_says_where_an_answer_ends(make, tmp_path):
+    tokenizer = make()
+    found = gguf_tokenizer_metadata(saved(tokenizer, tmp_path))
+    ends = {found["tokenizer.ggml.eos_token_id"], found["tokenizer.ggml.eot_token_id"]}
+    assert ends == set(stop_ids(tokenizer, CHATML)) and len(ends) == 2
+    rebuilt = gguf_tokenizer(found)
+    assert rebuilt is not None
+    rebuilt.save(tmp_path)
+    content = json.loads((tmp_path / "generation_config.json").read_text())
+    assert content["eos_token_id"] == [found["tokenizer.ggml.eos_token_id"], found["tokenizer.ggml.eot_token_id"]]
+
+
+@pytest.mark.parametrize("template", [None, "{{ messages[0].secret }}", LLAMA_3.template])
+def test_where_the_format_is_unknown_or_has_other_tokens_nothing_is_said_of_it(template, tmp_path):
+    train_tokenizer(CORPUS, 420).save(tmp_path)
+    if template is not None:
+        (tmp_path / "chat_template.jinja").write_text(template)
+    found = gguf_tokenizer_metadata(tmp_path)
+    assert "tokenizer.ggml.eot_token_id" not in found and found.get("tokenizer.chat_template") == template
 
 
 def test_without_a_begin_token_the_end_token_is_named(tmp_path):

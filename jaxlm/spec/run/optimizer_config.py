@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jaxlm.spec.bounds import check_bounds
+
 ScheduleName = Literal["cosine", "cosine_restarts", "wsd", "linear", "two_stage"]
 # Settings that only one schedule reads, and what they are when not given.
 _OWN_SETTINGS: dict[str, tuple[str, Any]] = {
@@ -50,22 +52,22 @@ class OptimizerConfig:
     """Largest global norm of the gradient; 0 does not clip."""
 
     def __post_init__(self) -> None:
+        positive, not_negative, infinity = "more than 0 and finite", "0 or more and finite", float("inf")
+        cycles, decay, second = self.num_cycles, self.decay_fraction, self.second_learning_rate
         bounds = {
-            "learning_rate": self.learning_rate > 0,
-            "warmup_steps": self.warmup_steps >= 0,
-            "final_fraction": 0 <= self.final_fraction <= 1,
-            "num_cycles": self.num_cycles is None or self.num_cycles > 0,
-            "decay_fraction": self.decay_fraction is None or 0 < self.decay_fraction <= 1,
-            "second_learning_rate": self.second_learning_rate is None or self.second_learning_rate > 0,
-            "weight_decay": self.weight_decay >= 0,
-            "b1": 0 <= self.b1 < 1,
-            "b2": 0 <= self.b2 < 1,
-            "eps": self.eps > 0,
-            "grad_clip_norm": self.grad_clip_norm >= 0,
+            "learning_rate": (0 < self.learning_rate < infinity, positive),
+            "warmup_steps": (self.warmup_steps >= 0, "0 or more"),
+            "final_fraction": (0 <= self.final_fraction <= 1, "0 to 1"),
+            "num_cycles": (cycles is None or cycles >= 1, "at least 1"),
+            "decay_fraction": (decay is None or 0 < decay <= 1, "more than 0, at most 1"),
+            "second_learning_rate": (second is None or 0 < second < infinity, positive),
+            "weight_decay": (0 <= self.weight_decay < infinity, not_negative),
+            "b1": (0 <= self.b1 < 1, "at least 0, less than 1"),
+            "b2": (0 <= self.b2 < 1, "at least 0, less than 1"),
+            "eps": (0 < self.eps < infinity, positive),
+            "grad_clip_norm": (0 <= self.grad_clip_norm < infinity, not_negative),
         }
-        for name, holds in bounds.items():
-            if not holds:
-                raise ValueError(f"optimizer.{name}: found {getattr(self, name)}, which is out of range")
+        check_bounds(self, bounds, "optimizer.")
         for name, (schedule, _) in _OWN_SETTINGS.items():
             if getattr(self, name) is not None and self.schedule != schedule:
                 raise ValueError(

@@ -89,13 +89,12 @@ class TrainingReport:
         for name in ("train/loss", "train/grad_norm", "train/param_norm"):
             if not math.isfinite(value := float(metrics[name])):
                 raise FloatingPointError(
-                    f"step {step}: {name} is {value}; the last checkpoint is of step {self._last_checkpoint()}. "
-                    "Lower optimizer.learning_rate and start a new run"
+                    f"step {step}: {name} is {value}; {self._left()}. Lower optimizer.learning_rate and start a new run"
                 )
         if float(metrics.get("train/loss_scale", 1)) < 1:
             raise FloatingPointError(
-                f"step {step}: gradients overflow float16 even unscaled; the last checkpoint is of step "
-                f"{self._last_checkpoint()}. Lower optimizer.learning_rate and start a new run, or take --dtype float32"
+                f"step {step}: gradients overflow float16 even unscaled; {self._left()}. Lower "
+                f"optimizer.learning_rate and start a new run, or take --dtype float32"
             )
         shown: dict[str, Any] = {"loss": f"loss {float(metrics['train/loss']):.4f}"}
         if self._is_log_step(step):
@@ -110,6 +109,11 @@ class TrainingReport:
         line = {"step": step, "val/loss": loss, "val/bits_per_byte": bits_per_byte, **(metrics or {})}
         self._write(line | {"data/tokens_seen": step * self._config.tokens_per_step})
         self._console.print(f"step {step}  held-out loss {loss:.4f}  {bits_per_byte:.4f} bits per byte")
+
+    def _left(self) -> str:
+        """What there is to go back to."""
+        step = self._last_checkpoint()
+        return "there is no checkpoint yet" if step is None else f"the last checkpoint is of step {step}"
 
     def _is_log_step(self, step: int) -> bool:
         return step == 1 or step % self._config.log_every_steps == 0 or step == self._config.num_train_steps

@@ -123,7 +123,9 @@ def test_models_and_health(client):
 def test_other_routes_and_methods_are_errors_of_the_api(client, method, path, status):
     answered = client.request(method, path)
     assert answered.status_code == status
-    assert answered.json()["error"]["type"] == "invalid_request_error"
+    error = answered.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert f"{method} {path}: " in error["message"] and "served are /health, /v1/models, " in error["message"]
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETION])

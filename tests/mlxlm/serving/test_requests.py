@@ -48,6 +48,8 @@ def test_what_is_asked_for_is_done(tokenizer):
     sampling = request.task.sampling
     assert (sampling.temperature, sampling.top_k, sampling.min_p, sampling.seed) == (0, 300, 0.5, LARGEST_SEED)
     assert 0 < sampling.top_p < 1e-5
+    almost_greedy = chat(tokenizer, temperature=1e-300, top_p=1e-300).task.sampling
+    assert (almost_greedy.temperature, almost_greedy.top_p) == (0, sampling.top_p)
     assert sampling.max_tokens == CONTEXT - len(request.task.prompt)
     assert request.stream and request.include_usage
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from jaxlm.spec.run.optimizer_config import OptimizerConfig, is_decayed, learning_rate_pieces
@@ -6,8 +8,10 @@ from jaxlm.spec.run.optimizer_config import OptimizerConfig, is_decayed, learnin
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"learning_rate": 0.0}, "optimizer.learning_rate: found 0.0, which is out of range"),
-        ({"b2": 1.0}, "optimizer.b2: found 1.0"),
+        ({"learning_rate": 0.0}, "optimizer.learning_rate: found 0.0, expected more than 0 and finite"),
+        ({"learning_rate": math.inf}, "optimizer.learning_rate: found inf, expected more than 0 and finite"),
+        ({"weight_decay": math.nan}, "optimizer.weight_decay: found nan, expected 0 or more and finite"),
+        ({"b2": 1.0}, "optimizer.b2: found 1.0, expected at least 0, less than 1"),
         (
             {"num_cycles": 3},
             "optimizer.num_cycles: has no effect with schedule 'cosine', only with 'cosine_restarts'",

@@ -38,6 +38,7 @@ def abstract_step(
         loss_chunks=loss_chunks,
         # The numbers of a step are read by every process.
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
+        platform=mesh.devices.flat[0].platform,
     )
     return step, jax.tree.map(_placed, state, shardings)
 

@@ -1,4 +1,4 @@
-"""Keep the memory of one training step for the next one, on Linux.
+"""The memory of a training step on a CPU: kept for the next one, and needed once.
 
 XLA for CPUs asks for the temporaries of a step anew each time. glibc gives blocks of that size back to the system,
 which has to clear every page again: a tenth of the time of a small step (scripts/benchmark.py train).
@@ -6,6 +6,8 @@ which has to clear every page again: a tenth of the time of a small step (script
 
 import ctypes
 import platform
+
+import jax
 
 # Of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
@@ -15,9 +17,24 @@ _NEVER = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Tell glibc to keep what is freed; True where it does, False where another library allocates.
 
-    Call it before threads allocate: they have heaps of their own otherwise, which cannot hold a step's temporaries.
+    Call it before jax uses the CPU, and before threads allocate: they have heaps of their own otherwise, which cannot
+    hold a step's temporaries.
     """
-    if platform.libc_ver()[0] != "glibc":
+    # A step that is started before the last has ended would have temporaries of its own.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if not _is_glibc():
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return all(mallopt(*setting) for setting in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_ARENA_MAX, 1)))
+
+
+def release_freed_memory() -> None:
+    """Give back what is free now. To be called after what needs much memory once, which is compiling, and after the
+    first step: what it leaves behind lies where its temporaries were, so the next step's have to lie elsewhere.
+    """
+    if _is_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _is_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"

@@ -67,7 +67,9 @@ def _logits_gradient(residuals, dy):
     x, weight = residuals
     dy = dy.astype(x.dtype)
     dx = jnp.einsum("blv,vd->bld", dy, weight.astype(x.dtype))
-    return dx, jnp.einsum("blv,bld->vd", dy, x, preferred_element_type=jnp.float32).astype(weight.dtype)
+    # One axis of tokens: of two, XLA for CPUs would write dy once more, transposed.
+    rows, columns = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+    return dx, jnp.einsum("tv,td->vd", rows, columns, preferred_element_type=jnp.float32).astype(weight.dtype)
 
 
 logits_product.defvjp(_logits_product, _logits_gradient)

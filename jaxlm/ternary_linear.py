@@ -15,6 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxlm.int8_product import int8_product
 from jaxlm.shapes import Features, LatentWeight, Outputs
 from jaxlm.sharding import gather_codes
 from jaxlm.spec.config import ModelConfig
@@ -90,8 +91,7 @@ def _forward(x, weight, name):
     quantized, scale = quantize_activation(x, jnp)
     quantized = checkpoint_name(quantized.astype(jnp.int8), TERNARY_RESIDUALS)
     scale = checkpoint_name(scale, TERNARY_RESIDUALS)
-    contract_last = (((x.ndim - 1,), (1,)), ((), ()))
-    products = jax.lax.dot_general(quantized, weight.codes, contract_last, preferred_element_type=jnp.int32)
+    products = int8_product(quantized, weight.codes)
     y = products.astype(jnp.float32) * (weight.scale / scale)
     # int8 residuals: a quarter of the activations that a float layer keeps.
     return y.astype(x.dtype), (quantized, scale, weight)

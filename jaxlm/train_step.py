@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax.training.dynamic_scale import DynamicScale
 
+from jaxlm.cpu import compiler_options
 from jaxlm.data import Batch
 from jaxlm.loss import loss_sum
 from jaxlm.model import LanguageModel, init_params
@@ -60,10 +61,11 @@ def make_train_step(
     grad_accumulation_steps: int,
     loss_chunks: int = 0,
     out_shardings: Any = None,
+    platform: str | None = None,
 ) -> jax.stages.Wrapped:
     """Build the step. The gradient is that of the mean loss over all tokens of the batch, however many
     micro-batches it is computed in; weights are ternarised once, after the update, for the next step.
-    On a mesh, `out_shardings` are those of (state, metrics).
+    On a mesh, `out_shardings` are those of (state, metrics) and `platform` is its devices'.
 
     In float16 the loss is scaled so that small gradients do not vanish, and a step whose gradient overflows changes
     nothing but the scale (arXiv 1710.03740); its gradient norm is given as 0.
@@ -113,7 +115,8 @@ def make_train_step(
         }
         return TrainState(state.step + 1, params, opt_state, ternary, scale), metrics
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=out_shardings)
+    options = compiler_options(platform or jax.default_backend())
+    return jax.jit(train_step, donate_argnums=0, out_shardings=out_shardings, compiler_options=options)
 
 
 def _split_rows(x: jax.Array, parts: int) -> jax.Array:

@@ -20,7 +20,7 @@ from jaxlm.distributed import SharedStop, all_or_none, is_first
 from jaxlm.evaluate import evaluate, make_loss_function
 from jaxlm.export import export_artifact
 from jaxlm.generate import generate
-from jaxlm.host_allocator import keep_freed_memory
+from jaxlm.host_allocator import keep_freed_memory, release_freed_memory
 from jaxlm.optimizer import make_optimizer
 from jaxlm.sharding import (
     batch_sharding,
@@ -157,6 +157,7 @@ class _Trainer:
         weights = with_ternary(state.params, state.ternary)
         val_batch = self._place(self._data.val[0])
         compiled_loss = self._phase("compiling the evaluation", lambda: loss.lower(weights, val_batch).compile())
+        release_freed_memory()
         return compiled, lambda weights, batch: compiled_loss(weights, self._place(batch))
 
     def _place(self, batch: Batch) -> dict[str, jax.Array]:
@@ -181,8 +182,11 @@ class _Trainer:
     def _loop(self, state: TrainState, step_function: Callable) -> TrainState:
         config = self._config
         with self._report.training():
-            for step in range(int(state.step) + 1, config.num_train_steps + 1):
+            first = int(state.step) + 1
+            for step in range(first, config.num_train_steps + 1):
                 state, metrics = step_function(state, global_batch(self._mesh, next(self._iterator)))
+                if step == first:
+                    release_freed_memory()
                 # The device works on this step while the last one's numbers are read.
                 self._report.step(step, metrics)
                 self._state = state

@@ -1,8 +1,9 @@
 """What one device needs to train a model, on paper: from its config, before anything is compiled or allocated.
 
-It is that of the trainer's defaults: AdamW with float32 moments, `--remat products`, no gradient accumulation, and no
-other device to share with. For a step of T tokens, with D the hidden size, F the feed-forward's, Q and K the widths of
-queries and keys (0 without attention), and activations of a bytes each, it is the sum of
+It is that of AdamW with float32 moments, `--remat products` (the default on accelerators; less is kept on a CPU), no
+gradient accumulation, and no other device to share with. For a step of T tokens, with D the hidden size, F the
+feed-forward's, Q and K the widths of queries and keys (0 without attention), and activations of a bytes each, it is the
+sum of
 
 - the state: 4 bytes a parameter for the weight and 8 for Adam's moments, 1 a ternary parameter for its code;
 - the gradient: 4 bytes a parameter;

@@ -24,7 +24,7 @@ from jaxlm.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.spec.command_line import make_console
 from jaxlm.spec.presets import preset
 from jaxlm.spec.run.optimizer_config import OptimizerConfig
-from jaxlm.train_config import TrainConfig
+from jaxlm.train_config import choose_remat
 from jaxlm.train_step import init_state, make_train_step
 from shared_tokenizer.data_sets import DataSets
 from shared_tokenizer.documents import Document, cut_document, read_documents
@@ -178,7 +178,7 @@ def _batches(settings: Settings) -> None:
     config = replace(preset(settings.preset), vocab_size=sets.tokenizer.vocab_size)
     recipe = OptimizerConfig()
     optimizer = make_optimizer(recipe, 10**6)
-    model = LanguageModel(config, remat=TrainConfig.remat)
+    model = LanguageModel(config, remat=choose_remat("auto", config, jax.devices()[0]))
     state = jax.jit(lambda: init_state(model, optimizer, 0))()
     step = make_train_step(model, optimizer, learning_rate_schedule(recipe, 10**6), 1)
     pipeline = iter(host_batches(sets, settings.batch_size, 0))

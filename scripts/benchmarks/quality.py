@@ -19,7 +19,7 @@ from jaxlm.spec.presets import preset
 from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.spec.sampling import LARGEST_SEED
 from jaxlm.ternary_linear import with_ternary
-from jaxlm.train_config import TrainConfig
+from jaxlm.train_config import choose_remat
 from jaxlm.train_step import init_state, make_train_step
 from shared_tokenizer.data_sets import DataSets
 from shared_tokenizer.evaluation import Evaluation
@@ -67,7 +67,7 @@ class Contestant:
 
     def __init__(self, name: str, config: ModelConfig, learning_rate: float, settings: Settings):
         self.name, self.config, self.learning_rate = name, config, learning_rate
-        self._model = LanguageModel(config, remat=TrainConfig.remat)
+        self._model = LanguageModel(config, remat=choose_remat("auto", config, jax.devices()[0]))
         optimizer = replace(settings.optimizer, learning_rate=learning_rate)
         transformation = make_optimizer(optimizer, settings.num_train_steps)
         schedule = learning_rate_schedule(optimizer, settings.num_train_steps)

@@ -9,12 +9,12 @@ import numpy as np
 from benchmarks.contestants import OnDevice
 
 from jaxlm.attention import choose_kernel
-from jaxlm.host_allocator import keep_freed_memory
+from jaxlm.host_allocator import keep_freed_memory, release_freed_memory
 from jaxlm.model import LanguageModel, Remat
 from jaxlm.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.run.optimizer_config import OptimizerConfig
-from jaxlm.train_config import TrainConfig
+from jaxlm.train_config import choose_remat
 from jaxlm.train_step import init_state, make_train_step
 from shared_tokenizer.examples import Example
 
@@ -34,13 +34,16 @@ def example_batch(vocab_size: int, batch_size: int, seq_len: int) -> Example:
 
 
 def compiled_step(
-    config: ModelConfig, batch_size: int, seq_len: int, remat: Remat = TrainConfig.remat, dtype: str = "float32"
+    config: ModelConfig, batch_size: int, seq_len: int, remat: Remat | None = None, dtype: str = "float32"
 ) -> tuple[Any, Any, Example]:
-    """The compiled step, its state and a batch, with the attention that training takes on this device."""
+    """The compiled step, its state and a batch, with the attention and, without `remat`, the rematerialization that
+    training takes on this device."""
     keep_freed_memory()
     recipe = OptimizerConfig()
     optimizer, schedule = make_optimizer(recipe, 10**6), learning_rate_schedule(recipe, 10**6)
-    kernel = choose_kernel("auto", dtype, config.head_dim, jax.devices()[0])
+    device = jax.devices()[0]
+    kernel = choose_kernel("auto", dtype, config.head_dim, device)
+    remat = remat or choose_remat("auto", config, device)
     model = LanguageModel(config, jnp.dtype(dtype), remat=remat, attention=kernel)
     state = jax.jit(lambda: init_state(model, optimizer, 0))()
     batch = example_batch(config.vocab_size, batch_size, seq_len)
@@ -49,10 +52,14 @@ def compiled_step(
 
 
 def training_step(
-    config: ModelConfig, batch_size: int, seq_len: int, remat: Remat = TrainConfig.remat, dtype: str = "float32"
+    config: ModelConfig, batch_size: int, seq_len: int, remat: Remat | None = None, dtype: str = "float32"
 ) -> Callable[[], Any]:
     """A function that does one step and waits for its end."""
     compiled, state, batch = compiled_step(config, batch_size, seq_len, remat, dtype)
+
+    release_freed_memory()
+    state, _ = jax.block_until_ready(compiled(state, batch))
+    release_freed_memory()
 
     def step() -> None:
         nonlocal state

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from jaxlm.host_allocator import keep_freed_memory
+from jaxlm.host_allocator import keep_freed_memory, release_freed_memory
 
 PROGRAM = """
 import resource
@@ -25,6 +25,25 @@ print(without, faults())
 """
 
 
+RELEASE = """
+from pathlib import Path
+import numpy as np
+from jaxlm.host_allocator import keep_freed_memory, release_freed_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+assert keep_freed_memory()
+before = resident()
+block = np.ones(2**24, np.float32)  # 64 MiB
+above = [0] * 1000  # so that the block does not end the heap
+del block
+kept = resident() - before
+release_freed_memory()
+print(kept, resident() - before)
+"""
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another library allocates here")
 def test_freed_memory_is_not_cleared_again():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
@@ -33,6 +52,15 @@ def test_freed_memory_is_not_cleared_again():
     assert with_it < pages / 100 < without
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another library allocates here")
+def test_freed_memory_is_given_back_when_asked_for():
+    done = subprocess.run([sys.executable, "-c", RELEASE], capture_output=True, text=True, check=True)
+    kept, left = map(int, done.stdout.split())
+    pages = 2**26 // resource.getpagesize()
+    assert left < pages / 10 < 0.9 * pages < kept
+
+
 def test_another_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1"))
     assert not keep_freed_memory()
+    release_freed_memory()

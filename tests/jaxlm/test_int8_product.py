@@ -1,0 +1,46 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm import int8_product as module
+from jaxlm.int8_product import int8_product
+
+
+def _operands(shape, outputs):
+    rng = np.random.default_rng(0)
+    x = rng.integers(-128, 128, shape).astype(np.int8)
+    codes = rng.integers(-1, 2, (outputs, shape[-1])).astype(np.int8)
+    return x, codes, np.einsum("...i,oi->...o", x.astype(np.int64), codes.astype(np.int64))
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (3, 64), (2, 7, 33), (2, 1, 16)])
+@pytest.mark.parametrize("unsigned", [True, False], ids=["unsigned", "signed"])
+def test_products_are_exact(shape, unsigned, monkeypatch):
+    monkeypatch.setattr(module, "has_vnni", lambda: unsigned)
+    x, codes, expected = _operands(shape, 9)
+    found = jax.jit(int8_product)(x, codes)
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_extremes_do_not_saturate(monkeypatch):
+    monkeypatch.setattr(module, "has_vnni", lambda: True)
+    for value, code in ((-128, 1), (127, 1), (-128, -1), (127, -1)):
+        x, codes = np.full((8, 512), value, np.int8), np.full((8, 512), code, np.int8)
+        np.testing.assert_array_equal(jax.jit(int8_product)(x, codes), np.full((8, 8), 512 * value * code))
+
+
+def test_operands_reach_the_compiler_as_bytes(monkeypatch):
+    monkeypatch.setattr(module, "has_vnni", lambda: True)
+    x, codes, _ = _operands((16, 32), 8)
+    lowered = jax.jit(int8_product).lower(x, codes).as_text()
+    assert "(tensor<16x32xui8>, tensor<8x32xi8>) -> tensor<16x8xi32>" in lowered
+
+
+def test_rows_may_be_mapped_over_and_codes_not(monkeypatch):
+    monkeypatch.setattr(module, "has_vnni", lambda: True)
+    x, codes, expected = _operands((2, 7, 33), 9)
+    np.testing.assert_array_equal(jax.vmap(int8_product, in_axes=(1, None), out_axes=1)(x, codes), expected)
+    with pytest.raises(NotImplementedError, match="codes cannot be mapped over"):
+        jax.vmap(int8_product, in_axes=(None, 0))(x, np.stack([codes, codes]))

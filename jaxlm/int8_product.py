@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import stablehlo
@@ -35,7 +36,7 @@ def _by_unsigned(x: jax.Array, codes: jax.Array) -> jax.Array:
 
 @_unsigned_product.def_abstract_eval
 def _shape(x, codes):
-    return jax.core.ShapedArray((*x.shape[:-1], codes.shape[0]), jnp.int32)
+    return ShapedArray((*x.shape[:-1], codes.shape[0]), jnp.int32)
 
 
 def _lower(context, x, codes):

@@ -91,7 +91,7 @@ def _forward(x, weight, name):
     quantized, scale = quantize_activation(x, jnp)
     quantized = checkpoint_name(quantized.astype(jnp.int8), TERNARY_RESIDUALS)
     scale = checkpoint_name(scale, TERNARY_RESIDUALS)
-    products = int8_product(quantized, weight.codes)
+    products = int8_product(quantized, gather_codes(weight.codes, name))
     y = products.astype(jnp.float32) * (weight.scale / scale)
     # int8 residuals: a quarter of the activations that a float layer keeps.
     return y.astype(x.dtype), (quantized, scale, weight)

@@ -1,5 +1,7 @@
 """Products of int8 arrays summed in int32, by the fastest instructions that the platform has for them."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
@@ -12,12 +14,14 @@ from jaxlm.cpu import has_vnni
 
 # What turns an int8 into the uint8 that is larger by 128.
 _SIGN_BIT = 128
+# With fewer rows of x the sums of the codes cost more than the products gain, as when text is generated.
+_FEWEST_ROWS = 64
 _unsigned_product = Primitive("unsigned_product")
 
 
 def int8_product(x: jax.Array, codes: jax.Array) -> jax.Array:
     """`x codes^T` of int8 `[..., I]` and int8 `[O, I]`, int32 `[..., O]`; exact, so the same on every platform."""
-    if not has_vnni():
+    if not has_vnni() or math.prod(x.shape[:-1]) < _FEWEST_ROWS:
         return _signed(x, codes)
     return jax.lax.platform_dependent(x, codes, cpu=_by_unsigned, default=_signed)
 
@@ -30,7 +34,9 @@ def _signed(x: jax.Array, codes: jax.Array) -> jax.Array:
 def _by_unsigned(x: jax.Array, codes: jax.Array) -> jax.Array:
     """(x + 128) codes^T - 128 sum(codes): x86 multiplies unsigned bytes by signed ones."""
     unsigned = jax.lax.bitcast_convert_type(x, jnp.uint8) ^ jnp.uint8(_SIGN_BIT)
-    excess = _SIGN_BIT * jnp.sum(codes, axis=1, dtype=jnp.int32)
+    # Sums of codes by the same instructions; of one row XLA would make a loop of its own.
+    ones = jnp.ones((2, codes.shape[1]), jnp.uint8)
+    excess = _SIGN_BIT * _unsigned_product.bind(ones, codes)[0]
     return _unsigned_product.bind(unsigned, codes) - jnp.expand_dims(excess, range(x.ndim - 1))
 
 

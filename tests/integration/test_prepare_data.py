@@ -73,8 +73,10 @@ def test_a_stopped_preparation_goes_on_and_leaves_no_worker_behind(workplace, nu
     name = f"stopped-by-{number.name}"
     with start(words(workplace, name)) as process:
         wait_for_slices(workplace / f"{name}.partial", 1)
+        process.send_signal(signal.SIGSTOP)  # or it might end before the signal comes
         workers = workers_of(process)
         process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
         process.wait(300)
         assert "Traceback" not in process.stderr.read()
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number]

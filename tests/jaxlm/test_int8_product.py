@@ -14,32 +14,43 @@ def _operands(shape, outputs):
     return x, codes, np.einsum("...i,oi->...o", x.astype(np.int64), codes.astype(np.int64))
 
 
+@pytest.fixture
+def unsigned(monkeypatch):
+    """Products of unsigned bytes, on any processor, of any number of rows."""
+    monkeypatch.setattr(module, "has_vnni", lambda: True)
+    monkeypatch.setattr(module, "_FEWEST_ROWS", 1)
+
+
 @pytest.mark.parametrize("shape", [(1, 5), (3, 64), (2, 7, 33), (2, 1, 16)])
-@pytest.mark.parametrize("unsigned", [True, False], ids=["unsigned", "signed"])
-def test_products_are_exact(shape, unsigned, monkeypatch):
-    monkeypatch.setattr(module, "has_vnni", lambda: unsigned)
+@pytest.mark.parametrize("has_vnni", [True, False])
+def test_products_are_exact(shape, has_vnni, unsigned, monkeypatch):
+    monkeypatch.setattr(module, "has_vnni", lambda: has_vnni)
     x, codes, expected = _operands(shape, 9)
     found = jax.jit(int8_product)(x, codes)
     assert found.dtype == jnp.int32
     np.testing.assert_array_equal(found, expected)
 
 
-def test_extremes_do_not_saturate(monkeypatch):
-    monkeypatch.setattr(module, "has_vnni", lambda: True)
+def test_extremes_do_not_saturate(unsigned):
     for value, code in ((-128, 1), (127, 1), (-128, -1), (127, -1)):
         x, codes = np.full((8, 512), value, np.int8), np.full((8, 512), code, np.int8)
         np.testing.assert_array_equal(jax.jit(int8_product)(x, codes), np.full((8, 8), 512 * value * code))
 
 
-def test_operands_reach_the_compiler_as_bytes(monkeypatch):
-    monkeypatch.setattr(module, "has_vnni", lambda: True)
+def test_operands_reach_the_compiler_as_bytes(unsigned):
     x, codes, _ = _operands((16, 32), 8)
     lowered = jax.jit(int8_product).lower(x, codes).as_text()
     assert "(tensor<16x32xui8>, tensor<8x32xi8>) -> tensor<16x8xi32>" in lowered
 
 
-def test_rows_may_be_mapped_over_and_codes_not(monkeypatch):
+def test_few_rows_stay_signed(monkeypatch):
     monkeypatch.setattr(module, "has_vnni", lambda: True)
+    x, codes, expected = _operands((2, 3, 32), 8)
+    assert "ui8" not in jax.jit(int8_product).lower(x, codes).as_text()
+    np.testing.assert_array_equal(jax.jit(int8_product)(x, codes), expected)
+
+
+def test_rows_may_be_mapped_over_and_codes_not(unsigned):
     x, codes, expected = _operands((2, 7, 33), 9)
     np.testing.assert_array_equal(jax.vmap(int8_product, in_axes=(1, None), out_axes=1)(x, codes), expected)
     with pytest.raises(NotImplementedError, match="codes cannot be mapped over"):

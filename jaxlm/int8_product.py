@@ -34,9 +34,7 @@ def _signed(x: jax.Array, codes: jax.Array) -> jax.Array:
 def _by_unsigned(x: jax.Array, codes: jax.Array) -> jax.Array:
     """(x + 128) codes^T - 128 sum(codes): x86 multiplies unsigned bytes by signed ones."""
     unsigned = jax.lax.bitcast_convert_type(x, jnp.uint8) ^ jnp.uint8(_SIGN_BIT)
-    # Sums of codes by the same instructions; of one row XLA would make a loop of its own.
-    ones = jnp.ones((2, codes.shape[1]), jnp.uint8)
-    excess = _SIGN_BIT * _unsigned_product.bind(ones, codes)[0]
+    excess = _SIGN_BIT * jnp.sum(codes, axis=1, dtype=jnp.int32)
     return _unsigned_product.bind(unsigned, codes) - jnp.expand_dims(excess, range(x.ndim - 1))
 
 

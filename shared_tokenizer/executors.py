@@ -1,6 +1,5 @@
 """Who does the work: this process, several local ones, or a Ray cluster. A job that a kill cut short is done again."""
 
-import contextlib
 import logging
 import multiprocessing
 import os
@@ -38,9 +37,7 @@ def _run_processes(function: Callable[[Job], Result], jobs: Sequence[Job], num_w
     while done < len(jobs):
         try:
             with ProcessPoolExecutor(min(num_workers, len(jobs) - done), context, _leave_with_the_parent) as pool:
-                with _ignoring_interrupts():  # which the workers inherit: on Ctrl-C they finish their job
-                    results = pool.map(function, jobs[done:])
-                for result in results:
+                for result in pool.map(function, jobs[done:]):
                     yield result
                     done, tries = done + 1, 0
         except BrokenProcessPool:
@@ -51,20 +48,9 @@ def _run_processes(function: Callable[[Job], Result], jobs: Sequence[Job], num_w
                 ) from None
 
 
-@contextlib.contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _leave_with_the_parent() -> None:
-    """Let no worker outlive a killed parent."""
+    """Let no worker outlive a killed parent. On Ctrl-C, which is the parent's to answer, they finish their job."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

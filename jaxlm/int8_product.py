@@ -53,9 +53,11 @@ def _lower(context, x, codes):
 
 def _batch(operands, axes):
     (x, codes), (axis, of_codes) = operands, axes
-    if of_codes is not None:
-        raise NotImplementedError("int8_product: codes cannot be mapped over, only x")
-    return _unsigned_product.bind(jnp.moveaxis(x, axis, 0), codes), 0
+    if of_codes is None:
+        return _unsigned_product.bind(jnp.moveaxis(x, axis, 0), codes), 0
+    codes = jnp.moveaxis(codes, of_codes, 0)
+    x = jnp.broadcast_to(x, (len(codes), *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
+    return jax.lax.map(lambda pair: _unsigned_product.bind(*pair), (x, codes)), 0
 
 
 _unsigned_product.def_impl(jax.jit(_unsigned_product.bind))

@@ -36,7 +36,7 @@ def _run_processes(function: Callable[[Job], Result], jobs: Sequence[Job], num_w
     context = multiprocessing.get_context("spawn")  # a fork would copy the threads of arrow and the tokenizer
     while done < len(jobs):
         try:
-            with ProcessPoolExecutor(min(num_workers, len(jobs) - done), context, _leave_with_the_parent) as pool:
+            with ProcessPoolExecutor(min(num_workers, len(jobs) - done), context, _start_worker) as pool:
                 for result in pool.map(function, jobs[done:]):
                     yield result
                     done, tries = done + 1, 0
@@ -48,7 +48,7 @@ def _run_processes(function: Callable[[Job], Result], jobs: Sequence[Job], num_w
                 ) from None
 
 
-def _leave_with_the_parent() -> None:
+def _start_worker() -> None:
     """Let no worker outlive a killed parent. On Ctrl-C, which is the parent's to answer, they finish their job."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

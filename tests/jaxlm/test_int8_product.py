@@ -50,8 +50,9 @@ def test_few_rows_stay_signed(monkeypatch):
     np.testing.assert_array_equal(jax.jit(int8_product)(x, codes), expected)
 
 
-def test_rows_may_be_mapped_over_and_codes_not(unsigned):
+def test_rows_and_codes_may_be_mapped_over(unsigned):
     x, codes, expected = _operands((2, 7, 33), 9)
     np.testing.assert_array_equal(jax.vmap(int8_product, in_axes=(1, None), out_axes=1)(x, codes), expected)
-    with pytest.raises(NotImplementedError, match="codes cannot be mapped over"):
-        jax.vmap(int8_product, in_axes=(None, 0))(x, np.stack([codes, codes]))
+    both = np.stack([codes, -codes])
+    np.testing.assert_array_equal(jax.vmap(int8_product, in_axes=(None, 0))(x, both), [expected, -expected])
+    np.testing.assert_array_equal(jax.vmap(int8_product)(x, both), [expected[0], -expected[1]])

@@ -55,9 +55,11 @@ def step_of_run(config: TrainConfig, model: LanguageModel, mesh: Mesh) -> tuple[
     )
 
 
-def abstract_batch(mesh: Mesh, batch_size: int, seq_len: int) -> Batch:
+def abstract_batch(mesh: Mesh, batch_size: int, seq_len: int, document_mask: bool = True) -> Batch:
     """A batch `[B, L]` as shapes with shardings."""
-    kinds = dict.fromkeys(("inputs", "targets", "positions", "segment_ids"), jnp.int32) | {"loss_mask": jnp.bool_}
+    kinds = dict.fromkeys(("inputs", "targets", "positions"), jnp.int32) | {"loss_mask": jnp.bool_}
+    if document_mask:
+        kinds["segment_ids"] = jnp.int32
     sharding = batch_sharding(mesh)
     batch: Any = {
         name: jax.ShapeDtypeStruct((batch_size, seq_len), kind, sharding=sharding) for name, kind in kinds.items()

@@ -10,18 +10,22 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from jaxlm.gpu import AMPERE, is_ampere
 from jaxlm.shapes import SegmentIds
 from jaxlm.sharding import target_platform
 
 AttentionKernel = Literal["xla", "cudnn", "splash"]
+# What attention gives, by the name that rematerialization knows it by.
+MIXED = "mixed"
+# jax's name for cuDNN's forward pass. It gives what its backward pass needs as well, which no name of ours reaches.
+CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"
 # Queries of a block. cuDNN takes a whole sequence in one go up to there: it keeps no scores, but it is told which
 # tokens share a document by a mask of all pairs.
 BLOCK = {"xla": 128, "cudnn": 4096}
 # Groups of blocks that a program unrolls.
 GROUPS = 4
-# The first NVIDIA chips that cuDNN's fused attention runs on.
-_CUDNN_CAPABILITY = 8.0
 _CUDNN_HEAD_DIM = 128
 
 
@@ -30,15 +34,14 @@ def choose_kernel(asked: AttentionKernel | Literal["auto"], dtype: Any, head_dim
 
     Raises ValueError where the device, the precision or the heads' size do not allow what was asked for.
     """
-    on_gpu = device.platform in ("gpu", "cuda") and float(getattr(device, "compute_capability", 0)) >= _CUDNN_CAPABILITY
-    cudnn = on_gpu and jnp.dtype(dtype).itemsize == 2 and head_dim % 8 == 0 and head_dim <= _CUDNN_HEAD_DIM
+    cudnn = is_ampere(device) and jnp.dtype(dtype).itemsize == 2 and head_dim % 8 == 0 and head_dim <= _CUDNN_HEAD_DIM
     if asked == "auto":
         return "cudnn" if cudnn else "xla"
     needs = {
         "cudnn": (
             cudnn,
             f"a 16-bit dtype, heads of a multiple of 8 up to {_CUDNN_HEAD_DIM}, and an NVIDIA GPU of compute "
-            f"capability {_CUDNN_CAPABILITY} or more",
+            f"capability {AMPERE} or more",
         ),
         "splash": (device.platform == "tpu", "a TPU"),
     }
@@ -62,11 +65,11 @@ def causal_attention(
     if kernel == "splash":
         from jaxlm.splash_attention import splash_attention  # takes seconds to import
 
-        return splash_attention(queries, keys, values, segment_ids)
+        return checkpoint_name(splash_attention(queries, keys, values, segment_ids), MIXED)
     if kernel == "cudnn" and queries.shape[1] <= BLOCK[kernel]:
         same = None if segment_ids is None else (segment_ids[:, :, None] == segment_ids[:, None])[:, None]
         return jax.nn.dot_product_attention(queries, keys, values, mask=same, is_causal=True, implementation=kernel)
-    return _by_blocks(queries, keys, values, segment_ids, kernel)
+    return checkpoint_name(_by_blocks(queries, keys, values, segment_ids, kernel), MIXED)
 
 
 def _by_blocks(

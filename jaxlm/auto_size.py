@@ -218,7 +218,7 @@ def _step_bytes(config: TrainConfig, model: ModelConfig, device: Device) -> floa
     step, state = step_of_run(config, decoder, device.mesh)
     if bytes_per_device(state) > device.budget:
         return math.inf
-    batch = abstract_batch(device.mesh, config.sequences_per_step, config.seq_len)
+    batch = abstract_batch(device.mesh, config.sequences_per_step, config.seq_len, config.document_mask)
     try:
         with jax.set_mesh(device.mesh):
             compiled = step.lower(state, batch).compile()

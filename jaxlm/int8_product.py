@@ -1,5 +1,6 @@
 """Products of int8 arrays summed in int32, by the fastest instructions that the platform has for them."""
 
+import functools
 import math
 
 import jax
@@ -11,12 +12,42 @@ from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import batching, mlir
 
 from jaxlm.cpu import has_vnni
+from jaxlm.gpu import is_ampere
 
 # What turns an int8 into the uint8 that is larger by 128.
 _SIGN_BIT = 128
 # With fewer rows of x the sums of the codes cost more than the products gain, as when text is generated.
 _FEWEST_ROWS = 64
 _unsigned_product = Primitive("unsigned_product")
+
+
+def scaled_product(x: jax.Array, codes: jax.Array, scale: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """`(x codes^T) * scale` in `dtype`, of int8 `[..., I]` and `[O, I]` and float32 scales `[..., 1]`.
+
+    The sums are exact and scaled in float32, so the same on every platform.
+    """
+    by_xla = functools.partial(_product_then_scale, dtype=dtype)
+    if not _may_have_kernel():
+        return by_xla(x, codes, scale)
+    return jax.lax.platform_dependent(x, codes, scale, cuda=functools.partial(_by_kernel, dtype=dtype), default=by_xla)
+
+
+def _product_then_scale(x: jax.Array, codes: jax.Array, scale: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    return (int8_product(x, codes).astype(jnp.float32) * scale).astype(dtype)
+
+
+def _may_have_kernel() -> bool:
+    # A kernel is opaque to the partitioner, so a mesh of several devices leaves the product to XLA.
+    return is_ampere(jax.devices()[0]) and jax.sharding.get_abstract_mesh().size <= 1
+
+
+def _by_kernel(x: jax.Array, codes: jax.Array, scale: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    from jaxlm.gpu_int8_product import fits_tiles, tiled_product  # Triton's part of jax is not everywhere
+
+    rows = x.reshape(-1, x.shape[-1])
+    if not fits_tiles(rows, codes):
+        return _product_then_scale(x, codes, scale, dtype)
+    return tiled_product(rows, codes, scale.reshape(-1), dtype).reshape(*x.shape[:-1], len(codes))
 
 
 def int8_product(x: jax.Array, codes: jax.Array) -> jax.Array:

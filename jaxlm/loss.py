@@ -34,7 +34,7 @@ def loss_sum(model: LanguageModel, params: Params, batch: Batch, chunks: int = 0
     if L % chunks:
         raise ValueError(f"loss_chunks: found {chunks}, expected a divisor of seq_len {L}")
     hidden: Any = model.apply(
-        {"params": params}, batch["inputs"], batch["positions"], batch["segment_ids"], method="hidden"
+        {"params": params}, batch["inputs"], batch["positions"], batch.get("segment_ids"), method="hidden"
     )
     head = {name: params[name] for name in model.head_modules()}
     loss = _plain if chunks == 1 else functools.partial(_chunked, chunks=chunks)

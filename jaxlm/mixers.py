@@ -6,16 +6,12 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.attention import AttentionKernel, causal_attention
 from jaxlm.layers import RMSNorm, block_linear, rotary
 from jaxlm.linear_recurrence import linear_recurrence
 from jaxlm.shapes import Hidden, LowerBound
 from jaxlm.spec.config import ModelConfig
-
-# What attention gives before its last projection, by the name that rematerialization knows it by.
-MIXED = "mixed"
 
 
 class Context(flax.struct.PyTreeNode):
@@ -64,7 +60,7 @@ class Attention(nn.Module):
             cache = KVCache(keys, values)
             assert context.mask is not None
             mixed = jax.nn.dot_product_attention(queries, keys, values, mask=context.mask[:, None])
-        mixed = checkpoint_name(mixed.reshape(B, L, config.num_heads * config.head_dim), MIXED)
+        mixed = mixed.reshape(B, L, config.num_heads * config.head_dim)
         if config.sub_norm:
             mixed = RMSNorm(config.norm_eps, name="attn_sub_norm")(mixed)
         return block_linear(config, config.hidden_size, "o_proj")(mixed), cache

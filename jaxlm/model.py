@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.attention import AttentionKernel
+from jaxlm.attention import CUDNN_FORWARD, MIXED, AttentionKernel
 from jaxlm.layers import BitLinear, Embedding, FeedForward, Linear, RMSNorm, logits_product
-from jaxlm.mixers import MIXED, MLGRU, Attention, Context, KVCache, RecurrentState, layer_bounds
+from jaxlm.mixers import MLGRU, Attention, Context, KVCache, RecurrentState, layer_bounds
 from jaxlm.shapes import Hidden, LastLogits, Logits, Positions, SegmentIds, Tokens
 from jaxlm.sharding import constrain
 from jaxlm.spec.config import ModelConfig
@@ -26,7 +26,10 @@ Remat = Literal["none", "products", "ternary", "blocks"]
 # What the backward pass finds kept of each block; it computes the rest again.
 REMAT_POLICIES: dict[Remat, Any] = {
     "none": jax.checkpoint_policies.everything_saveable,
-    "products": jax.checkpoint_policies.save_only_these_names(*PRODUCTS, TERNARY_RESIDUALS),
+    "products": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.save_only_these_names(*PRODUCTS, TERNARY_RESIDUALS),
+        lambda primitive, *_, **__: primitive.name == CUDNN_FORWARD,
+    ),
     "ternary": jax.checkpoint_policies.save_only_these_names(TERNARY_RESIDUALS),
     "blocks": jax.checkpoint_policies.nothing_saveable,
 }

@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxlm.int8_product import int8_product
+from jaxlm.int8_product import scaled_product
 from jaxlm.shapes import Features, LatentWeight, Outputs
 from jaxlm.sharding import gather_codes
 from jaxlm.spec.config import ModelConfig
@@ -91,10 +91,9 @@ def _forward(x, weight, name):
     quantized, scale = quantize_activation(x, jnp)
     quantized = checkpoint_name(quantized.astype(jnp.int8), TERNARY_RESIDUALS)
     scale = checkpoint_name(scale, TERNARY_RESIDUALS)
-    products = int8_product(quantized, gather_codes(weight.codes, name))
-    y = products.astype(jnp.float32) * (weight.scale / scale)
+    y = scaled_product(quantized, gather_codes(weight.codes, name), weight.scale / scale, x.dtype)
     # int8 residuals: a quarter of the activations that a float layer keeps.
-    return y.astype(x.dtype), (quantized, scale, weight)
+    return y, (quantized, scale, weight)
 
 
 def _backward(name, residuals, dy):

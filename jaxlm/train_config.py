@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxlm.attention import AttentionKernel, choose_kernel
 from jaxlm.cpu import has_vnni
 from jaxlm.distributed import DistributedConfig
+from jaxlm.gpu import compute_capability, is_ampere
 from jaxlm.model import LanguageModel, Remat
 from jaxlm.sharding import MeshConfig
 from jaxlm.spec.config import ModelConfig, config_from_dict
@@ -20,7 +21,6 @@ from shared_tokenizer.batches import Packing
 from shared_tokenizer.tokenizer import Tokenizer
 
 # NVIDIA's compute capability from which on there is bfloat16.
-BFLOAT16_CAPABILITY = 8.0
 # What may change when a run is resumed: nothing in it touches a weight.
 RESUMABLE_CHANGES = {
     "output_dir",
@@ -239,6 +239,5 @@ def activation_dtype(name: str, device: Any) -> Any:
         return jnp.dtype(name)
     if device.platform == "cpu":
         return jnp.dtype("float32")
-    # A property of NVIDIA's devices alone; Ampere, the first with bfloat16, is 8.0.
-    has_bfloat16 = float(getattr(device, "compute_capability", BFLOAT16_CAPABILITY)) >= BFLOAT16_CAPABILITY
-    return jnp.dtype("bfloat16" if has_bfloat16 else "float16")
+    is_older_nvidia = compute_capability(device) is not None and not is_ampere(device)
+    return jnp.dtype("float16" if is_older_nvidia else "bfloat16")

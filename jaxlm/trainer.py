@@ -147,7 +147,7 @@ class _Trainer:
 
     def _compile(self, state: TrainState) -> tuple[Callable, Callable]:
         config = self._config
-        batch = abstract_batch(self._mesh, config.sequences_per_step, config.seq_len)
+        batch = abstract_batch(self._mesh, config.sequences_per_step, config.seq_len, config.document_mask)
         compiled = self._phase("compiling the training step", lambda: self._step.lower(state, batch).compile())
         check_step_fits(
             compiled, config.sequences_per_step, batch_ways(), config.grad_accumulation_steps, jax.local_devices()[0]

@@ -39,7 +39,7 @@ def _masked_nats(logits: mx.array, targets: mx.array, mask: mx.array) -> mx.arra
 
 def batch_hidden(model: LanguageModel, batch: Batch) -> mx.array:
     """What the head sees of a batch, `[B, L, D]`; its documents do not see each other."""
-    return model.hidden(batch["inputs"], segment_ids=batch["segment_ids"])
+    return model.hidden(batch["inputs"], segment_ids=batch.get("segment_ids"))
 
 
 def head_loss_sum(

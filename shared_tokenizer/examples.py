@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypedDict
+from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 
@@ -17,7 +17,7 @@ class Example(TypedDict):
     inputs: np.ndarray
     targets: np.ndarray
     positions: np.ndarray
-    segment_ids: np.ndarray
+    segment_ids: NotRequired[np.ndarray]  # left out where every row is one segment, for which there are faster kernels
     loss_mask: np.ndarray
 
 
@@ -66,10 +66,9 @@ def to_example(spans: Sequence[Span], seq_len: int, *, document_mask: bool = Tru
         begins[start:end] = span.begins[:-1]
         begins[start] = True
     begins[end : end + 1] = True
-    if not document_mask:
-        begins = np.zeros(seq_len, bool)
-        begins[0] = True
     index = np.arange(seq_len, dtype=np.int32)
+    if not document_mask:
+        return Example(inputs=inputs, targets=targets, positions=index, loss_mask=loss_mask)
     return Example(
         inputs=inputs,
         targets=targets,

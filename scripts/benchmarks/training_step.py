@@ -20,7 +20,7 @@ from shared_tokenizer.examples import Example
 
 
 def example_batch(vocab_size: int, batch_size: int, seq_len: int) -> Example:
-    """A batch of random tokens, one document a row."""
+    """A batch of random tokens, one document a row: attention needs no mask but the causal one, here and in PyTorch."""
     shape = (batch_size, seq_len)
     rng = np.random.default_rng(0)
     ids, targets = (rng.integers(0, vocab_size, shape).astype(np.int32) for _ in range(2))
@@ -28,7 +28,6 @@ def example_batch(vocab_size: int, batch_size: int, seq_len: int) -> Example:
         inputs=ids,
         targets=targets,
         positions=np.broadcast_to(np.arange(seq_len, dtype=np.int32), shape).copy(),
-        segment_ids=np.zeros(shape, np.int32),
         loss_mask=np.ones(shape, bool),
     )
 

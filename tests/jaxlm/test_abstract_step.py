@@ -1,5 +1,6 @@
 import jax
 import numpy as np
+import pytest
 
 from jaxlm.abstract_step import abstract_batch, abstract_step
 from jaxlm.model import LanguageModel
@@ -27,8 +28,9 @@ def test_the_state_and_what_a_step_makes_of_it_are_those_of_a_run(tiny_config):
     assert all(leaf.sharding.mesh.shape == mesh.shape for leaf in jax.tree.leaves(state))
 
 
-def test_a_batch_is_like_those_that_are_read():
+@pytest.mark.parametrize("document_mask", [True, False])
+def test_a_batch_is_like_those_that_are_read(document_mask):
     tokens = np.arange(9)
-    example = to_example([Span(tokens, np.ones(9, bool), np.zeros(9, bool))], 8)
-    found = abstract_batch(make_mesh(MeshConfig()), 4, 8)
+    example = to_example([Span(tokens, np.ones(9, bool), np.zeros(9, bool))], 8, document_mask=document_mask)
+    found = abstract_batch(make_mesh(MeshConfig()), 4, 8, document_mask)
     assert shapes(found) == shapes({name: np.stack([rows] * 4) for name, rows in example.items()})

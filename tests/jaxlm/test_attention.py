@@ -7,6 +7,7 @@ import pytest
 
 import jaxlm.attention
 from jaxlm.attention import causal_attention, choose_kernel
+from jaxlm.model import REMAT_POLICIES
 from jaxlm.splash_attention import splash_attention
 
 
@@ -98,3 +99,11 @@ def test_splash_gives_the_attention_of_the_whole(segmented):
 def test_splash_refuses_a_sequence_that_is_not_made_of_whole_vectors():
     with pytest.raises(ValueError, match="seq_len: found 100, expected a multiple of 128"):
         splash_attention(*inputs(100), None)
+
+
+def test_what_the_forward_pass_of_cudnn_gives_is_kept_for_its_backward_pass():
+    # Private, but the only place where jax says the name.
+    from jax._src.cudnn.fused_attention_stablehlo import _dot_product_attention_fwd_p_wrapper as forward
+
+    assert REMAT_POLICIES["products"](forward)
+    assert not REMAT_POLICIES["ternary"](forward)

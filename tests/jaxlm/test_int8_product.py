@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from jaxlm import int8_product as module
-from jaxlm.int8_product import int8_product
+from jaxlm.int8_product import int8_product, scaled_product
+from jaxlm.sharding import MeshConfig, make_mesh
 
 
 def _operands(shape, outputs):
@@ -56,3 +57,33 @@ def test_rows_and_codes_may_be_mapped_over(unsigned):
     both = np.stack([codes, -codes])
     np.testing.assert_array_equal(jax.vmap(int8_product, in_axes=(None, 0))(x, both), [expected, -expected])
     np.testing.assert_array_equal(jax.vmap(int8_product)(x, both), [expected[0], -expected[1]])
+
+
+def _scaled(shape, outputs):
+    x, codes, products = _operands(shape, outputs)
+    scale = np.random.default_rng(1).uniform(0.1, 2, (*shape[:-1], 1)).astype(np.float32)
+    return (x, codes, scale), products.astype(np.float32) * scale
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_products_are_scaled_in_float32(dtype):
+    operands, expected = _scaled((2, 64, 33), 9)
+    found = jax.jit(scaled_product, static_argnums=3)(*operands, dtype)
+    np.testing.assert_array_equal(found, jnp.asarray(expected).astype(dtype))
+
+
+def test_one_gpu_multiplies_whole_tiles_in_a_kernel(monkeypatch):
+    monkeypatch.setattr(module, "is_ampere", lambda device: True)
+    operands, expected = _scaled((2, 128, 128), 128)
+
+    def has_kernel(operands):
+        return "pallas_call" in str(jax.make_jaxpr(lambda *x: scaled_product(*x, jnp.float32))(*operands))
+
+    assert has_kernel(operands)
+    # Elsewhere the same program does without.
+    np.testing.assert_array_equal(jax.jit(scaled_product, static_argnums=3)(*operands, jnp.float32), expected)
+    assert not has_kernel(_scaled((2, 100, 128), 128)[0])
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+        assert has_kernel(operands)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2, 1, 1), ("data", "fsdp", "tensor"))):
+        assert not has_kernel(operands)

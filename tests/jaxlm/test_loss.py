@@ -53,6 +53,15 @@ def test_a_loss_in_chunks_is_that_of_all_logits(tiny_config, head):
     np.testing.assert_allclose(3 * loss / batch()["loss_mask"].sum(), expected[0], rtol=1e-6)
 
 
+def test_a_batch_without_segments_is_one_segment_a_row(tiny_config):
+    params = jax.jit(init_params, static_argnums=0)(tiny_config, jax.random.key(0))
+    whole = {name: rows for name, rows in batch().items() if name != "segment_ids"}
+    loss = jax.jit(lambda batch: loss_sum(LanguageModel(tiny_config), params, batch)[0])
+    np.testing.assert_allclose(loss(whole), loss(batch()), rtol=1e-6)
+    apart = batch() | {"segment_ids": np.arange(L)[None].repeat(B, axis=0)}
+    assert abs(loss(apart) - loss(whole)) > 1e-3 * loss(whole)
+
+
 @pytest.mark.parametrize(
     ("shape", "expected"), [((4, 256, 4096), 1), ((8, 256, 4096), 2), ((4, 4096, 128256), 32), ((513, 17, 300), 1)]
 )

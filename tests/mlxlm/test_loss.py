@@ -74,3 +74,11 @@ def test_logits_of_a_chunk_are_small_or_of_few_tokens(tokens, vocab_size, traine
     for device, expected in ((mx.cpu, cpu), (mx.gpu, gpu)):
         monkeypatch.setattr("mlxlm.loss.mx.default_device", lambda device=device: mx.Device(device))
         assert _chunks(tokens, vocab_size, trained) == expected
+
+
+@pytest.mark.parametrize("variant", ["ternary", "mlgru"])
+def test_a_batch_without_segments_is_one_segment_a_row(tiny_config, tmp_path, variant):
+    save_blank_artifact(tmp_path / "model", dataclasses.replace(tiny_config, **VARIANTS[variant]), seed=1)
+    model = latent_model(open_model(tmp_path / "model"))
+    whole = {name: rows for name, rows in batch().items() if name != "segment_ids"}
+    np.testing.assert_allclose(loss_sum(model, whole)[0], loss_sum(model, batch())[0], rtol=1e-6)

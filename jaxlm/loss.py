@@ -14,8 +14,8 @@ import optax
 
 from jaxlm.data import Batch
 from jaxlm.model import LanguageModel
-from jaxlm.sharding import batch_ways, constrain, target_platform
-from jaxlm.ternary_linear import Params
+from jaxlm.sharding import batch_ways, constrain, gather_codes, target_platform
+from jaxlm.ternary_linear import Params, TernaryWeight
 
 # Of the float32 logits of a chunk, on a CPU: they should stay in its cache.
 LARGEST_CHUNK_BYTES = 16 * 2**20
@@ -56,6 +56,7 @@ def _chunked(model: LanguageModel, head: Params, hidden: Any, targets: Any, mask
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scanned(model: LanguageModel, head: Params, hidden: Any, targets: Any, mask: Any) -> jax.Array:
     """The loss of chunks `[chunks, B, L / chunks, ...]`."""
+    head = _brought_together(model, head)
 
     def add(total, chunk):
         return total + _plain(model, head, *chunk), None
@@ -63,8 +64,21 @@ def _scanned(model: LanguageModel, head: Params, hidden: Any, targets: Any, mask
     return jax.lax.scan(add, jnp.zeros(()), (hidden, targets, mask))[0]
 
 
+def _brought_together(model: LanguageModel, head: Params) -> Params:
+    """The head with its matrix whole along `fsdp` and, where it is float, in the model's precision: once for all chunks,
+    which compilers do not see to everywhere.
+    """
+    name = model.head_modules()[1]
+    weight = head[name]["weight"]
+    if isinstance(weight, TernaryWeight):
+        weight = weight.replace(codes=gather_codes(weight.codes, name))
+    elif model.has_float_head():
+        weight = constrain(weight.astype(model.dtype), "vocab", None)
+    return head | {name: head[name] | {"weight": weight}}
+
+
 def _forward(model, head, hidden, targets, mask):
-    leaves, structure = jax.tree.flatten(head)
+    leaves, structure = jax.tree.flatten(_brought_together(model, head))
     is_float = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]  # codes have no gradient
 
     def loss_of(floats, hidden, targets, mask):
@@ -73,6 +87,8 @@ def _forward(model, head, hidden, targets, mask):
         return _plain(model, structure.unflatten(joined), hidden, targets, mask)
 
     floats = [leaf for leaf, there in zip(leaves, is_float, strict=True) if there]
+    # As wide as the parameters, which gradients are to be.
+    dtypes = [leaf.dtype for leaf, there in zip(jax.tree.leaves(head), is_float, strict=True) if there]
 
     # Devices that share the batch sum up apart, so that the head's gradient is reduced once and not once a chunk.
     B, ways = hidden.shape[1], batch_ways()
@@ -83,11 +99,15 @@ def _forward(model, head, hidden, targets, mask):
         return constrain(x.reshape(ways, B // ways, *x.shape[1:]), "batch", *[None] * x.ndim)
 
     def add(totals, chunk):
-        loss, (dfloats, dhidden) = gradient(floats, *map(apart, chunk))
+        wide = [x.astype(dtype) for x, dtype in zip(floats, dtypes, strict=True)]
+        loss, (dfloats, dhidden) = gradient(wide, *map(apart, chunk))
         return jax.tree.map(jnp.add, totals, (loss, dfloats)), dhidden.reshape(B, *dhidden.shape[2:])
 
-    zeros = jax.tree.map(lambda x: constrain(jnp.zeros((ways, *x.shape), x.dtype), "batch"), [jnp.zeros(()), floats])
-    (losses, dfloats), dhidden = jax.lax.scan(add, tuple(zeros), (hidden, targets, mask))
+    def zeros(x, dtype):
+        return constrain(jnp.zeros((ways, *x.shape), dtype), "batch")
+
+    nothing = zeros(jnp.zeros(()), jnp.float32), [zeros(x, dtype) for x, dtype in zip(floats, dtypes, strict=True)]
+    (losses, dfloats), dhidden = jax.lax.scan(add, nothing, (hidden, targets, mask))
     loss = jnp.sum(losses)
     rest = (jnp.sum(each, axis=0) for each in dfloats)
     dhead = [

@@ -176,6 +176,11 @@ class LanguageModel(nn.Module):
         """Names of the modules that `head` reads."""
         return "norm", "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
 
+    def has_float_head(self) -> bool:
+        """Whether the matrix that `head` reads is multiplied as it is, not quantized."""
+        config = self.config
+        return config.embedding == "float" if config.tie_word_embeddings else not config.ternary_head
+
     def decode(
         self, token_ids: Tokens, positions: Positions, cache: Cache, last: jax.Array
     ) -> tuple[LastLogits, Cache]:

@@ -74,12 +74,12 @@ def test_the_training_step_takes_what_it_takes_on_paper(found):
     assert found["step"]["flops"]["int8"] * 8 == found["step"]["forward_flops_of_blocks"]
 
 
-def test_a_loss_in_chunks_reduces_no_more_gradients(found):
-    def reduced(name):
-        collectives = found[name]["collectives"]
-        return sum(c["nbytes"] for c in collectives if c["kind"] in ("all-reduce", "reduce-scatter"))
+def test_a_loss_in_chunks_gathers_and_reduces_no_more(found):
+    def moved(name, *kinds):
+        return sum(c["nbytes"] * c["times"] for c in found[name]["collectives"] if c["kind"] in kinds)
 
-    assert reduced("step in chunks") == reduced("step") > 0
+    for kinds in (("all-gather",), ("all-reduce", "reduce-scatter")):
+        assert moved("step in chunks", *kinds) == moved("step", *kinds) > 0
     assert sum(found["step in chunks"]["flops"].values()) == sum(found["step"]["flops"].values())
 
 

@@ -65,8 +65,9 @@ def _scanned(model: LanguageModel, head: Params, hidden: Any, targets: Any, mask
 
 
 def _brought_together(model: LanguageModel, head: Params) -> Params:
-    """The head with its matrix whole along `fsdp` and, where it is float, in the model's precision: once for all chunks,
-    which compilers do not see to everywhere.
+    """The head with its matrix whole along `fsdp` and, where it is float, in the model's precision.
+
+    Once for all chunks: left in their loop, XLA for CPUs would do it for each.
     """
     name = model.head_modules()[1]
     weight = head[name]["weight"]

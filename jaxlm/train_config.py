@@ -113,7 +113,8 @@ class TrainConfig:
     sample_tokens: int = 128
     """Tokens per text sample; 0 writes none."""
     compilation_cache_dir: str | None = None
-    """Keep compiled programs in this directory for the next start."""
+    """Keep compiled programs in this directory for the next start; but not the training step where oneDNN computes
+    its products, which cannot be written."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """AdamW and its schedule."""
     mesh: MeshConfig = field(default_factory=MeshConfig)

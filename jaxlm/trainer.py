@@ -3,6 +3,7 @@
 import contextlib
 import shlex
 import time
+import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from rich.console import Console
 from jaxlm.abstract_step import abstract_batch, step_of_run
 from jaxlm.auto_size import choose_sizes
 from jaxlm.checkpoint import Checkpoints
+from jaxlm.cpu import compiler_options
 from jaxlm.data import Batch
 from jaxlm.device_memory import check_state_fits, check_step_fits
 from jaxlm.distributed import SharedStop, all_or_none, is_first
@@ -147,6 +149,11 @@ class _Trainer:
 
     def _compile(self, state: TrainState) -> tuple[Callable, Callable]:
         config = self._config
+        if config.compilation_cache_dir and compiler_options(self._mesh.devices.flat[0].platform):
+            warnings.filterwarnings("ignore", "Error writing persistent compilation cache .*onednn")
+            self._console.print(
+                "compilation_cache_dir: the training step is not kept there, for its oneDNN products cannot be"
+            )
         batch = abstract_batch(self._mesh, config.sequences_per_step, config.seq_len, config.document_mask)
         compiled = self._phase("compiling the training step", lambda: self._step.lower(state, batch).compile())
         check_step_fits(

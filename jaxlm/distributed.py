@@ -85,7 +85,7 @@ def joined(config: DistributedConfig) -> Iterator[None]:
         # jax waits at exit for processes that in turn wait for this one.
         atexit.register(_leave_at_once)
         # jax hands on some of its runtime's errors as ValueError.
-        if isinstance(error, jax.errors.JaxRuntimeError) or str(error).startswith(RUNTIME_ERRORS):
+        if isinstance(error, jax.errors.JaxRuntimeError | TimeoutError) or str(error).startswith(RUNTIME_ERRORS):
             raise OSError(
                 f"process {jax.process_index()}: a device or another process failed: {str(error).splitlines()[0]}; "
                 "resume from the last checkpoint with --resume true"

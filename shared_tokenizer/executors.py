@@ -1,5 +1,6 @@
 """Who does the work: this process, several local ones, or a Ray cluster. A job that a kill cut short is done again."""
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -37,7 +38,9 @@ def _run_processes(function: Callable[[Job], Result], jobs: Sequence[Job], num_w
     while done < len(jobs):
         try:
             with ProcessPoolExecutor(min(num_workers, len(jobs) - done), context, _start_worker) as pool:
-                for result in pool.map(function, jobs[done:]):
+                with _interrupts_blocked():
+                    results = pool.map(function, jobs[done:])
+                for result in results:
                     yield result
                     done, tries = done + 1, 0
         except BrokenProcessPool:
@@ -48,9 +51,18 @@ def _run_processes(function: Callable[[Job], Result], jobs: Sequence[Job], num_w
                 ) from None
 
 
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Put off Ctrl-C, and for good in processes that start meanwhile: they finish their jobs, this one answers it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker() -> None:
-    """Let no worker outlive a killed parent. On Ctrl-C, which is the parent's to answer, they finish their job."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Let no worker outlive a killed parent."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

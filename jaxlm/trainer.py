@@ -56,6 +56,8 @@ def train(config: TrainConfig) -> bool:
     keep_freed_memory()
     if config.compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache_dir)
+        # Said in our words when the step is compiled.
+        warnings.filterwarnings("ignore", "Error writing persistent compilation cache .*onednn")
     console = make_console()
     console.quiet = not is_first()
     with contextlib.ExitStack() as stack:
@@ -150,7 +152,6 @@ class _Trainer:
     def _compile(self, state: TrainState) -> tuple[Callable, Callable]:
         config = self._config
         if config.compilation_cache_dir and compiler_options(self._mesh.devices.flat[0].platform):
-            warnings.filterwarnings("ignore", "Error writing persistent compilation cache .*onednn")
             self._console.print(
                 "compilation_cache_dir: the training step is not kept there, for its oneDNN products cannot be"
             )

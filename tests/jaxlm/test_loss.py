@@ -1,6 +1,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -83,3 +84,15 @@ def test_what_is_kept_for_the_backward_pass_changes_no_gradient(tiny_config, var
     for remat in ("products", "blocks"):
         found = value_and_gradient(LanguageModel(config, unroll_layers=unroll_layers, remat=remat), params, 1)
         assert_equal_but_for_rounding(found, expected, 1e-3 if config.is_ternary else 1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_in_half_precision_chunks_change_neither_loss_nor_the_width_of_gradients(tiny_config, tied):
+    config = dataclasses.replace(tiny_config, tie_word_embeddings=tied)
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+    model = LanguageModel(config, jnp.bfloat16)
+    (expected, _), (found, gradient) = (value_and_gradient(model, params, chunks) for chunks in (1, 4))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
+    loss = jax.jit(lambda p: loss_sum(model, p, batch(), 4)[0])(params)  # without a gradient
+    np.testing.assert_allclose(3 * loss / batch()["loss_mask"].sum(), expected, rtol=1e-5)

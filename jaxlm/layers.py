@@ -13,7 +13,14 @@ from jaxlm.shapes import Features, Hidden, Outputs, Positions
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.initial_weights import initial_std
 from jaxlm.spec.ternary import quantize_rows
-from jaxlm.ternary_linear import TernaryWeight, straight_through, ternarize_weight, ternary_linear
+from jaxlm.ternary_linear import (
+    QuantizedFeatures,
+    TernaryWeight,
+    quantize_features,
+    straight_through,
+    ternarize_weight,
+    ternary_linear,
+)
 
 ACTIVATIONS = {
     "silu": nn.silu,
@@ -78,8 +85,8 @@ logits_product.defvjp(_logits_product, _logits_gradient)
 class BitLinear(nn.Module):
     """The ternary linear of BitNet b1.58 (arXiv 2402.17764), W `[out, in]`, optionally with a norm before it.
 
-    Its parameter is a TernaryWeight, or latent weights which are then quantized on the spot. Rematerialization knows
-    what it gives by the layer's name.
+    Its parameter is a TernaryWeight, or latent weights which are then quantized on the spot, as features are that come
+    as floats. Rematerialization knows what it gives by the layer's name.
     """
 
     config: ModelConfig
@@ -87,10 +94,10 @@ class BitLinear(nn.Module):
     init_std: float
 
     @nn.compact
-    def __call__(self, x: Features) -> Outputs:
-        if self.config.linear_norm:
-            x = RMSNorm(self.config.norm_eps, name="rms_norm")(x)
-        weight = _ternary_weight(self, (self.features, x.shape[-1]), self.init_std)
+    def __call__(self, x: Features | QuantizedFeatures) -> Outputs:
+        if not isinstance(x, QuantizedFeatures):
+            x = quantize_features(RMSNorm(self.config.norm_eps, name="rms_norm")(x) if self.config.linear_norm else x)
+        weight = _ternary_weight(self, (self.features, x.codes.shape[-1]), self.init_std)
         name = self.name or ""
         return checkpoint_name(ternary_linear(x, weight, name), name)
 
@@ -103,6 +110,11 @@ def _ternary_weight(module: nn.Module, shape: tuple[int, int], init_std: float) 
         return weight
     weight = module.param("weight", nn.initializers.normal(init_std), shape)
     return ternarize_weight(weight, config.scale_dtype).replace(latent=weight)
+
+
+def shared_input(config: ModelConfig, x: Features) -> Features | QuantizedFeatures:
+    """What several linears of a block read: quantized once for all of them, unless each has a norm of its own."""
+    return quantize_features(x) if config.linear == "ternary" and not config.linear_norm else x
 
 
 def block_linear(config: ModelConfig, features: int, name: str) -> nn.Module:
@@ -149,11 +161,12 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Hidden) -> Hidden:
         config = self.config
+        shared = shared_input(config, x)
         if config.fused_gate:
-            gate, up = jnp.split(block_linear(config, 2 * config.intermediate_size, "gate_proj")(x), 2, axis=-1)
+            gate, up = jnp.split(block_linear(config, 2 * config.intermediate_size, "gate_proj")(shared), 2, axis=-1)
         else:
-            gate = block_linear(config, config.intermediate_size, "gate_proj")(x)
-            up = block_linear(config, config.intermediate_size, "up_proj")(x)
+            gate = block_linear(config, config.intermediate_size, "gate_proj")(shared)
+            up = block_linear(config, config.intermediate_size, "up_proj")(shared)
         inner = ACTIVATIONS[config.activation](gate) * up
         if config.sub_norm:
             inner = RMSNorm(config.norm_eps, name="ffn_sub_norm")(inner)

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.attention import AttentionKernel, causal_attention
-from jaxlm.layers import RMSNorm, block_linear, rotary
+from jaxlm.layers import RMSNorm, block_linear, rotary, shared_input
 from jaxlm.linear_recurrence import linear_recurrence
 from jaxlm.shapes import Hidden, LowerBound
 from jaxlm.spec.config import ModelConfig
+from jaxlm.ternary_linear import QuantizedFeatures
 
 
 class Context(flax.struct.PyTreeNode):
@@ -46,9 +47,10 @@ class Attention(nn.Module):
     def __call__(self, x: Hidden, context: Context, cache: KVCache | None) -> tuple[Hidden, KVCache | None]:
         config, positions = self.config, context.positions
         B, L, _ = x.shape
-        queries = self._heads("q_proj", config.num_heads, x)
-        keys = self._heads("k_proj", config.num_kv_heads, x)
-        values = self._heads("v_proj", config.num_kv_heads, x)
+        shared = shared_input(config, x)
+        queries = self._heads("q_proj", config.num_heads, shared)
+        keys = self._heads("k_proj", config.num_kv_heads, shared)
+        values = self._heads("v_proj", config.num_kv_heads, shared)
         queries = rotary(queries, positions, config.rope_theta)
         keys = rotary(keys, positions, config.rope_theta)
         if cache is None:
@@ -65,9 +67,9 @@ class Attention(nn.Module):
             mixed = RMSNorm(config.norm_eps, name="attn_sub_norm")(mixed)
         return block_linear(config, config.hidden_size, "o_proj")(mixed), cache
 
-    def _heads(self, name: str, num_heads: int, x: Hidden) -> jax.Array:
+    def _heads(self, name: str, num_heads: int, x: Hidden | QuantizedFeatures) -> jax.Array:
         projected = block_linear(self.config, num_heads * self.config.head_dim, name)(x)
-        return projected.reshape(*x.shape[:2], num_heads, self.config.head_dim)
+        return projected.reshape(*projected.shape[:-1], num_heads, self.config.head_dim)
 
 
 class RecurrentState(flax.struct.PyTreeNode):
@@ -92,8 +94,9 @@ class MLGRU(nn.Module):
     ) -> tuple[Hidden, RecurrentState | None]:
         config = self.config
         width = config.hidden_size
-        update = block_linear(config, width, "i_proj")(x).astype(jnp.float32)
-        forget = jax.nn.sigmoid(block_linear(config, width, "f_proj")(x).astype(jnp.float32))
+        shared = shared_input(config, x)
+        update = block_linear(config, width, "i_proj")(shared).astype(jnp.float32)
+        forget = jax.nn.sigmoid(block_linear(config, width, "f_proj")(shared).astype(jnp.float32))
         forget = lower_bound[None, None] + (1 - lower_bound[None, None]) * forget
         update = nn.silu(update) * (1 - forget)
         forget = jnp.where(context.begins[..., None], 0, forget)
@@ -104,7 +107,7 @@ class MLGRU(nn.Module):
         states = linear_recurrence(forget, update, initial)
         if cache is not None:
             cache = RecurrentState(states[:, -1])
-        gate = RMSNorm(config.norm_eps, name="g_norm")(block_linear(config, width, "g_proj")(x))
+        gate = RMSNorm(config.norm_eps, name="g_norm")(block_linear(config, width, "g_proj")(shared))
         mixed = (gate.astype(jnp.float32) * nn.silu(states)).astype(x.dtype)
         return block_linear(config, width, "o_proj")(mixed), cache
 

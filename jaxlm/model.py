@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxlm.attention import CUDNN_FORWARD, MIXED, AttentionKernel
+from jaxlm.attention import CUDNN_FORWARD, AttentionKernel
+from jaxlm.block_attention import MIXED
 from jaxlm.layers import BitLinear, Embedding, FeedForward, Linear, RMSNorm, logits_product
 from jaxlm.mixers import MLGRU, Attention, Context, KVCache, RecurrentState, layer_bounds
 from jaxlm.shapes import Hidden, LastLogits, Logits, Positions, SegmentIds, Tokens

@@ -77,23 +77,43 @@ def ternarize(params: Params, config: ModelConfig) -> Params:
     return unflatten_dict(flatten_dict(params, sep=".") | quantize_params(params, config), sep=".")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def ternary_linear(x: Features, weight: TernaryWeight, name: str = "") -> Outputs:
+class QuantizedFeatures(flax.struct.PyTreeNode):
+    """Features `[..., I]` in int8, for all the linears that read them. Invariant: dequantized == codes / scale.
+
+    `features` is where the gradient goes; products never read it.
+    """
+
+    # Not typed more closely: jax also builds the node with placeholders and with gradients in its leaves.
+    features: Any  # Float [..., I]
+    codes: Any  # Int8 [..., I]
+    scale: Any  # Float32 [..., 1]
+
+
+def quantize_features(x: Features) -> QuantizedFeatures:
+    """Quantize features by token. Rematerialization knows codes and scale as TERNARY_RESIDUALS."""
+    codes, scale = quantize_activation(jax.lax.stop_gradient(x), jnp)
+    codes = checkpoint_name(codes.astype(jnp.int8), TERNARY_RESIDUALS)
+    return QuantizedFeatures(x, codes, checkpoint_name(scale, TERNARY_RESIDUALS))
+
+
+def ternary_linear(x: Features | QuantizedFeatures, weight: TernaryWeight, name: str = "") -> Outputs:
     """y = (q . codes) * (g / s): int8 products summed in int32, so exact in any order of summation.
 
     Gradients are straight-through, as if y = x~ W~^T of the dequantized values: dW = dy^T x~ and dx = dy W~.
     `name` is the layer's, which tells how a mesh splits the codes.
     """
+    return _product(x if isinstance(x, QuantizedFeatures) else quantize_features(x), weight, name)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: QuantizedFeatures, weight: TernaryWeight, name: str) -> Outputs:
     return _forward(x, weight, name)[0]
 
 
 def _forward(x, weight, name):
-    quantized, scale = quantize_activation(x, jnp)
-    quantized = checkpoint_name(quantized.astype(jnp.int8), TERNARY_RESIDUALS)
-    scale = checkpoint_name(scale, TERNARY_RESIDUALS)
-    y = scaled_product(quantized, gather_codes(weight.codes, name), weight.scale / scale, x.dtype)
+    y = scaled_product(x.codes, gather_codes(weight.codes, name), weight.scale / x.scale, x.features.dtype)
     # int8 residuals: a quarter of the activations that a float layer keeps.
-    return y, (quantized, scale, weight)
+    return y, (x.codes, x.scale, weight)
 
 
 def _backward(name, residuals, dy):
@@ -107,8 +127,12 @@ def _backward(name, residuals, dy):
         columns = (quantized / scale).astype(dy.dtype).reshape(-1, quantized.shape[-1])
         contract_tokens = (((0,), (0,)), ((), ()))
         latent = jax.lax.dot_general(rows, columns, contract_tokens, preferred_element_type=jnp.float32)
-    no_codes = np.zeros(weight.codes.shape, jax.dtypes.float0)
-    return dx, TernaryWeight(no_codes, jnp.zeros_like(weight.scale), latent)
+    to_features = QuantizedFeatures(dx, _no_gradient(quantized), jnp.zeros_like(scale))
+    return to_features, TernaryWeight(_no_gradient(weight.codes), jnp.zeros_like(weight.scale), latent)
 
 
-ternary_linear.defvjp(_forward, _backward)
+def _no_gradient(integers):
+    return np.zeros(integers.shape, jax.dtypes.float0)
+
+
+_product.defvjp(_forward, _backward)

@@ -9,53 +9,23 @@ import jaxlm.attention
 from jaxlm.attention import causal_attention, choose_kernel
 from jaxlm.model import REMAT_POLICIES
 from jaxlm.splash_attention import splash_attention
+from tests.jaxlm.attention_inputs import inputs, whole
 
 
-def inputs(length):
-    rng = np.random.default_rng(0)
-    shapes = ((2, length, 4, 8), (2, length, 2, 8), (2, length, 2, 8))
-    return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+def test_cudnn_takes_a_long_sequence_by_blocks(monkeypatch):
+    monkeypatch.setattr(jaxlm.attention, "CUDNN_BLOCK", 4)
+    any_device = jax.nn.dot_product_attention
+    asked = []
 
+    def without_cudnn(*arguments, implementation, **options):
+        asked.append(implementation)
+        return any_device(*arguments, **options)
 
-def whole(queries, keys, values, segment_ids):
-    """The definition: a softmax over the scores of all that is seen."""
-    keys, values = (jnp.repeat(x, 2, axis=2) for x in (keys, values))
-    scores = jnp.einsum("blnh,bsnh->bnls", queries, keys) / 8**0.5
-    length = queries.shape[1]
-    seen = jnp.tril(jnp.ones((length, length), bool))[None]
-    if segment_ids is not None:
-        seen = seen & (segment_ids[:, :, None] == segment_ids[:, None])
-    weights = jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf), axis=-1)
-    return jnp.einsum("bnls,bsnh->blnh", weights, values)
-
-
-@pytest.mark.parametrize("segmented", [False, True])
-@pytest.mark.parametrize("length", [1, 4, 7, 31])
-def test_blocks_give_the_attention_and_gradient_of_the_whole(monkeypatch, length, segmented):
-    monkeypatch.setitem(jaxlm.attention.BLOCK, "xla", 4)
-    segment_ids = np.cumsum(np.arange(length) % 5 == 4)[None].repeat(2, axis=0) if segmented else None
-    arguments = inputs(length)
-    weights = jnp.asarray(np.random.default_rng(1).standard_normal(arguments[0].shape), jnp.float32)
-
-    def value_and_gradient(attention):
-        def weighted(*arguments):
-            return jnp.sum(attention(*arguments, segment_ids) * weights)
-
-        return jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2)))(*arguments)
-
-    found, expected = value_and_gradient(causal_attention), value_and_gradient(whole)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), found, expected)
-
-
-def test_memory_grows_with_the_blocks_and_not_with_the_square():
-    def temporaries(length):
-        arguments = [jax.ShapeDtypeStruct((1, length, heads, 8), jnp.float32) for heads in (4, 2, 2)]
-        gradient = jax.grad(lambda *a: jnp.sum(causal_attention(*a, None)), argnums=(0, 1, 2))
-        return jax.jit(gradient).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
-
-    # Of 2048 x 2048 scores in float32 and 4 heads, 64 MiB, some blocks are there at a time.
-    assert temporaries(2048) < 4 * 4 * 2048**2 / 3
-    assert temporaries(4096) < 2.5 * temporaries(2048)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", without_cudnn)
+    segment_ids = np.cumsum(np.arange(39) % 5 == 4)[None].repeat(2, axis=0)
+    found = causal_attention(*inputs(39), segment_ids, "cudnn")
+    np.testing.assert_allclose(found, whole(*inputs(39), segment_ids), rtol=1e-5, atol=1e-5)
+    assert set(asked) == {"cudnn"}
 
 
 def device(platform, capability=None):

@@ -11,7 +11,7 @@ from jaxlm.mixers import Context
 from jaxlm.model import LanguageModel, init_cache, init_params
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.names import parameters
-from jaxlm.ternary_linear import quantize_params, ternarize, with_ternary
+from jaxlm.ternary_linear import TERNARY_RESIDUALS, quantize_params, ternarize, with_ternary
 from tests.conftest import VARIANTS
 
 
@@ -149,6 +149,15 @@ def test_padding_leaves_no_trace_in_a_recurrent_state(tiny_config, token_ids):
         ids = token_ids[row : row + 1, :length]
         _, alone = decode(ids, positions[:1, :length], init_cache(config, 1, 16), jnp.array([length - 1]))
         np.testing.assert_allclose(padded.state[:, row], alone.state[:, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(("linear_norm", "quantizations"), [(False, 4), (True, 7)])
+def test_a_block_quantizes_each_input_once(tiny_config, token_ids, linear_norm, quantizations):
+    config = dataclasses.replace(tiny_config, linear="ternary", linear_norm=linear_norm)
+    params = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+    traced = jax.make_jaxpr(LanguageModel(config).apply)({"params": params}, token_ids)
+    # The codes and the scale of what q, k and v read, o, gate and up, down; or of each linear's.
+    assert str(traced).count(f"name={TERNARY_RESIDUALS}") == 2 * quantizations
 
 
 def test_rotary_depends_on_distance_alone():

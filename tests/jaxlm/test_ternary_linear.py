@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxlm.spec.ternary import quantize_activation, quantize_weight
-from jaxlm.ternary_linear import TernaryWeight, straight_through, ternarize_weight, ternary_linear
+from jaxlm.ternary_linear import TernaryWeight, quantize_features, straight_through, ternarize_weight, ternary_linear
 
 
 def fake_quantized_linear(x, latent, scale_dtype="bfloat16"):
@@ -68,6 +68,24 @@ def test_residuals_are_bytes(problem):
     _, vjp = jax.vjp(ternary_linear, x, weight)
     kept = [leaf for leaf in jax.tree.leaves(vjp) if hasattr(leaf, "shape") and leaf.shape == x.shape]
     assert [leaf.dtype for leaf in kept] == [jnp.int8]
+
+
+def test_linears_that_share_their_input_equal_those_that_each_quantize_it_and_keep_one_copy(problem):
+    x, latent, dy = problem
+    weights = [ternarize_weight(w, "bfloat16").replace(latent=w) for w in (latent, 2 * latent[::-1] ** 2)]
+
+    def shared(x, weights):
+        quantized = quantize_features(x)
+        return [ternary_linear(quantized, weight) for weight in weights]
+
+    def separate(x, weights):
+        return [ternary_linear(x, weight) for weight in weights]
+
+    (found, vjp), (expected, expected_vjp) = (jax.vjp(form, x, weights) for form in (shared, separate))
+    jax.tree.map(np.testing.assert_array_equal, (found, vjp([dy, dy])), (expected, expected_vjp([dy, dy])))
+    kept = {id(leaf) for leaf in jax.tree.leaves(vjp) if getattr(leaf, "dtype", None) == jnp.int8}
+    kept -= {id(weight.codes) for weight in weights}
+    assert len(kept) == 1
 
 
 def test_bfloat16_activations_stay_bfloat16(problem):

@@ -17,10 +17,10 @@ from jaxlm.sharding import target_platform
 # What attention gives, by the name that rematerialization knows it by.
 MIXED = "mixed"
 # Groups of blocks that a program unrolls.
-GROUPS = 8
+GROUPS = 4
 # The fewest and the most queries of a block; between them, one block a group.
 BLOCK = (64, 128)
-_HIDDEN = -1e30  # a finite score: a padded query that sees nothing gives numbers
+_HIDDEN = -1e30  # finite: a padded query that sees nothing gives numbers
 
 
 class Blocks(NamedTuple):
@@ -94,18 +94,18 @@ def _backward(residuals, d_mixed):
     blocks = _blocks(L)
     rows = (_rows(blocks, queries, segment_ids), blocks.cut(d_mixed, 3), blocks.cut(log_sums, 3))
     d_queries = []
-    d_keys, d_values = (jnp.zeros(x.shape, jnp.float32) for x in (keys, values))
+    d_keys, d_values = jnp.zeros_like(keys), jnp.zeros_like(values)
     for first, last in blocks.groups:
         seen = _seen(last * blocks.size, keys, values, segment_ids)
         group = jax.tree.map(lambda x, a=first, b=last: x[a:b], rows)
-        zeros = jnp.zeros(seen[0].shape, jnp.float32)
+        zeros = jnp.zeros_like(seen[0])
         (of_keys, of_values), of_queries = jax.lax.scan(
             lambda sums, row, seen=seen: _gradient(sums, row, seen), (zeros, zeros), group
         )
         d_queries.append(of_queries)
         unseen = [(0, 0), (0, 0), (0, L - of_keys.shape[2]), (0, 0)]
         d_keys, d_values = d_keys + jnp.pad(of_keys, unseen), d_values + jnp.pad(of_values, unseen)
-    return blocks.join(d_queries, 3, L), d_keys.astype(keys.dtype), d_values.astype(values.dtype), None
+    return blocks.join(d_queries, 3, L), d_keys, d_values, None
 
 
 _attention.defvjp(_forward, _backward)
@@ -130,8 +130,7 @@ def _seen(end: int, keys: jax.Array, values: jax.Array, segment_ids: SegmentIds 
 def _attend(row, seen):
     """The mixed values `[B, K, R, T, H]` of one block, and the logarithms of its softmaxes' sums `[B, K, R, T, 1]`."""
     _, values, _ = seen
-    scores, is_seen = _scores(row, seen)
-    scores = jnp.where(is_seen, scores, _HIDDEN)
+    scores = _scores(row, seen)
     largest = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - largest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -143,20 +142,19 @@ def _gradient(sums, row, seen):
     """Gradients of one block: those of keys and values added to `sums`, and that of its queries."""
     row, d_mixed, log_sum = row
     keys, values, _ = seen
-    scores, is_seen = _scores(row, seen)
-    weights = jnp.where(is_seen, jnp.exp(scores - log_sum), 0)
-    d_weights = _product("bkrth,bksh->bkrts", d_mixed, values)
+    weights = jnp.exp(_scores(row, seen) - log_sum)
+    d_weights = _product("bkrth,bksh->bkrts", d_mixed, values).astype(keys.dtype)
     # From the block itself: with what the forward pass mixed kept for it, a step was no faster.
     common = jnp.sum(weights * d_weights, axis=-1, keepdims=True)
     d_scores = (weights * (d_weights - common) * _scale(keys)).astype(keys.dtype)
     d_keys = _product("bkrts,bkrth->bksh", d_scores, row[0])
     d_values = _product("bkrts,bkrth->bksh", weights.astype(keys.dtype), d_mixed)
     d_queries = _product("bkrts,bksh->bkrth", d_scores, keys).astype(keys.dtype)
-    return (sums[0] + d_keys, sums[1] + d_values), d_queries
+    return (sums[0] + d_keys.astype(keys.dtype), sums[1] + d_values.astype(keys.dtype)), d_queries
 
 
 def _scores(row, seen):
-    """Scores `[B, K, R, T, S]` of one block, and which of them are of keys that the query sees."""
+    """Scores `[B, K, R, T, S]` of one block, with _HIDDEN added where the query does not see the key."""
     queries, own_segments, start = row
     keys, _, segments = seen
     scores = _product("bkrth,bksh->bkrts", queries, keys) * _scale(keys)
@@ -164,7 +162,8 @@ def _scores(row, seen):
     is_seen = (places[:, None] >= jnp.arange(keys.shape[2])[None])[None]
     if segments is not None:
         is_seen = is_seen & (own_segments[:, :, None] == segments[:, None])
-    return scores, is_seen[:, None, None]
+    # Added, not selected: XLA for CPUs would keep what it selects by, and from, in the size of the scores.
+    return scores + jnp.where(is_seen, 0, _HIDDEN)[:, None, None]
 
 
 def _scale(keys: jax.Array) -> float:

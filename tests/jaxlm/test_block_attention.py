@@ -35,3 +35,20 @@ def test_memory_grows_with_the_blocks_and_not_with_the_square():
     # Of 2048 x 2048 scores in float32 and 4 heads, 64 MiB, some blocks are there at a time.
     assert temporaries(2048) < 4 * 4 * 2048**2 / 3
     assert temporaries(4096) < 2.5 * temporaries(2048)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_in_sixteen_bits_it_is_that_of_float32_rounded(dtype):
+    arguments = inputs(200)
+    weights = jnp.asarray(np.random.default_rng(1).standard_normal(arguments[0].shape), jnp.float32)
+
+    def gradient(dtype):
+        def weighted(*arguments):
+            return jnp.sum(block_attention(*arguments, None).astype(jnp.float32) * weights)
+
+        return jax.jit(jax.grad(weighted, argnums=(0, 1, 2)))(*(x.astype(dtype) for x in arguments))
+
+    for found, expected in zip(gradient(dtype), gradient(jnp.float32), strict=True):
+        assert found.dtype == dtype
+        error = jnp.linalg.norm(found.astype(jnp.float32) - expected) / jnp.linalg.norm(expected)
+        assert error < 3 * jnp.finfo(dtype).eps

@@ -120,7 +120,10 @@ def _rows(blocks: Blocks, queries: jax.Array, segment_ids: SegmentIds | None) ->
     """By block: queries, their segments and the place of the first."""
     cut = blocks.cut(queries, 3)
     segments = None if segment_ids is None else blocks.cut(jnp.asarray(segment_ids), 1)
-    return cut, segments, jnp.arange(len(cut)) * blocks.size
+    # Tied to the queries: what depends on places alone, the masks of all blocks, jax would compute once for all layers
+    # and keep.
+    cut, places = jax.lax.optimization_barrier((cut, jnp.arange(len(cut)) * blocks.size))
+    return cut, segments, places
 
 
 def _seen(end: int, keys: jax.Array, values: jax.Array, segment_ids: SegmentIds | None) -> Any:
@@ -162,7 +165,6 @@ def _scores(row, seen):
     is_seen = (places[:, None] >= jnp.arange(keys.shape[2])[None])[None]
     if segments is not None:
         is_seen = is_seen & (own_segments[:, :, None] == segments[:, None])
-    # Added, not selected: XLA for CPUs would keep what it selects by, and from, in the size of the scores.
     return scores + jnp.where(is_seen, 0, _HIDDEN)[:, None, None]
 
 

@@ -160,6 +160,20 @@ def test_a_block_quantizes_each_input_once(tiny_config, token_ids, linear_norm, 
     assert str(traced).count(f"name={TERNARY_RESIDUALS}") == 2 * quantizations
 
 
+def test_memory_of_a_step_grows_with_the_sequence_and_not_with_its_square(tiny_config):
+    """Not even that of masks: they are the same in every layer, so jax would compute all of them before."""
+    config = dataclasses.replace(tiny_config, num_layers=2, max_seq_len=4096)
+    model = LanguageModel(config, remat="products")
+    params = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+
+    def temporaries(length):
+        token_ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
+        gradient = jax.grad(lambda params, ids: jnp.sum(model.apply({"params": params}, ids)))
+        return jax.jit(gradient).lower(params, token_ids).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(4096) < 2.3 * temporaries(2048)
+
+
 def test_rotary_depends_on_distance_alone():
     rng = np.random.default_rng(0)
     query, key = (jnp.asarray(rng.standard_normal((1, 1, 1, 8)), jnp.float32) for _ in range(2))

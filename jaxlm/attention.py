@@ -4,13 +4,14 @@
 one for TPUs.
 """
 
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxlm.block_attention import MIXED, block_attention, blocks_of
+from jaxlm.block_attention import MIXED, block_attention, blocks_of, is_seen
 from jaxlm.gpu import AMPERE, is_ampere
 from jaxlm.shapes import SegmentIds
 
@@ -74,13 +75,11 @@ def _cudnn_by_blocks(
     B, L = queries.shape[:2]
     blocks = blocks_of(L, CUDNN_BLOCK)
     segments = jnp.zeros((B, L), jnp.int32) if segment_ids is None else jnp.asarray(segment_ids)
-    attend = jax.checkpoint(_attend)
-    rows = (blocks.cut(queries, 1), blocks.cut(segments, 1), jnp.arange(blocks.groups[-1][1]) * blocks.size)
+    cut = blocks.cut(queries, 1)
     outputs = []
-    for first, last in blocks.groups:
-        seen = tuple(x[:, : last * blocks.size] for x in (keys, values, segments))
-        group = jax.tree.map(lambda x, a=first, b=last: x[a:b], rows)
-        outputs.append(jax.lax.map(lambda row, seen=seen: attend(row, seen), group))
+    for rows, end in blocks.by_group((cut, blocks.cut(segments, 1), jnp.arange(len(cut)) * blocks.size)):
+        seen = tuple(x[:, :end] for x in (keys, values, segments))
+        outputs.append(jax.lax.map(partial(jax.checkpoint(_attend), seen=seen), rows))
     return blocks.join(outputs, 1, L)
 
 
@@ -88,7 +87,5 @@ def _attend(row: Any, seen: Any) -> jax.Array:
     """Attend one block, (queries, segments, place of the first), to (keys, values, segments)."""
     queries, own_segments, start = row
     keys, values, segments = seen
-    places = start + jnp.arange(queries.shape[1])
-    causal = places[:, None] >= jnp.arange(keys.shape[1])[None]
-    mask = causal[None] & (own_segments[:, :, None] == segments[:, None])
+    mask = is_seen(start, queries.shape[1], keys.shape[1], own_segments, segments)
     return jax.nn.dot_product_attention(queries, keys, values, mask=mask[:, None], implementation="cudnn")

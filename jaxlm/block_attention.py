@@ -5,6 +5,9 @@ kept (arXiv 2307.08691). The blocks of a group run one after another and see the
 of what causality hides is never computed.
 """
 
+from collections.abc import Iterator
+from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +39,11 @@ class Blocks(NamedTuple):
         x = jnp.pad(x, padding)
         return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, self.size, *x.shape[axis + 1 :]), axis, 0)
 
+    def by_group(self, rows: Any) -> Iterator[tuple[Any, int]]:
+        """What has a row for every block, group by group; and how many tokens the queries of a group can see."""
+        for first, last in self.groups:
+            yield jax.tree.map(itemgetter(slice(first, last)), rows), last * self.size
+
     def join(self, blocks: list[jax.Array], axis: int, length: int) -> jax.Array:
         """The blocks of all groups as one axis again, without what filled it up."""
         x = jnp.moveaxis(jnp.concatenate(blocks), 0, axis)
@@ -48,6 +56,21 @@ def blocks_of(length: int, size: int) -> Blocks:
     count = -(-length // size)
     step = -(-count // GROUPS)
     return Blocks(size, [(first, min(first + step, count)) for first in range(0, count, step)])
+
+
+def is_seen(
+    start: jax.Array, count: int, end: int, own_segments: SegmentIds | None, segments: SegmentIds | None
+) -> jax.Array:
+    """Which of the keys before `end` are at or before each of `count` queries from `start` on, in its own segment.
+
+    From segments of the queries `[B, count]` and of the keys `[B, end]`, or None where all share one. Gives
+    `[B or 1, count, end]`.
+    """
+    places = start + jnp.arange(count)
+    seen = (places[:, None] >= jnp.arange(end)[None])[None]
+    if own_segments is None or segments is None:
+        return seen
+    return seen & (own_segments[:, :, None] == segments[:, None])
 
 
 def block_attention(
@@ -75,14 +98,12 @@ def _attention(queries, keys, values, segment_ids):
 def _forward(queries, keys, values, segment_ids):
     L = queries.shape[3]
     blocks = _blocks(L)
-    rows = _rows(blocks, queries, segment_ids)
     mixed, log_sums = [], []
-    for first, last in blocks.groups:
-        seen = _seen(last * blocks.size, keys, values, segment_ids)
-        group = jax.tree.map(lambda x, a=first, b=last: x[a:b], rows)
-        found = jax.lax.map(lambda row, seen=seen: _attend(row, seen), group)
-        mixed.append(found[0])
-        log_sums.append(found[1])
+    for rows, end in blocks.by_group(_rows(blocks, queries, segment_ids)):
+        attend = partial(_attend, seen=_seen(end, keys, values, segment_ids))
+        of_group = jax.lax.map(attend, rows)
+        mixed.append(of_group[0])
+        log_sums.append(of_group[1])
     mixed = checkpoint_name(blocks.join(mixed, 3, L), MIXED)
     log_sums = checkpoint_name(blocks.join(log_sums, 3, L), MIXED)
     return mixed, (queries, keys, values, segment_ids, log_sums)
@@ -92,16 +113,13 @@ def _backward(residuals, d_mixed):
     queries, keys, values, segment_ids, log_sums = residuals
     L = queries.shape[3]
     blocks = _blocks(L)
-    rows = (_rows(blocks, queries, segment_ids), blocks.cut(d_mixed, 3), blocks.cut(log_sums, 3))
+    all_rows = (_rows(blocks, queries, segment_ids), blocks.cut(d_mixed, 3), blocks.cut(log_sums, 3))
     d_queries = []
     d_keys, d_values = jnp.zeros_like(keys), jnp.zeros_like(values)
-    for first, last in blocks.groups:
-        seen = _seen(last * blocks.size, keys, values, segment_ids)
-        group = jax.tree.map(lambda x, a=first, b=last: x[a:b], rows)
+    for rows, end in blocks.by_group(all_rows):
+        seen = _seen(end, keys, values, segment_ids)
         zeros = jnp.zeros_like(seen[0])
-        (of_keys, of_values), of_queries = jax.lax.scan(
-            lambda sums, row, seen=seen: _gradient(sums, row, seen), (zeros, zeros), group
-        )
+        (of_keys, of_values), of_queries = jax.lax.scan(partial(_gradient, seen=seen), (zeros, zeros), rows)
         d_queries.append(of_queries)
         unseen = [(0, 0), (0, 0), (0, L - of_keys.shape[2]), (0, 0)]
         d_keys, d_values = d_keys + jnp.pad(of_keys, unseen), d_values + jnp.pad(of_values, unseen)
@@ -142,7 +160,11 @@ def _attend(row, seen):
 
 
 def _gradient(sums, row, seen):
-    """Gradients of one block: those of keys and values added to `sums`, and that of its queries."""
+    """Gradients of one block: those of keys and values added to `sums`, and that of its queries.
+
+    The sums are of the activations' type. Over the 128 blocks of 16,384 tokens, in bfloat16, they err twice as much as
+    the rounding of one block does.
+    """
     row, d_mixed, log_sum = row
     keys, values, _ = seen
     weights = jnp.exp(_scores(row, seen) - log_sum)
@@ -161,11 +183,8 @@ def _scores(row, seen):
     queries, own_segments, start = row
     keys, _, segments = seen
     scores = _product("bkrth,bksh->bkrts", queries, keys) * _scale(keys)
-    places = start + jnp.arange(queries.shape[3])
-    is_seen = (places[:, None] >= jnp.arange(keys.shape[2])[None])[None]
-    if segments is not None:
-        is_seen = is_seen & (own_segments[:, :, None] == segments[:, None])
-    return scores + jnp.where(is_seen, 0, _HIDDEN)[:, None, None]
+    mask = is_seen(start, queries.shape[3], keys.shape[2], own_segments, segments)
+    return scores + jnp.where(mask, 0, _HIDDEN)[:, None, None]
 
 
 def _scale(keys: jax.Array) -> float:

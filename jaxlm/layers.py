@@ -95,10 +95,11 @@ class BitLinear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Features | QuantizedFeatures) -> Outputs:
-        if not isinstance(x, QuantizedFeatures):
-            x = quantize_features(RMSNorm(self.config.norm_eps, name="rms_norm")(x) if self.config.linear_norm else x)
-        weight = _ternary_weight(self, (self.features, x.codes.shape[-1]), self.init_std)
         name = self.name or ""
+        if not isinstance(x, QuantizedFeatures):
+            x = RMSNorm(self.config.norm_eps, name="rms_norm")(x) if self.config.linear_norm else x
+            x = quantize_features(x, f"{name}_input")
+        weight = _ternary_weight(self, (self.features, x.codes.shape[-1]), self.init_std)
         return checkpoint_name(ternary_linear(x, weight, name), name)
 
 

@@ -21,14 +21,16 @@ Cache = KVCache | RecurrentState | dict[str, Any]
 
 
 # What is worth keeping of what layers give. The gates of MLGRU are not: their products are small, their arrays large.
-PRODUCTS = ("q_proj", "k_proj", "v_proj", MIXED, "o_proj", "gate_proj", "up_proj", "down_proj")
+_PRODUCTS = ("q_proj", "k_proj", "v_proj", MIXED, "o_proj", "gate_proj", "up_proj", "down_proj")
+# What ternary layers take of anything but a norm, in int8. A norm is computed again in any case, and its codes with it.
+_CODES = ("o_proj_input", "down_proj_input")
 
 Remat = Literal["none", "products", "ternary", "blocks"]
 # What the backward pass finds kept of each block; it computes the rest again.
 REMAT_POLICIES: dict[Remat, Any] = {
     "none": jax.checkpoint_policies.everything_saveable,
     "products": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.save_only_these_names(*PRODUCTS, TERNARY_RESIDUALS),
+        jax.checkpoint_policies.save_only_these_names(*_PRODUCTS, *_CODES),
         lambda primitive, *_, **__: primitive.name == CUDNN_FORWARD,
     ),
     "ternary": jax.checkpoint_policies.save_only_these_names(TERNARY_RESIDUALS),

@@ -89,11 +89,11 @@ class QuantizedFeatures(flax.struct.PyTreeNode):
     scale: Any  # Float32 [..., 1]
 
 
-def quantize_features(x: Features) -> QuantizedFeatures:
-    """Quantize features by token. Rematerialization knows codes and scale as TERNARY_RESIDUALS."""
+def quantize_features(x: Features, name: str = "") -> QuantizedFeatures:
+    """Quantize features by token. Rematerialization knows codes and scale as TERNARY_RESIDUALS, and by `name`."""
     codes, scale = quantize_activation(jax.lax.stop_gradient(x), jnp)
-    codes = checkpoint_name(codes.astype(jnp.int8), TERNARY_RESIDUALS)
-    return QuantizedFeatures(x, codes, checkpoint_name(scale, TERNARY_RESIDUALS))
+    kept = checkpoint_name((codes.astype(jnp.int8), scale), TERNARY_RESIDUALS)
+    return QuantizedFeatures(x, *checkpoint_name(kept, name))
 
 
 def ternary_linear(x: Features | QuantizedFeatures, weight: TernaryWeight, name: str = "") -> Outputs:

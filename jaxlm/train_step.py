@@ -131,8 +131,7 @@ def ternary_health(before: dict[str, TernaryWeight], after: dict[str, TernaryWei
     count = jnp.float32(sum(weight.codes.size for weight in after.values()))
     # Counted in float32, which XLA for CPUs adds three times as fast as integers.
     others = [jnp.sum(jnp.abs(weight.codes), dtype=jnp.float32) for weight in after.values()]
-    changes = [jnp.abs(before[name].codes - after[name].codes) for name in after]
-    flips = [jnp.sum(jnp.minimum(change, 1), dtype=jnp.float32) for change in changes]
+    flips = [jnp.sum(before[name].codes != after[name].codes, dtype=jnp.float32) for name in after]
     return {
         "ternary/zero_fraction": 1 - jnp.sum(jnp.stack(others)) / count,
         "ternary/flip_rate": jnp.sum(jnp.stack(flips)) / count,

@@ -160,6 +160,21 @@ def test_a_block_quantizes_each_input_once(tiny_config, token_ids, linear_norm, 
     assert str(traced).count(f"name={TERNARY_RESIDUALS}") == 2 * quantizations
 
 
+@pytest.mark.parametrize(("remat", "kept"), [("products", ["o", "down"]), ("ternary", ["qkv", "o", "gate_up", "down"])])
+def test_what_is_kept_of_the_inputs_of_ternary_layers(tiny_config, token_ids, remat, kept):
+    config = dataclasses.replace(tiny_config, linear="ternary")
+    widths = dict.fromkeys(("qkv", "o", "gate_up"), config.hidden_size) | {"down": config.intermediate_size}
+    model = LanguageModel(config, remat=remat)
+    params = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+
+    def logits(params):
+        return model.apply({"params": with_ternary(params, quantize_params(params, config))}, token_ids)
+
+    found = jax.tree.leaves(jax.eval_shape(functools.partial(jax.vjp, logits), params)[1])
+    found = [x.shape for x in found if x.dtype == jnp.int8 and x.shape[1:3] == token_ids.shape]
+    assert sorted(found) == sorted((config.num_layers, *token_ids.shape, widths[name]) for name in kept)
+
+
 def test_memory_of_a_step_grows_with_the_sequence_and_not_with_its_square(tiny_config):
     """Not even that of masks: they are the same in every layer, so jax would compute all of them before."""
     config = dataclasses.replace(tiny_config, num_layers=2, max_seq_len=4096)

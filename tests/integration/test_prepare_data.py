@@ -1,5 +1,6 @@
 """Preparation as a command: killed, continued, and spread over a cluster, it writes the same bytes."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -34,7 +35,10 @@ def words(path, name, **options):
 
 def start(arguments):
     command = [sys.executable, *arguments]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # What a shell runs in the background ignores interrupts, and so would all that is started from there.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed)
 
 
 def wait_for_slices(path, count):

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.block_attention import MIXED, block_attention, blocks_of, is_seen
 from jaxlm.gpu import AMPERE, is_ampere
-from jaxlm.shapes import SegmentIds
+from jaxlm.shapes import Positions, SegmentIds
 
 AttentionKernel = Literal["xla", "cudnn", "splash"]
 # jax's name for cuDNN's forward pass. It gives what its backward pass needs as well, which no name of ours reaches.
@@ -21,6 +21,8 @@ CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"
 # Tokens up to which cuDNN takes a whole sequence in one go.
 CUDNN_BLOCK = 4096
 _CUDNN_HEAD_DIM = 128
+# Queries of a prompt that see a cache at a time.
+CACHED_BLOCK = 128
 
 
 def choose_kernel(asked: AttentionKernel | Literal["auto"], dtype: Any, head_dim: int, device: Any) -> AttentionKernel:
@@ -66,6 +68,26 @@ def causal_attention(
         return checkpoint_name(_cudnn_by_blocks(queries, keys, values, segment_ids), MIXED)
     same = None if segment_ids is None else (segment_ids[:, :, None] == segment_ids[:, None])[:, None]
     return jax.nn.dot_product_attention(queries, keys, values, mask=same, is_causal=True, implementation=kernel)
+
+
+def cached_attention(queries: jax.Array, keys: jax.Array, values: jax.Array, positions: Positions) -> jax.Array:
+    """Attend queries `[B, L, N, H]` at `positions` to a cache's keys and values `[B, K, S, H]` at or before them.
+
+    The scores of a long prompt never exist: CACHED_BLOCK queries see the cache at a time.
+    """
+    L, K, S = queries.shape[1], keys.shape[1], keys.shape[2]
+    blocks = blocks_of(L, min(L, CACHED_BLOCK))
+    grouped = queries.reshape(*queries.shape[:2], K, -1, queries.shape[-1])
+
+    def attend(row: tuple[jax.Array, jax.Array]) -> jax.Array:
+        queries, positions = row
+        scores = jnp.einsum("btkrh,bksh->bkrts", queries, keys, preferred_element_type=jnp.float32)
+        seen = jnp.arange(S)[None, None] <= positions[:, :, None]
+        weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores * keys.shape[-1] ** -0.5, -jnp.inf), axis=-1)
+        return jnp.einsum("bkrts,bksh->bkrth", weights.astype(values.dtype), values).transpose(0, 3, 1, 2, 4)
+
+    mixed = jax.lax.map(attend, (blocks.cut(grouped, 1), blocks.cut(jnp.asarray(positions), 1)))
+    return blocks.join([mixed], 1, L).reshape(queries.shape)
 
 
 def _cudnn_by_blocks(

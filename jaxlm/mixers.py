@@ -7,10 +7,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxlm.attention import AttentionKernel, causal_attention
+from jaxlm.attention import AttentionKernel, cached_attention, causal_attention
 from jaxlm.layers import RMSNorm, block_linear, rotary, shared_input
 from jaxlm.linear_recurrence import linear_recurrence
-from jaxlm.shapes import Hidden, LowerBound
+from jaxlm.shapes import Hidden, LowerBound, Positions
 from jaxlm.spec.config import ModelConfig
 from jaxlm.ternary_linear import QuantizedFeatures
 
@@ -22,13 +22,12 @@ class Context(flax.struct.PyTreeNode):
     positions: Any  # Int [B, L], from the start of the document
     begins: Any  # Bool [B, L]: tokens that begin a document, where a recurrent state begins anew
     segment_ids: Any = None  # Int [B, L]: attention stays inside its segment; None stands for one
-    mask: Any = None  # Bool [B, L, S]: what attention sees of a cache; None where there is none
     keep: Any = None  # Bool [B, L]: tokens that a recurrent state takes in; None stands for all
     attention: AttentionKernel = flax.struct.field(pytree_node=False, default="xla")
 
 
 class KVCache(flax.struct.PyTreeNode):
-    """Keys and values by absolute position, `[B, S, K, H]`; with a leading layer axis for a whole model.
+    """Keys and values of all layers by absolute position, `[layers, B, K, S, H]`.
 
     No length is kept: a query at position p reads slots 0..p, so slots beyond what was written are never seen.
     """
@@ -37,6 +36,11 @@ class KVCache(flax.struct.PyTreeNode):
     keys: Any
     values: Any
 
+    def write(self, layer: jax.Array, positions: Positions, keys: jax.Array, values: jax.Array) -> "KVCache":
+        """With keys and values `[B, L, K, H]` of tokens at `positions` `[B, L]` of a layer."""
+        place = (layer, jnp.arange(len(positions))[:, None], slice(None), positions)
+        return KVCache(self.keys.at[place].set(keys), self.values.at[place].set(values))
+
 
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions, and a norm before `o_proj` where there are sub-norms."""
@@ -44,7 +48,9 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Hidden, context: Context, cache: KVCache | None) -> tuple[Hidden, KVCache | None]:
+    def __call__(
+        self, x: Hidden, context: Context, cache: KVCache | None, layer: jax.Array | None
+    ) -> tuple[Hidden, KVCache | None]:
         config, positions = self.config, context.positions
         B, L, _ = x.shape
         shared = shared_input(config, x)
@@ -56,12 +62,9 @@ class Attention(nn.Module):
         if cache is None:
             mixed = causal_attention(queries, keys, values, context.segment_ids, context.attention)
         else:
-            rows = jnp.arange(B)[:, None]
-            keys = cache.keys.at[rows, positions].set(keys)
-            values = cache.values.at[rows, positions].set(values)
-            cache = KVCache(keys, values)
-            assert context.mask is not None
-            mixed = jax.nn.dot_product_attention(queries, keys, values, mask=context.mask[:, None])
+            assert layer is not None
+            cache = cache.write(layer, positions, keys, values)
+            mixed = cached_attention(queries, cache.keys[layer], cache.values[layer], positions)
         mixed = mixed.reshape(B, L, config.num_heads * config.head_dim)
         if config.sub_norm:
             mixed = RMSNorm(config.norm_eps, name="attn_sub_norm")(mixed)
@@ -73,7 +76,7 @@ class Attention(nn.Module):
 
 
 class RecurrentState(flax.struct.PyTreeNode):
-    """The state `[B, E]` float32 after the last token; with a leading layer axis for a whole model."""
+    """The states of all layers after the last token, `[layers, B, E]` float32."""
 
     state: Any
 
@@ -90,7 +93,12 @@ class MLGRU(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Hidden, context: Context, cache: RecurrentState | None, lower_bound: LowerBound
+        self,
+        x: Hidden,
+        context: Context,
+        cache: RecurrentState | None,
+        layer: jax.Array | None,
+        lower_bound: LowerBound,
     ) -> tuple[Hidden, RecurrentState | None]:
         config = self.config
         width = config.hidden_size
@@ -103,10 +111,10 @@ class MLGRU(nn.Module):
         if context.keep is not None:
             update = jnp.where(context.keep[..., None], update, 0)
             forget = jnp.where(context.keep[..., None], forget, 1)
-        initial = jnp.zeros_like(update[:, 0]) if cache is None else cache.state
+        initial = jnp.zeros_like(update[:, 0]) if cache is None else cache.state[layer]
         states = linear_recurrence(forget, update, initial)
         if cache is not None:
-            cache = RecurrentState(states[:, -1])
+            cache = RecurrentState(cache.state.at[layer].set(states[:, -1]))
         gate = RMSNorm(config.norm_eps, name="g_norm")(block_linear(config, width, "g_proj")(shared))
         mixed = (gate.astype(jnp.float32) * nn.silu(states)).astype(x.dtype)
         return block_linear(config, width, "o_proj")(mixed), cache

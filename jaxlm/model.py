@@ -53,16 +53,20 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(self.config.norm_eps)
         self.mlp = FeedForward(self.config)
 
-    def __call__(self, x: Hidden, cache: Any, lower_bound: jax.Array | None, context: Context) -> tuple[Hidden, Any]:
+    def __call__(
+        self, carried: tuple[Hidden, Any], layer: jax.Array | None, lower_bound: jax.Array | None, context: Context
+    ) -> tuple[tuple[Hidden, Any], None]:
+        """The next block's `carried`: hidden states, and the cache of all layers, None while training."""
+        x, cache = carried
         normed = self.input_layernorm(x)
         if self.token_mixer == "attention":
-            mixed, cache = self.self_attn(normed, context, cache)
+            mixed, cache = self.self_attn(normed, context, cache, layer)
         else:
             assert lower_bound is not None
-            mixed, cache = self.mlgru(normed, context, cache, lower_bound)
+            mixed, cache = self.mlgru(normed, context, cache, layer, lower_bound)
         x = x + mixed
         x = x + self.mlp(self.post_attention_layernorm(x))
-        return constrain(x, "batch", None, None), cache
+        return (constrain(x, "batch", None, None), cache), None
 
 
 class PatternOfBlocks(nn.Module):
@@ -72,7 +76,10 @@ class PatternOfBlocks(nn.Module):
     block: type[Block]
 
     @nn.compact
-    def __call__(self, x: Hidden, cache: Any, lower_bounds: jax.Array | None, context: Context) -> tuple[Hidden, Any]:
+    def __call__(
+        self, carried: tuple[Hidden, Any], repeat: jax.Array | None, lower_bounds: jax.Array | None, context: Context
+    ) -> tuple[tuple[Hidden, Any], None]:
+        x, cache = carried
         written = {}
         recurrent = 0
         for place, token_mixer in enumerate(self.config.token_mixer):
@@ -81,8 +88,8 @@ class PatternOfBlocks(nn.Module):
                 assert lower_bounds is not None
                 lower_bound, recurrent = lower_bounds[recurrent], recurrent + 1
             block = self.block(self.config, token_mixer, name=name)
-            x, written[name] = block(x, None if cache is None else cache[name], lower_bound, context)
-        return x, None if cache is None else written
+            (x, written[name]), _ = block((x, cache and cache[name]), repeat, lower_bound, context)
+        return (x, cache and written), None
 
 
 class LowerBounds(nn.Module):
@@ -166,7 +173,8 @@ class LanguageModel(nn.Module):
 
     def blocks(self, x: Hidden, lower_bounds: jax.Array | None, context: Context) -> Hidden:
         """What the last block gives, `[B, L, D]`; reads the parameters of `layers` alone."""
-        return self.layers(x, None, lower_bounds, context)[0]
+        (x, _), _ = self.layers((x, None), None, lower_bounds, context)
+        return x
 
     def head(self, x: Hidden) -> Logits:
         """Logits of what the last block gave; reads the parameters of `head_modules` alone."""
@@ -195,12 +203,12 @@ class LanguageModel(nn.Module):
         _check_cache(self.config, token_ids.shape[0], cache)
         table = self.embed_tokens()
         x = table[token_ids].astype(self.dtype)
-        length = _cache_length(cache)
-        mask = None if length is None else jnp.arange(length)[None, None] <= positions[:, :, None]
         keep = jnp.arange(token_ids.shape[1])[None] <= last[:, None]
-        x, written = self.layers(x, cache, self._bounds(), Context(positions, positions == 0, mask=mask, keep=keep))
+        context = Context(positions, positions == 0, keep=keep)
+        # Carried from layer to layer, and so written in place: what a loop reads and gives by layer is copied.
+        (x, cache), _ = self.layers((x, cache), jnp.arange(self.config.num_repeats), self._bounds(), context)
         x = x[jnp.arange(x.shape[0]), last][:, None]
-        return self.head(x)[:, 0], written
+        return self.head(x)[:, 0], cache
 
     def _table(self) -> jax.Array:
         # Whole along `embed`: a row that is split over the devices of a batch would be gathered in a detour.
@@ -224,7 +232,7 @@ def init_cache(config: ModelConfig, batch_size: int, length: int, dtype: Any = j
 def _init_cache(config: ModelConfig, token_mixer: str, batch_size: int, length: int, dtype: Any) -> Cache:
     if token_mixer == "mlgru":
         return RecurrentState(jnp.zeros((config.num_repeats, batch_size, config.hidden_size), jnp.float32))
-    shape = (config.num_repeats, batch_size, length, config.num_kv_heads, config.head_dim)
+    shape = (config.num_repeats, batch_size, config.num_kv_heads, length, config.head_dim)
     return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
@@ -248,4 +256,4 @@ def _describe(cache: Cache) -> str:
 def _cache_length(cache: Cache) -> int | None:
     """Positions that a model's cache has room for; None where it holds states only."""
     caches = cache.values() if isinstance(cache, dict) else [cache]
-    return next((each.keys.shape[2] for each in caches if isinstance(each, KVCache)), None)
+    return next((each.keys.shape[3] for each in caches if isinstance(each, KVCache)), None)

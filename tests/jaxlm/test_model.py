@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxlm.attention
 from jaxlm.layers import rotary
 from jaxlm.mixers import Context
 from jaxlm.model import LanguageModel, init_cache, init_params
@@ -70,7 +71,7 @@ def test_logits_are_causal_by_gradient(config, params, token_ids):
         bound = model.bind({"params": params})
         x = table[token_ids] + offsets
         positions = jnp.broadcast_to(jnp.arange(12), (2, 12))
-        hidden, _ = bound.layers(x, None, bound._bounds(), Context(positions, positions == 0))
+        hidden = bound.blocks(x, bound._bounds(), Context(positions, positions == 0))
         return jnp.sum(bound.norm(hidden)[:, 5] ** 3)
 
     gradient = np.abs(jax.jit(jax.grad(logit_sum))(jnp.zeros((2, 12, config.hidden_size)))).sum(axis=(0, 2))
@@ -78,7 +79,9 @@ def test_logits_are_causal_by_gradient(config, params, token_ids):
     assert (gradient[6:] == 0).all()
 
 
-def test_cached_decoding_equals_the_uncached_pass(config, params, token_ids):
+@pytest.mark.parametrize("block", [1, 2, 128])
+def test_cached_decoding_equals_the_uncached_pass(monkeypatch, config, params, token_ids, block):
+    monkeypatch.setattr(jaxlm.attention, "CACHED_BLOCK", block)
     model = LanguageModel(config)
     expected = apply(model, params, token_ids)
     cache = init_cache(config, 2, 16)
@@ -90,6 +93,25 @@ def test_cached_decoding_equals_the_uncached_pass(config, params, token_ids):
         at = jnp.full((2, 1), position)
         logits, cache = decode(token_ids[:, position : position + 1], at, cache, jnp.zeros(2, jnp.int32))
         assert_logits_close(logits, expected[:, position], config)
+
+
+def test_generation_needs_no_second_cache_and_no_scores_of_a_whole_prompt(tiny_config):
+    config = dataclasses.replace(tiny_config, num_layers=8, max_seq_len=4096)
+    model = LanguageModel(config)
+    params = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+    cache = jax.eval_shape(lambda: init_cache(config, 1, 4096))
+    size = sum(each.size * each.dtype.itemsize for each in jax.tree.leaves(cache))
+
+    def temporaries(length):
+        ids, last = jax.ShapeDtypeStruct((1, length), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
+        decode = jax.jit(
+            lambda t, p, c, i, w: model.apply({"params": w}, t, p, c, i, method="decode"), donate_argnums=2
+        )
+        return decode.lower(ids, ids, cache, last, params).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(1) < size / 2
+    # Of 4 heads, 4096 tokens would have scores of 256 MiB.
+    assert temporaries(4096) < 64 * 2**20
 
 
 def test_a_cache_of_another_model_is_refused(tiny_config, config, params, token_ids):

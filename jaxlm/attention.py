@@ -1,7 +1,7 @@
-"""Causal attention within segments, by the kernel that suits the device; the scores of a long sequence never exist.
+"""Causal attention within segments, by the kernel that suits the device, and attention to a cache.
 
-`xla` runs everywhere, in blocks of queries (`jaxlm.block_attention`). `cudnn` is NVIDIA's fused kernel, `splash` the
-one for TPUs.
+The scores of a long sequence never exist. `xla` runs everywhere, in blocks of queries (`jaxlm.block_attention`).
+`cudnn` is NVIDIA's fused kernel, `splash` the one for TPUs.
 """
 
 from functools import partial

@@ -1,6 +1,5 @@
 """Preparation as a command: killed, continued, and spread over a cluster, it writes the same bytes."""
 
-import functools
 import os
 import signal
 import subprocess
@@ -35,10 +34,12 @@ def words(path, name, **options):
 
 def start(arguments):
     command = [sys.executable, *arguments]
-    # What a shell runs in the background ignores interrupts, and so would all that is started from there.
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed)
+    # Children inherit that a signal is ignored, and what a shell runs in the background ignores this one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def wait_for_slices(path, count):

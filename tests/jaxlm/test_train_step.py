@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -70,6 +71,17 @@ def test_the_state_carries_the_codes_of_its_parameters(tiny_config):
     jax.tree.map(np.testing.assert_array_equal, state.ternary, expected)
     assert all(0.2 < line["ternary/zero_fraction"] < 0.45 for line in lines)
     assert all(0 < line["ternary/flip_rate"] < 0.5 for line in lines)
+
+
+def test_new_codes_are_written_over_those_before(tiny_config):
+    model = LanguageModel(tiny_config)
+    optimizer, schedule = make_optimizer(OPTIMIZER, 4), learning_rate_schedule(OPTIMIZER, 4)
+    state = jax.eval_shape(lambda: init_state(model, optimizer, 0))
+    text = make_train_step(model, optimizer, schedule, 1).lower(state, make_batch()).compile().as_text()
+    shapes = {f"s8[{','.join(map(str, weight.codes.shape))}]" for weight in state.ternary.values()}
+    copied = re.findall(r"= (s8\[[\d,]+\])\S* copy\(", text)
+    assert shapes
+    assert not shapes & set(copied)
 
 
 def test_float16_trains_with_a_scaled_loss(tiny_config):

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.shapes import SegmentIds
-from jaxlm.sharding import target_platform
 
 # What attention gives, by the name that rematerialization knows it by.
 MIXED = "mixed"
@@ -78,15 +77,12 @@ def block_attention(
 ) -> jax.Array:
     """Attend queries `[B, L, N, H]` to keys and values `[B, L, K, H]` at or before them in their own segment."""
     B, L, N, H = queries.shape
-    K, dtype = keys.shape[2], queries.dtype
-    if dtype == jnp.float16 and target_platform() == "cpu":
-        # XLA has no product of float16 summed in float32 there.
-        queries, keys, values = (x.astype(jnp.float32) for x in (queries, keys, values))
+    K = keys.shape[2]
     # R queries read each key; heads before tokens, so that a block of them is one matrix a head.
     queries = queries.reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4)
     keys, values = (x.transpose(0, 2, 1, 3) for x in (keys, values))
     mixed = _attention(queries, keys, values, segment_ids)
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(B, L, N, H).astype(dtype)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
 
 
 @jax.custom_vjp

@@ -86,7 +86,7 @@ class BitLinear(nn.Module):
     """The ternary linear of BitNet b1.58 (arXiv 2402.17764), W `[out, in]`, optionally with a norm before it.
 
     Its parameter is a TernaryWeight, or latent weights which are then quantized on the spot, as features are that come
-    as floats. Rematerialization knows what it gives by the layer's name.
+    as floats. Rematerialization knows what it gives by the layer's name, and what it quantizes by that and "_input".
     """
 
     config: ModelConfig

@@ -16,13 +16,12 @@ from jaxlm.abstract_step import abstract_batch, step_of_run
 from jaxlm.device_memory import GIB, bytes_per_device, compiled_memory, free_bytes
 from jaxlm.distributed import least_of_all
 from jaxlm.model_flops import model_flops
-from jaxlm.new_model import TOKENS_PER_PARAMETER
-from jaxlm.run_directory import read_config
 from jaxlm.sharding import check_model, make_mesh
 from jaxlm.spec.config import ModelConfig
+from jaxlm.spec.model_size import TOKENS_PER_PARAMETER
 from jaxlm.spec.names import parameter_count
 from jaxlm.spec.presets import PRESETS
-from jaxlm.spec.run.run_directory import is_run_directory
+from jaxlm.spec.run.run_directory import is_run_directory, read_run_config
 from jaxlm.train_config import TrainConfig, resolve_model, training_model
 from shared_tokenizer.data_sets import DataSets
 from shared_tokenizer.tokenizer import Tokenizer
@@ -124,7 +123,7 @@ def largest_fitting(most: int, needed: Callable[[int], float], budget: float) ->
 
 def _as_recorded(config: TrainConfig) -> TrainConfig:
     """The sizes that were chosen when the run began."""
-    recorded = read_config(Path(config.output_dir))
+    recorded = read_run_config(Path(config.output_dir))
     if config.preset == "auto":
         config = replace(config, preset=recorded["preset"])
     if config.batch_size == "auto":

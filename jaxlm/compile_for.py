@@ -19,7 +19,6 @@ from jax.sharding import Mesh
 
 from jaxlm.abstract_step import abstract_batch, abstract_step
 from jaxlm.chips import GIB, Chip, chip_of
-from jaxlm.data import Batch
 from jaxlm.device_memory import Memory, bytes_per_device, compiled_memory
 from jaxlm.hlo_costs import Costs, hlo_costs
 from jaxlm.model import LanguageModel, Remat
@@ -28,6 +27,7 @@ from jaxlm.sharding import MeshConfig, check_batch, make_mesh
 from jaxlm.spec.config import ModelConfig, config_from_dict
 from jaxlm.spec.presets import preset
 from jaxlm.train_step import TrainState
+from shared_tokenizer.batches import Batch
 
 # What the compiler keeps for the system: it grants 15.75 GiB of the 16 of a v5e.
 _RESERVED = GIB // 4

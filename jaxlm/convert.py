@@ -30,7 +30,7 @@ from jaxlm.spec.names import Kind, stored_tensors
 from jaxlm.spec.run.run_directory import RunDirectory, is_run_directory
 from jaxlm.weights import artifact_weights
 from shared_tokenizer.gguf_metadata import gguf_tokenizer_metadata
-from shared_tokenizer.load import tokenizer_directory
+from shared_tokenizer.load import load_tokenizer, tokenizer_directory
 from shared_tokenizer.tokenizer import Tokenizer
 
 REPORT = "conversion.json"
@@ -218,7 +218,11 @@ def _write_gguf(
     from jaxlm.spec.formats.gguf_writer import predict_tensors, tensor_bytes, write_gguf
 
     float_type, ternary_type = _GGUF_FLOATS[conversion.float_dtype], conversion.ternary_type
-    metadata = {} if tokenizer_dir is None else gguf_tokenizer_metadata(tokenizer_dir, config.vocab_size)
+    metadata = (
+        {}
+        if tokenizer_dir is None
+        else gguf_tokenizer_metadata(load_tokenizer(tokenizer_dir), tokenizer_dir, config.vocab_size)
+    )
     types: dict[str, Any] = {"float_type": float_type, "ternary_type": ternary_type}
     warnings = write_gguf(path, config, read, kind=conversion.kind(config), metadata=metadata, **types)
     predicted = predict_tensors(config, float_type, ternary_type)

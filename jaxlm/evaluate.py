@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm.data import Batch
 from jaxlm.loss import loss_sum
 from jaxlm.model import LanguageModel
 from jaxlm.ternary_linear import Params, ternarize
+from shared_tokenizer.batches import Batch
 from shared_tokenizer.evaluation import Evaluation, count_bytes, evaluate_batches, text_batches
 from shared_tokenizer.shards import TokenShards
 from shared_tokenizer.tokenizer import Tokenizer

@@ -5,10 +5,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxlm.load import artifact_params
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.open_model import open_model
 from jaxlm.ternary_linear import Params
+from jaxlm.weights import artifact_params
 
 # Fields that may differ. These say nothing of what the model computes from its weights and tokens,
 _UNRELATED = {"max_seq_len", "initializer_range", "embedding_range", "bos_id", "eos_id", "pad_id"}

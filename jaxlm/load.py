@@ -9,14 +9,11 @@ import jax.numpy as jnp
 
 from jaxlm.checkpoint import restore_params
 from jaxlm.model import LanguageModel, init_params
-from jaxlm.run_directory import read_config
-from jaxlm.spec.artifact import Artifact
 from jaxlm.spec.config import ModelConfig, config_from_dict
-from jaxlm.spec.names import parameters
 from jaxlm.spec.open_model import open_model
-from jaxlm.spec.run.run_directory import RunDirectory, is_run_directory
+from jaxlm.spec.run.run_directory import RunDirectory, is_run_directory, read_run_config
 from jaxlm.ternary_linear import Params
-from jaxlm.weights import Weights, artifact_weights, stack_weights, tree_weights
+from jaxlm.weights import Weights, artifact_params, artifact_weights, tree_weights
 from shared_tokenizer.load import find_tokenizer, load_tokenizer
 from shared_tokenizer.tokenizer import Tokenizer
 
@@ -53,12 +50,7 @@ def open_weights(
 
 def load_run(path: Path, say: Callable[[str], None] = print) -> tuple[ModelConfig, Params]:
     """Config and latent parameters of a run's newest whole checkpoint."""
-    config = config_from_dict(read_config(path)["model"])
+    config = config_from_dict(read_run_config(path)["model"])
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     _, params = restore_params(RunDirectory(path).checkpoints, shapes, say)
     return config, params
-
-
-def artifact_params(artifact: Artifact) -> Params:
-    """The parameter tree of an artifact: float leaves, and ternary ones where it is packed."""
-    return stack_weights(artifact_weights(artifact), parameters(artifact.config))

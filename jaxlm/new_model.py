@@ -6,13 +6,11 @@ from typing import Literal
 
 from jaxlm.spec.artifact import weight_file_bytes
 from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.model_size import Architecture, config_of_size, parse_size
+from jaxlm.spec.model_size import TOKENS_PER_PARAMETER, Architecture, config_of_size, parse_size
 from jaxlm.spec.names import parameter_count, ternary_parameter_count
 from jaxlm.train_config import model_flags
 from jaxlm.training_memory import TrainingMemory, training_memory
 
-# arXiv 2203.15556 (Chinchilla): where compute is best spent. Small models that are to be used a lot are given more.
-TOKENS_PER_PARAMETER = 20
 _ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2}
 
 

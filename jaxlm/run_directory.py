@@ -5,16 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jaxlm.spec.run.run_directory import RunDirectory, open_run_directory, read_settings
+from jaxlm.spec.run.run_directory import RunDirectory, open_run_directory
 from jaxlm.train_config import RESUMABLE_CHANGES, TrainConfig
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The resolved config of a run, as plain values."""
-    content = read_settings(path)
-    if not isinstance(content["model"], dict):
-        raise ValueError(f"{path}: found a model {content['model']!r} in its config, expected the fields of a model")
-    return content
 
 
 def open_run(config: TrainConfig, model_fields: dict[str, Any]) -> contextlib.AbstractContextManager[RunDirectory]:

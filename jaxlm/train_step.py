@@ -9,10 +9,10 @@ import optax
 from flax.training.dynamic_scale import DynamicScale
 
 from jaxlm.cpu import compiler_options
-from jaxlm.data import Batch
 from jaxlm.loss import loss_sum
 from jaxlm.model import LanguageModel, init_params
 from jaxlm.ternary_linear import Params, TernaryWeight, quantize_params, with_ternary
+from shared_tokenizer.batches import Batch
 
 Metrics = dict[str, jax.Array]
 

@@ -16,7 +16,6 @@ from jaxlm.abstract_step import abstract_batch, step_of_run
 from jaxlm.auto_size import choose_sizes
 from jaxlm.checkpoint import Checkpoints
 from jaxlm.cpu import compiler_options
-from jaxlm.data import Batch
 from jaxlm.device_memory import check_state_fits, check_step_fits
 from jaxlm.distributed import SharedStop, all_or_none, is_first
 from jaxlm.evaluate import evaluate, make_loss_function
@@ -42,6 +41,7 @@ from jaxlm.ternary_linear import Params, TernaryWeight, quantize_params, with_te
 from jaxlm.train_config import TrainConfig, describe_model, training_model
 from jaxlm.train_step import TrainState, init_state
 from jaxlm.training_inputs import TrainingInputs, open_inputs, open_sets
+from shared_tokenizer.batches import Batch
 from shared_tokenizer.evaluation import Evaluation
 
 Result = TypeVar("Result")

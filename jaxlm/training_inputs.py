@@ -8,7 +8,6 @@ import grain
 from jax.sharding import Mesh
 from rich.console import Console
 
-from jaxlm.data import Batch, host_batches
 from jaxlm.distributed import is_first
 from jaxlm.evaluate import unigram_evaluation
 from jaxlm.init_from import initial_params
@@ -22,6 +21,7 @@ from jaxlm.spec.run.stop_request import StopRequest
 from jaxlm.spec.sampling import check_prompt
 from jaxlm.ternary_linear import Params
 from jaxlm.train_config import TrainConfig, resolve_model
+from shared_tokenizer.batches import Batch, BatchOrder, training_batches
 from shared_tokenizer.data_sets import DataSets
 from shared_tokenizer.evaluation import Evaluation
 from shared_tokenizer.shards import TokenShards
@@ -103,10 +103,11 @@ def _open_data(config: TrainConfig, model_config: ModelConfig, sets: DataSets, m
     batch_size, parts = config.sequences_per_step, config.grad_accumulation_steps
     # As large as a micro-batch, so that evaluation fits where training does.
     val = sets.evaluation_batches(batch_size // parts, config.eval_batches * parts)
+    order = BatchOrder(batch_size, config.seed, *batch_share(mesh))
     tokens = [TokenShards.open(directory, "train") for directory in sets.directories]
     return TrainingData(
         fingerprint=sets.fingerprint,
-        train=iter(host_batches(sets, batch_size, config.seed, config.data_weights or None, batch_share(mesh))),
+        train=iter(training_batches(sets.train, order, config.data_weights or None)),
         val=val,
         unigram=unigram_evaluation(tokens, model_config.vocab_size, val, sets.tokenizer.token_bytes),
     )

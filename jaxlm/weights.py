@@ -13,7 +13,7 @@ from jaxlm.distributed import to_host
 from jaxlm.layers import QuantizedRows
 from jaxlm.spec.artifact import Artifact
 from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.names import Parameter, scale_name
+from jaxlm.spec.names import Parameter, parameters, scale_name
 from jaxlm.spec.ternary import unpack
 from jaxlm.ternary_linear import Params, TernaryWeight, ternarize_weight
 
@@ -47,6 +47,11 @@ def artifact_weights(artifact: Artifact) -> Weights:
         return TernaryWeight(unpack(stored, parameter.shape[0]), scale.reshape(()))
 
     return weight
+
+
+def artifact_params(artifact: Artifact) -> Params:
+    """The parameter tree of an artifact: float leaves, and ternary ones where it is packed."""
+    return stack_weights(artifact_weights(artifact), parameters(artifact.config))
 
 
 def ternary_weights(weights: Weights, config: ModelConfig) -> Weights:

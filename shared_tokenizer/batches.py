@@ -13,6 +13,8 @@ from shared_tokenizer.examples import Example, Examples, PackedDocuments, Window
 from shared_tokenizer.shards import Split, TokenShards, read_manifest
 
 Packing = Literal["auto", "windows", "best_fit"]
+# A batch has the fields of an example, with the examples along the first axis.
+Batch = Example
 # Far more examples than any run takes; grain's own end of endless data overflows where a host's batch is one example.
 ENDLESS = 2**62
 

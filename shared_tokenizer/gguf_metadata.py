@@ -27,7 +27,6 @@ from shared_tokenizer.gguf_tokenizer import (
 from shared_tokenizer.json_definition import JsonDefinition, open_definition
 from shared_tokenizer.json_pieces import missing_bytes
 from shared_tokenizer.json_tokenizer import JsonTokenizer
-from shared_tokenizer.load import load_tokenizer
 from shared_tokenizer.named_tokens import NamedTokens
 from shared_tokenizer.sentencepiece_model import BPE, PieceKind, peculiarity
 from shared_tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
@@ -38,14 +37,13 @@ from shared_tokenizer.tokenizer_files import read_files
 FILLER_SCORE = -10000.0
 
 
-def gguf_tokenizer_metadata(directory: Path, vocab_size: int | None = None) -> dict[str, Any]:
-    """Keys and values by which llama.cpp runs the tokenizer of a directory, its chat template among them.
+def gguf_tokenizer_metadata(tokenizer: Tokenizer, directory: Path, vocab_size: int | None = None) -> dict[str, Any]:
+    """Return the keys and values by which llama.cpp runs the tokenizer of a directory, its chat template among them.
 
     Numbers are to be written as UINT32 where they stand alone, as INT32 and FLOAT32 in arrays. `vocab_size` is the
     model's, which may be larger: the ids that no token has are filled up. The ids of a text are the same but for
     what `gguf_tokenizer` names. Raises ValueError where llama.cpp cannot give the same ids.
     """
-    tokenizer = load_tokenizer(directory)
     try:
         if isinstance(tokenizer, SentencePieceTokenizer):
             found = _sentencepiece(tokenizer)

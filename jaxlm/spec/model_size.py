@@ -13,6 +13,8 @@ from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.names import parameter_count
 from jaxlm.spec.presets import bitnet, mmfree
 
+# arXiv 2203.15556 (Chinchilla): where compute is best spent. Small models that are to be used a lot are given more.
+TOKENS_PER_PARAMETER = 20
 Number = TypeVar("Number", int, float)
 Architecture = Literal["ternary", "mmfree", "dense"]
 _KINDS = {"ternary": bitnet, "mmfree": mmfree, "dense": ModelConfig}

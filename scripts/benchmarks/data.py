@@ -18,7 +18,6 @@ import jax
 import sentencepiece
 import tokenizers
 
-from jaxlm.data import Batch, host_batches
 from jaxlm.model import LanguageModel
 from jaxlm.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.spec.command_line import make_console
@@ -26,6 +25,7 @@ from jaxlm.spec.presets import preset
 from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.train_config import choose_remat
 from jaxlm.train_step import init_state, make_train_step
+from shared_tokenizer.batches import Batch, BatchOrder, training_batches
 from shared_tokenizer.data_sets import DataSets
 from shared_tokenizer.documents import Document, cut_document, read_documents
 from shared_tokenizer.shards import TOKENIZER
@@ -181,7 +181,7 @@ def _batches(settings: Settings) -> None:
     model = LanguageModel(config, remat=choose_remat("auto", config, jax.devices()[0]))
     state = jax.jit(lambda: init_state(model, optimizer, 0))()
     step = make_train_step(model, optimizer, learning_rate_schedule(recipe, 10**6), 1)
-    pipeline = iter(host_batches(sets, settings.batch_size, 0))
+    pipeline = iter(training_batches(sets.train, BatchOrder(settings.batch_size, 0)))
     constant = next(pipeline)
     compiled = step.lower(state, constant).compile()
 

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 from rich.table import Table
 
-from jaxlm.data import Batch, host_batches
 from jaxlm.evaluate import evaluate, make_loss_function
 from jaxlm.model import LanguageModel
 from jaxlm.optimizer import learning_rate_schedule, make_optimizer
@@ -21,6 +20,7 @@ from jaxlm.spec.sampling import LARGEST_SEED
 from jaxlm.ternary_linear import with_ternary
 from jaxlm.train_config import choose_remat
 from jaxlm.train_step import init_state, make_train_step
+from shared_tokenizer.batches import Batch, BatchOrder, training_batches
 from shared_tokenizer.data_sets import DataSets
 from shared_tokenizer.evaluation import Evaluation
 
@@ -102,7 +102,7 @@ def benchmark(settings: Settings) -> None:
     ]
     for contestant in contestants:
         contestant.compile(batches[0])
-    iterator = iter(host_batches(sets, settings.batch_size, settings.seed))
+    iterator = iter(training_batches(sets.train, BatchOrder(settings.batch_size, settings.seed)))
     for _ in range(settings.num_train_steps):
         batch = next(iterator)
         for contestant in contestants:  # in turn, so that a drift of the machine meets all

@@ -8,11 +8,12 @@ import pytest
 import jaxlm.convert
 from jaxlm.convert import REPORT, Conversion, convert, report_path
 from jaxlm.export import export_artifact
-from jaxlm.load import artifact_params, load_model
+from jaxlm.load import load_model
 from jaxlm.model import init_params
 from jaxlm.spec.artifact import load_artifact
 from jaxlm.spec.manifest import verify_manifest
 from jaxlm.spec.names import parameter_count, tensor_bytes, ternary_parameter_count
+from jaxlm.weights import artifact_params
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from jaxlm.init_from import initial_params
-from jaxlm.load import artifact_params
 from jaxlm.spec.artifact import load_artifact
+from jaxlm.weights import artifact_params
 from tests.golden.golden_models import write_golden_artifact
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from jaxlm.run_directory import open_run, read_config
-from jaxlm.spec.run.run_directory import CONFIG
+from jaxlm.run_directory import open_run
+from jaxlm.spec.run.run_directory import CONFIG, read_run_config
 from jaxlm.train_config import TrainConfig
 
 MODEL = {"num_layers": 2}
@@ -19,10 +19,10 @@ def config(tmp_path):
 
 def test_the_resolved_config_is_written_and_accepted_again(config):
     with open_run(config, MODEL) as run:
-        assert read_config(run.path)["model"] == MODEL
+        assert read_run_config(run.path)["model"] == MODEL
     resumed = replace(config, resume=True, log_every_steps=3)
     with open_run(resumed, MODEL) as run:
-        assert read_config(run.path)["log_every_steps"] == 3
+        assert read_run_config(run.path)["log_every_steps"] == 3
 
 
 def test_a_run_is_not_touched_unless_told_to_resume(config):
@@ -85,7 +85,7 @@ def test_a_damaged_config_is_named(config):
     for content in ("{bad", "", "a: 1"):
         (run.path / CONFIG).write_text(content)
         with pytest.raises(ValueError, match=r"config\.yaml: (not YAML|expected the settings of a run)"):
-            read_config(run.path)
+            read_run_config(run.path)
 
 
 def test_the_config_is_a_config_file(config, tmp_path):

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.data import Batch
 from jaxlm.model import LanguageModel
 from jaxlm.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.ternary_linear import quantize_params
 from jaxlm.train_step import init_state, make_train_step
+from shared_tokenizer.batches import Batch
 from shared_tokenizer.examples import to_example
 from shared_tokenizer.shards import Span
 from tests.conftest import TINY, VARIANTS

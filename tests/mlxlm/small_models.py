@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.export import export_artifact
-from jaxlm.load import artifact_params
 from jaxlm.spec.artifact import save_artifact
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.initial_weights import initial_weights
 from jaxlm.spec.open_model import open_model
+from jaxlm.weights import artifact_params
 from shared_tokenizer.tokenizer import Tokenizer
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "num_kv_heads": 1, "max_seq_len": 128}

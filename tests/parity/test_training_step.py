@@ -13,7 +13,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import jaxlm.loss
 import mlxlm.loss
-from jaxlm.load import artifact_params
 from jaxlm.model import LanguageModel
 from jaxlm.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.spec.blank_artifact import save_blank_artifact
@@ -23,6 +22,7 @@ from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.spec.ternary import quantize_weight
 from jaxlm.ternary_linear import quantize_params, ternarize_weight, ternary_linear, with_ternary
 from jaxlm.train_step import TrainState, make_train_step
+from jaxlm.weights import artifact_params
 from mlxlm.optimizer import AdamW
 from mlxlm.qat import latent_model, latent_ternary_linear, ternary_paths
 from mlxlm.train_step import TrainStep

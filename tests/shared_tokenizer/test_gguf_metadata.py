@@ -94,6 +94,10 @@ BYTE_LEVEL: dict[str, Callable[[], Tokenizer]] = {
 }
 
 
+def metadata_of(directory: Path, vocab_size: int | None = None) -> dict[str, Any]:
+    return gguf_tokenizer_metadata(load_tokenizer(directory), directory, vocab_size)
+
+
 def saved(tokenizer: Tokenizer, directory: Path) -> Path:
     tokenizer.save(directory)
     write_chat_template(directory, CHATML, tokenizer)
@@ -109,7 +113,7 @@ def original(request, tmp_path_factory) -> tuple[Tokenizer, Path]:
 @pytest.fixture(scope="module")
 def rebuilt(original, tmp_path_factory) -> tuple[Tokenizer, Path]:
     """Through metadata, and through files again."""
-    made = gguf_tokenizer(gguf_tokenizer_metadata(original[1], vocab_size=700))
+    made = gguf_tokenizer(metadata_of(original[1], vocab_size=700))
     assert made is not None
     directory = tmp_path_factory.mktemp("rebuilt")
     made.save(directory)
@@ -147,7 +151,7 @@ def test_a_chat_is_the_same(original, rebuilt):
 @pytest.mark.parametrize("name", BYTE_LEVEL)
 def test_byte_level_metadata(name, tmp_path):
     tokenizer = BYTE_LEVEL[name]()
-    found = gguf_tokenizer_metadata(saved(tokenizer, tmp_path))
+    found = metadata_of(saved(tokenizer, tmp_path))
     assert found["tokenizer.ggml.model"] == "gpt2"
     assert found["tokenizer.ggml.pre"] == name.removesuffix("_with_bos")
     assert found["tokenizer.ggml.add_bos_token"] is (tokenizer.bos_id is not None)
@@ -158,7 +162,7 @@ def test_byte_level_metadata(name, tmp_path):
 
 
 def test_sentencepiece_metadata(tmp_path):
-    found = gguf_tokenizer_metadata(saved(train_tokenizer(CORPUS, 420), tmp_path), vocab_size=422)
+    found = metadata_of(saved(train_tokenizer(CORPUS, 420), tmp_path), vocab_size=422)
     tokens, types = found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"]
     assert (tokens[:4], types[:4]) == (["<unk>", "<s>", "<|endoftext|>", "<pad>"], [2, 3, 3, 3])
     assert (tokens[20], types[20], types[275]) == ("<0x00>", 6, 6)
@@ -175,7 +179,7 @@ def test_sentencepiece_metadata(tmp_path):
 @pytest.mark.parametrize("make", [lambda: train_tokenizer(CORPUS, 420), single_digits], ids=["trained", "smollm"])
 def test_a_chat_model_says_where_an_answer_ends(make, tmp_path):
     tokenizer = make()
-    found = gguf_tokenizer_metadata(saved(tokenizer, tmp_path))
+    found = metadata_of(saved(tokenizer, tmp_path))
     ends = {found["tokenizer.ggml.eos_token_id"], found["tokenizer.ggml.eot_token_id"]}
     assert ends == set(stop_ids(tokenizer, CHATML)) and len(ends) == 2
     rebuilt = gguf_tokenizer(found)
@@ -190,12 +194,12 @@ def test_where_the_format_is_unknown_or_has_other_tokens_nothing_is_said_of_it(t
     train_tokenizer(CORPUS, 420).save(tmp_path)
     if template is not None:
         (tmp_path / "chat_template.jinja").write_text(template)
-    found = gguf_tokenizer_metadata(tmp_path)
+    found = metadata_of(tmp_path)
     assert "tokenizer.ggml.eot_token_id" not in found and found.get("tokenizer.chat_template") == template
 
 
 def test_without_a_begin_token_the_end_token_is_named(tmp_path):
-    found = gguf_tokenizer_metadata(saved(SENTENCEPIECE["no_bos"](), tmp_path))
+    found = metadata_of(saved(SENTENCEPIECE["no_bos"](), tmp_path))
     assert found["tokenizer.ggml.bos_token_id"] == found["tokenizer.ggml.eos_token_id"]
     assert found["tokenizer.ggml.add_bos_token"] is False
 
@@ -219,7 +223,7 @@ def llama_cpp_ids(metadata: Mapping[str, Any], text: str) -> list[int]:
 @pytest.fixture(scope="module", params=["trained", "dummy_prefix"])
 def sentencepiece(request, tmp_path_factory) -> tuple[Tokenizer, Mapping[str, Any]]:
     tokenizer = SENTENCEPIECE[request.param]()
-    return tokenizer, gguf_tokenizer_metadata(saved(tokenizer, tmp_path_factory.mktemp("spm")), vocab_size=430)
+    return tokenizer, metadata_of(saved(tokenizer, tmp_path_factory.mktemp("spm")), vocab_size=430)
 
 
 @given(text=TEXTS)
@@ -252,7 +256,7 @@ def test_llama_cpp_finds_the_same_ids_in_code(sentencepiece):
 def test_a_sentencepiece_model_that_llama_cpp_cannot_run_is_refused(options, reason, tmp_path):
     SentencePieceTokenizer(imported_model(**options)).save(tmp_path)
     with pytest.raises(ValueError, match=rf"{tmp_path}: llama.cpp .*{reason}.* without a tokenizer"):
-        gguf_tokenizer_metadata(tmp_path)
+        metadata_of(tmp_path)
 
 
 def with_added(*tokens: tokenizers.AddedToken) -> JsonTokenizer:
@@ -297,13 +301,13 @@ def test_a_tokenizer_json_that_llama_cpp_cannot_run_is_refused(make, reason, tmp
     (tmp_path / "made").mkdir()
     make(tmp_path).save(tmp_path / "made")
     with pytest.raises(ValueError, match=rf"llama.cpp .*{reason}.* without a tokenizer"):
-        gguf_tokenizer_metadata(tmp_path / "made", vocab_size=410)
+        metadata_of(tmp_path / "made", vocab_size=410)
 
 
 def test_added_tokens_are_cut_out_of_the_text(tmp_path):
     tokenizer = with_added("<think>", "</think>")
     tokenizer.save(tmp_path)
-    metadata = gguf_tokenizer_metadata(tmp_path)
+    metadata = metadata_of(tmp_path)
     assert metadata["tokenizer.ggml.token_type"][-2:] == [4, 4]
     rebuilt = gguf_tokenizer(metadata)
     assert rebuilt is not None
@@ -315,7 +319,7 @@ def test_added_tokens_are_cut_out_of_the_text(tmp_path):
 def test_ids_without_a_token_are_filled(tmp_path):
     tokenizer = changed(byte_level_library_tokenizer(), lambda parts: parts["model"]["vocab"].update({"new": 405}))
     tokenizer.save(tmp_path)
-    metadata = gguf_tokenizer_metadata(tmp_path)
+    metadata = metadata_of(tmp_path)
     assert metadata["tokenizer.ggml.tokens"][400:] == [*(f"[PAD{i}]" for i in range(400, 405)), "new"]
     assert metadata["tokenizer.ggml.token_type"][400:] == [5] * 5 + [1]
     rebuilt = gguf_tokenizer(metadata)
@@ -326,4 +330,4 @@ def test_ids_without_a_token_are_filled(tmp_path):
 def test_a_model_with_fewer_ids_than_the_tokenizer_is_refused(tmp_path):
     byte_level().save(tmp_path)
     with pytest.raises(ValueError, match="vocab_size: found 399, expected at least the 400 of the tokenizer"):
-        gguf_tokenizer_metadata(tmp_path, vocab_size=399)
+        metadata_of(tmp_path, vocab_size=399)

@@ -16,7 +16,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 from transformers.integrations import bitnet
 
-from jaxlm.data import Batch
 from jaxlm.export import export_artifact, stored_tensor_reader
 from jaxlm.load import load_model
 from jaxlm.model import LanguageModel, init_params
@@ -35,6 +34,7 @@ from jaxlm.ternary_linear import (
 )
 from jaxlm.train_step import loss_sum
 from jaxlm.weights import tree_weights
+from shared_tokenizer.batches import Batch
 from shared_tokenizer.tokenizer import Tokenizer
 from shared_tokenizer.train import train_tokenizer
 from tests.golden.golden_models import (

@@ -70,6 +70,14 @@ def read_settings(path: Path, settings_file: str = CONFIG) -> dict[str, Any]:
     return content
 
 
+def read_run_config(path: Path) -> dict[str, Any]:
+    """Read the resolved config of a training run, as plain values. Raises ValueError where it holds no model fields."""
+    content = read_settings(path)
+    if not isinstance(content["model"], dict):
+        raise ValueError(f"{path}: found a model {content['model']!r} in its config, expected the fields of a model")
+    return content
+
+
 @contextlib.contextmanager
 def open_run_directory(
     path: Path,

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from jaxlm.data import host_batches
 from jaxlm.spec.manifest import DamagedError, verify_manifest
+from shared_tokenizer.batches import BatchOrder, training_batches
 from shared_tokenizer.chat_formats import CHATML
 from shared_tokenizer.chat_template import read_chat_format, write_chat_template
 from shared_tokenizer.data_sets import DataSets
@@ -16,7 +16,7 @@ def test_several_sets_of_one_tokenizer_are_opened_together(tmp_path, tokenizer):
     paths = [prepare_texts(tmp_path / name, TEXTS[:size], tokenizer) for name, size in (("a", 40), ("b", 20))]
     sets = DataSets.open(paths, 8)
     assert len(sets.train) == len(sets.val) == 2
-    assert next(iter(host_batches(sets, 4, seed=0)))["inputs"].shape == (4, 8)
+    assert next(iter(training_batches(sets.train, BatchOrder(4, seed=0))))["inputs"].shape == (4, 8)
     assert len(sets.evaluation_batches(4, 6)) == 6
     assert sets.fingerprint == DataSets.open(paths, 16).fingerprint != DataSets.open(paths[:1], 8).fingerprint
     assert sets.packing_reports() == []

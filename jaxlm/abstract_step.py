@@ -12,7 +12,7 @@ from jaxlm.sharding import batch_sharding, tree_shardings
 from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.train_config import TrainConfig
 from jaxlm.train_step import TrainState, init_state, make_train_step
-from shared_tokenizer.batches import Batch
+from shared_tokenizer.data.batches import Batch
 
 _DEFAULT_RECIPE = OptimizerConfig()
 

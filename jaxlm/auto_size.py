@@ -23,8 +23,8 @@ from jaxlm.spec.names import parameter_count
 from jaxlm.spec.presets import PRESETS
 from jaxlm.spec.run.run_directory import is_run_directory, read_run_config
 from jaxlm.train_config import TrainConfig, resolve_model, training_model
-from shared_tokenizer.data_sets import DataSets
-from shared_tokenizer.tokenizer import Tokenizer
+from shared_tokenizer.data.data_sets import DataSets
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 # Of the memory that is free; the rest is for samples, programs and what else happens on the machine.
 _SHARE = 0.9

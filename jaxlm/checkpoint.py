@@ -16,8 +16,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from jaxlm.distributed import is_first, wait_for_all
-from jaxlm.spec.manifest import DamagedError, verify_manifest, write_manifest
 from jaxlm.spec.run.whole_checkpoints import checkpoint_steps, set_aside_damaged
+from shared_tokenizer.manifest import DamagedError, verify_manifest, write_manifest
 
 VAL_LOSS = "val_loss"
 

@@ -27,7 +27,7 @@ from jaxlm.sharding import MeshConfig, check_batch, make_mesh
 from jaxlm.spec.config import ModelConfig, config_from_dict
 from jaxlm.spec.presets import preset
 from jaxlm.train_step import TrainState
-from shared_tokenizer.batches import Batch
+from shared_tokenizer.data.batches import Batch
 
 # What the compiler keeps for the system: it grants 15.75 GiB of the 16 of a v5e.
 _RESERVED = GIB // 4

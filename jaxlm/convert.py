@@ -24,14 +24,14 @@ from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.formats.dequantized import write_dequantized
 from jaxlm.spec.formats.hub import open_hub
 from jaxlm.spec.formats.mlx import mlx_tensors, needs_model_file, open_mlx, write_mlx
-from jaxlm.spec.manifest import sealed_directory
 from jaxlm.spec.model_files import open_tensors
 from jaxlm.spec.names import Kind, stored_tensors
 from jaxlm.spec.run.run_directory import RunDirectory, is_run_directory
 from jaxlm.weights import artifact_weights
-from shared_tokenizer.gguf_metadata import gguf_tokenizer_metadata
+from shared_tokenizer.gguf.writer import gguf_tokenizer_metadata
 from shared_tokenizer.load import load_tokenizer, tokenizer_directory
-from shared_tokenizer.tokenizer import Tokenizer
+from shared_tokenizer.manifest import sealed_directory
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 REPORT = "conversion.json"
 Form = Literal["packed", "latent", "dequantized", "mlx", "gguf"]

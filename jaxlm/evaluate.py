@@ -9,10 +9,10 @@ import numpy as np
 from jaxlm.loss import loss_sum
 from jaxlm.model import LanguageModel
 from jaxlm.ternary_linear import Params, ternarize
-from shared_tokenizer.batches import Batch
-from shared_tokenizer.evaluation import Evaluation, count_bytes, evaluate_batches, text_batches
-from shared_tokenizer.shards import TokenShards
-from shared_tokenizer.tokenizer import Tokenizer
+from shared_tokenizer.data.batches import Batch
+from shared_tokenizer.data.evaluation import Evaluation, count_bytes, evaluate_batches, text_batches
+from shared_tokenizer.data.shards import TokenShards
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 UNIGRAM_TOKENS = 100_000_000
 UNIGRAM_CHUNK = 1 << 22

@@ -15,7 +15,7 @@ from jaxlm.spec.run.run_directory import RunDirectory, is_run_directory, read_ru
 from jaxlm.ternary_linear import Params
 from jaxlm.weights import Weights, artifact_params, artifact_weights, tree_weights
 from shared_tokenizer.load import find_tokenizer, load_tokenizer
-from shared_tokenizer.tokenizer import Tokenizer
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 
 def load_model(

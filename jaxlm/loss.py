@@ -15,7 +15,7 @@ import optax
 from jaxlm.model import LanguageModel
 from jaxlm.sharding import batch_ways, constrain, gather_codes, target_platform
 from jaxlm.ternary_linear import Params, TernaryWeight
-from shared_tokenizer.batches import Batch
+from shared_tokenizer.data.batches import Batch
 
 # Of the float32 logits of a chunk, on a CPU: they should stay in its cache.
 LARGEST_CHUNK_BYTES = 16 * 2**20

@@ -17,8 +17,8 @@ from jaxlm.spec.config import ModelConfig, config_from_dict
 from jaxlm.spec.presets import nearest_preset, preset
 from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.spec.sampling import LARGEST_SEED
-from shared_tokenizer.batches import Packing
-from shared_tokenizer.tokenizer import Tokenizer
+from shared_tokenizer.data.batches import Packing
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 # NVIDIA's compute capability from which on there is bfloat16.
 # What may change when a run is resumed: nothing in it touches a weight.

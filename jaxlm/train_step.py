@@ -12,7 +12,7 @@ from jaxlm.cpu import compiler_options
 from jaxlm.loss import loss_sum
 from jaxlm.model import LanguageModel, init_params
 from jaxlm.ternary_linear import Params, TernaryWeight, quantize_params, with_ternary
-from shared_tokenizer.batches import Batch
+from shared_tokenizer.data.batches import Batch
 
 Metrics = dict[str, jax.Array]
 

@@ -31,7 +31,6 @@ from jaxlm.sharding import (
     place,
 )
 from jaxlm.spec.command_line import make_console
-from jaxlm.spec.manifest import sealed_directory
 from jaxlm.spec.run.metrics_log import read_metrics
 from jaxlm.spec.run.stop_request import StopRequested
 from jaxlm.spec.run.summary import coverage_table, plot_losses
@@ -41,8 +40,9 @@ from jaxlm.ternary_linear import Params, TernaryWeight, quantize_params, with_te
 from jaxlm.train_config import TrainConfig, describe_model, training_model
 from jaxlm.train_step import TrainState, init_state
 from jaxlm.training_inputs import TrainingInputs, open_inputs, open_sets
-from shared_tokenizer.batches import Batch
-from shared_tokenizer.evaluation import Evaluation
+from shared_tokenizer.data.batches import Batch
+from shared_tokenizer.data.evaluation import Evaluation
+from shared_tokenizer.manifest import sealed_directory
 
 Result = TypeVar("Result")
 

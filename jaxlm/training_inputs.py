@@ -15,17 +15,17 @@ from jaxlm.optimizer import learning_rate_schedule
 from jaxlm.run_directory import open_run
 from jaxlm.sharding import batch_share, check_batch, check_model, make_mesh
 from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.manifest import verify_manifest
 from jaxlm.spec.run.run_directory import RunDirectory
 from jaxlm.spec.run.stop_request import StopRequest
 from jaxlm.spec.sampling import check_prompt
 from jaxlm.ternary_linear import Params
 from jaxlm.train_config import TrainConfig, resolve_model
-from shared_tokenizer.batches import Batch, BatchOrder, training_batches
-from shared_tokenizer.data_sets import DataSets
-from shared_tokenizer.evaluation import Evaluation
-from shared_tokenizer.shards import TokenShards
-from shared_tokenizer.tokenizer import Tokenizer
+from shared_tokenizer.data.batches import Batch, BatchOrder, training_batches
+from shared_tokenizer.data.data_sets import DataSets
+from shared_tokenizer.data.evaluation import Evaluation
+from shared_tokenizer.data.shards import TokenShards
+from shared_tokenizer.manifest import verify_manifest
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,14 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from jaxlm.spec.bounds import check_bounds
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.formats.mlx import needs_model_file
-from jaxlm.spec.manifest import MANIFEST, sealed_directory, verify_manifest
 from jaxlm.spec.model_files import check_tensors, read_json_object
 from jaxlm.spec.names import StoredTensor
 from jaxlm.spec.tensor_file import TensorFile, write_tensors
 from mlxlm.layers import BitLinear
 from mlxlm.model import LanguageModel
 from mlxlm.trees import flat_arrays
-from shared_tokenizer.chat_template import copy_chat_template
+from shared_tokenizer.chat.template import copy_chat_template
+from shared_tokenizer.manifest import MANIFEST, sealed_directory, verify_manifest
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapters.safetensors"

@@ -11,13 +11,13 @@ quiet_libraries()
 
 import mlx.core as mx  # noqa: E402
 
-from jaxlm.spec.manifest import refuse_inside_sealed, write_file  # noqa: E402
 from jaxlm.spec.sampling import Sampling  # noqa: E402
 from mlxlm.chat_format import choose_chat_format  # noqa: E402
 from mlxlm.conversation import Conversation  # noqa: E402
 from mlxlm.load import load_model  # noqa: E402
 from mlxlm.terminal import Terminal  # noqa: E402
-from shared_tokenizer.chat_formats import ChatFormatChoice  # noqa: E402
+from shared_tokenizer.chat.formats import ChatFormatChoice  # noqa: E402
+from shared_tokenizer.manifest import refuse_inside_sealed, write_file  # noqa: E402
 
 HELP = """\
 /system TEXT  set the system prompt; without a text take it away

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from shared_tokenizer.chat import Message, encode_chat
-from shared_tokenizer.chat_formats import CHAT_FORMATS, ChatFormat, named_chat_format
-from shared_tokenizer.chat_template import read_chat_format
+from shared_tokenizer.chat.formats import CHAT_FORMATS, ChatFormat, named_chat_format
+from shared_tokenizer.chat.messages import Message, encode_chat
+from shared_tokenizer.chat.template import read_chat_format
 from shared_tokenizer.load import find_chat_format
-from shared_tokenizer.tokenizer import Tokenizer
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 
 def choose_chat_format(

@@ -9,7 +9,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from jaxlm.spec.manifest import sealed_directory
 from jaxlm.spec.model_files import check_tensors, read_json_object
 from jaxlm.spec.names import StoredTensor
 from jaxlm.spec.run.whole_checkpoints import checkpoint_steps, set_aside_damaged
@@ -17,6 +16,7 @@ from jaxlm.spec.tensor_file import TensorFile, write_tensors
 from mlxlm.layers import to_numpy
 from mlxlm.optimizer import Arrays, OptimizerState
 from mlxlm.processes import is_first, wait_for_all
+from shared_tokenizer.manifest import sealed_directory
 
 ARRAYS = "arrays.safetensors"
 STATE = "state.json"

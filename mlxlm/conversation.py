@@ -5,10 +5,10 @@ from collections.abc import Callable, Generator, Iterator
 from jaxlm.spec.sampling import Sampling, check_prompt
 from mlxlm.model import LanguageModel
 from mlxlm.prompt_cache import PromptCache
-from shared_tokenizer.chat import Message, encode_generation_prompt, parse_messages, stop_ids
-from shared_tokenizer.chat_formats import ChatFormat
-from shared_tokenizer.reply_stream import ReplyStream
-from shared_tokenizer.tokenizer import Tokenizer
+from shared_tokenizer.chat.formats import ChatFormat
+from shared_tokenizer.chat.messages import Message, encode_generation_prompt, parse_messages, stop_ids
+from shared_tokenizer.chat.reply_stream import ReplyStream
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 # A quarter of the context is kept free for an answer, or max_tokens where that is less.
 SHARE_FOR_ANSWER = 4

@@ -5,16 +5,16 @@ from typing import Any
 
 import mlx.core as mx
 
-from shared_tokenizer.batches import BatchOrder, training_batches
-from shared_tokenizer.data_sets import DataSets
+from shared_tokenizer.data.batches import BatchOrder, training_batches
+from shared_tokenizer.data.data_sets import DataSets
 
 Batch = dict[str, mx.array]
 
 
 class ProcessBatches(Iterator[Batch]):
-    """This process's share of endless batches (see `shared_tokenizer.batches.training_batches`).
+    """This process's share of endless batches (see `shared_tokenizer.data.batches.training_batches`).
 
-    Arrays `[batch_size / processes, L]` by the names of `shared_tokenizer.examples.Example`.
+    Arrays `[batch_size / processes, L]` by the names of `shared_tokenizer.data.examples.Example`.
     """
 
     def __init__(self, sets: DataSets, batch_size: int, seed: int, weights: Sequence[float] | None = None):

@@ -12,7 +12,7 @@ from mlxlm.load import built_model
 from mlxlm.loss import batch_hidden, head_loss_sum
 from mlxlm.model import LanguageModel
 from shared_tokenizer.load import find_tokenizer
-from shared_tokenizer.tokenizer import Tokenizer
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 
 class DistillationLoss:

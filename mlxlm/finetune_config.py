@@ -9,8 +9,8 @@ from jaxlm.spec.bounds import check_bounds
 from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.spec.sampling import LARGEST_SEED
 from mlxlm.adapters import AdapterConfig
-from shared_tokenizer.batches import Packing
-from shared_tokenizer.chat_formats import ChatFormatChoice
+from shared_tokenizer.chat.formats import ChatFormatChoice
+from shared_tokenizer.data.batches import Packing
 
 Method = Literal["lora", "qat", "full"]
 # What may change when a run is resumed: nothing in it touches a weight.

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from jaxlm.spec.artifact import Artifact
 from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.manifest import seal_directory, verify_manifest
 from jaxlm.spec.open_model import open_model
 from jaxlm.spec.run.optimizer_config import learning_rate_pieces
 from jaxlm.spec.run.run_directory import RunDirectory, open_run_directory
@@ -27,13 +26,14 @@ from mlxlm.model import LanguageModel
 from mlxlm.processes import any_of, is_first
 from mlxlm.qat import latent_model
 from mlxlm.warm_start import ramp_steps, warm_start_model
-from shared_tokenizer.data_sets import DataSets
-from shared_tokenizer.examples import Example
+from shared_tokenizer.data.data_sets import DataSets
+from shared_tokenizer.data.examples import Example
+from shared_tokenizer.data.shards import MANIFEST
 from shared_tokenizer.load import find_tokenizer, tokenizer_directory
-from shared_tokenizer.prepare import PrepareConfig, prepare
-from shared_tokenizer.prepare_slice import Summary
-from shared_tokenizer.shards import MANIFEST
-from shared_tokenizer.tokenizer import Tokenizer
+from shared_tokenizer.manifest import seal_directory, verify_manifest
+from shared_tokenizer.preparation.prepare import PrepareConfig, prepare
+from shared_tokenizer.preparation.prepare_slice import Summary
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 SETTINGS = "finetune.yaml"
 

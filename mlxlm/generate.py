@@ -17,7 +17,7 @@ from mlx_lm.sample_utils import make_sampler  # noqa: E402
 from jaxlm.spec.sampling import GenerateConfig, Sampling, check_prompt  # noqa: E402
 from mlxlm.load import load_model  # noqa: E402
 from mlxlm.model import LanguageModel  # noqa: E402
-from shared_tokenizer.tokenizer import TextStream  # noqa: E402
+from shared_tokenizer.tokenizers.tokenizer import TextStream  # noqa: E402
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from jaxlm.spec.open_model import open_model
 from mlxlm.adapters import load_adapters
 from mlxlm.model import LanguageModel, held_form
 from shared_tokenizer.load import find_tokenizer
-from shared_tokenizer.tokenizer import Tokenizer
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 
 def load_model(

@@ -18,17 +18,17 @@ quiet_libraries()
 from rich.table import Table  # noqa: E402
 
 from jaxlm.spec.artifact import write_artifact  # noqa: E402
-from jaxlm.spec.manifest import sealed_directory  # noqa: E402
 from jaxlm.spec.open_model import open_model  # noqa: E402
 from mlxlm.evaluate import evaluate_text  # noqa: E402
 from mlxlm.load import load_model  # noqa: E402
 from mlxlm.merged_tensors import LayerMerge, MergedTensors, adapters_of  # noqa: E402
 from mlxlm.model import LanguageModel  # noqa: E402
-from shared_tokenizer.chat_template import copy_chat_template  # noqa: E402
-from shared_tokenizer.evaluation import Evaluation  # noqa: E402
-from shared_tokenizer.evaluation_text import EvaluationText, evaluation_table  # noqa: E402
+from shared_tokenizer.chat.template import copy_chat_template  # noqa: E402
+from shared_tokenizer.data.evaluation import Evaluation  # noqa: E402
+from shared_tokenizer.data.evaluation_text import EvaluationText, evaluation_table  # noqa: E402
 from shared_tokenizer.load import tokenizer_directory  # noqa: E402
-from shared_tokenizer.tokenizer import Tokenizer  # noqa: E402
+from shared_tokenizer.manifest import sealed_directory  # noqa: E402
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer  # noqa: E402
 
 REPORT = "merge.json"
 

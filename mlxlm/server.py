@@ -22,8 +22,8 @@ from mlxlm.serving.app import make_app  # noqa: E402
 from mlxlm.serving.engine import Engine  # noqa: E402
 from mlxlm.serving.guard import host_names  # noqa: E402
 from mlxlm.serving.requests import ServedModel  # noqa: E402
-from shared_tokenizer.chat_formats import ChatFormat, ChatFormatChoice  # noqa: E402
-from shared_tokenizer.tokenizer import Tokenizer  # noqa: E402
+from shared_tokenizer.chat.formats import ChatFormat, ChatFormatChoice  # noqa: E402
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer  # noqa: E402
 
 KEY_VARIABLE = "MLXLM_API_KEY"
 # How long requests in flight may go on after SIGINT or SIGTERM, in seconds.

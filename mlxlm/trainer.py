@@ -30,8 +30,8 @@ from mlxlm.qat import ternary_paths
 from mlxlm.train_step import LossSum, TrainStep
 from mlxlm.trees import flat_arrays
 from mlxlm.warm_start import QuantizationRamp
-from shared_tokenizer.evaluation import Evaluation, evaluate_batches
-from shared_tokenizer.examples import Example
+from shared_tokenizer.data.evaluation import Evaluation, evaluate_batches
+from shared_tokenizer.data.examples import Example
 
 
 def finetune(config: FinetuneConfig) -> bool:

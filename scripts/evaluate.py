@@ -8,7 +8,7 @@ quiet_libraries()
 
 from jaxlm.evaluate import evaluate_text  # noqa: E402
 from jaxlm.load import load_model  # noqa: E402
-from shared_tokenizer.evaluation_text import EvaluationText, evaluation_table  # noqa: E402
+from shared_tokenizer.data.evaluation_text import EvaluationText, evaluation_table  # noqa: E402
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxlm.spec.command_line import make_console, run_command
-from jaxlm.spec.manifest import MANIFEST, manifest_lines, refuse_inside_sealed, seal_directory, verify_manifest
-from shared_tokenizer.prepare import PrepareConfig, prepare
-from shared_tokenizer.prepare_report import with_ratio
-from shared_tokenizer.prepare_slice import Summary
+from shared_tokenizer.manifest import MANIFEST, manifest_lines, refuse_inside_sealed, seal_directory, verify_manifest
+from shared_tokenizer.preparation.prepare import PrepareConfig, prepare
+from shared_tokenizer.preparation.prepare_slice import Summary
+from shared_tokenizer.preparation.report import with_ratio
 
 
 class _Terminal:

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxlm.spec.command_line import run_command
-from jaxlm.spec.manifest import sealed_directory
-from shared_tokenizer.documents import read_documents
-from shared_tokenizer.train import TRAIN_SIZE, ModelType, sample_texts, train_tokenizer
+from shared_tokenizer.manifest import sealed_directory
+from shared_tokenizer.sources.documents import read_documents
+from shared_tokenizer.tokenizers.train import TRAIN_SIZE, ModelType, sample_texts, train_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shared_tokenizer.chat_formats import ChatFormat
-from shared_tokenizer.chat_template import chat_format_of, read_chat_template
-from shared_tokenizer.gguf_tokenizer import gguf_tokenizer
-from shared_tokenizer.json_definition import read_definition
-from shared_tokenizer.json_tokenizer import JsonTokenizer
-from shared_tokenizer.json_vocabulary import definition_of_vocabulary
-from shared_tokenizer.named_tokens import NamedTokens
-from shared_tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
-from shared_tokenizer.tokenizer import Tokenizer
-from shared_tokenizer.tokenizer_files import (
+from shared_tokenizer.chat.formats import ChatFormat
+from shared_tokenizer.chat.template import chat_format_of, read_chat_template
+from shared_tokenizer.gguf.reader import gguf_tokenizer
+from shared_tokenizer.tokenizers.json_definition import read_definition
+from shared_tokenizer.tokenizers.json_tokenizer import JsonTokenizer
+from shared_tokenizer.tokenizers.json_vocabulary import definition_of_vocabulary
+from shared_tokenizer.tokenizers.named_tokens import NamedTokens
+from shared_tokenizer.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
+from shared_tokenizer.tokenizers.tokenizer_files import (
     DEFINITION_FILE,
     MERGES_FILE,
     MODEL_FILE,

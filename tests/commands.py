@@ -16,7 +16,9 @@ from jaxlm.spec.command_line import quiet_libraries
 ROOT = Path(__file__).parent.parent
 quiet_libraries()  # before the server starts
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["jsonargparse", "jaxlm.trainer", "jaxlm.convert", "shared_tokenizer.prepare"])
+_FORKS.set_forkserver_preload(
+    ["jsonargparse", "jaxlm.trainer", "jaxlm.convert", "shared_tokenizer.preparation.prepare"]
+)
 
 
 def run(*words: object, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:

@@ -22,11 +22,11 @@ import numpy as np
 import pytest
 
 from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.manifest import seal_directory
-from shared_tokenizer.prepare import PrepareConfig, prepare
-from shared_tokenizer.prepare_slice import Summary
-from shared_tokenizer.tokenizer import Tokenizer
-from shared_tokenizer.train import train_tokenizer
+from shared_tokenizer.manifest import seal_directory
+from shared_tokenizer.preparation.prepare import PrepareConfig, prepare
+from shared_tokenizer.preparation.prepare_slice import Summary
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
+from shared_tokenizer.tokenizers.train import train_tokenizer
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A slow machine is no failure.

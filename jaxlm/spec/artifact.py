@@ -12,7 +12,6 @@ import numpy as np
 
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.hf_config import from_hf_config, to_hf_config
-from jaxlm.spec.manifest import sealed_directory, verify_manifest
 from jaxlm.spec.model_files import (
     MAX_FILE_BYTES,
     check_layers,
@@ -24,6 +23,7 @@ from jaxlm.spec.model_files import (
     write_model_files,
 )
 from jaxlm.spec.names import Kind, StoredTensor, stored_tensors
+from shared_tokenizer.manifest import sealed_directory, verify_manifest
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 from jaxlm.spec.artifact import Artifact, load_artifact
 from jaxlm.spec.formats.hub import open_hub
 from jaxlm.spec.formats.mlx import open_mlx
-from jaxlm.spec.manifest import MANIFEST, verify_manifest
 from jaxlm.spec.model_files import PICKLES, find_config, read_config, refusal_of_pickle
+from shared_tokenizer.manifest import MANIFEST, verify_manifest
 
 GGUF = ".gguf"
 

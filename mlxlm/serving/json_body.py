@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from mlxlm.serving.errors import ApiError
-from shared_tokenizer.tokenizer import check_unicode
+from shared_tokenizer.tokenizers.tokenizer import check_unicode
 
 LONGEST_BODY_S = 30.0
 MOST_LEVELS = 32

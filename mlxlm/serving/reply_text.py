@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from shared_tokenizer.reply_stream import ReplyStream
-from shared_tokenizer.tokenizer import TextStream
+from shared_tokenizer.chat.reply_stream import ReplyStream
+from shared_tokenizer.tokenizers.tokenizer import TextStream
 
 
 class StopSequences:

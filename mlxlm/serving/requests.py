@@ -14,10 +14,10 @@ from mlxlm.serving.engine import Task
 from mlxlm.serving.errors import ApiError
 from mlxlm.serving.json_body import Fields, parse_object, refuse
 from mlxlm.serving.reply_text import ReplyText
-from shared_tokenizer.chat import encode_generation_prompt, parse_messages, stop_ids
-from shared_tokenizer.chat_formats import ChatFormat
-from shared_tokenizer.reply_stream import ReplyStream
-from shared_tokenizer.tokenizer import TextStream, Tokenizer
+from shared_tokenizer.chat.formats import ChatFormat
+from shared_tokenizer.chat.messages import encode_generation_prompt, parse_messages, stop_ids
+from shared_tokenizer.chat.reply_stream import ReplyStream
+from shared_tokenizer.tokenizers.tokenizer import TextStream, Tokenizer
 
 MOST_STOPS = 4
 LONGEST_STOP = 256  # characters

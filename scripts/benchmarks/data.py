@@ -25,11 +25,11 @@ from jaxlm.spec.presets import preset
 from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.train_config import choose_remat
 from jaxlm.train_step import init_state, make_train_step
-from shared_tokenizer.batches import Batch, BatchOrder, training_batches
-from shared_tokenizer.data_sets import DataSets
-from shared_tokenizer.documents import Document, cut_document, read_documents
-from shared_tokenizer.shards import TOKENIZER
-from shared_tokenizer.tokenizer_files import DEFINITION_FILE, MODEL_FILE
+from shared_tokenizer.data.batches import Batch, BatchOrder, training_batches
+from shared_tokenizer.data.data_sets import DataSets
+from shared_tokenizer.data.shards import TOKENIZER
+from shared_tokenizer.sources.documents import Document, cut_document, read_documents
+from shared_tokenizer.tokenizers.tokenizer_files import DEFINITION_FILE, MODEL_FILE
 
 BATCH_CHARACTERS = 1 << 20
 

@@ -20,9 +20,9 @@ from jaxlm.spec.sampling import LARGEST_SEED
 from jaxlm.ternary_linear import with_ternary
 from jaxlm.train_config import choose_remat
 from jaxlm.train_step import init_state, make_train_step
-from shared_tokenizer.batches import Batch, BatchOrder, training_batches
-from shared_tokenizer.data_sets import DataSets
-from shared_tokenizer.evaluation import Evaluation
+from shared_tokenizer.data.batches import Batch, BatchOrder, training_batches
+from shared_tokenizer.data.data_sets import DataSets
+from shared_tokenizer.data.evaluation import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)

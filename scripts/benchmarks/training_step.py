@@ -16,7 +16,7 @@ from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.train_config import choose_remat
 from jaxlm.train_step import init_state, make_train_step
-from shared_tokenizer.examples import Example
+from shared_tokenizer.data.examples import Example
 
 
 def example_batch(vocab_size: int, batch_size: int, seq_len: int) -> Example:

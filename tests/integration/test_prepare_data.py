@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxlm.spec.manifest import verify_manifest
+from shared_tokenizer.manifest import verify_manifest
 from tests.commands import ROOT, run
 
 

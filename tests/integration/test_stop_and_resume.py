@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from jaxlm.load import load_model
-from jaxlm.spec.manifest import verify_manifest
 from jaxlm.spec.run.metrics_log import read_metrics
+from shared_tokenizer.manifest import verify_manifest
 from tests.commands import ROOT, run
 from tests.conftest import prepare_texts
 

@@ -15,9 +15,9 @@ import jaxlm.load
 import mlxlm.evaluate
 import mlxlm.load
 from jaxlm.convert import Conversion, convert
-from jaxlm.spec.manifest import MANIFEST
 from jaxlm.spec.run.metrics_log import read_metrics
 from mlxlm.model_file import model_file_source
+from shared_tokenizer.manifest import MANIFEST
 from tests.integration.way_round import SEQ_LEN, TEXT, call, evaluate_elsewhere, go_round
 
 

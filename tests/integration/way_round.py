@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxlm.convert import Conversion, convert
-from shared_tokenizer.evaluation import Evaluation, evaluate_batches, text_batches
-from shared_tokenizer.examples import Example
-from shared_tokenizer.tokenizer import Tokenizer
+from shared_tokenizer.data.evaluation import Evaluation, evaluate_batches, text_batches
+from shared_tokenizer.data.examples import Example
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 from tests.commands import run
 from tests.conftest import prepare_texts
 

@@ -8,8 +8,8 @@ from jaxlm.optimizer import make_optimizer
 from jaxlm.sharding import MeshConfig, make_mesh
 from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.train_step import init_state
-from shared_tokenizer.examples import to_example
-from shared_tokenizer.shards import Span
+from shared_tokenizer.data.examples import to_example
+from shared_tokenizer.data.shards import Span
 
 
 def shapes(tree):

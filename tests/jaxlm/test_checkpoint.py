@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 
 from jaxlm.checkpoint import Checkpoints, newest_whole_step, restore_params
-from jaxlm.spec.manifest import MANIFEST, verify_manifest
-from shared_tokenizer.batches import BatchOrder, training_batches
-from shared_tokenizer.examples import Windows
-from shared_tokenizer.shards import TokenShards
+from shared_tokenizer.data.batches import BatchOrder, training_batches
+from shared_tokenizer.data.examples import Windows
+from shared_tokenizer.data.shards import TokenShards
+from shared_tokenizer.manifest import MANIFEST, verify_manifest
 from tests.conftest import flipped_bit
 
 

@@ -11,9 +11,9 @@ from jaxlm.export import export_artifact
 from jaxlm.load import load_model
 from jaxlm.model import init_params
 from jaxlm.spec.artifact import load_artifact
-from jaxlm.spec.manifest import verify_manifest
 from jaxlm.spec.names import parameter_count, tensor_bytes, ternary_parameter_count
 from jaxlm.weights import artifact_params
+from shared_tokenizer.manifest import verify_manifest
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from jaxlm.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.ternary_linear import quantize_params
 from jaxlm.train_step import init_state, make_train_step
-from shared_tokenizer.batches import Batch
-from shared_tokenizer.examples import to_example
-from shared_tokenizer.shards import Span
+from shared_tokenizer.data.batches import Batch
+from shared_tokenizer.data.examples import to_example
+from shared_tokenizer.data.shards import Span
 from tests.conftest import TINY, VARIANTS
 
 _FOLDER = Path(__file__).parent.parent / "golden"

@@ -11,7 +11,7 @@ from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.initial_weights import initial_weights
 from jaxlm.spec.open_model import open_model
 from jaxlm.weights import artifact_params
-from shared_tokenizer.tokenizer import Tokenizer
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "num_kv_heads": 1, "max_seq_len": 128}
 

@@ -12,12 +12,12 @@ from mlx_lm.utils import load_model as stock_load_model
 
 from jaxlm.spec.blank_artifact import save_blank_artifact
 from jaxlm.spec.formats.mlx import needs_model_file, write_mlx
-from jaxlm.spec.manifest import DamagedError, sealed_directory, write_manifest
 from jaxlm.spec.open_model import open_model
 from mlxlm.adapters import CONFIG, WEIGHTS, AdapterConfig, add_adapters, load_adapters, save_adapters
 from mlxlm.load import load_model
 from mlxlm.model_file import model_file_source
 from mlxlm.trees import flat_arrays
+from shared_tokenizer.manifest import DamagedError, sealed_directory, write_manifest
 from tests.conftest import VARIANTS
 
 TOKENS = mx.array([[1, 5, 9, 200, 3]])

@@ -8,9 +8,9 @@ from jaxlm.spec.artifact import save_artifact
 from jaxlm.spec.initial_weights import initial_weights
 from mlxlm.chat import ChatConfig, main
 from mlxlm.prompt_cache import PromptCache
-from shared_tokenizer.chat_formats import CHATML
-from shared_tokenizer.chat_template import write_chat_template
-from shared_tokenizer.documents import read_documents
+from shared_tokenizer.chat.formats import CHATML
+from shared_tokenizer.chat.template import write_chat_template
+from shared_tokenizer.sources.documents import read_documents
 
 
 @pytest.fixture

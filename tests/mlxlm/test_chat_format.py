@@ -1,8 +1,8 @@
 import pytest
 
 from mlxlm.chat_format import choose_chat_format
-from shared_tokenizer.chat_formats import CHATML, named_chat_format
-from shared_tokenizer.chat_template import write_chat_template
+from shared_tokenizer.chat.formats import CHATML, named_chat_format
+from shared_tokenizer.chat.template import write_chat_template
 
 
 @pytest.fixture

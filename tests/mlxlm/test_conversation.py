@@ -7,8 +7,8 @@ from jaxlm.spec.sampling import Sampling
 from mlxlm.conversation import Conversation
 from mlxlm.load import load_model
 from mlxlm.prompt_cache import PromptCache
-from shared_tokenizer.chat import Message, encode_generation_prompt, stop_ids
-from shared_tokenizer.chat_formats import CHATML
+from shared_tokenizer.chat.formats import CHATML
+from shared_tokenizer.chat.messages import Message, encode_generation_prompt, stop_ids
 
 
 @pytest.fixture(scope="module")

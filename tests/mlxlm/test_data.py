@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 
 from mlxlm.data import ProcessBatches
-from shared_tokenizer.batches import BatchOrder, training_batches
-from shared_tokenizer.data_sets import DataSets
+from shared_tokenizer.data.batches import BatchOrder, training_batches
+from shared_tokenizer.data.data_sets import DataSets
 from tests.conftest import prepare_texts
 
 

@@ -11,7 +11,7 @@ from mlxlm.distillation import DistillationLoss, open_teacher
 from mlxlm.load import load_model
 from mlxlm.loss import loss_sum
 from mlxlm.trees import flat_arrays
-from shared_tokenizer.train import train_tokenizer
+from shared_tokenizer.tokenizers.train import train_tokenizer
 from tests.conftest import TINY, VARIANTS
 from tests.mlxlm.small_models import save_model
 

@@ -8,15 +8,15 @@ from mlx.utils import tree_map
 
 from jaxlm.spec.artifact import load_artifact, save_artifact
 from jaxlm.spec.initial_weights import initial_weights
-from jaxlm.spec.manifest import write_manifest
 from jaxlm.spec.names import parameters, scale_name
 from jaxlm.spec.ternary import pack, quantize_weight, unpack
 from mlxlm.adapters import AdapterConfig, add_adapters, save_adapters
 from mlxlm.evaluate import evaluate_text
 from mlxlm.load import load_model
 from mlxlm.merge import MergeConfig, main, merge
-from shared_tokenizer.chat_formats import CHATML
-from shared_tokenizer.chat_template import read_chat_format, write_chat_template, write_stop_ids
+from shared_tokenizer.chat.formats import CHATML
+from shared_tokenizer.chat.template import read_chat_format, write_chat_template, write_stop_ids
+from shared_tokenizer.manifest import write_manifest
 from tests.conftest import VARIANTS
 
 TEXT = "def add(a, b):\n    return a + b\n" * 4

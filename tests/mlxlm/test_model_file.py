@@ -17,12 +17,12 @@ from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 import mlxlm.load
 from jaxlm.spec.artifact import save_artifact
 from jaxlm.spec.formats.mlx import needs_model_file, open_mlx, write_mlx
-from jaxlm.spec.manifest import sealed_directory, verify_manifest
 from jaxlm.spec.names import parameters, scale_name
 from jaxlm.spec.sampling import Sampling
 from jaxlm.spec.ternary import pack, quantize_rows, quantize_weight
 from mlxlm.generate import generate
 from mlxlm.model_file import model_file_source
+from shared_tokenizer.manifest import sealed_directory, verify_manifest
 from tests.conftest import VARIANTS
 
 FORMS = ("packed", "float")

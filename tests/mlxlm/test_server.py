@@ -15,7 +15,7 @@ import uvicorn
 from mlxlm.server import Server, ServerConfig, check_reach, find_api_key, listen, open_engine, run
 from mlxlm.serving.app import make_app
 from mlxlm.serving.guard import host_names
-from shared_tokenizer.chat_formats import CHATML
+from shared_tokenizer.chat.formats import CHATML
 from tests.mlxlm.serving.served_models import NAME, Slow, make_engine, open_model, running, save_model, served
 
 USER = {"role": "user", "content": "add"}

@@ -18,9 +18,9 @@ from mlxlm.load import load_model
 from mlxlm.qat import ternary_paths
 from mlxlm.trainer import finetune
 from mlxlm.trees import flat_arrays
-from shared_tokenizer.chat import stop_ids
-from shared_tokenizer.chat_formats import CHATML
-from shared_tokenizer.chat_template import read_chat_format
+from shared_tokenizer.chat.formats import CHATML
+from shared_tokenizer.chat.messages import stop_ids
+from shared_tokenizer.chat.template import read_chat_format
 from tests.conftest import VARIANTS, prepare_texts
 from tests.mlxlm.small_models import save_chats, save_model, save_packed
 
@@ -224,7 +224,7 @@ def test_bad_rows_are_skipped_up_to_a_limit(place, tmp_path):
 
 
 def test_shards_of_another_tokenizer_are_refused(place, tmp_path):
-    from shared_tokenizer.train import train_tokenizer
+    from shared_tokenizer.tokenizers.train import train_tokenizer
 
     other = train_tokenizer(["one two"] * 9, 290)
     prepare_texts(tmp_path / "other", ["one two three\n" * count for count in range(1, 40)], other)

@@ -7,10 +7,10 @@ import pytest
 from jaxlm.spec.artifact import load_artifact, save_artifact, write_artifact
 from jaxlm.spec.config import ModelConfig
 from jaxlm.spec.hf_config import from_hf_config, hf_model_type, to_hf_config
-from jaxlm.spec.manifest import DamagedError, write_manifest
 from jaxlm.spec.model_files import INDEX
 from jaxlm.spec.names import stored_tensors, tensor_bytes
 from jaxlm.spec.tensor_file import TensorFile, write_tensors
+from shared_tokenizer.manifest import DamagedError, write_manifest
 from tests.conftest import flipped_bit
 
 

@@ -5,10 +5,10 @@ import pytest
 
 from jaxlm.spec.artifact import save_artifact
 from jaxlm.spec.formats.dequantized import write_dequantized
-from jaxlm.spec.manifest import MANIFEST, DamagedError, write_manifest
 from jaxlm.spec.model_files import CONFIG
 from jaxlm.spec.names import stored_tensors
 from jaxlm.spec.open_model import open_model
+from shared_tokenizer.manifest import MANIFEST, DamagedError, write_manifest
 
 
 @pytest.fixture

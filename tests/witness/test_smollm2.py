@@ -15,8 +15,8 @@ import mlxlm.load
 from jaxlm.convert import Conversion, convert
 from jaxlm.spec.presets import preset
 from jaxlm.spec.sampling import Sampling
-from shared_tokenizer.chat import Message, encode_generation_prompt, stop_ids
-from shared_tokenizer.chat_template import read_chat_format
+from shared_tokenizer.chat.messages import Message, encode_generation_prompt, stop_ids
+from shared_tokenizer.chat.template import read_chat_format
 from tests.witness.transformers_models import load_in_transformers, transformers_logits
 
 MAX_TOKENS = 24

@@ -34,9 +34,9 @@ from jaxlm.ternary_linear import (
 )
 from jaxlm.train_step import loss_sum
 from jaxlm.weights import tree_weights
-from shared_tokenizer.batches import Batch
-from shared_tokenizer.tokenizer import Tokenizer
-from shared_tokenizer.train import train_tokenizer
+from shared_tokenizer.data.batches import Batch
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
+from shared_tokenizer.tokenizers.train import train_tokenizer
 from tests.golden.golden_models import (
     DENSE,
     TERNARY,

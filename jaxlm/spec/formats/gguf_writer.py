@@ -21,9 +21,9 @@ from jaxlm.spec.formats.gguf_tensors import (
     interleave_rows,
     to_ternary_blocks,
 )
-from jaxlm.spec.manifest import refuse_inside_sealed, replaced_file
 from jaxlm.spec.names import Kind, Parameter, parameters, scale_name
 from jaxlm.spec.ternary import packed_rows, unpack
+from shared_tokenizer.manifest import refuse_inside_sealed, replaced_file
 
 FloatType = Literal["F32", "F16", "BF16"]
 TernaryType = Literal["TQ1_0", "TQ2_0"]

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from jaxlm.spec.manifest import write_file
+from shared_tokenizer.manifest import write_file
 
 
 class MetricsLog:

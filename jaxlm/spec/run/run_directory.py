@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from jaxlm.spec.manifest import refuse_inside_sealed, write_file
+from shared_tokenizer.manifest import refuse_inside_sealed, write_file
 
 CONFIG = "config.yaml"
 LOCK = "run.lock"

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxlm.spec.manifest import DamagedError, verify_manifest
+from shared_tokenizer.manifest import DamagedError, verify_manifest
 
 
 def checkpoint_steps(directory: Path) -> list[int]:

@@ -17,7 +17,7 @@ from mlxlm.serving.app import make_app
 from mlxlm.serving.engine import Engine
 from mlxlm.serving.guard import host_names
 from mlxlm.serving.requests import ServedModel
-from shared_tokenizer.chat_formats import CHATML
+from shared_tokenizer.chat.formats import CHATML
 from tests.conftest import TINY, VARIANTS
 
 CONTEXT = 256

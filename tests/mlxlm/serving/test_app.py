@@ -6,8 +6,8 @@ from starlette.testclient import TestClient
 
 from jaxlm.spec.sampling import Sampling
 from mlxlm.generate import generate
-from shared_tokenizer.chat import Message, encode_generation_prompt
-from shared_tokenizer.chat_formats import CHATML
+from shared_tokenizer.chat.formats import CHATML
+from shared_tokenizer.chat.messages import Message, encode_generation_prompt
 from tests.mlxlm.serving.served_models import NAME, app_of, open_model
 
 URL = "http://127.0.0.1:8080"

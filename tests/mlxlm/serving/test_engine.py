@@ -9,7 +9,7 @@ from mlxlm.generate import generate
 from mlxlm.serving.engine import Finish, Task
 from mlxlm.serving.errors import ApiError
 from mlxlm.serving.reply_text import ReplyText
-from shared_tokenizer.tokenizer import TextStream
+from shared_tokenizer.tokenizers.tokenizer import TextStream
 from tests.mlxlm.serving.served_models import Slow, make_engine, open_model
 
 

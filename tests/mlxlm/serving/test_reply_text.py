@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxlm.serving.reply_text import ReplyText, StopSequences
-from shared_tokenizer.chat_formats import CHAT_FORMATS
-from shared_tokenizer.reply_stream import ReplyStream
-from shared_tokenizer.tokenizer import TextStream
+from shared_tokenizer.chat.formats import CHAT_FORMATS
+from shared_tokenizer.chat.reply_stream import ReplyStream
+from shared_tokenizer.tokenizers.tokenizer import TextStream
 
 
 def streamed(pieces, stops):

@@ -6,8 +6,8 @@ import pytest
 from jaxlm.spec.sampling import LARGEST_SEED
 from mlxlm.serving.errors import ApiError
 from mlxlm.serving.requests import read_chat, read_completion
-from shared_tokenizer.chat import Message, encode_generation_prompt, stop_ids
-from shared_tokenizer.chat_formats import CHATML
+from shared_tokenizer.chat.formats import CHATML
+from shared_tokenizer.chat.messages import Message, encode_generation_prompt, stop_ids
 from tests.mlxlm.serving.served_models import CONTEXT, NAME, served
 
 USER = {"role": "user", "content": "add"}

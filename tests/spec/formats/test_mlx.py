@@ -7,11 +7,11 @@ import pytest
 
 from jaxlm.spec.artifact import load_artifact
 from jaxlm.spec.formats.mlx import MODEL_FILE, needs_model_file, open_mlx, write_mlx
-from jaxlm.spec.manifest import DamagedError, sealed_directory, verify_manifest
 from jaxlm.spec.names import stored_tensors
 from jaxlm.spec.open_model import open_model
 from jaxlm.spec.tensor_file import TensorFile, write_tensors
 from jaxlm.spec.ternary import pack, round_to_bfloat16
+from shared_tokenizer.manifest import DamagedError, sealed_directory, verify_manifest
 from tests.conftest import VARIANTS
 
 PLAIN = {"linear": "dense", "sub_norm": False, "eos_id": 3}

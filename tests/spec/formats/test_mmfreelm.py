@@ -15,11 +15,11 @@ from jaxlm.export import export_artifact
 from jaxlm.model import init_params
 from jaxlm.spec.artifact import load_artifact
 from jaxlm.spec.formats.mmfreelm import from_released, is_mmfreelm, to_released
-from jaxlm.spec.manifest import MANIFEST, write_manifest
 from jaxlm.spec.names import parameter_count, parameters
 from jaxlm.spec.open_model import open_model
 from jaxlm.spec.presets import preset
 from jaxlm.spec.tensor_file import TensorFile
+from shared_tokenizer.manifest import MANIFEST, write_manifest
 
 RELEASED = {
     "architectures": ["HGRNBitForCausalLM"],

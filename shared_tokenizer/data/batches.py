@@ -1,0 +1,94 @@
+"""Shard sets -> shuffled, mixed, host-sharded batches (grain): the same ones for every framework."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import grain
+import numpy as np
+
+from shared_tokenizer.data.examples import Example, Examples, PackedDocuments, Windows
+from shared_tokenizer.data.shards import Split, TokenShards, read_manifest
+
+Packing = Literal["auto", "windows", "best_fit"]
+# A batch has the fields of an example, with the examples along the first axis.
+Batch = Example
+# Far more examples than any run takes; grain's own end of endless data overflows where a host's batch is one example.
+ENDLESS = 2**62
+
+
+@dataclass(frozen=True)
+class BatchOrder:
+    """What decides which examples a host gets at which step."""
+
+    batch_size: int
+    seed: int
+    host: int = 0
+    num_hosts: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.num_hosts:
+            raise ValueError(f"batch_size: found {self.batch_size}, expected a multiple of the {self.num_hosts} hosts")
+
+
+def open_examples(
+    data_dir: Path, split: Split, seq_len: int, *, packing: Packing = "auto", document_mask: bool = True
+) -> Examples:
+    """The examples of one split of a shard set; auto packs chats best fit and cuts text into windows.
+
+    Raises ValueError where the set is damaged or holds nothing to learn.
+    """
+    what = f"{data_dir} ({split})"
+    shards = TokenShards.open(data_dir, split)
+    if packing == "best_fit" or (packing == "auto" and read_manifest(data_dir)["masked"]):
+        if not document_mask:
+            raise ValueError(
+                "document_mask: found false with packing best_fit, expected true; packed documents are apart"
+            )
+        return PackedDocuments(shards, seq_len, what)
+    return Windows(shards, seq_len, what, document_mask=document_mask)
+
+
+def training_batches(
+    sets: Sequence[Examples], order: BatchOrder, weights: Sequence[float] | None = None
+) -> grain.IterDataset[Example]:
+    """Endless batches `[batch_size / num_hosts, L]`, each set shuffled anew every epoch.
+
+    `weights` are the shares of the examples that each set gives, by default its size. The batch of step k, all
+    hosts together, depends on (sets, weights, batch_size, seed, k) alone, so a run may go on with another
+    number of hosts, and within an epoch of a set every example comes once. Raises ValueError where the weights do
+    not fit, or all examples together make no batch.
+    """
+    weights = [len(examples) for examples in sets] if weights is None else weights
+    if len(weights) != len(sets) or not all(weight > 0 and math.isfinite(weight) for weight in weights):
+        raise ValueError(f"data_weights: found {list(weights)}, expected {len(sets)} positive numbers, one a data_dir")
+    if (examples := sum(map(len, sets))) < order.batch_size:
+        raise ValueError(
+            f"batch_size: found {order.batch_size}, but the training data holds only {examples} examples; "
+            "prepare more text, or set a smaller batch_size or seq_len"
+        )
+    endless = [grain.MapDataset.source(examples).seed(order.seed).shuffle().repeat(None) for examples in sets]
+    dataset = endless[0] if len(sets) == 1 else grain.MapDataset.mix(endless, weights=weights)
+    dataset = dataset[order.host : ENDLESS : order.num_hosts].batch(order.batch_size // order.num_hosts)
+    return dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
+
+
+def evaluation_batches(sets: Sequence[Examples], batch_size: int, max_batches: int) -> list[Example]:
+    """The first examples of each set in order, at most `max_batches` batches in all, shared evenly among the sets.
+
+    The last batch of a set is filled up with masked rows.
+    """
+    share = max(1, max_batches // len(sets))
+    return [batch for examples in sets for batch in _in_order(examples, batch_size, share)]
+
+
+def _in_order(examples: Examples, batch_size: int, max_batches: int) -> list[Example]:
+    batches = []
+    for start in range(0, min(len(examples), batch_size * max_batches), batch_size):
+        rows = [examples[i] for i in range(start, min(start + batch_size, len(examples)))]
+        blank = Example(**{key: np.zeros_like(value) for key, value in rows[0].items()})  # pyright: ignore
+        rows += [blank] * (batch_size - len(rows))
+        batches.append(Example(**{key: np.stack([row[key] for row in rows]) for key in rows[0]}))  # pyright: ignore
+    return batches

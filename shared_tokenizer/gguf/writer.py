@@ -1,0 +1,207 @@
+"""A tokenizer -> the metadata of a GGUF file with which llama.cpp gives the same ids."""
+
+import json
+from collections.abc import Iterable, Mapping
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+from shared_tokenizer.chat.messages import stop_ids
+from shared_tokenizer.chat.template import read_chat_format, read_chat_template
+from shared_tokenizer.gguf.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
+from shared_tokenizer.gguf.reader import (
+    ADD_BOS_KEY,
+    BYTE_LEVEL_BPE,
+    EOT_KEY,
+    MERGES_KEY,
+    MODEL_KEY,
+    PRE_KEY,
+    ROLE_KEYS,
+    SCORES_KEY,
+    SENTENCEPIECE,
+    SPACE_PREFIX_KEY,
+    TEMPLATE_KEY,
+    TOKENS_KEY,
+    TYPES_KEY,
+)
+from shared_tokenizer.tokenizers.json_definition import JsonDefinition, open_definition
+from shared_tokenizer.tokenizers.json_pieces import missing_bytes
+from shared_tokenizer.tokenizers.json_tokenizer import JsonTokenizer
+from shared_tokenizer.tokenizers.named_tokens import NamedTokens
+from shared_tokenizer.tokenizers.sentencepiece_model import BPE, PieceKind, peculiarity
+from shared_tokenizer.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
+from shared_tokenizer.tokenizers.tokenizer_files import read_files
+
+# For ids that the model has and the tokenizer has not; no text is cut into these.
+FILLER_SCORE = -10000.0
+
+
+def gguf_tokenizer_metadata(tokenizer: Tokenizer, directory: Path, vocab_size: int | None = None) -> dict[str, Any]:
+    """Return the keys and values by which llama.cpp runs the tokenizer of a directory, its chat template among them.
+
+    Numbers are to be written as UINT32 where they stand alone, as INT32 and FLOAT32 in arrays. `vocab_size` is the
+    model's, which may be larger: the ids that no token has are filled up. The ids of a text are the same but for
+    what `gguf_tokenizer` names. Raises ValueError where llama.cpp cannot give the same ids.
+    """
+    try:
+        if isinstance(tokenizer, SentencePieceTokenizer):
+            found = _sentencepiece(tokenizer)
+        else:
+            assert isinstance(tokenizer, JsonTokenizer)
+            found = _byte_level(tokenizer, NamedTokens(read_files(directory)))
+        found = _filled(found, vocab_size)
+    except ValueError as error:
+        raise ValueError(f"{directory}: {error}") from error
+    template = read_chat_template(directory)
+    chat = {TEMPLATE_KEY: template, EOT_KEY: _end_of_turn(directory, tokenizer)}
+    return found | {key: value for key, value in chat.items() if value is not None}
+
+
+def _end_of_turn(directory: Path, tokenizer: Tokenizer) -> int | None:
+    """The token that ends an answer, None where it is the one that ends a text."""
+    try:
+        chat_format = read_chat_format(directory)
+        ends = [] if chat_format is None else stop_ids(tokenizer, chat_format)
+    except ValueError:  # a template that is not known here is passed on as it is
+        ends = []
+    return next((end for end in ends if end != tokenizer.eos_id), None)
+
+
+def _sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    model = tokenizer.model
+    reason = peculiarity(model)
+    if model.trainer_spec.model_type != BPE:
+        reason = "it is not BPE, the only kind for which llama.cpp writes unknown characters as bytes"
+    if reason is not None:
+        raise _impossible(reason)
+    special = tokenizer.special_tokens
+    roles = {
+        "bos": special.get(model.trainer_spec.bos_piece),
+        "eos": tokenizer.eos_id,
+        "unk": special.get(model.trainer_spec.unk_piece),
+        "pad": tokenizer.pad_id,
+    }
+    return {
+        MODEL_KEY: SENTENCEPIECE,
+        PRE_KEY: "default",
+        TOKENS_KEY: [piece.piece for piece in model.pieces],
+        SCORES_KEY: [piece.score for piece in model.pieces],
+        TYPES_KEY: [int(piece.type) for piece in model.pieces],
+        SPACE_PREFIX_KEY: tokenizer.strips_first_space,
+        **_special_ids(roles, tokenizer.bos_id),
+    }
+
+
+def _byte_level(tokenizer: JsonTokenizer, named: NamedTokens) -> dict[str, Any]:
+    definition = tokenizer.definition
+    reason = _obstacle(definition)
+    if reason is not None:
+        raise _impossible(reason)
+    pre_tokenizer = _pre_tokenizer(definition)
+    tokens = {i: token for token, i in definition.ids.items()}
+    special = tokenizer.special_tokens.values()
+    added = definition.added.values()
+    kinds = dict.fromkeys(tokens, PieceKind.NORMAL)
+    kinds |= dict.fromkeys(added, PieceKind.USER_DEFINED) | dict.fromkeys(special, PieceKind.CONTROL)
+    roles = {
+        "bos": named.find("bos", definition.ids) if tokenizer.bos_id is None else tokenizer.bos_id,
+        "eos": tokenizer.eos_id,
+        "unk": named.find("unk", definition.ids),
+        "pad": tokenizer.pad_id,
+    }
+    return {
+        MODEL_KEY: BYTE_LEVEL_BPE,
+        PRE_KEY: pre_tokenizer.name,
+        TOKENS_KEY: [tokens.get(i, _filler(i)) for i in range(tokenizer.vocab_size)],
+        TYPES_KEY: [int(kinds.get(i, PieceKind.UNUSED)) for i in range(tokenizer.vocab_size)],
+        MERGES_KEY: [" ".join(pair) for pair in definition.merges],
+        SPACE_PREFIX_KEY: False,
+        **_special_ids(roles, tokenizer.bos_id),
+    }
+
+
+def _obstacle(definition: JsonDefinition) -> str | None:
+    """What llama.cpp's byte-level BPE does not have, None where it has all."""
+    model, merges = definition.model, definition.merges
+    added = [token for token in definition.parts.get("added_tokens") or [] if token["content"] in definition.added]
+    found = {
+        f"it is {definition.model_type}, not BPE": definition.model_type != "BPE",
+        "it changes characters": definition.parts.get("normalizer") is not None,
+        "it has its own pieces for what it does not know": model.get("byte_fallback")
+        or (model.get("unk_token") is not None and missing_bytes(definition)),
+        "it marks where words end": model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"),
+        "it has a merge twice": len(set(map(tuple, merges))) < len(merges),
+        "it merges pieces with spaces": any(" " in side for pair in merges for side in pair),
+        "it has added tokens that depend on what is around them": any(
+            token.get(flag) for token in added for flag in ("single_word", "lstrip", "rstrip")
+        ),
+        "it has added tokens that overlap": _overlap(definition.added),
+    }
+    return next((what for what, is_so in found.items() if is_so), None)
+
+
+def _overlap(tokens: Iterable[str]) -> bool:
+    """Whether a token may begin inside another one: llama.cpp looks for the longest first, others for the first."""
+    return any(
+        first.endswith(second[:size])
+        for first, second in permutations(tokens, 2)
+        for size in range(1, min(len(first), len(second)))
+    )
+
+
+def _pre_tokenizer(definition: JsonDefinition) -> PreTokenizer:
+    part = open_definition(definition).pre_tokenizer
+    steps = None if part is None else json.loads(part.__getstate__())  # with all defaults
+    keeps_whole_words = bool(definition.model.get("ignore_merges"))
+    for known in PRE_TOKENIZERS:
+        if _cut(known.steps) == _cut(steps) and known.keeps_whole_words == keeps_whole_words:
+            return known
+    names = ", ".join(known.name for known in PRE_TOKENIZERS)
+    raise _impossible(f"it cuts a text into words in another way than {names}")
+
+
+def _cut(steps: Any) -> Any:
+    """A pre-tokenizer without what changes no id."""
+    if isinstance(steps, list):
+        return [_cut(step) for step in steps]
+    if isinstance(steps, Mapping):
+        return {name: _cut(value) for name, value in steps.items() if name != "trim_offsets"}
+    return steps
+
+
+def _special_ids(roles: Mapping[str, int | None], bos_id: int | None) -> dict[str, Any]:
+    # Where no begin token is named, llama.cpp would take any token for one.
+    named = {**roles, "bos": roles["eos"] if roles["bos"] is None else roles["bos"]}
+    ids = {ROLE_KEYS[role]: i for role, i in named.items() if i is not None}
+    return {**ids, ADD_BOS_KEY: bos_id is not None}
+
+
+def _filled(metadata: dict[str, Any], vocab_size: int | None) -> dict[str, Any]:
+    """The metadata with a token for every id of the model: llama.cpp wants as many as the embedding has rows."""
+    count = len(metadata[TOKENS_KEY])
+    if vocab_size is not None and vocab_size < count:
+        raise ValueError(f"vocab_size: found {vocab_size}, expected at least the {count} of the tokenizer")
+    ids = range(count, vocab_size or count)
+    fillers = {
+        TOKENS_KEY: [_filler(i) for i in ids],
+        TYPES_KEY: [int(PieceKind.UNUSED)] * len(ids),
+        SCORES_KEY: [FILLER_SCORE] * len(ids),
+    }
+    filled = {
+        key: value + fillers.get(key, []) if isinstance(value, list) else value for key, value in metadata.items()
+    }
+    tokens = filled[TOKENS_KEY]
+    if len(set(tokens)) < len(tokens):
+        raise _impossible("it has a token that is called like the filler of an id without one")
+    return filled
+
+
+def _filler(token_id: int) -> str:
+    return f"[PAD{token_id}]"
+
+
+def _impossible(reason: str) -> ValueError:
+    return ValueError(
+        f"llama.cpp cannot give the ids of this tokenizer: {reason}; the model can be written without a tokenizer"
+    )

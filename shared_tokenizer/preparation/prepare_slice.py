@@ -1,0 +1,311 @@
+"""One slice of the input -> its token shards: a pure function, to the byte, wherever it runs."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import fsspec
+import numpy as np
+
+from shared_tokenizer.chat.formats import named_chat_format
+from shared_tokenizer.chat.messages import encode_chat
+from shared_tokenizer.data.shards import SPLITS, TOKENIZER, ShardWriter, Split, ids_dtype
+from shared_tokenizer.load import load_tokenizer
+from shared_tokenizer.sources.documents import Document, Rejected, cut_document, is_validation
+from shared_tokenizer.sources.slices import Slice
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
+
+BATCH_CHARACTERS = 1 << 20
+DIGEST_BYTES = 16
+BAD_ROWS_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """What the result depends on, beside the input and the tokenizer."""
+
+    val_fraction: float = 0.05
+    document_characters: int = 0
+    min_text_length: int = 1
+    shard_tokens: int = 50_000_000
+    max_samples: int | None = None
+    max_tokens: int | None = None
+    dedup: bool = False
+
+
+@dataclass(frozen=True)
+class SliceJob:
+    """All that a worker needs to make the shards of one slice. `output` and `journal` are fsspec paths."""
+
+    slice: Slice
+    output: str
+    journal: str
+    options: PrepareOptions
+    tokenizer_fingerprint: str
+    chat_format: str | None
+    """Name of the format of a set that holds chats."""
+    max_bad_rows: int
+    duplicates: frozenset[int] = frozenset()
+    """Documents to leave out, by their place in the slice."""
+
+
+@dataclass(kw_only=True)
+class Summary:
+    """What became of a slice, or of all of them: everything that the manifest and the statistics say."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    """Rows and documents left out, by reason, and conversations."""
+    bad_rows: list[str] = field(default_factory=list)
+    """The first of them, in words."""
+    sources: dict[str, Counter[str]] = field(default_factory=dict)
+    """Documents, bytes, tokens and learned tokens of each input."""
+    splits: dict[str, Counter[str]] = field(default_factory=dict)
+    """The same of each split."""
+    lengths: Counter[str] = field(default_factory=Counter)
+    """Documents by the number of binary digits of their length in tokens."""
+    shards: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)
+
+    def add_document(self, source: str, split: Split, document: Document, tokens: int, learned: int) -> None:
+        """Count a document that was kept."""
+        text_bytes = document.size_bytes
+        for counts in (self.sources.setdefault(source, Counter()), self.splits.setdefault(split, Counter())):
+            counts["documents"] += 1
+            counts["bytes"] += text_bytes
+            counts["tokens"] += tokens
+            counts["learned"] += learned
+        self.lengths[str(tokens.bit_length())] += 1
+        self.counts["conversations"] += not isinstance(document.content, str)
+
+    def merge(self, other: "Summary") -> None:
+        """Take in the summary of the next slice."""
+        self.counts.update(other.counts)
+        self.lengths.update(other.lengths)
+        self.bad_rows = (self.bad_rows + other.bad_rows)[:BAD_ROWS_SHOWN]
+        for mine, theirs in ((self.sources, other.sources), (self.splits, other.splits)):
+            for name, counts in theirs.items():
+                mine.setdefault(name, Counter()).update(counts)
+        for split, shards in other.shards.items():
+            self.shards.setdefault(split, []).extend(shards)
+        self.sha256 |= other.sha256
+
+    @property
+    def documents(self) -> int:
+        """Documents kept."""
+        return sum(split["documents"] for split in self.splits.values())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens written."""
+        return sum(split["tokens"] for split in self.splits.values())
+
+    @classmethod
+    def from_json(cls, content: str | bytes) -> "Summary":
+        """A summary as the journal holds it."""
+        found = json.loads(content)
+        for name in ("counts", "lengths"):
+            found[name] = Counter(found[name])
+        for name in ("sources", "splits"):
+            found[name] = {key: Counter(value) for key, value in found[name].items()}
+        return cls(**found)
+
+
+def prepare_slice(job: SliceJob) -> Summary:
+    """Write the shards of one slice, then its summary into the journal; a slice that is whole is not done again.
+
+    Raises ValueError where the slice alone holds more bad rows than are allowed.
+    """
+    filesystem, journal = fsspec.url_to_fs(job.journal)
+    done = f"{journal}/{_summary_name(job)}"
+    if (found := _finished(filesystem, done, job)) is not None:
+        return found
+    summary = _SliceWork(job).run()
+    write_atomically(filesystem, done, json.dumps(vars(summary)).encode())
+    return summary
+
+
+def write_atomically(filesystem: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
+    """Write beside and move, so that a file is whole or absent."""
+    filesystem.pipe_file(f"{path}.tmp", content)
+    filesystem.mv(f"{path}.tmp", path)
+
+
+def _finished(filesystem: fsspec.AbstractFileSystem, path: str, job: SliceJob) -> Summary | None:
+    """The summary of a slice whose files are all there as they were written; None where it has to be done."""
+    try:
+        summary = Summary.from_json(filesystem.cat_file(path))
+        output = fsspec.url_to_fs(job.output)[1]
+        for name, digest in summary.sha256.items():
+            with filesystem.open(f"{output}/{name}") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:  # type: ignore[arg-type]
+                    return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return summary
+
+
+def _summary_name(job: SliceJob) -> str:
+    limits = f"{job.options.max_samples}-{job.options.max_tokens}"
+    return f"slice-{job.slice.index:05d}-{limits}.json"
+
+
+class _SliceWork:
+    def __init__(self, job: SliceJob):
+        self._job, self._options = job, job.options
+        filesystem, output = fsspec.url_to_fs(job.output)
+        self._tokenizer = _tokenizer(job.output, job.tokenizer_fingerprint)
+        self._start = self._tokenizer.start_ids
+        self._format = None if job.chat_format is None else named_chat_format(job.chat_format)
+        self._summary = Summary()
+        self._writers = {
+            split: ShardWriter(
+                filesystem,
+                output,
+                f"{split}-{job.slice.index:05d}",
+                ids_dtype(self._tokenizer.vocab_size),
+                job.options.shard_tokens,
+                masked=self._format is not None,
+            )
+            for split in SPLITS
+        }
+
+    def run(self) -> Summary:
+        for batch in _batches(self._wanted_documents()):
+            if not self._write(batch):
+                break
+        for split, writer in self._writers.items():
+            writer.close()
+            self._summary.shards[split] = writer.shards
+            self._summary.sha256 |= writer.sha256
+        return self._summary
+
+    def _wanted_documents(self) -> Iterator[tuple[str, Document]]:
+        for place, found in enumerate(_kept_documents(self._job, self._summary)):
+            if place in self._job.duplicates:
+                self._summary.counts["duplicates"] += 1
+            else:
+                yield found
+
+    def _write(self, batch: Sequence[tuple[str, Document]]) -> bool:
+        """Encode and write; False once a limit is reached, at a document's border."""
+        options, summary = self._options, self._summary
+        for (source, document), encoded in zip(batch, self._encode([found for _, found in batch]), strict=True):
+            if encoded is None:
+                continue
+            ids, mask = encoded
+            if summary.documents == options.max_samples:
+                return False
+            if options.max_tokens is not None and summary.tokens + len(ids) > options.max_tokens:
+                return False
+            split: Split = "val" if is_validation(document, options.val_fraction) else "train"
+            self._writers[split].add(ids, mask)
+            summary.add_document(source, split, document, len(ids), len(ids) if mask is None else int(mask.sum()))
+        return True
+
+    def _encode(self, documents: Sequence[Document]) -> Iterator[tuple[np.ndarray, np.ndarray | None] | None]:
+        """Ids and mask of each document; None for a chat that its format cannot express, which is counted."""
+        texts = [document.content for document in documents if isinstance(document.content, str)]
+        encoded = iter(self._tokenizer.encode_batch(texts, num_threads=1))
+        for document in documents:
+            if isinstance(document.content, str):
+                yield self._framed(next(encoded)), None
+            else:
+                yield self._encode_chat(document)
+
+    def _framed(self, ids: list[int]) -> np.ndarray:
+        """Begin-of-text, the ids, end-of-text."""
+        framed = np.empty(len(self._start) + len(ids) + 1, np.int32)
+        framed[: len(self._start)] = self._start
+        framed[len(self._start) : -1] = np.fromiter(ids, np.int32, len(ids))
+        framed[-1] = self._tokenizer.eos_id
+        return framed
+
+    def _encode_chat(self, document: Document) -> tuple[np.ndarray, np.ndarray] | None:
+        assert self._format is not None and not isinstance(document.content, str)
+        try:
+            chat = encode_chat(document.content, self._tokenizer, self._format)
+        except ValueError as error:
+            _count_bad_row(self._job, self._summary, f"{document.name}: {error}")
+            return None
+        return np.array(chat.ids, np.int32), np.array(chat.loss_mask, bool)
+
+
+def _kept_documents(job: SliceJob, summary: Summary) -> Iterator[tuple[str, Document]]:
+    """Source and document of everything in a slice that is long enough; what is left out is counted."""
+    for source, read in job.slice.read():
+        if isinstance(read, Rejected):
+            _count_bad_row(job, summary, f"{read.where}: {read.reason}")
+            continue
+        if not any(read.texts):
+            summary.counts["empty"] += 1
+            continue
+        for document in cut_document(read, job.options.document_characters):
+            if sum(map(len, document.texts)) < job.options.min_text_length:
+                summary.counts["short"] += 1
+            else:
+                yield source, document
+
+
+def _count_bad_row(job: SliceJob, summary: Summary, line: str) -> None:
+    summary.counts["bad_rows"] += 1
+    summary.bad_rows = [*summary.bad_rows, line][:BAD_ROWS_SHOWN]
+    refuse_too_many_bad_rows(summary, job.max_bad_rows)
+
+
+def refuse_too_many_bad_rows(summary: Summary, max_bad_rows: int) -> None:
+    """Raise ValueError where more rows could not be read than the user allows."""
+    if (count := summary.counts["bad_rows"]) > max_bad_rows:
+        raise ValueError(
+            f"{summary.bad_rows[0]} (bad rows: {count}, max_bad_rows: {max_bad_rows}); mend it, or raise max_bad_rows "
+            "to skip such rows"
+        )
+
+
+def _batches(documents: Iterator[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:
+    batch: list[tuple[str, Document]] = []
+    characters = 0
+    for found in documents:
+        batch.append(found)
+        characters += sum(map(len, found[1].texts))
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def digest_slice(job: SliceJob) -> np.ndarray:
+    """The hashes of a slice's documents, in order, `[documents]` of 16 bytes."""
+    digests = [found.digest[:DIGEST_BYTES] for _, found in _kept_documents(job, Summary())]
+    return np.frombuffer(b"".join(digests), f"V{DIGEST_BYTES}")
+
+
+def find_duplicates(digests: Sequence[np.ndarray]) -> list[frozenset[int]]:
+    """For each slice the places of documents that came before, in it or in an earlier one."""
+    everything = np.concatenate(digests)
+    first = np.unique(everything, return_index=True)[1]
+    again = np.ones(len(everything), bool)
+    again[first] = False
+    borders = np.cumsum([len(part) for part in digests])[:-1]
+    return [frozenset(np.flatnonzero(part).tolist()) for part in np.split(again, borders)]
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(output: str, fingerprint: str) -> Tokenizer:
+    tokenizer = load_beside(*fsspec.url_to_fs(output))
+    assert tokenizer.fingerprint == fingerprint, f"{output}: its tokenizer was replaced"
+    return tokenizer
+
+
+def load_beside(filesystem: fsspec.AbstractFileSystem, output: str) -> Tokenizer:
+    """The tokenizer that lies beside the shards, wherever that is."""
+    with TemporaryDirectory() as local:
+        for path in filesystem.ls(f"{output}/{TOKENIZER}", detail=False):
+            filesystem.get_file(path, f"{local}/{path.rpartition('/')[2]}")
+        return load_tokenizer(Path(local))

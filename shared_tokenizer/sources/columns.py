@@ -1,0 +1,93 @@
+"""Which column of a row holds the text, and a row -> its document."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shared_tokenizer.chat.messages import Message, instruction_messages, parse_messages
+
+CHAT_COLUMNS = ("messages", "conversations")
+TEXT_COLUMNS = ("text", "TEXT", "content", "message", "body")
+INSTRUCTION_COLUMNS = ("instruction", "instruct", "prompt", "question")
+INPUT_COLUMNS = ("input", "context")
+ANSWER_COLUMNS = ("output", "response", "completion", "answer")
+LAST_COLUMN = "output"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The chosen columns: one that holds a text or a chat, or an instruction, perhaps its input, and an answer."""
+
+    content: str | None = None
+    instruction: str | None = None
+    input: str | None = None
+    answer: str | None = None
+
+    def __str__(self) -> str:
+        return self.content or " + ".join(name for name in (self.instruction, self.input, self.answer) if name)
+
+
+def choose_columns(names: Iterable[str]) -> Columns | None:
+    """The columns to read among those that a source has; None where none of them is known."""
+    present = set(names)
+    for name in (*CHAT_COLUMNS, *TEXT_COLUMNS):
+        if name in present:
+            return Columns(content=name)
+    instruction, answer = _first(INSTRUCTION_COLUMNS, present), _first(ANSWER_COLUMNS, present)
+    if instruction and answer:
+        return Columns(instruction=instruction, input=_first(INPUT_COLUMNS, present), answer=answer)
+    return Columns(content=LAST_COLUMN) if LAST_COLUMN in present else None
+
+
+def find_columns(rows: Iterable[Mapping[str, Any]], text_column: str | None = None) -> tuple[Columns, bool]:
+    """The columns to read, and whether they hold chats: of the first row that has them.
+
+    `text_column` names one oneself. Raises ValueError where rows have columns but none that is known.
+    """
+    names: dict[str, None] = {}
+    for row in rows:
+        columns = choose_columns(row) if text_column is None else Columns(content=text_column)
+        if columns and (columns.content is None or columns.content in row):
+            return columns, columns.content is None or isinstance(_content(row, columns.content), list)
+        names |= dict.fromkeys(row)
+    if names:
+        wanted = "none of them known; name one with text_column" if text_column is None else f"expected {text_column!r}"
+        raise ValueError(f"found the columns {', '.join(names)}, {wanted}")
+    return Columns(content="text"), False  # no row can be read: each will say why
+
+
+def _first(names: Iterable[str], present: set[str]) -> str | None:
+    return next((name for name in names if name in present), None)
+
+
+def read_columns(row: Mapping[str, Any], columns: Columns) -> str | tuple[Message, ...]:
+    """The text or the chat of a row. Raises ValueError where a column is missing or holds something else."""
+    if columns.content is None:
+        assert columns.instruction and columns.answer
+        given = None if columns.input is None else row.get(columns.input)
+        if given is not None and not isinstance(given, str):
+            raise ValueError(f"column {columns.input!r}: found a {type(given).__name__}, expected a string")
+        return instruction_messages(_text(row, columns.instruction), given or None, _text(row, columns.answer))
+    value = _content(row, columns.content)
+    return parse_messages(value) if isinstance(value, list) else _text(row, columns.content)
+
+
+def _content(row: Mapping[str, Any], column: str) -> Any:
+    """What a column holds; messages that were written as JSON, as a CSV must, are read."""
+    value = row.get(column)
+    if column in CHAT_COLUMNS and isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def _text(row: Mapping[str, Any], column: str) -> str:
+    if column not in row:
+        raise ValueError(f"no column {column!r}, found {', '.join(map(repr, row)) or 'none'}")
+    value = row[column]
+    if not isinstance(value, str):
+        raise ValueError(f"column {column!r}: found a {type(value).__name__}, expected a string")
+    return value

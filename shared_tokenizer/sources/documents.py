@@ -1,0 +1,221 @@
+"""Where text comes from: files, folders, and the corpus that every Python carries with it -> documents."""
+
+import hashlib
+import itertools
+import json
+import os
+import sysconfig
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from shared_tokenizer.chat.messages import Message
+from shared_tokenizer.sources.columns import Columns, find_columns, read_columns
+from shared_tokenizer.sources.readers import ROW_SUFFIXES, TEXT_SUFFIXES, BadRow, Piece, Row, format_of, read_rows
+
+STDLIB = "stdlib"
+SNIFFED_ROWS = 100
+# What this project writes carries it (shared_tokenizer.manifest), and is no text.
+SEAL = "MANIFEST.sha256"
+# Tests repeat themselves, installed packages differ from machine to machine, and the last two are tables of data.
+_STDLIB_LEFT_OUT = {"test", "tests", "site-packages", "dist-packages", "encodings", "pydoc_data"}
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text, or one chat, and where it came from."""
+
+    name: str
+    content: str | tuple[Message, ...]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What people wrote: the text, or the contents of the messages."""
+        if isinstance(self.content, str):
+            return (self.content,)
+        return tuple(message.content for message in self.content)
+
+    @property
+    def text(self) -> str:
+        """All of it as one text."""
+        return "\n".join(self.texts)
+
+    @cached_property
+    def _encoded(self) -> tuple[bytes, ...]:
+        return tuple(text.encode("utf-8") for text in self.texts)
+
+    @property
+    def size_bytes(self) -> int:
+        """UTF-8 bytes of the texts. Raises UnicodeEncodeError where they are not Unicode."""
+        return sum(map(len, self._encoded))
+
+    @cached_property
+    def digest(self) -> bytes:
+        """sha256 of the content, 32 bytes."""
+        if isinstance(self.content, str):
+            return hashlib.sha256(self._encoded[0]).digest()
+        turns = [[message.role, message.content] for message in self.content]
+        return hashlib.sha256(json.dumps(turns).encode()).digest()
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that became no document: where it stands, and why."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source, and how it is read."""
+
+    source: str
+    path: Path
+    name: str
+    format: str
+    columns: Columns = field(default_factory=Columns)
+    holds_chats: bool = False
+    problem: str | None = None
+    """Why nothing in it can be read."""
+
+
+def read_documents(sources: Iterable[str], text_column: str | None = None) -> Iterator[Document]:
+    """Documents of files, folders and `stdlib`, in a stable order; empty ones are passed over.
+
+    Raises ValueError on a source that is missing or holds no text, and on the first row that cannot be read.
+    """
+    for source in sources:
+        found = False
+        for file in find_files(source, text_column):
+            for document in read_file(file):
+                if isinstance(document, Rejected):
+                    raise ValueError(f"{document.where}: {document.reason}")
+                if any(document.texts):
+                    found = True
+                    yield document
+        if not found:
+            raise ValueError(f"{source}: found no text, expected {_EXPECTED}")
+
+
+def find_files(source: str, text_column: str | None = None, leave_out: Collection[Path] = ()) -> list[SourceFile]:
+    """The files of a source that can be read, in a stable order, each with its columns; none below `leave_out`.
+
+    Raises ValueError where the source is missing or holds no such file.
+    """
+    files = [
+        _inspect(SourceFile(source, path, name, file_format), text_column)
+        for path, name, file_format in _list_files(source)
+        if not any(path.resolve().is_relative_to(folder) for folder in leave_out)
+    ]
+    if not files:
+        raise ValueError(f"{source}: found no file that can be read, expected {_EXPECTED}")
+    return files
+
+
+_EXPECTED = (
+    f"a text file, a folder of them ({' '.join(sorted(TEXT_SUFFIXES))}), {' '.join(ROW_SUFFIXES)} "
+    f"(.gz and .zst too) or {STDLIB!r}"
+)
+
+
+def _list_files(source: str) -> Iterator[tuple[Path, str, str]]:
+    """Path, name and format of every file."""
+    if source == STDLIB:
+        root = Path(sysconfig.get_paths()["stdlib"])
+        names = (path.relative_to(root) for path in root.rglob("*.py"))
+        for name in sorted(name for name in names if not _STDLIB_LEFT_OUT & set(name.parts)):
+            yield root / name, f"{STDLIB}/{name.as_posix()}", "text"
+        return
+    path = Path(source)
+    if path.is_file():
+        yield path, _printable(Path(path.name)), format_of(path) or "text"
+    elif path.is_dir():
+        for file in sorted(_walk(path)):
+            if file_format := format_of(file):
+                yield file, _printable(file.relative_to(path)), file_format
+    else:
+        raise ValueError(f"{source}: no such file or folder")
+
+
+def _printable(path: Path) -> str:
+    """A name that can be written, also of a path that is not UTF-8."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, but for shard sets and models."""
+    for root, folders, names in os.walk(folder):
+        if SEAL in names:
+            folders.clear()
+        else:
+            yield from (path for name in names if (path := Path(root, name)).is_file())
+
+
+def _inspect(file: SourceFile, text_column: str | None) -> SourceFile:
+    """The file with the columns that its first rows have."""
+    if file.format == "text":
+        return file
+    first_rows = itertools.islice(read_rows(file.path, file.format), SNIFFED_ROWS)
+    try:
+        objects = (row.value for row in first_rows if isinstance(row, Row))
+        columns, holds_chats = find_columns(objects, text_column)
+    except ValueError as error:
+        return replace(file, problem=str(error))
+    return replace(file, columns=columns, holds_chats=holds_chats)
+
+
+def read_file(file: SourceFile, piece: Piece | None = None) -> Iterator[Document | Rejected]:
+    """The documents of a file or of a piece of it, and what became none."""
+    path = _printable(file.path)
+    if file.problem is not None:
+        yield Rejected(path, file.problem)
+        return
+    for row in read_rows(file.path, file.format, piece):
+        where = f"{path}:{row.number}" if row.number else path
+        if isinstance(row, BadRow):
+            yield Rejected(where, row.reason)
+        else:
+            yield to_document(row.value, file.columns, where, holds_chats=file.holds_chats)
+
+
+def to_document(row: Any, columns: Columns, where: str, *, holds_chats: bool) -> Document | Rejected:
+    """The document of a text or of an object with these columns, or why it is none."""
+    try:
+        document = Document(where, row if isinstance(row, str) else read_columns(row, columns))
+        document.size_bytes  # noqa: B018 - raises on lone surrogates, which JSON can hold
+    except UnicodeEncodeError:
+        return Rejected(where, "holds half a surrogate pair, which is no character")
+    except ValueError as error:
+        return Rejected(where, str(error))
+    if isinstance(document.content, str) == holds_chats:
+        kinds = ("a chat", "a text") if holds_chats else ("a text", "a chat")
+        return Rejected(where, f"found {kinds[1]}, expected {kinds[0]} as in the first rows")
+    if any("\0" in text for text in document.texts):
+        return Rejected(where, "holds a NUL byte, so it is not text")
+    return document
+
+
+def cut_document(document: Document, characters: int) -> Iterator[Document]:
+    """Cut a text into pieces of about `characters`, at line ends where they come in time; nothing is lost.
+
+    A chat stays whole, and 0 leaves a text whole.
+    """
+    text = document.content
+    if not characters or not isinstance(text, str):
+        yield document
+        return
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start + characters, start + 2 * characters) + 1 or start + 2 * characters
+        yield Document(f"{document.name}:{start}", text[start:end])
+        start = min(end, len(text))
+
+
+def is_validation(document: Document, fraction: float) -> bool:
+    """Whether a document is held out: decided by its own hash, so stable when others come and go."""
+    # Salted: a set that somebody split by its plain hash has none of the smallest left.
+    digest = hashlib.sha256(b"held out" + document.digest).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64

@@ -1,0 +1,98 @@
+"""Datasets of the Hugging Face hub, downloaded or streamed by the `datasets` library, or folders in their layout."""
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from shared_tokenizer.sources.columns import Columns, find_columns
+from shared_tokenizer.sources.documents import SNIFFED_ROWS, Document, Rejected, to_document
+from shared_tokenizer.sources.slices import Plan, Slice
+
+ROWS_PER_SLICE = 50_000
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """One split of a dataset: its name on the hub, or a folder."""
+
+    name: str
+    config: str | None
+    split: str
+    streaming: bool
+
+    def open(self) -> Any:
+        """The split as `datasets` opens it. Raises ValueError where it cannot."""
+        datasets = _import_datasets()
+        try:
+            return datasets.load_dataset(self.name, self.config, split=self.split, streaming=self.streaming)
+        except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+            raise ValueError(f"hub: {self.name} {self.config or ''} {self.split}: {error}") from error
+
+
+@dataclass(frozen=True)
+class HubPart:
+    """Rows `start` to `stop` of a downloaded split, or shard `start` of `stop` of a streamed one."""
+
+    hub: HubSource
+    columns: Columns
+    holds_chats: bool
+    start: int
+    stop: int
+
+    @property
+    def source(self) -> str:
+        """The name of the dataset."""
+        return self.hub.name
+
+    def read(self) -> Iterator[Document | Rejected]:
+        """The documents in it."""
+        split = self.hub.open()
+        if self.hub.streaming:
+            rows, first, name = split.shard(num_shards=self.stop, index=self.start), 0, f"{self.source}#{self.start}"
+        else:
+            rows, first, name = split.select(range(self.start, self.stop)), self.start, self.source
+        for number, row in enumerate(_rows(rows, name), first + 1):
+            yield to_document(row, self.columns, f"{name}:{number}", holds_chats=self.holds_chats)
+
+
+def _rows(rows: Any, name: str) -> Iterator[Any]:
+    """The rows; what the library raises over a damaged file, which is of many kinds, names the dataset."""
+    try:
+        yield from rows
+    except Exception as error:
+        raise ValueError(f"hub: {name}: {error}") from error
+
+
+def plan_hub(hub: HubSource, text_column: str | None) -> tuple[Plan, HubPart]:
+    """The slices of a hub dataset, and one part as an example of how it is read.
+
+    The fingerprint is that of the files as the hub names them (with their revision), not of their content.
+    """
+    split = hub.open()
+    try:
+        columns, holds_chats = find_columns(itertools.islice(_rows(split, hub.name), SNIFFED_ROWS), text_column)
+    except ValueError as error:
+        raise ValueError(f"hub: {hub.name}: {error}") from error
+    if hub.streaming:
+        ranges = [(index, split.num_shards) for index in range(split.num_shards)]
+    else:
+        ranges = [(start, min(start + ROWS_PER_SLICE, len(split))) for start in range(0, len(split), ROWS_PER_SLICE)]
+    parts = [HubPart(hub, columns, holds_chats, *bounds) for bounds in ranges]
+    slices = [Slice(index, [part]) for index, part in enumerate(parts)]
+    return Plan(slices, _fingerprint(hub, columns)), parts[0]
+
+
+def _fingerprint(hub: HubSource, columns: Columns) -> str:
+    files = _import_datasets().load_dataset_builder(hub.name, hub.config).config.data_files or {}
+    named = {split: [list(found), list(found.origin_metadata)] for split, found in files.items()}
+    return hashlib.sha256(repr([hub, columns, sorted(named.items())]).encode()).hexdigest()
+
+
+def _import_datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError("hub: the datasets library is not installed; pip install '.[hub]'") from error
+    return datasets

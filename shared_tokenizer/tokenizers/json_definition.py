@@ -1,0 +1,186 @@
+"""Reads a tokenizer.json and refuses what the tokenizers library would read wrong."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import tokenizers
+
+from shared_tokenizer.tokenizers.known_tokens import CHAT_MARKERS
+from shared_tokenizer.tokenizers.tokenizer_files import DEFINITION_FILE, parse_json_object
+
+LARGEST_ID = (1 << 24) - 1
+
+
+@dataclass(frozen=True)
+class JsonDefinition:
+    """A tokenizer.json, checked: `added` holds the contents and ids of added tokens, the special ones apart."""
+
+    parts: dict[str, Any]
+    vocabulary: dict[str, int]
+    added: dict[str, int]
+    special: dict[str, int]
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Every token and its id."""
+        return self.vocabulary | self.added | self.special
+
+    @property
+    def vocab_size(self) -> int:
+        """The highest id and one: ids may have holes."""
+        return max(self.ids.values()) + 1
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The model's own part."""
+        return self.parts["model"]
+
+    @property
+    def model_type(self) -> str:
+        """BPE, Unigram, WordPiece or WordLevel; old files do not say."""
+        if "type" in self.model:
+            return str(self.model["type"])
+        if isinstance(self.model["vocab"], list):
+            return "Unigram"
+        if "merges" in self.model:
+            return "BPE"
+        return "WordPiece" if "continuing_subword_prefix" in self.model else "WordLevel"
+
+    @property
+    def merges(self) -> list[Sequence[str]]:
+        """Pairs of pieces that become one, the first ones first; empty where the model has none."""
+        return list(_merges(self.model.get("merges") or []))
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The token for what has no other, if there is one."""
+        if self.model_type == "Unigram":
+            return self.model.get("unk_id")
+        return self.ids.get(self.model.get("unk_token") or "")
+
+
+def read_definition(content: bytes) -> JsonDefinition:
+    """Read and check a tokenizer.json. Raises ValueError naming what is wrong with it."""
+    parts = parse_json_object(DEFINITION_FILE, content)
+    model = parts.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict | list) or not model["vocab"]:
+        raise ValueError(f"{DEFINITION_FILE}: found no model with a vocabulary, expected a tokenizer")
+    vocabulary = _vocabulary(model["vocab"])
+    check_ids(DEFINITION_FILE, vocabulary.items())
+    if model.get("merges") is not None:
+        check_merges(vocabulary, _merges(model["merges"]), str(model.get("continuing_subword_prefix") or ""))
+    unknown = model.get("unk_token")
+    if unknown is not None and not (isinstance(unknown, str) and unknown in vocabulary):
+        raise ValueError(f"{DEFINITION_FILE}: unk_token: found {unknown!r}, which is not in the vocabulary")
+    tokens = _added_tokens(parts.get("added_tokens") or [])
+    _check_added(vocabulary, tokens)
+    special = {token["content"]: token["id"] for token in tokens if _is_special(token)}
+    added = {token["content"]: token["id"] for token in tokens if not _is_special(token)}
+    return JsonDefinition(parts, vocabulary, added, special)
+
+
+def open_definition(definition: JsonDefinition) -> tokenizers.Tokenizer:
+    """The library's tokenizer: texts whole, no chance in it, special tokens never parsed out of text."""
+    added = [token | {"special": _is_special(token)} for token in definition.parts.get("added_tokens") or []]
+    parts = definition.parts | {"truncation": None, "padding": None, "added_tokens": added}
+    if "dropout" in definition.model:
+        parts["model"] = definition.model | {"dropout": None}
+    with library_errors(DEFINITION_FILE):
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(parts))
+    tokenizer.encode_special_tokens = True
+    for content, token_id in (definition.added | definition.special).items():
+        if tokenizer.token_to_id(content) != token_id:
+            raise ValueError(
+                f"{DEFINITION_FILE}: added_tokens: found {content!r} with id {token_id}, expected "
+                f"{tokenizer.token_to_id(content)}: ids of added tokens follow those of the vocabulary without a hole"
+            )
+    return tokenizer
+
+
+@contextmanager
+def library_errors(name: str) -> Iterator[None]:
+    """Turns what the library raises, plain Exceptions and its own panics, into ValueErrors."""
+    try:
+        yield
+    except BaseException as error:
+        if not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+            raise
+        raise ValueError(f"{name}: the tokenizers library says: {error}") from error
+
+
+def check_ids(name: str, items: Iterable[tuple[str, Any]]) -> None:
+    """Raises ValueError unless every token has a whole number of its own."""
+    tokens: dict[int, str] = {}
+    for token, token_id in items:
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id <= LARGEST_ID:
+            raise ValueError(f"{name}: {token!r}: found id {token_id!r}, expected a whole number 0..{LARGEST_ID}")
+        if token_id in tokens:
+            raise ValueError(f"{name}: found id {token_id} twice, for {tokens[token_id]!r} and {token!r}")
+        tokens[token_id] = token
+
+
+def check_merges(vocabulary: dict[str, int], merges: Iterable[Sequence[str]], prefix: str = "") -> None:
+    """Raises ValueError unless both sides of every merge and what they make are in the vocabulary."""
+    for number, (left, right) in enumerate(merges, 1):
+        if not right.startswith(prefix):
+            raise ValueError(f"merges: merge {number}: found {right!r}, expected it to begin with {prefix!r}")
+        for token in (left, right, left + right.removeprefix(prefix)):
+            if token not in vocabulary:
+                raise ValueError(
+                    f"merges: merge {number} is {left!r} {right!r}, but {token!r} is not in the vocabulary; "
+                    "the two are not of one tokenizer"
+                )
+
+
+def _vocabulary(found: dict[str, Any] | list[Any]) -> dict[str, Any]:
+    if isinstance(found, dict):
+        return found
+    for entry in found:
+        if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
+            raise ValueError(f"{DEFINITION_FILE}: vocab: found {entry!r}, expected a piece and its score")
+    vocabulary = {piece: i for i, (piece, _) in enumerate(found)}
+    if len(vocabulary) < len(found):
+        piece = next(piece for i, (piece, _) in enumerate(found) if vocabulary[piece] != i)
+        raise ValueError(f"{DEFINITION_FILE}: vocab: found {piece!r} twice")
+    return vocabulary
+
+
+def _merges(found: Any) -> Iterator[Sequence[str]]:
+    """Pairs; older files write them with a space between."""
+    for merge in found if isinstance(found, list) else [found]:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(side, str) for side in pair)):
+            raise ValueError(f"{DEFINITION_FILE}: merges: found {merge!r}, expected two pieces")
+        yield pair
+
+
+def _added_tokens(found: Any) -> list[dict[str, Any]]:
+    tokens = found if isinstance(found, list) else [found]
+    for token in tokens:
+        if not (isinstance(token, dict) and isinstance(token.get("content"), str) and token["content"]):
+            raise ValueError(
+                f"{DEFINITION_FILE}: added_tokens: found {token!r}, expected an object with content and id"
+            )
+    return tokens
+
+
+def _check_added(vocabulary: dict[str, int], tokens: list[dict[str, Any]]) -> None:
+    contents = [token["content"] for token in tokens]
+    unique = set(contents)
+    if len(unique) < len(contents):
+        twice = next(content for content in contents if contents.count(content) > 1)
+        raise ValueError(f"{DEFINITION_FILE}: added_tokens: found {twice!r} twice")
+    name = f"{DEFINITION_FILE}: added_tokens"
+    added = [(token["content"], token.get("id")) for token in tokens]
+    for content, token_id in added:
+        if vocabulary.get(content, token_id) != token_id:
+            raise ValueError(f"{name}: {content!r}: found id {token_id}, but {vocabulary[content]} in the vocabulary")
+    check_ids(name, [*(pair for pair in vocabulary.items() if pair[0] not in unique), *added])
+
+
+def _is_special(token: dict[str, Any]) -> bool:
+    return bool(token.get("special")) or token["content"] in CHAT_MARKERS

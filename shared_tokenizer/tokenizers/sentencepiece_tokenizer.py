@@ -1,0 +1,228 @@
+"""Tokenizer over a sentencepiece model: what `train_tokenizer` makes, and models that come from elsewhere."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+from shared_tokenizer.tokenizers.sentencepiece_model import (
+    BPE,
+    SPACE_MARKER,
+    SPECIAL_KINDS,
+    PieceKind,
+    ends_lines,
+    parse_model,
+    plain_pieces,
+)
+from shared_tokenizer.tokenizers.sentencepiece_to_json import to_tokenizer_json
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer, check_unicode, sha256
+from shared_tokenizer.tokenizers.tokenizer_files import (
+    CONFIG_FILE,
+    DEFINITION_FILE,
+    KEPT_FILES,
+    MODEL_FILE,
+    dump_json,
+    parse_json_object,
+)
+
+# Shorter than this a text is not cut for speed.
+PART_CHARACTERS = 200
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A loaded sentencepiece model.
+
+    `files` are the ones it came with, by name: `save` writes them back, and `add_bos_token: false` in
+    tokenizer_config.json is obeyed. User-defined symbols are ordinary text. Raises ValueError where `model` is not
+    a sentencepiece model or has no end-of-text token.
+    """
+
+    def __init__(self, model: bytes, files: Mapping[str, bytes] | None = None):
+        self._model = model
+        self._files = dict(files or {})
+        self._processor = _processor(model)
+        self._parsed = parse_model(model)
+        pieces = enumerate(self._parsed.pieces)
+        self._special_tokens = {piece.piece: i for i, piece in pieces if piece.type in SPECIAL_KINDS}
+        self._config = parse_json_object(CONFIG_FILE, self._files.get(CONFIG_FILE, b"{}"))
+        if self._processor.eos_id() < 0:
+            raise ValueError("tokenizer: found a sentencepiece model without an end-of-text token, expected one")
+
+    def save(self, directory: Path) -> None:
+        """Write the files that sentencepiece and transformers read into an existing directory.
+
+        A tokenizer.json that the model came with is written back, else it is made. Where it could not give the same
+        ids (see `to_tokenizer_json`) there is none, and transformers cannot open the directory.
+        """
+        (directory / MODEL_FILE).write_bytes(self._model)
+        files = {name: self._files[name] for name in KEPT_FILES if name in self._files}
+        if DEFINITION_FILE not in files:
+            files[CONFIG_FILE] = dump_json(self._made_config())
+            definition = to_tokenizer_json(self._model, self.bos_id)
+            if definition is not None:
+                files[DEFINITION_FILE] = definition.encode("utf-8")
+        for name, content in files.items():
+            (directory / name).write_bytes(content)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text. Special tokens written in the text stay text."""
+        check_unicode(text)
+        if SPACE_MARKER not in text or self._marker_ids is None:
+            return self._processor.encode(text)
+        first, *rest = text.split(SPACE_MARKER)
+        # A text that begins with the marker still begins with the dummy prefix.
+        ids = self._processor.encode(first) if first else list(self._prefix_ids)
+        for part in rest:
+            # sentencepiece would read its own marker as a space; its bytes say what it is.
+            ids += self._marker_ids
+            ids += self._inner.encode(part)
+        return ids
+
+    def encode_batch(self, texts: Sequence[str], *, num_threads: int | None = None) -> list[list[int]]:
+        """Ids of many texts; `num_threads` None uses all cores."""
+        cuts = [self._cut(text) for text in texts]
+        try:
+            parts = self._processor.encode(
+                list(chain.from_iterable(cuts)), num_threads=-1 if num_threads is None else num_threads
+            )
+        except TypeError:
+            for text in texts:
+                check_unicode(text)
+            raise
+        encoded = iter(parts)
+        found = [list(chain.from_iterable(islice(encoded, len(cut)))) for cut in cuts]
+        for i, text in enumerate(texts):
+            if SPACE_MARKER in text:
+                found[i] = self.encode(text)
+        return found
+
+    def _cut(self, text: str) -> list[str]:
+        """A text in parts that end at newlines, where that changes no id: sentencepiece is faster on short ones."""
+        if not self._may_be_cut:
+            return [text]
+        parts, start = [], 0
+        while (end := text.find("\n", start + PART_CHARACTERS) + 1) > 0:
+            parts.append(text[start:end])
+            start = end
+        return [*parts, text[start:]]
+
+    @cached_property
+    def _may_be_cut(self) -> bool:
+        is_bpe = self._parsed.trainer_spec.model_type == BPE
+        return is_bpe and not self._normalizer.add_dummy_prefix and self._is_exact and ends_lines(self._parsed)
+
+    @property
+    def _normalizer(self) -> Any:
+        return self._parsed.normalizer_spec
+
+    @property
+    def _is_exact(self) -> bool:
+        """Whether texts reach the model as they are."""
+        return not (self._normalizer.precompiled_charsmap or self._normalizer.remove_extra_whitespaces)
+
+    @property
+    def model(self) -> Any:
+        """The ModelProto of the model file."""
+        return self._parsed
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special ones among them."""
+        return self._processor.vocab_size()
+
+    @property
+    def bos_id(self) -> int | None:
+        """The begin-of-text token, None where there is none or tokenizer_config.json says not to add it."""
+        return None if self._config.get("add_bos_token") is False else _optional(self._processor.bos_id())
+
+    @property
+    def eos_id(self) -> int:
+        """The end-of-text token."""
+        return self._processor.eos_id()
+
+    @property
+    def pad_id(self) -> int | None:
+        """The padding token, None where there is none."""
+        return _optional(self._processor.pad_id())
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """Control symbols (begin, end and padding among them) and the unknown token, and their ids."""
+        return self._special_tokens
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the model file, and of the wish for no begin-of-text token where it has one."""
+        if self.bos_id is None and self._processor.bos_id() >= 0:
+            return sha256(self._model, b"add_bos_token: false")
+        return sha256(self._model)
+
+    @cached_property
+    def pieces(self) -> list[bytes]:
+        """UTF-8 bytes that each id stands for; empty for special tokens."""
+        found = [piece.encode() for piece in plain_pieces(self._parsed)]
+        for i, piece in enumerate(self._parsed.pieces):
+            if piece.type == PieceKind.BYTE:
+                found[i] = bytes([int(piece.piece[3:5], 16)])
+            elif piece.type in SPECIAL_KINDS:
+                found[i] = b""
+        return found
+
+    @property
+    def strips_first_space(self) -> bool:
+        """Whether the model puts a space before the text."""
+        return self._normalizer.add_dummy_prefix
+
+    @cached_property
+    def _marker_ids(self) -> list[int] | None:
+        """The bytes of a U+2581 in the text; None where the model has no bytes or writes spaces plainly."""
+        byte_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARKER.encode()]
+        return byte_ids if self._normalizer.escape_whitespaces and all(map(self._processor.is_byte, byte_ids)) else None
+
+    @cached_property
+    def _inner(self) -> sentencepiece.SentencePieceProcessor:
+        """The same model for what follows inside a text: without the dummy prefix."""
+        if not self.strips_first_space:
+            return self._processor
+        changed = parse_model(self._model)
+        changed.normalizer_spec.add_dummy_prefix = False
+        return _processor(changed.SerializeToString())
+
+    @cached_property
+    def _prefix_ids(self) -> list[int]:
+        return self._inner.encode(" ") if self.strips_first_space else []
+
+    def _made_config(self) -> dict[str, object]:
+        chat = {name: value for name, value in self._config.items() if name == "chat_template"}
+        tokens = {
+            "bos_token": _optional(self._processor.bos_id()),
+            "eos_token": self.eos_id,
+            "pad_token": self.pad_id,
+            "unk_token": self._processor.unk_id(),
+        }
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "add_bos_token": self.bos_id is not None,
+            "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
+            **{name: self._processor.id_to_piece(i) for name, i in tokens.items() if i is not None},
+            **chat,
+        }
+
+
+def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        usable = processor.vocab_size() > 0
+    except RuntimeError as error:
+        raise ValueError("tokenizer: found bytes that are not a sentencepiece model") from error
+    if not usable:
+        raise ValueError("tokenizer: found an empty sentencepiece model, expected a vocabulary")
+    return processor
+
+
+def _optional(token_id: int) -> int | None:
+    return None if token_id < 0 else token_id

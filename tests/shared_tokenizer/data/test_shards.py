@@ -1,0 +1,76 @@
+import json
+
+import fsspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared_tokenizer.data.shards import MANIFEST, ShardWriter, TokenShards, read_manifest
+from tests.conftest import prepare_texts
+
+TEXTS = [f"text number {i} " * (i % 7 + 1) for i in range(60)]
+
+
+@pytest.fixture
+def shards_dir(tmp_path, tokenizer):
+    return prepare_texts(tmp_path / "shards", TEXTS, tokenizer, shard_tokens=500)
+
+
+def test_shards_are_plain_arrays_of_the_smallest_type(shards_dir, tokenizer):
+    ids, ends = np.load(shards_dir / "train-00000-00.npy"), np.load(shards_dir / "train-00000-00.ends.npy")
+    assert ids.dtype == np.uint16 and ends.dtype == np.int64
+    assert (ids[ends - 1] == tokenizer.eos_id).all() and ends[-1] == len(ids) >= 500
+    assert read_manifest(shards_dir)["tokenizer_fingerprint"] == tokenizer.fingerprint
+    assert not list(shards_dir.glob("*.mask.npy"))
+
+
+@given(
+    documents=st.lists(st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=9), min_size=1),
+    shard_tokens=st.integers(1, 20),
+    where=st.tuples(st.integers(0, 50), st.integers(1, 30)),
+)
+def test_what_is_written_is_read_across_shard_borders(tmp_path_factory, documents, shard_tokens, where):
+    directory = tmp_path_factory.mktemp("shards")
+    writer = ShardWriter(fsspec.filesystem("file"), str(directory), "train-00000", "uint16", shard_tokens, masked=True)
+    for document in documents:
+        ids, learned = zip(*document, strict=True)
+        writer.add(np.array(ids), np.array(learned))
+    writer.close()
+    manifest = {"format_version": 2, "dtype": "uint16", "tokenizer_fingerprint": "", "options": {}, "masked": True}
+    manifest["splits"] = {"train": {"shards": writer.shards}}
+    (directory / MANIFEST).write_text(json.dumps(manifest))
+    shards = TokenShards.open(directory, "train")
+    ids = [token for document in documents for token, _ in document]
+    learned = [flag for document in documents for _, flag in document]
+    begins = [place == 0 for document in documents for place in range(len(document))]
+    assert len(shards) == len(ids)
+    assert shards.document_ends.tolist() == np.cumsum([len(document) for document in documents]).tolist()
+    start = min(where[0], len(ids) - 1)
+    span = shards.read(start, where[1])
+    stop = start + where[1]
+    assert span.ids.tolist() == ids[start:stop]
+    assert span.learned.tolist() == learned[start:stop]
+    assert span.begins.tolist() == begins[start:stop]
+
+
+def test_what_is_not_a_shard_set_is_refused(shards_dir, tmp_path):
+    with pytest.raises(ValueError, match=r"found no manifest\.json"):
+        read_manifest(tmp_path / "elsewhere")
+    for name in ("train-00000-00.npy", "train-00000-00.ends.npy"):
+        whole = (shards_dir / name).read_bytes()
+        (shards_dir / name).write_bytes(b"")
+        with pytest.raises(ValueError, match=rf"{name}: not a token shard"):
+            TokenShards.open(shards_dir, "train")
+        np.save(shards_dir / name, np.zeros(3, np.uint16))
+        with pytest.raises(ValueError, match=r"found uint16 \[3\], expected \w+ \[\d+\]"):
+            TokenShards.open(shards_dir, "train")
+        (shards_dir / name).write_bytes(whole)
+    manifest = json.loads((shards_dir / MANIFEST).read_text()) | {"format_version": 1}
+    (shards_dir / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="found format_version 1, expected 2"):
+        read_manifest(shards_dir)
+    for content in ("{bad", "[]", '{"format_version": 2}'):
+        (shards_dir / MANIFEST).write_text(content)
+        with pytest.raises(ValueError, match=r"manifest\.json: .*prepare the data again"):
+            read_manifest(shards_dir)

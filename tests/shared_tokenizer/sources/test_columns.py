@@ -1,0 +1,64 @@
+import pytest
+
+from shared_tokenizer.chat.messages import Message
+from shared_tokenizer.sources.columns import Columns, choose_columns, find_columns, read_columns
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["text", "messages"], Columns(content="messages")),
+        (["conversations", "text"], Columns(content="conversations")),
+        (["TEXT", "content", "text"], Columns(content="text")),
+        (["body", "message"], Columns(content="message")),
+        (["output", "input", "instruction"], Columns(instruction="instruction", input="input", answer="output")),
+        (["prompt", "completion"], Columns(instruction="prompt", answer="completion")),
+        (["question", "answer", "context"], Columns(instruction="question", input="context", answer="answer")),
+        (["output", "id"], Columns(content="output")),
+        (["id", "url"], None),
+    ],
+)
+def test_the_first_known_column_is_chosen(names, expected):
+    assert choose_columns(names) == expected
+
+
+def test_a_row_becomes_a_text_or_a_chat():
+    assert read_columns({"body": "b"}, Columns(content="body")) == "b"
+    chat = (Message("user", "q"), Message("assistant", "a"))
+    pairs = Columns(instruction="q", input="c", answer="a")
+    assert read_columns({"q": "q", "c": None, "a": "a"}, pairs) == chat
+    assert read_columns({"q": "q", "c": "", "a": "a"}, pairs) == chat
+    assert read_columns({"q": "q", "c": "x", "a": "a"}, pairs)[0].content == "q\n\nx"
+    messages = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    assert read_columns({"conversations": messages}, Columns(content="conversations")) == chat
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "message"),
+    [
+        ({"id": 1}, Columns(content="text"), "no column 'text', found 'id'"),
+        ({"text": None}, Columns(content="text"), "column 'text': found a NoneType, expected a string"),
+        ({"q": "x"}, Columns(instruction="q", answer="a"), "no column 'a'"),
+        ({"q": "x", "c": 3, "a": "y"}, Columns(instruction="q", input="c", answer="a"), "column 'c': found a int"),
+        ({"messages": []}, Columns(content="messages"), "messages"),
+    ],
+)
+def test_a_row_without_its_columns_says_so(row, columns, message):
+    with pytest.raises(ValueError, match=message):
+        read_columns(row, columns)
+
+
+def test_the_columns_are_those_of_the_first_row_that_has_known_ones():
+    assert find_columns([{"id": 1}, {"text": "a"}]) == (Columns(content="text"), False)
+    assert find_columns([{"talk": [], "text": "a"}], "talk") == (Columns(content="talk"), True)
+    with pytest.raises(ValueError, match="found the columns id, url, none of them known; name one with"):
+        find_columns([{"id": 1, "url": 2}])
+    with pytest.raises(ValueError, match=r"found the columns id, expected 'talk'"):
+        find_columns([{"id": 1}], "talk")
+
+
+def test_messages_may_be_written_as_json():
+    text = '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'
+    assert find_columns([{"messages": text}]) == (Columns(content="messages"), True)
+    assert read_columns({"messages": text}, Columns(content="messages"))[1] == Message("assistant", "a")
+    assert read_columns({"messages": "[plain"}, Columns(content="messages")) == "[plain"

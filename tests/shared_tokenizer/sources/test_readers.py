@@ -1,0 +1,169 @@
+import gzip
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared_tokenizer.sources import readers
+from shared_tokenizer.sources.readers import BadRow, Piece, Row, format_of, read_rows
+
+OBJECTS = [{"text": "one"}, {"text": "two\nlines"}, {"text": "caf\u00e9 \u4f60"}]
+
+
+def zstd(content: bytes) -> bytes:
+    return pyarrow.compress(content, "zstd", asbytes=True)
+
+
+def write(path, objects):
+    """The objects in the format that the name asks for."""
+    kind = path.name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2]
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(objects), path, row_group_size=2)
+        return
+    if kind == "jsonl":
+        content = "".join(json.dumps(value) + "\n" for value in objects)
+    elif kind == "json":
+        content = json.dumps(objects, indent=1)
+    else:
+        separator = {"csv": ",", "tsv": "\t"}[kind]
+        rows = [["id", "text"], *([str(i), value["text"]] for i, value in enumerate(objects))]
+        content = "".join(
+            separator.join('"' + field.replace('"', '""') + '"' for field in row) + "\r\n" for row in rows
+        )
+    compress = {".gz": gzip.compress, ".zst": zstd}.get(path.suffix, bytes)
+    path.write_bytes(compress(content.encode()))
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.json", "a.parquet", "a.csv", "a.tsv", "a.jsonl.gz", "a.json.zst", "a.csv.gz", "a.tsv.zst"]
+)
+def test_every_format_gives_the_same_rows(tmp_path, name):
+    write(tmp_path / name, OBJECTS)
+    rows = list(read_rows(tmp_path / name, format_of(tmp_path / name)))
+    assert [row.value["text"] for row in rows] == [value["text"] for value in OBJECTS]
+    assert all(row.number > 0 for row in rows)
+
+
+@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=8))
+def test_no_row_is_lost_in_any_format(tmp_path_factory, texts):
+    for name in ("a.jsonl", "a.json", "a.parquet", "a.csv.gz"):
+        path = tmp_path_factory.mktemp("rows") / name
+        write(path, [{"text": text} for text in texts])
+        assert [row.value["text"] for row in read_rows(path, format_of(path))] == texts
+
+
+def test_the_format_is_known_by_the_name_and_parquet_by_its_content(tmp_path):
+    write(tmp_path / "a.parquet", OBJECTS)
+    (tmp_path / "a.parquet").rename(tmp_path / "data.bin")
+    for name, expected in (("a.TXT", "text"), ("b.py.gz", "text"), ("c.ndjson", "jsonl"), ("d.png", None)):
+        (tmp_path / name).write_bytes(b"\x89PNG")
+        assert format_of(tmp_path / name) == expected
+    assert format_of(tmp_path / "data.bin") == "parquet"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"text": "a"}\n\n{"text": "b"}', '\ufeff{"text": "a"}\r\n{"text": "b"}\r\n', '[{"text": "a"},\n {"text": "b"}]'],
+)
+def test_json_comes_in_lines_or_in_an_array(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_text(content, "utf-8")
+    assert [row.value for row in read_rows(path, "json")] == [{"text": "a"}, {"text": "b"}]
+
+
+def test_one_object_over_several_lines_is_one_row(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{\n "text":\n "a"\n}\n')
+    assert list(read_rows(path, "json")) == [Row(1, {"text": "a"})]
+
+
+def test_a_text_file_is_one_row_and_a_long_one_is_cut_at_line_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "MAX_TEXT_BYTES", 100)
+    text = "".join(f"line {i} \u4f60\n" for i in range(60))
+    for name, compress in (("a.txt", bytes), ("a.txt.gz", gzip.compress), ("a.txt.zst", zstd)):
+        path = tmp_path / name
+        path.write_bytes(compress(text.encode()))
+        rows = list(read_rows(path, "text"))
+        assert "".join(row.value for row in rows) == text and len(rows) > 5
+        assert all(row.value.endswith("\n") for row in rows)
+    (tmp_path / "b.txt").write_text("\u4f60" * 500)  # no line end, and no cut within a character
+    rows = list(read_rows(tmp_path / "b.txt", "text"))
+    assert "".join(row.value for row in rows) == "\u4f60" * 500
+
+
+def reasons(path, file_format):
+    return [(row.number, row.reason) for row in read_rows(path, file_format) if isinstance(row, BadRow)]
+
+
+def test_bad_lines_are_named_and_the_rest_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "MAX_ROW_BYTES", 100)
+    path = tmp_path / "a.jsonl"
+    bad = [b'{"text": "trunc', b'{"text": "\xff"}', b"[1]", b'{"text": "' + b"x" * 300 + b'"}', b"[" * 90]
+    path.write_bytes(b"\n".join([b'{"text": "first"}', *bad, b'{"text": "last"}']))
+    rows = list(read_rows(path, "jsonl"))
+    assert [row.value["text"] for row in rows if isinstance(row, Row)] == ["first", "last"]
+    found = reasons(path, "jsonl")
+    assert [number for number, _ in found] == [2, 3, 4, 5, 6]
+    for (_, reason), word in zip(
+        found, ["not JSON", "not UTF-8", "a JSON list", "longer than", "not JSON"], strict=True
+    ):
+        assert word in reason
+
+
+def test_a_piece_of_a_file_knows_its_lines(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a"}\n{"text": "b"}\nbroken\n{"text": "c"}\n')
+    rows = list(read_rows(path, "jsonl", Piece(14, 35, 2)))
+    assert [row.number for row in rows] == [2, 3]
+    assert rows[0] == Row(2, {"text": "b"}) and isinstance(rows[1], BadRow)
+
+
+def test_a_truncated_array_gives_what_is_whole(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[{"text": "a"}, {"text": "b"}, {"tex')
+    rows = list(read_rows(path, "json"))
+    assert [row.value for row in rows[:2]] == [{"text": "a"}, {"text": "b"}]
+    assert isinstance(rows[2], BadRow) and "not JSON from here on" in rows[2].reason
+
+
+def test_an_array_that_is_nested_without_end_is_refused(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[{"text": "a"}, ' + "[" * 100_000)
+    rows = list(read_rows(path, "json"))
+    assert rows[0] == Row(1, {"text": "a"}) and "nested more than" in rows[1].reason
+
+
+def test_ragged_and_broken_csv_rows_are_named(tmp_path, monkeypatch):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'id,text\n1,a\n2\n3,c,d\n4,"two\nlines"\n5,\xff\n6,f\n')
+    rows = list(read_rows(path, "csv"))
+    assert [row.value["text"] for row in rows if isinstance(row, Row)] == ["a", "two\nlines", "f"]
+    assert [number for number, _ in reasons(path, "csv")] == [3, 4, 7]
+    path.write_text('id,text\n1,a\n2,"never closed\n3,b\n4,c\n')
+    assert [number for number, _ in reasons(path, "csv")] == [3]
+    path.write_text("id;text\n1;a\n")
+    assert "separated by ';', expected ','" in reasons(path, "csv")[0][1]
+    path.write_text("a,a\n1,2\n")
+    assert reasons(path, "csv") == [(1, "the header names a column twice: ['a', 'a']")]
+    monkeypatch.setattr(readers, "MAX_ROW_BYTES", 100)
+    path.write_text('id,text\n1,"' + "x\n" * 300)  # a quote that is never closed
+    assert "field larger" in reasons(path, "csv")[0][1]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.zst", "a.parquet", "a.txt.gz"])
+def test_files_that_are_cut_or_are_something_else_are_named(tmp_path, name):
+    path = tmp_path / name
+    if name == "a.txt.gz":
+        path.write_bytes(gzip.compress(b"text " * 1000)[:-20])
+    else:
+        write(path, OBJECTS * 1000)
+        path.write_bytes(path.read_bytes()[:-100])
+    file_format = format_of(path) or "text"
+    assert reasons(path, file_format)
+    path.write_bytes(b"")
+    assert [type(row) for row in read_rows(path, file_format)] == ([BadRow] if file_format == "parquet" else [])
+    path.write_bytes(b"PAR1 but nothing more")
+    assert all(isinstance(row, BadRow) for row in read_rows(path, "parquet"))

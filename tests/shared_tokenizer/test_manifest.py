@@ -1,0 +1,81 @@
+import random
+import subprocess
+
+import numpy as np
+import pytest
+
+from shared_tokenizer.manifest import MANIFEST, DamagedError, sealed_directory, verify_manifest, write_file
+from tests.conftest import flipped_bit
+
+
+@pytest.fixture
+def sealed(tmp_path):
+    with sealed_directory(tmp_path / "sealed") as directory:
+        (directory / "below").mkdir()
+        (directory / "first.bin").write_bytes(random.Random(0).randbytes(500))
+        (directory / "below" / "second.txt").write_text("two")
+    return tmp_path / "sealed"
+
+
+def test_a_sealed_directory_verifies_and_sha256sum_agrees(sealed):
+    verify_manifest(sealed)
+    subprocess.run(["sha256sum", "--check", "--strict", MANIFEST], cwd=sealed, check=True, capture_output=True)
+
+
+def test_any_flipped_bit_in_any_file_is_found(sealed):
+    rng = np.random.default_rng(1)
+    files = [path for path in sealed.rglob("*") if path.is_file()]
+    for _ in range(200):
+        with flipped_bit(files, rng), pytest.raises(DamagedError):
+            verify_manifest(sealed)
+    verify_manifest(sealed)
+
+
+def test_missing_added_and_unsealed_are_named(sealed):
+    (sealed / "third.txt").write_text("three")
+    with pytest.raises(DamagedError, match=r"third\.txt: not listed"):
+        verify_manifest(sealed)
+    (sealed / "third.txt").unlink()
+    (sealed / "below" / "second.txt").unlink()
+    with pytest.raises(DamagedError, match=r"second\.txt: missing"):
+        verify_manifest(sealed)
+    (sealed / MANIFEST).unlink()
+    with pytest.raises(DamagedError, match="found no MANIFEST"):
+        verify_manifest(sealed)
+
+
+def test_a_manifest_cannot_lead_outside(sealed):
+    (sealed / MANIFEST).write_text("0" * 64 + "  ../first.bin\n")
+    with pytest.raises(DamagedError, match="line 1 is damaged"):
+        verify_manifest(sealed)
+
+
+def test_lines_end_with_newlines_alone(sealed):
+    content = (sealed / MANIFEST).read_bytes()
+    (sealed / MANIFEST).write_bytes(content.replace(b"\n", b"\x0b", 1))  # one bit off; str.splitlines cuts there too
+    with pytest.raises(DamagedError, match="missing, but listed"):
+        verify_manifest(sealed)
+
+
+def test_a_failure_leaves_nothing_and_a_taken_place_stays(tmp_path, sealed):
+    with pytest.raises(RuntimeError), sealed_directory(tmp_path / "other") as directory:
+        (directory / "file").write_text("x")
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["sealed"]
+    with pytest.raises(ValueError, match="already exists"), sealed_directory(sealed):
+        pass
+    verify_manifest(sealed)
+
+
+def test_nothing_is_put_inside_a_sealed_directory(sealed):
+    with pytest.raises(ValueError, match="which is sealed by MANIFEST"), sealed_directory(sealed / "below" / "new"):
+        pass
+    verify_manifest(sealed)
+
+
+def test_write_file_replaces_whole_or_not_at_all(tmp_path):
+    write_file(tmp_path / "file", b"one")
+    with pytest.raises(TypeError):
+        write_file(tmp_path / "file", "two")  # pyright: ignore[reportArgumentType]
+    assert (tmp_path / "file").read_bytes() == b"one"
+    assert len(list(tmp_path.iterdir())) == 1

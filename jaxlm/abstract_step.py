@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.model import LanguageModel
 from jaxlm.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.sharding import batch_sharding, tree_shardings
-from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.train_config import TrainConfig
 from jaxlm.train_step import TrainState, init_state, make_train_step
 from shared_tokenizer.data.batches import Batch

@@ -13,15 +13,15 @@ import jax
 from jax.sharding import Mesh
 
 from jaxlm.abstract_step import abstract_batch, step_of_run
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.model_flops import model_flops
+from jaxlm.common.architecture.model_size import TOKENS_PER_PARAMETER
+from jaxlm.common.architecture.parameters import parameter_count
+from jaxlm.common.architecture.presets import PRESETS
+from jaxlm.common.run.run_directory import is_run_directory, read_run_config
 from jaxlm.device_memory import GIB, bytes_per_device, compiled_memory, free_bytes
 from jaxlm.distributed import least_of_all
-from jaxlm.model_flops import model_flops
 from jaxlm.sharding import check_model, make_mesh
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.model_size import TOKENS_PER_PARAMETER
-from jaxlm.spec.names import parameter_count
-from jaxlm.spec.presets import PRESETS
-from jaxlm.spec.run.run_directory import is_run_directory, read_run_config
 from jaxlm.train_config import TrainConfig, resolve_model, training_model
 from shared_tokenizer.data.data_sets import DataSets
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer

@@ -15,8 +15,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from jaxlm.common.run.complete_checkpoints import checkpoint_steps, set_aside_damaged
 from jaxlm.distributed import is_first, wait_for_all
-from jaxlm.spec.run.whole_checkpoints import checkpoint_steps, set_aside_damaged
 from shared_tokenizer.manifest import DamagedError, verify_manifest, write_manifest
 
 VAL_LOSS = "val_loss"

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import Parameter, parameters
+from jaxlm.common.architecture.ternary import quantize_rows
 from jaxlm.layers import QuantizedRows
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.names import Parameter, parameters
-from jaxlm.spec.ternary import quantize_rows
 from jaxlm.streamed_logits import streamed_logits
 from jaxlm.ternary_linear import TernaryWeight
 from jaxlm.weights import Weights, ternary_weights

@@ -19,13 +19,13 @@ from jax.sharding import Mesh
 
 from jaxlm.abstract_step import abstract_batch, abstract_step
 from jaxlm.chips import GIB, Chip, chip_of
+from jaxlm.common.architecture.config import ModelConfig, config_from_dict
+from jaxlm.common.architecture.model_flops import model_flops
+from jaxlm.common.architecture.presets import preset
 from jaxlm.device_memory import Memory, bytes_per_device, compiled_memory
 from jaxlm.hlo_costs import Costs, hlo_costs
 from jaxlm.model import LanguageModel, Remat
-from jaxlm.model_flops import model_flops
 from jaxlm.sharding import MeshConfig, check_batch, make_mesh
-from jaxlm.spec.config import ModelConfig, config_from_dict
-from jaxlm.spec.presets import preset
 from jaxlm.train_step import TrainState
 from shared_tokenizer.data.batches import Batch
 

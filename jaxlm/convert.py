@@ -9,6 +9,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import Kind, stored_tensors
+from jaxlm.common.artifact.artifact import Artifact, load_artifact, write_artifact
+from jaxlm.common.artifact.model_files import open_tensors
+from jaxlm.common.formats.dequantized import write_dequantized
+from jaxlm.common.formats.hub import open_hub
+from jaxlm.common.formats.mlx import mlx_tensors, needs_model_file, open_mlx, write_mlx
+from jaxlm.common.run.run_directory import RunDirectory, is_run_directory
 from jaxlm.compare import (
     LogitComparison,
     WeightComparison,
@@ -19,14 +27,6 @@ from jaxlm.compare import (
 )
 from jaxlm.export import stored_tensor_reader
 from jaxlm.load import open_weights
-from jaxlm.spec.artifact import Artifact, load_artifact, write_artifact
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.formats.dequantized import write_dequantized
-from jaxlm.spec.formats.hub import open_hub
-from jaxlm.spec.formats.mlx import mlx_tensors, needs_model_file, open_mlx, write_mlx
-from jaxlm.spec.model_files import open_tensors
-from jaxlm.spec.names import Kind, stored_tensors
-from jaxlm.spec.run.run_directory import RunDirectory, is_run_directory
 from jaxlm.weights import artifact_weights
 from shared_tokenizer.gguf.writer import gguf_tokenizer_metadata
 from shared_tokenizer.load import load_tokenizer, tokenizer_directory
@@ -213,9 +213,9 @@ def _write_directory(
 def _write_gguf(
     path: Path, config: ModelConfig, read: Read, conversion: Conversion, tokenizer_dir: Path | None
 ) -> _Written:
-    from jaxlm.spec.formats.gguf import open_gguf  # its library takes a third of a second to import
-    from jaxlm.spec.formats.gguf_file import GGUFFile
-    from jaxlm.spec.formats.gguf_writer import predict_tensors, tensor_bytes, write_gguf
+    from jaxlm.common.gguf.file import GGUFFile
+    from jaxlm.common.gguf.reader import open_gguf  # its library takes a third of a second to import
+    from jaxlm.common.gguf.writer import predict_tensors, tensor_bytes, write_gguf
 
     float_type, ternary_type = _GGUF_FLOATS[conversion.float_dtype], conversion.ternary_type
     metadata = (

@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxlm.spec.run.stop_request import StopRequest, StopRequested
+from jaxlm.common.run.stop_request import StopRequest, StopRequested
 
 Result = TypeVar("Result")
 MESSAGE_BYTES = 2000

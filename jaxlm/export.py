@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import Kind, parameters, scale_name, stored_tensors
+from jaxlm.common.architecture.ternary import pack, quantize_rows, quantize_weight
+from jaxlm.common.artifact.artifact import save_artifact
 from jaxlm.distributed import is_first
 from jaxlm.layers import QuantizedRows
-from jaxlm.spec.artifact import save_artifact
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.names import Kind, parameters, scale_name, stored_tensors
-from jaxlm.spec.ternary import pack, quantize_rows, quantize_weight
 from jaxlm.ternary_linear import Params, TernaryWeight
 from jaxlm.weights import Weight, Weights, tree_weights
 

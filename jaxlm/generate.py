@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.common.sampling import Sampling, check_prompt
 from jaxlm.model import LanguageModel, init_cache
 from jaxlm.sharding import constrain
-from jaxlm.spec.sampling import Sampling, check_prompt
 from jaxlm.ternary_linear import Params, ternarize
 
 # Prompts and caches are padded up to powers of two, so few programs serve all lengths.

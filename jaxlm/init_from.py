@@ -5,8 +5,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.open_model import open_model
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.formats.open_model import open_model
 from jaxlm.ternary_linear import Params
 from jaxlm.weights import artifact_params
 

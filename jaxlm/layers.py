@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.initial_weights import initial_std
+from jaxlm.common.architecture.ternary import quantize_rows
 from jaxlm.shapes import Features, Hidden, Outputs, Positions
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.initial_weights import initial_std
-from jaxlm.spec.ternary import quantize_rows
 from jaxlm.ternary_linear import (
     QuantizedFeatures,
     TernaryWeight,

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.checkpoint import restore_params
+from jaxlm.common.architecture.config import ModelConfig, config_from_dict
+from jaxlm.common.formats.open_model import open_model
+from jaxlm.common.run.run_directory import RunDirectory, is_run_directory, read_run_config
 from jaxlm.model import LanguageModel, init_params
-from jaxlm.spec.config import ModelConfig, config_from_dict
-from jaxlm.spec.open_model import open_model
-from jaxlm.spec.run.run_directory import RunDirectory, is_run_directory, read_run_config
 from jaxlm.ternary_linear import Params
 from jaxlm.weights import Weights, artifact_params, artifact_weights, tree_weights
 from shared_tokenizer.load import find_tokenizer, load_tokenizer

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.attention import AttentionKernel, cached_attention, causal_attention
+from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.layers import RMSNorm, block_linear, rotary, shared_input
 from jaxlm.linear_recurrence import linear_recurrence
 from jaxlm.shapes import Hidden, LowerBound, Positions
-from jaxlm.spec.config import ModelConfig
 from jaxlm.ternary_linear import QuantizedFeatures
 
 

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 from jaxlm.attention import CUDNN_FORWARD, AttentionKernel
 from jaxlm.block_attention import MIXED
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.initial_weights import initial_std
 from jaxlm.layers import BitLinear, Embedding, FeedForward, Linear, RMSNorm, logits_product
 from jaxlm.mixers import MLGRU, Attention, Context, KVCache, RecurrentState, layer_bounds
 from jaxlm.shapes import Hidden, LastLogits, Logits, Positions, SegmentIds, Tokens
 from jaxlm.sharding import constrain
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.initial_weights import initial_std
 from jaxlm.ternary_linear import TERNARY_RESIDUALS
 
 # Of one layer, of a stack of them, or by place of a pattern of stacks; None while training.

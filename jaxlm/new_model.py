@@ -4,12 +4,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxlm.spec.artifact import weight_file_bytes
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.model_size import TOKENS_PER_PARAMETER, Architecture, config_of_size, parse_size
-from jaxlm.spec.names import parameter_count, ternary_parameter_count
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.model_size import TOKENS_PER_PARAMETER, Architecture, config_of_size, parse_size
+from jaxlm.common.architecture.parameters import parameter_count, ternary_parameter_count
+from jaxlm.common.architecture.training_memory import TrainingMemory, training_memory
+from jaxlm.common.artifact.artifact import weight_file_bytes
 from jaxlm.train_config import model_flags
-from jaxlm.training_memory import TrainingMemory, training_memory
 
 _ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2}
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import path_aware_map
 
-from jaxlm.spec.run.optimizer_config import (
+from jaxlm.common.run.optimizer_config import (
     OptimizerConfig,
     Piece,
     is_decayed,

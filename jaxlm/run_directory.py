@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jaxlm.spec.run.run_directory import RunDirectory, open_run_directory
+from jaxlm.common.run.run_directory import RunDirectory, open_run_directory
 from jaxlm.train_config import RESUMABLE_CHANGES, TrainConfig
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from flax.linen.spmd import logical_to_mesh_axes
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from jaxlm.spec.config import ModelConfig
+from jaxlm.common.architecture.config import ModelConfig
 
 MESH_AXES = ("data", "fsdp", "tensor")
 # Logical name -> mesh axes. `wide` is the dimension inside a block: heads, the feed-forward's width, gates.

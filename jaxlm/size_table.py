@@ -2,9 +2,9 @@
 
 from typing import get_args
 
-from jaxlm.spec.artifact import weight_file_bytes
-from jaxlm.spec.model_size import Architecture, config_of_size, parse_size
-from jaxlm.spec.names import parameter_count
+from jaxlm.common.architecture.model_size import Architecture, config_of_size, parse_size
+from jaxlm.common.architecture.parameters import parameter_count
+from jaxlm.common.artifact.artifact import weight_file_bytes
 
 SIZES = ("350M", "750M", "1B", "3B", "7B", "13B", "30B", "70B", "175B", "300B")
 _INTRODUCTION = """\

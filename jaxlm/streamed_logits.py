@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import parameters
 from jaxlm.model import LanguageModel
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.names import parameters
 from jaxlm.ternary_linear import Params
 from jaxlm.weights import Weights, stack_weights, ternary_weights
 

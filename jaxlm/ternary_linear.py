@@ -15,12 +15,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import parameters
+from jaxlm.common.architecture.ternary import quantize_activation, quantize_weight
 from jaxlm.int8_product import scaled_product
 from jaxlm.shapes import Features, LatentWeight, Outputs
 from jaxlm.sharding import gather_codes
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.names import parameters
-from jaxlm.spec.ternary import quantize_activation, quantize_weight
 
 Params = dict[str, Any]
 # What the backward pass of a ternary linear needs of its input, by the name that rematerialization knows it by.

@@ -8,15 +8,15 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from jaxlm.attention import AttentionKernel, choose_kernel
+from jaxlm.common.architecture.config import ModelConfig, config_from_dict
+from jaxlm.common.architecture.presets import nearest_preset, preset
+from jaxlm.common.run.optimizer_config import OptimizerConfig
+from jaxlm.common.sampling import LARGEST_SEED
 from jaxlm.cpu import has_vnni
 from jaxlm.distributed import DistributedConfig
 from jaxlm.gpu import compute_capability, is_ampere
 from jaxlm.model import LanguageModel, Remat
 from jaxlm.sharding import MeshConfig
-from jaxlm.spec.config import ModelConfig, config_from_dict
-from jaxlm.spec.presets import nearest_preset, preset
-from jaxlm.spec.run.optimizer_config import OptimizerConfig
-from jaxlm.spec.sampling import LARGEST_SEED
 from shared_tokenizer.data.batches import Packing
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 

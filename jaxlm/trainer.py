@@ -15,6 +15,12 @@ from rich.console import Console
 from jaxlm.abstract_step import abstract_batch, step_of_run
 from jaxlm.auto_size import choose_sizes
 from jaxlm.checkpoint import Checkpoints
+from jaxlm.common.command_line import make_console
+from jaxlm.common.run.metrics_log import read_metrics
+from jaxlm.common.run.stop_request import StopRequested
+from jaxlm.common.run.summary import coverage_table, plot_losses
+from jaxlm.common.run.training_report import TrainingReport
+from jaxlm.common.sampling import Sampling
 from jaxlm.cpu import compiler_options
 from jaxlm.device_memory import check_state_fits, check_step_fits
 from jaxlm.distributed import SharedStop, all_or_none, is_first
@@ -30,12 +36,6 @@ from jaxlm.sharding import (
     global_batch,
     place,
 )
-from jaxlm.spec.command_line import make_console
-from jaxlm.spec.run.metrics_log import read_metrics
-from jaxlm.spec.run.stop_request import StopRequested
-from jaxlm.spec.run.summary import coverage_table, plot_losses
-from jaxlm.spec.run.training_report import TrainingReport
-from jaxlm.spec.sampling import Sampling
 from jaxlm.ternary_linear import Params, TernaryWeight, quantize_params, with_ternary
 from jaxlm.train_config import TrainConfig, describe_model, training_model
 from jaxlm.train_step import TrainState, init_state

@@ -8,16 +8,16 @@ import grain
 from jax.sharding import Mesh
 from rich.console import Console
 
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.run.run_directory import RunDirectory
+from jaxlm.common.run.stop_request import StopRequest
+from jaxlm.common.sampling import check_prompt
 from jaxlm.distributed import is_first
 from jaxlm.evaluate import unigram_evaluation
 from jaxlm.init_from import initial_params
 from jaxlm.optimizer import learning_rate_schedule
 from jaxlm.run_directory import open_run
 from jaxlm.sharding import batch_share, check_batch, check_model, make_mesh
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.run.run_directory import RunDirectory
-from jaxlm.spec.run.stop_request import StopRequest
-from jaxlm.spec.sampling import check_prompt
 from jaxlm.ternary_linear import Params
 from jaxlm.train_config import TrainConfig, resolve_model
 from shared_tokenizer.data.batches import Batch, BatchOrder, training_batches

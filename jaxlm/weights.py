@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import Parameter, parameters, scale_name
+from jaxlm.common.architecture.ternary import unpack
+from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.distributed import to_host
 from jaxlm.layers import QuantizedRows
-from jaxlm.spec.artifact import Artifact
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.names import Parameter, parameters, scale_name
-from jaxlm.spec.ternary import unpack
 from jaxlm.ternary_linear import Params, TernaryWeight, ternarize_weight
 
 Weight = np.ndarray | TernaryWeight | QuantizedRows

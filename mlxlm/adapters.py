@@ -17,12 +17,12 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from jaxlm.spec.bounds import check_bounds
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.formats.mlx import needs_model_file
-from jaxlm.spec.model_files import check_tensors, read_json_object
-from jaxlm.spec.names import StoredTensor
-from jaxlm.spec.tensor_file import TensorFile, write_tensors
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import StoredTensor
+from jaxlm.common.artifact.model_files import check_tensors, read_json_object
+from jaxlm.common.artifact.safetensors import TensorFile, write_tensors
+from jaxlm.common.bounds import check_bounds
+from jaxlm.common.formats.mlx import needs_model_file
 from mlxlm.layers import BitLinear
 from mlxlm.model import LanguageModel
 from mlxlm.trees import flat_arrays

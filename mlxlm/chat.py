@@ -5,13 +5,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxlm.spec.command_line import quiet_libraries, run_command
+from jaxlm.common.command_line import quiet_libraries, run_command
 
 quiet_libraries()
 
 import mlx.core as mx  # noqa: E402
 
-from jaxlm.spec.sampling import Sampling  # noqa: E402
+from jaxlm.common.sampling import Sampling  # noqa: E402
 from mlxlm.chat_format import choose_chat_format  # noqa: E402
 from mlxlm.conversation import Conversation  # noqa: E402
 from mlxlm.load import load_model  # noqa: E402

@@ -9,10 +9,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from jaxlm.spec.model_files import check_tensors, read_json_object
-from jaxlm.spec.names import StoredTensor
-from jaxlm.spec.run.whole_checkpoints import checkpoint_steps, set_aside_damaged
-from jaxlm.spec.tensor_file import TensorFile, write_tensors
+from jaxlm.common.architecture.parameters import StoredTensor
+from jaxlm.common.artifact.model_files import check_tensors, read_json_object
+from jaxlm.common.artifact.safetensors import TensorFile, write_tensors
+from jaxlm.common.run.complete_checkpoints import checkpoint_steps, set_aside_damaged
 from mlxlm.layers import to_numpy
 from mlxlm.optimizer import Arrays, OptimizerState
 from mlxlm.processes import is_first, wait_for_all

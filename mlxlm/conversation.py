@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator
 
-from jaxlm.spec.sampling import Sampling, check_prompt
+from jaxlm.common.sampling import Sampling, check_prompt
 from mlxlm.model import LanguageModel
 from mlxlm.prompt_cache import PromptCache
 from shared_tokenizer.chat.formats import ChatFormat

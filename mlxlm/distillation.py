@@ -5,8 +5,8 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.open_model import open_model
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.formats.open_model import open_model
 from mlxlm.data import Batch
 from mlxlm.load import built_model
 from mlxlm.loss import batch_hidden, head_loss_sum

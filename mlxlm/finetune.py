@@ -1,6 +1,6 @@
 """Fine-tune a model on a Mac: `python -m mlxlm.finetune --model DIR --data PATH --output_dir DIR`."""
 
-from jaxlm.spec.command_line import quiet_libraries, run_command
+from jaxlm.common.command_line import quiet_libraries, run_command
 
 quiet_libraries()
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jaxlm.spec.bounds import check_bounds
-from jaxlm.spec.run.optimizer_config import OptimizerConfig
-from jaxlm.spec.sampling import LARGEST_SEED
+from jaxlm.common.bounds import check_bounds
+from jaxlm.common.run.optimizer_config import OptimizerConfig
+from jaxlm.common.sampling import LARGEST_SEED
 from mlxlm.adapters import AdapterConfig
 from shared_tokenizer.chat.formats import ChatFormatChoice
 from shared_tokenizer.data.batches import Packing

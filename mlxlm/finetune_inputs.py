@@ -10,13 +10,13 @@ from pathlib import Path
 import mlx.core as mx
 from rich.console import Console
 
-from jaxlm.spec.artifact import Artifact
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.open_model import open_model
-from jaxlm.spec.run.optimizer_config import learning_rate_pieces
-from jaxlm.spec.run.run_directory import RunDirectory, open_run_directory
-from jaxlm.spec.run.stop_request import StopRequest
-from jaxlm.spec.sampling import check_prompt
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.artifact.artifact import Artifact
+from jaxlm.common.formats.open_model import open_model
+from jaxlm.common.run.optimizer_config import learning_rate_pieces
+from jaxlm.common.run.run_directory import RunDirectory, open_run_directory
+from jaxlm.common.run.stop_request import StopRequest
+from jaxlm.common.sampling import check_prompt
 from mlxlm.adapters import AdapterConfig, add_adapters, base_fingerprint
 from mlxlm.data import ProcessBatches
 from mlxlm.distillation import open_teacher

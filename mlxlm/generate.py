@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxlm.spec.command_line import quiet_libraries, run_command
+from jaxlm.common.command_line import quiet_libraries, run_command
 
 quiet_libraries()
 
@@ -14,7 +14,7 @@ import mlx.core as mx  # noqa: E402
 from mlx_lm.generate import generate_step  # noqa: E402
 from mlx_lm.sample_utils import make_sampler  # noqa: E402
 
-from jaxlm.spec.sampling import GenerateConfig, Sampling, check_prompt  # noqa: E402
+from jaxlm.common.sampling import GenerateConfig, Sampling, check_prompt  # noqa: E402
 from mlxlm.load import load_model  # noqa: E402
 from mlxlm.model import LanguageModel  # noqa: E402
 from shared_tokenizer.tokenizers.tokenizer import TextStream  # noqa: E402

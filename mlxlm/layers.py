@@ -4,8 +4,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.ternary import affine_words, pack_affine, quantize_rows, quantize_weight
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.ternary import affine_words, pack_affine, quantize_rows, quantize_weight
 from mlxlm.lora import LoRABitLinear
 from mlxlm.ternary_linear import ternary_linear
 

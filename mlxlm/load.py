@@ -4,9 +4,9 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from jaxlm.spec.artifact import Artifact
-from jaxlm.spec.formats.mlx import module_tensors
-from jaxlm.spec.open_model import open_model
+from jaxlm.common.artifact.artifact import Artifact
+from jaxlm.common.formats.mlx import module_tensors
+from jaxlm.common.formats.open_model import open_model
 from mlxlm.adapters import load_adapters
 from mlxlm.model import LanguageModel, held_form
 from shared_tokenizer.load import find_tokenizer

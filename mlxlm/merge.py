@@ -11,14 +11,14 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from jaxlm.spec.command_line import make_console, quiet_libraries, run_command
+from jaxlm.common.command_line import make_console, quiet_libraries, run_command
 
 quiet_libraries()
 
 from rich.table import Table  # noqa: E402
 
-from jaxlm.spec.artifact import write_artifact  # noqa: E402
-from jaxlm.spec.open_model import open_model  # noqa: E402
+from jaxlm.common.artifact.artifact import write_artifact  # noqa: E402
+from jaxlm.common.formats.open_model import open_model  # noqa: E402
 from mlxlm.evaluate import evaluate_text  # noqa: E402
 from mlxlm.load import load_model  # noqa: E402
 from mlxlm.merged_tensors import LayerMerge, MergedTensors, adapters_of  # noqa: E402

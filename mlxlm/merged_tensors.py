@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from mlx_lm.tuner.lora import LoRALinear
 
-from jaxlm.spec.artifact import Artifact
-from jaxlm.spec.names import Parameter, parameters, scale_name
-from jaxlm.spec.ternary import nearest_codes, pack, quantize_weight, unpack
+from jaxlm.common.architecture.parameters import Parameter, parameters, scale_name
+from jaxlm.common.architecture.ternary import nearest_codes, pack, quantize_weight, unpack
+from jaxlm.common.artifact.artifact import Artifact
 from mlxlm.layers import to_numpy
 from mlxlm.model import LanguageModel
 

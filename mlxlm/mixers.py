@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.base import scaled_dot_product_attention
 
-from jaxlm.spec.config import ModelConfig
+from jaxlm.common.architecture.config import ModelConfig
 from mlxlm.layers import block_linear
 from mlxlm.linear_recurrence import linear_recurrence
 

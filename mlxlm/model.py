@@ -8,7 +8,7 @@ from mlx.nn.utils import checkpoint
 from mlx_lm.models.base import create_attention_mask, create_ssm_mask
 from mlx_lm.models.cache import ArraysCache, KVCache
 
-from jaxlm.spec.config import ModelConfig
+from jaxlm.common.architecture.config import ModelConfig
 from mlxlm.layers import BitLinear, Embedding, FeedForward
 from mlxlm.mixers import MLGRU, Attention, layer_bounds
 

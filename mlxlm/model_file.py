@@ -15,9 +15,9 @@ from pathlib import Path
 
 # Each after those that it uses.
 MODULES = (
-    "jaxlm.spec.config",
-    "jaxlm.spec.hf_config",
-    "jaxlm.spec.ternary",
+    "jaxlm.common.architecture.config",
+    "jaxlm.common.architecture.hf_config",
+    "jaxlm.common.architecture.ternary",
     "mlxlm.ternary_linear",
     "mlxlm.lora",
     "mlxlm.layers",

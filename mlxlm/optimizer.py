@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from jaxlm.spec.run.optimizer_config import (
+from jaxlm.common.run.optimizer_config import (
     OptimizerConfig,
     Piece,
     is_decayed,

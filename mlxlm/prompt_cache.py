@@ -5,7 +5,7 @@ from itertools import takewhile
 
 from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
-from jaxlm.spec.sampling import Sampling
+from jaxlm.common.sampling import Sampling
 from mlxlm.generate import sample_tokens
 from mlxlm.model import LanguageModel
 

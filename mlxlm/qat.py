@@ -11,10 +11,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from jaxlm.spec.artifact import Artifact
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.names import parameters
-from jaxlm.spec.ternary import quantize_activation, quantize_rows, quantize_weight
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import parameters
+from jaxlm.common.architecture.ternary import quantize_activation, quantize_rows, quantize_weight
+from jaxlm.common.artifact.artifact import Artifact
 from mlxlm.layers import BitLinear
 from mlxlm.model import LanguageModel
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from jaxlm.spec.command_line import quiet_libraries, run_command
+from jaxlm.common.command_line import quiet_libraries, run_command
 
 quiet_libraries()
 
 import uvicorn  # noqa: E402
 from starlette.applications import Starlette  # noqa: E402
 
-from jaxlm.spec.bounds import check_bounds  # noqa: E402
+from jaxlm.common.bounds import check_bounds  # noqa: E402
 from mlxlm.chat_format import choose_chat_format  # noqa: E402
 from mlxlm.load import load_model  # noqa: E402
 from mlxlm.serving.app import make_app  # noqa: E402

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.hf_config import HF_KEYS, OWN_KEYS
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.hf_config import HF_KEYS, OWN_KEYS
 from mlxlm.model import LanguageModel
 
 

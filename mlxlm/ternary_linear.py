@@ -10,7 +10,7 @@ from typing import cast
 
 import mlx.core as mx
 
-from jaxlm.spec.ternary import CODES_PER_WORD, affine_group_size, quantize_activation
+from jaxlm.common.architecture.ternary import CODES_PER_WORD, affine_group_size, quantize_activation
 
 
 def ternary_linear(x: mx.array, weight: mx.array, weight_scale: mx.array) -> mx.array:

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map, tree_unflatten
 
-from jaxlm.spec.ternary import quantize_weight
+from jaxlm.common.architecture.ternary import quantize_weight
 from mlxlm.data import Batch
 from mlxlm.loss import loss_sum
 from mlxlm.model import LanguageModel

@@ -8,14 +8,14 @@ from typing import Any
 import mlx.core as mx
 from rich.console import Console
 
-from jaxlm.spec.artifact import save_artifact
-from jaxlm.spec.command_line import make_console
-from jaxlm.spec.names import parameters
-from jaxlm.spec.run.metrics_log import read_metrics
-from jaxlm.spec.run.stop_request import StopRequested
-from jaxlm.spec.run.summary import plot_losses
-from jaxlm.spec.run.training_report import TrainingReport
-from jaxlm.spec.sampling import Sampling
+from jaxlm.common.architecture.parameters import parameters
+from jaxlm.common.artifact.artifact import save_artifact
+from jaxlm.common.command_line import make_console
+from jaxlm.common.run.metrics_log import read_metrics
+from jaxlm.common.run.stop_request import StopRequested
+from jaxlm.common.run.summary import plot_losses
+from jaxlm.common.run.training_report import TrainingReport
+from jaxlm.common.sampling import Sampling
 from mlxlm.adapters import base_fingerprint, save_adapters
 from mlxlm.checkpoint import Checkpoints
 from mlxlm.distillation import DistillationLoss

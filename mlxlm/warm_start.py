@@ -5,9 +5,9 @@ from typing import cast
 
 import mlx.core as mx
 
-from jaxlm.spec.artifact import Artifact
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.ternary import quantize_activation, quantize_weight
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.ternary import quantize_activation, quantize_weight
+from jaxlm.common.artifact.artifact import Artifact
 from mlxlm.model import LanguageModel
 from mlxlm.qat import LatentBitLinear, latent_model, straight_through
 

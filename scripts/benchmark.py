@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from jaxlm.spec.command_line import quiet_libraries, run_command
+from jaxlm.common.command_line import quiet_libraries, run_command
 
 # Each is a module of scripts/benchmarks with a `benchmark` function of a `Settings`.
 BENCHMARKS = ("quality", "data", "mixers", "train", "scaling", "mlx")

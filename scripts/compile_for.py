@@ -11,7 +11,7 @@ os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LI
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5e-4")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 
-from jaxlm.spec.command_line import make_console, quiet_libraries, run_command
+from jaxlm.common.command_line import make_console, quiet_libraries, run_command
 
 quiet_libraries()
 

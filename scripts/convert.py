@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jaxlm.spec.command_line import make_console, quiet_libraries, run_command
+from jaxlm.common.command_line import make_console, quiet_libraries, run_command
 
 quiet_libraries()
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jaxlm.spec.command_line import make_console, quiet_libraries, run_command
+from jaxlm.common.command_line import make_console, quiet_libraries, run_command
 
 quiet_libraries()
 

@@ -1,12 +1,12 @@
 """Generate text with JAX from a run directory or an artifact."""
 
-from jaxlm.spec.command_line import quiet_libraries, run_command
+from jaxlm.common.command_line import quiet_libraries, run_command
 
 quiet_libraries()
 
+from jaxlm.common.sampling import GenerateConfig  # noqa: E402
 from jaxlm.generate import generate  # noqa: E402
 from jaxlm.load import load_model  # noqa: E402
-from jaxlm.spec.sampling import GenerateConfig  # noqa: E402
 
 
 def main(config: GenerateConfig) -> None:

@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from jaxlm.spec.command_line import make_console, quiet_libraries, run_command
+from jaxlm.common.command_line import make_console, quiet_libraries, run_command
 
 quiet_libraries()
 
@@ -11,11 +11,11 @@ from rich.console import Console  # noqa: E402
 from rich.progress import Progress  # noqa: E402
 from rich.table import Table  # noqa: E402
 
+from jaxlm.common.architecture.parameters import parameter_count  # noqa: E402
+from jaxlm.common.architecture.presets import preset  # noqa: E402
+from jaxlm.common.artifact.blank_artifact import save_blank_artifact  # noqa: E402
 from jaxlm.new_model import NewModel, Settings, new_model  # noqa: E402
 from jaxlm.size_table import size_table  # noqa: E402
-from jaxlm.spec.blank_artifact import save_blank_artifact  # noqa: E402
-from jaxlm.spec.names import parameter_count  # noqa: E402
-from jaxlm.spec.presets import preset  # noqa: E402
 
 
 def main(settings: Settings) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxlm.spec.model_files import read_config
+from jaxlm.common.artifact.model_files import read_config
 
 
 def run_elsewhere(directory: Path, token_ids: np.ndarray) -> tuple[str, np.ndarray] | None:

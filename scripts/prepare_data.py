@@ -8,7 +8,7 @@ import fsspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxlm.spec.command_line import make_console, run_command
+from jaxlm.common.command_line import make_console, run_command
 from shared_tokenizer.manifest import MANIFEST, manifest_lines, refuse_inside_sealed, seal_directory, verify_manifest
 from shared_tokenizer.preparation.prepare import PrepareConfig, prepare
 from shared_tokenizer.preparation.prepare_slice import Summary

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxlm.spec.command_line import quiet_libraries, run_command
+from jaxlm.common.command_line import quiet_libraries, run_command
 
 quiet_libraries()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -17,7 +17,7 @@ import jaxlm.generate  # noqa: E402
 import jaxlm.load  # noqa: E402
 import mlxlm.generate  # noqa: E402
 import mlxlm.load  # noqa: E402
-from jaxlm.spec.sampling import Sampling  # noqa: E402
+from jaxlm.common.sampling import Sampling  # noqa: E402
 
 # A last-bit difference can push an activation over a rounding border, which moves logits by about 1e-2; where
 # the two best tokens lie closer together than this, either is right.

@@ -1,6 +1,6 @@
 """Train a model, or resume a run."""
 
-from jaxlm.spec.command_line import quiet_libraries, run_command
+from jaxlm.common.command_line import quiet_libraries, run_command
 
 quiet_libraries()
 

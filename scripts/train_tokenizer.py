@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jaxlm.spec.command_line import run_command
+from jaxlm.common.command_line import run_command
 from shared_tokenizer.manifest import sealed_directory
 from shared_tokenizer.sources.documents import read_documents
 from shared_tokenizer.tokenizers.train import TRAIN_SIZE, ModelType, sample_texts, train_tokenizer

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from jaxlm.spec.command_line import quiet_libraries
+from jaxlm.common.command_line import quiet_libraries
 
 ROOT = Path(__file__).parent.parent
 quiet_libraries()  # before the server starts

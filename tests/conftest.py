@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlm.spec.config import ModelConfig
+from jaxlm.common.architecture.config import ModelConfig
 from shared_tokenizer.manifest import seal_directory
 from shared_tokenizer.preparation.prepare import PrepareConfig, prepare
 from shared_tokenizer.preparation.prepare_slice import Summary

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import mlx.core as mx
 from mlx_lm.models.cache import can_trim_prompt_cache
 
-from jaxlm.spec.sampling import Sampling
+from jaxlm.common.sampling import Sampling
 from mlxlm.generate import sample_tokens
 from mlxlm.model import LanguageModel
 from mlxlm.serving.errors import ApiError, internal_error, log

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxlm.spec.sampling import LARGEST_SEED, SMALLEST_TEMPERATURE, SMALLEST_TOP_P, Sampling, check_prompt
+from jaxlm.common.sampling import LARGEST_SEED, SMALLEST_TEMPERATURE, SMALLEST_TOP_P, Sampling, check_prompt
 from mlxlm.serving.engine import Task
 from mlxlm.serving.errors import ApiError
 from mlxlm.serving.json_body import Fields, parse_object, refuse

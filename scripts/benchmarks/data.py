@@ -18,11 +18,11 @@ import jax
 import sentencepiece
 import tokenizers
 
+from jaxlm.common.architecture.presets import preset
+from jaxlm.common.command_line import make_console
+from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.model import LanguageModel
 from jaxlm.optimizer import learning_rate_schedule, make_optimizer
-from jaxlm.spec.command_line import make_console
-from jaxlm.spec.presets import preset
-from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.train_config import choose_remat
 from jaxlm.train_step import init_state, make_train_step
 from shared_tokenizer.data.batches import Batch, BatchOrder, training_batches

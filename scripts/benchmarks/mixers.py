@@ -19,10 +19,10 @@ from rich.table import Table
 
 import mlxlm.model
 from jaxlm import linear_recurrence
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.presets import preset
+from jaxlm.common.command_line import make_console
 from jaxlm.model import LanguageModel, init_cache, init_params
-from jaxlm.spec.command_line import make_console
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.presets import preset
 from jaxlm.ternary_linear import ternarize
 
 

@@ -18,14 +18,14 @@ from mlx_lm.tuner.trainer import default_loss
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from rich.table import Table
 
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import parameter_count, parameters, ternary_parameter_count
+from jaxlm.common.architecture.presets import preset
+from jaxlm.common.artifact.blank_artifact import save_blank_artifact
+from jaxlm.common.command_line import make_console
+from jaxlm.common.run.optimizer_config import OptimizerConfig
+from jaxlm.common.sampling import Sampling
 from jaxlm.convert import Conversion, convert
-from jaxlm.spec.blank_artifact import save_blank_artifact
-from jaxlm.spec.command_line import make_console
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.names import parameter_count, parameters, ternary_parameter_count
-from jaxlm.spec.presets import preset
-from jaxlm.spec.run.optimizer_config import OptimizerConfig
-from jaxlm.spec.sampling import Sampling
 from mlxlm.adapters import AdapterConfig, add_adapters
 from mlxlm.data import Batch
 from mlxlm.generate import generate

@@ -8,15 +8,15 @@ from typing import Any
 import jax
 from rich.table import Table
 
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import parameter_count, tensor_bytes
+from jaxlm.common.architecture.presets import preset
+from jaxlm.common.command_line import make_console
+from jaxlm.common.run.optimizer_config import OptimizerConfig
+from jaxlm.common.sampling import LARGEST_SEED
 from jaxlm.evaluate import evaluate, make_loss_function
 from jaxlm.model import LanguageModel
 from jaxlm.optimizer import learning_rate_schedule, make_optimizer
-from jaxlm.spec.command_line import make_console
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.names import parameter_count, tensor_bytes
-from jaxlm.spec.presets import preset
-from jaxlm.spec.run.optimizer_config import OptimizerConfig
-from jaxlm.spec.sampling import LARGEST_SEED
 from jaxlm.ternary_linear import with_ternary
 from jaxlm.train_config import choose_remat
 from jaxlm.train_step import init_state, make_train_step

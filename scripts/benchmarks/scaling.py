@@ -12,15 +12,15 @@ import jax
 from rich.table import Table
 
 from jaxlm.abstract_step import abstract_batch, abstract_step
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.model_flops import model_flops
+from jaxlm.common.architecture.parameters import ternary_parameter_count
+from jaxlm.common.architecture.presets import preset
+from jaxlm.common.command_line import make_console
 from jaxlm.device_memory import compiled_memory
 from jaxlm.hlo_costs import hlo_costs
 from jaxlm.model import LanguageModel
-from jaxlm.model_flops import model_flops
 from jaxlm.sharding import MeshConfig, check_batch, make_mesh
-from jaxlm.spec.command_line import make_console
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.names import ternary_parameter_count
-from jaxlm.spec.presets import preset
 
 # Narrow: what the compiler takes depends on the program, not on its widths.
 WIDTHS = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 512}

@@ -9,11 +9,11 @@ import numpy as np
 from benchmarks.contestants import OnDevice
 
 from jaxlm.attention import choose_kernel
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.host_allocator import keep_freed_memory, release_freed_memory
 from jaxlm.model import LanguageModel, Remat
 from jaxlm.optimizer import learning_rate_schedule, make_optimizer
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.train_config import choose_remat
 from jaxlm.train_step import init_state, make_train_step
 from shared_tokenizer.data.examples import Example

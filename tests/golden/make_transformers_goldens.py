@@ -13,8 +13,8 @@ import numpy as np
 import torch
 import transformers
 
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.names import Kind
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import Kind
 from tests.golden.golden_models import (
     CASES,
     GOLDENS_FILE,

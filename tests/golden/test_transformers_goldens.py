@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.load import load_model
 from jaxlm.model import LanguageModel
-from jaxlm.spec.config import ModelConfig
 from jaxlm.ternary_linear import Params
 from tests.golden.golden_models import (
     CASES,
@@ -48,7 +48,7 @@ def test_the_weights_are_those_of_the_goldens(case: str):
     found = weights_sha256(golden_weights(CASES[case][0]))
     assert found == GOLDENS[case]["weights_sha256"], (
         "The recipe gives other weights than those the goldens were made with: golden_models.py or "
-        "jaxlm.spec.names changed, not the model. Restore it, or make the goldens again."
+        "jaxlm.common.architecture.parameters changed, not the model. Restore it, or make the goldens again."
     )
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxlm.spec.open_model import open_model
-from jaxlm.spec.run.metrics_log import read_metrics
+from jaxlm.common.formats.open_model import open_model
+from jaxlm.common.run.metrics_log import read_metrics
 from tests.conftest import TINY, prepare_texts
 from tests.mlxlm.small_models import save_model
 
@@ -20,7 +20,7 @@ FLAGS = "--num_train_steps 3 --batch_size 4 --seq_len 32 --log_every_steps 1 --s
 # its second step; and on from there.
 PROGRAM = """
 import os, signal, sys
-from jaxlm.spec.command_line import parse
+from jaxlm.common.command_line import parse
 from mlxlm.finetune_config import FinetuneConfig
 from mlxlm.train_step import TrainStep
 from mlxlm.trainer import finetune

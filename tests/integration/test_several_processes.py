@@ -12,8 +12,8 @@ import time
 import numpy as np
 import pytest
 
+from jaxlm.common.run.metrics_log import read_metrics
 from jaxlm.load import load_model
-from jaxlm.spec.run.metrics_log import read_metrics
 from shared_tokenizer.manifest import verify_manifest
 from tests.commands import ROOT
 from tests.conftest import prepare_texts

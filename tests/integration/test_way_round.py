@@ -14,8 +14,8 @@ import jaxlm.evaluate
 import jaxlm.load
 import mlxlm.evaluate
 import mlxlm.load
+from jaxlm.common.run.metrics_log import read_metrics
 from jaxlm.convert import Conversion, convert
-from jaxlm.spec.run.metrics_log import read_metrics
 from mlxlm.model_file import model_file_source
 from shared_tokenizer.manifest import MANIFEST
 from tests.integration.way_round import SEQ_LEN, TEXT, call, evaluate_elsewhere, go_round

@@ -11,10 +11,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.checkpoint import Checkpoints, restore_params
+from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.model import LanguageModel
 from jaxlm.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.sharding import MeshConfig, batch_sharding, global_batch, make_mesh, place, tree_shardings
-from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.ternary_linear import ternarize_weight, ternary_linear
 from jaxlm.train_step import init_state, make_train_step
 from tests.conftest import TINY, VARIANTS

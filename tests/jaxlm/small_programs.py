@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.abstract_step import abstract_batch, abstract_step
+from jaxlm.common.architecture.model_flops import model_flops
+from jaxlm.common.architecture.parameters import parameters
+from jaxlm.common.architecture.presets import preset
 from jaxlm.hlo_costs import hlo_costs
 from jaxlm.model import LanguageModel
-from jaxlm.model_flops import model_flops
 from jaxlm.sharding import MeshConfig, make_mesh
-from jaxlm.spec.names import parameters
-from jaxlm.spec.presets import preset
 
 
 def costs(function: Any, *arguments: Any) -> dict[str, Any]:

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 
 from jaxlm.abstract_step import abstract_batch, abstract_step
+from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.model import LanguageModel
 from jaxlm.optimizer import make_optimizer
 from jaxlm.sharding import MeshConfig, make_mesh
-from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.train_step import init_state
 from shared_tokenizer.data.examples import to_example
 from shared_tokenizer.data.shards import Span

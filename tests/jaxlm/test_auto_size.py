@@ -6,12 +6,12 @@ import yaml
 
 import jaxlm.auto_size
 from jaxlm.auto_size import Device, _step_bytes, choose_sizes, largest_fitting, suitable_batch
+from jaxlm.common.architecture.model_flops import model_flops
+from jaxlm.common.architecture.parameters import parameter_count, ternary_parameter_count
+from jaxlm.common.architecture.presets import preset
 from jaxlm.device_memory import GIB
-from jaxlm.model_flops import model_flops
 from jaxlm.run_directory import open_run
 from jaxlm.sharding import MeshConfig, make_mesh
-from jaxlm.spec.names import parameter_count, ternary_parameter_count
-from jaxlm.spec.presets import preset
 from jaxlm.train_config import TrainConfig, resolve_model
 from jaxlm.training_inputs import open_sets
 from tests.conftest import prepare_texts

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxlm.common.architecture.parameters import parameter_count, ternary_parameter_count
 from jaxlm.compare import compare_logits, compare_weights, probe_logits
 from jaxlm.model import init_params
-from jaxlm.spec.names import parameter_count, ternary_parameter_count
 from jaxlm.ternary_linear import ternarize
 from jaxlm.weights import tree_weights
 

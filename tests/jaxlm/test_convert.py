@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import jaxlm.convert
+from jaxlm.common.architecture.parameters import parameter_count, tensor_bytes, ternary_parameter_count
+from jaxlm.common.artifact.artifact import load_artifact
 from jaxlm.convert import REPORT, Conversion, convert, report_path
 from jaxlm.export import export_artifact
 from jaxlm.load import load_model
 from jaxlm.model import init_params
-from jaxlm.spec.artifact import load_artifact
-from jaxlm.spec.names import parameter_count, tensor_bytes, ternary_parameter_count
 from jaxlm.weights import artifact_params
 from shared_tokenizer.manifest import verify_manifest
 

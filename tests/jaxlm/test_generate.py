@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.common.sampling import LARGEST_TEMPERATURE, SMALLEST_TEMPERATURE, SMALLEST_TOP_P, Sampling
 from jaxlm.generate import _step, generate, generate_batch, sample
 from jaxlm.model import LanguageModel, init_params
-from jaxlm.spec.sampling import LARGEST_TEMPERATURE, SMALLEST_TEMPERATURE, SMALLEST_TOP_P, Sampling
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from jaxlm.common.artifact.artifact import load_artifact
 from jaxlm.init_from import initial_params
-from jaxlm.spec.artifact import load_artifact
 from jaxlm.weights import artifact_params
 from tests.golden.golden_models import write_golden_artifact
 

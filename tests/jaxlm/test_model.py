@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import jaxlm.attention
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import parameters
 from jaxlm.layers import rotary
 from jaxlm.mixers import Context
 from jaxlm.model import LanguageModel, init_cache, init_params
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.names import parameters
 from jaxlm.ternary_linear import TERNARY_RESIDUALS, quantize_params, ternarize, with_ternary
 from tests.conftest import VARIANTS
 

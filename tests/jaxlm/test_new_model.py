@@ -5,12 +5,12 @@ from typing import get_args
 import jax
 import pytest
 
+from jaxlm.common.architecture.model_size import Architecture
+from jaxlm.common.architecture.parameters import parameter_count, tensor_bytes
+from jaxlm.common.artifact.artifact import load_artifact
+from jaxlm.common.command_line import parse
 from jaxlm.model import init_params
 from jaxlm.new_model import Settings, new_model
-from jaxlm.spec.artifact import load_artifact
-from jaxlm.spec.command_line import parse
-from jaxlm.spec.model_size import Architecture
-from jaxlm.spec.names import parameter_count, tensor_bytes
 from jaxlm.train_config import TrainConfig, resolve_model
 from jaxlm.weights import artifact_params
 from tests.commands import ROOT, run

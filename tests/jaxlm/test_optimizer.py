@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.model import init_params
 from jaxlm.optimizer import decay_mask, learning_rate_schedule, make_optimizer, weight_decay_schedule
-from jaxlm.spec.run.optimizer_config import OptimizerConfig
 
 
 def rates(steps=100, **settings):

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from jaxlm.common.run.run_directory import CONFIG, read_run_config
 from jaxlm.run_directory import open_run
-from jaxlm.spec.run.run_directory import CONFIG, read_run_config
 from jaxlm.train_config import TrainConfig
 
 MODEL = {"num_layers": 2}
@@ -89,7 +89,7 @@ def test_a_damaged_config_is_named(config):
 
 
 def test_the_config_is_a_config_file(config, tmp_path):
-    from jaxlm.spec.command_line import parse
+    from jaxlm.common.command_line import parse
 
     with open_run(config, {}) as run:
         pass

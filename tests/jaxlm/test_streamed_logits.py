@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from jaxlm.common.architecture.parameters import parameters
 from jaxlm.model import LanguageModel
-from jaxlm.spec.names import parameters
 from jaxlm.streamed_logits import streamed_logits
 from jaxlm.ternary_linear import ternarize
 from jaxlm.weights import stack_weights, tree_weights

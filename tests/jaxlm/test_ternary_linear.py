@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.spec.ternary import quantize_activation, quantize_weight
+from jaxlm.common.architecture.ternary import quantize_activation, quantize_weight
 from jaxlm.ternary_linear import TernaryWeight, quantize_features, straight_through, ternarize_weight, ternary_linear
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.model import LanguageModel
 from jaxlm.optimizer import learning_rate_schedule, make_optimizer
-from jaxlm.spec.run.optimizer_config import OptimizerConfig
 from jaxlm.ternary_linear import quantize_params
 from jaxlm.train_step import init_state, make_train_step
 from shared_tokenizer.data.batches import Batch

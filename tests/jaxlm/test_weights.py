@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from jaxlm.common.architecture.parameters import parameters
+from jaxlm.common.artifact.artifact import save_artifact
+from jaxlm.common.formats.open_model import open_model
 from jaxlm.export import stored_tensor_reader
 from jaxlm.layers import QuantizedRows
-from jaxlm.spec.artifact import save_artifact
-from jaxlm.spec.names import parameters
-from jaxlm.spec.open_model import open_model
 from jaxlm.ternary_linear import TernaryWeight
 from jaxlm.weights import artifact_weights, stack_weights, ternary_weights, tree_weights
 from tests.golden.golden_models import golden_weights

@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.initial_weights import initial_weights
+from jaxlm.common.artifact.artifact import save_artifact
+from jaxlm.common.formats.open_model import open_model
 from jaxlm.export import export_artifact
-from jaxlm.spec.artifact import save_artifact
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.initial_weights import initial_weights
-from jaxlm.spec.open_model import open_model
 from jaxlm.weights import artifact_params
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 

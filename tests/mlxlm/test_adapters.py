@@ -10,9 +10,9 @@ from mlx.utils import tree_map
 from mlx_lm.tuner.utils import load_adapters as stock_load_adapters
 from mlx_lm.utils import load_model as stock_load_model
 
-from jaxlm.spec.blank_artifact import save_blank_artifact
-from jaxlm.spec.formats.mlx import needs_model_file, write_mlx
-from jaxlm.spec.open_model import open_model
+from jaxlm.common.artifact.blank_artifact import save_blank_artifact
+from jaxlm.common.formats.mlx import needs_model_file, write_mlx
+from jaxlm.common.formats.open_model import open_model
 from mlxlm.adapters import CONFIG, WEIGHTS, AdapterConfig, add_adapters, load_adapters, save_adapters
 from mlxlm.load import load_model
 from mlxlm.model_file import model_file_source

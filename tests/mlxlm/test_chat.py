@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from jaxlm.spec.artifact import save_artifact
-from jaxlm.spec.initial_weights import initial_weights
+from jaxlm.common.architecture.initial_weights import initial_weights
+from jaxlm.common.artifact.artifact import save_artifact
 from mlxlm.chat import ChatConfig, main
 from mlxlm.prompt_cache import PromptCache
 from shared_tokenizer.chat.formats import CHATML

@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
-from jaxlm.spec.blank_artifact import save_blank_artifact
-from jaxlm.spec.sampling import Sampling
+from jaxlm.common.artifact.blank_artifact import save_blank_artifact
+from jaxlm.common.sampling import Sampling
 from mlxlm.conversation import Conversation
 from mlxlm.load import load_model
 from mlxlm.prompt_cache import PromptCache

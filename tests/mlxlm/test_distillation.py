@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from jaxlm.spec.blank_artifact import save_blank_artifact
+from jaxlm.common.artifact.blank_artifact import save_blank_artifact
 from mlxlm.distillation import DistillationLoss, open_teacher
 from mlxlm.load import load_model
 from mlxlm.loss import loss_sum

@@ -5,8 +5,8 @@ import pytest
 import jaxlm.evaluate
 import jaxlm.load
 import mlxlm.load
-from jaxlm.spec.artifact import save_artifact
-from jaxlm.spec.initial_weights import initial_weights
+from jaxlm.common.architecture.initial_weights import initial_weights
+from jaxlm.common.artifact.artifact import save_artifact
 from mlxlm.evaluate import EvaluateConfig, evaluate_text, main
 from tests.conftest import VARIANTS
 

@@ -1,6 +1,6 @@
 import pytest
 
-from jaxlm.spec.command_line import parse
+from jaxlm.common.command_line import parse
 from mlxlm.finetune_config import FinetuneConfig
 
 NEEDED = {"model": "model", "data": ["data"], "output_dir": "run"}

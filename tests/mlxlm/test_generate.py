@@ -7,9 +7,9 @@ from mlx_lm.generate import generate_step
 from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load_model as stock_load_model
 
-from jaxlm.spec.formats.mlx import write_mlx
-from jaxlm.spec.open_model import open_model
-from jaxlm.spec.sampling import LARGEST_TEMPERATURE, SMALLEST_TEMPERATURE, SMALLEST_TOP_P, Sampling
+from jaxlm.common.formats.mlx import write_mlx
+from jaxlm.common.formats.open_model import open_model
+from jaxlm.common.sampling import LARGEST_TEMPERATURE, SMALLEST_TEMPERATURE, SMALLEST_TOP_P, Sampling
 from mlxlm.adapters import AdapterConfig, add_adapters, save_adapters
 from mlxlm.generate import AdaptedGenerateConfig, generate, main
 from mlxlm.load import load_model

@@ -2,7 +2,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from jaxlm.spec.config import ModelConfig
+from jaxlm.common.architecture.config import ModelConfig
 from mlxlm.layers import BitLinear
 
 

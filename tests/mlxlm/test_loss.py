@@ -5,8 +5,8 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from jaxlm.spec.blank_artifact import save_blank_artifact
-from jaxlm.spec.open_model import open_model
+from jaxlm.common.artifact.blank_artifact import save_blank_artifact
+from jaxlm.common.formats.open_model import open_model
 from mlxlm.adapters import AdapterConfig, add_adapters
 from mlxlm.load import built_model
 from mlxlm.loss import _chunks, loss_sum

@@ -15,11 +15,11 @@ from mlx_lm.generate import generate_step
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 
 import mlxlm.load
-from jaxlm.spec.artifact import save_artifact
-from jaxlm.spec.formats.mlx import needs_model_file, open_mlx, write_mlx
-from jaxlm.spec.names import parameters, scale_name
-from jaxlm.spec.sampling import Sampling
-from jaxlm.spec.ternary import pack, quantize_rows, quantize_weight
+from jaxlm.common.architecture.parameters import parameters, scale_name
+from jaxlm.common.architecture.ternary import pack, quantize_rows, quantize_weight
+from jaxlm.common.artifact.artifact import save_artifact
+from jaxlm.common.formats.mlx import needs_model_file, open_mlx, write_mlx
+from jaxlm.common.sampling import Sampling
 from mlxlm.generate import generate
 from mlxlm.model_file import model_file_source
 from shared_tokenizer.manifest import sealed_directory, verify_manifest

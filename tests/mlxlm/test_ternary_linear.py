@@ -2,7 +2,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from jaxlm.spec.ternary import pack_affine, quantize_activation
+from jaxlm.common.architecture.ternary import pack_affine, quantize_activation
 from mlxlm.ternary_linear import integer_product, ternary_linear
 
 

@@ -4,9 +4,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from jaxlm.spec.blank_artifact import save_blank_artifact
-from jaxlm.spec.open_model import open_model
-from jaxlm.spec.run.optimizer_config import OptimizerConfig
+from jaxlm.common.artifact.blank_artifact import save_blank_artifact
+from jaxlm.common.formats.open_model import open_model
+from jaxlm.common.run.optimizer_config import OptimizerConfig
 from mlxlm.optimizer import AdamW
 from mlxlm.qat import latent_model
 from mlxlm.train_step import TrainStep

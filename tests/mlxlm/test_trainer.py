@@ -11,8 +11,8 @@ import pytest
 
 import mlxlm.checkpoint
 import mlxlm.trainer
-from jaxlm.spec.open_model import open_model
-from jaxlm.spec.run.metrics_log import read_metrics
+from jaxlm.common.formats.open_model import open_model
+from jaxlm.common.run.metrics_log import read_metrics
 from mlxlm.finetune_config import FinetuneConfig
 from mlxlm.load import load_model
 from mlxlm.qat import ternary_paths

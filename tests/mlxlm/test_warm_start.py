@@ -7,8 +7,8 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from jaxlm.spec.blank_artifact import save_blank_artifact
-from jaxlm.spec.open_model import open_model
+from jaxlm.common.artifact.blank_artifact import save_blank_artifact
+from jaxlm.common.formats.open_model import open_model
 from mlxlm.loss import loss_sum
 from mlxlm.qat import latent_model
 from mlxlm.trees import flat_arrays

@@ -13,13 +13,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 import jaxlm.loss
 import mlxlm.loss
+from jaxlm.common.architecture.parameters import parameters
+from jaxlm.common.architecture.ternary import quantize_weight
+from jaxlm.common.artifact.blank_artifact import save_blank_artifact
+from jaxlm.common.formats.open_model import open_model
+from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.model import LanguageModel
 from jaxlm.optimizer import learning_rate_schedule, make_optimizer
-from jaxlm.spec.blank_artifact import save_blank_artifact
-from jaxlm.spec.names import parameters
-from jaxlm.spec.open_model import open_model
-from jaxlm.spec.run.optimizer_config import OptimizerConfig
-from jaxlm.spec.ternary import quantize_weight
 from jaxlm.ternary_linear import quantize_params, ternarize_weight, ternary_linear, with_ternary
 from jaxlm.train_step import TrainState, make_train_step
 from jaxlm.weights import artifact_params

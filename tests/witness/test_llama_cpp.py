@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.artifact.artifact import save_artifact
+from jaxlm.common.sampling import Sampling
 from jaxlm.compare import LogitComparison, compare_logits
 from jaxlm.convert import Conversion, convert
 from jaxlm.generate import generate
 from jaxlm.load import load_model
-from jaxlm.spec.artifact import save_artifact
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.sampling import Sampling
 from tests.golden.golden_models import golden_weights
 
 llama_cpp = pytest.importorskip("llama_cpp")

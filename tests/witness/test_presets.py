@@ -4,9 +4,9 @@ import pytest
 import torch
 import transformers
 
-from jaxlm.spec.hf_config import hf_model_type, to_hf_config
-from jaxlm.spec.names import parameter_count
-from jaxlm.spec.presets import PRESETS, preset
+from jaxlm.common.architecture.hf_config import hf_model_type, to_hf_config
+from jaxlm.common.architecture.parameters import parameter_count
+from jaxlm.common.architecture.presets import PRESETS, preset
 
 KNOWN = [name for name, config in PRESETS.items() if hf_model_type(config) in ("llama", "bitnet")]
 

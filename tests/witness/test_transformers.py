@@ -16,13 +16,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 from transformers.integrations import bitnet
 
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import Kind, parameters
+from jaxlm.common.architecture.ternary import pack, quantize_activation
+from jaxlm.common.artifact.artifact import write_artifact
 from jaxlm.export import export_artifact, stored_tensor_reader
 from jaxlm.load import load_model
 from jaxlm.model import LanguageModel, init_params
-from jaxlm.spec.artifact import write_artifact
-from jaxlm.spec.config import ModelConfig
-from jaxlm.spec.names import Kind, parameters
-from jaxlm.spec.ternary import pack, quantize_activation
 from jaxlm.ternary_linear import (
     Params,
     TernaryWeight,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import uvicorn
 
-from jaxlm.spec.artifact import save_artifact
-from jaxlm.spec.initial_weights import initial_weights
+from jaxlm.common.architecture.initial_weights import initial_weights
+from jaxlm.common.artifact.artifact import save_artifact
 from mlxlm.load import load_model
 from mlxlm.server import listen
 from mlxlm.serving.app import make_app

@@ -4,7 +4,7 @@ import threading
 import pytest
 from starlette.testclient import TestClient
 
-from jaxlm.spec.sampling import Sampling
+from jaxlm.common.sampling import Sampling
 from mlxlm.generate import generate
 from shared_tokenizer.chat.formats import CHATML
 from shared_tokenizer.chat.messages import Message, encode_generation_prompt

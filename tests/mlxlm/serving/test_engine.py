@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from jaxlm.spec.sampling import Sampling
+from jaxlm.common.sampling import Sampling
 from mlxlm.generate import generate
 from mlxlm.serving.engine import Finish, Task
 from mlxlm.serving.errors import ApiError

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from jaxlm.spec.sampling import LARGEST_SEED
+from jaxlm.common.sampling import LARGEST_SEED
 from mlxlm.serving.errors import ApiError
 from mlxlm.serving.requests import read_chat, read_completion
 from shared_tokenizer.chat.formats import CHATML

@@ -1,0 +1,144 @@
+"""ModelConfig <-> Hugging Face config.json.
+
+A model that transformers knows is written under its own model type (llama, bitnet); any other is written as
+`jaxlm`, so that no other program takes it for something it is not. What has no Hugging Face key is kept in
+one object, `jaxlm`, with the format version.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxlm.common.architecture import mmfreelm
+from jaxlm.common.architecture.config import ModelConfig, config_from_dict
+from jaxlm.common.architecture.mmfreelm import is_mmfreelm
+from jaxlm.common.architecture.parameters import Kind
+
+FORMAT_VERSION = 1
+
+# ModelConfig field -> config.json key.
+HF_KEYS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "max_seq_len": "max_position_embeddings",
+    "rope_theta": "rope_theta",
+    "norm_eps": "rms_norm_eps",
+    "activation": "hidden_act",
+    "tie_word_embeddings": "tie_word_embeddings",
+    "initializer_range": "initializer_range",
+    "bos_id": "bos_token_id",
+    "eos_id": "eos_token_id",
+    "pad_id": "pad_token_id",
+}
+OWN_KEYS = (
+    "token_mixer",
+    "fused_gate",
+    "linear",
+    "sub_norm",
+    "linear_norm",
+    "ternary_head",
+    "embedding",
+    "embedding_range",
+    "scale_dtype",
+)
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "bitnet": "BitNetForCausalLM",
+    mmfreelm.MODEL_TYPE: mmfreelm.ARCHITECTURE,
+    "jaxlm": "JaxlmForCausalLM",
+}
+
+
+def hf_model_type(config: ModelConfig) -> str:
+    """The transformers model type that computes this model, or "jaxlm" where there is none."""
+    if is_mmfreelm(config):
+        return mmfreelm.MODEL_TYPE
+    if config.num_mlgru_layers or config.fused_gate or config.embedding != "float" or config.ternary_head:
+        return "jaxlm"
+    if config.sub_norm:
+        # transformers sizes attn_sub_norm by hidden_size, whatever the heads add up to.
+        fits = config.linear == "ternary" and config.num_heads * config.head_dim == config.hidden_size
+        return "bitnet" if fits else "jaxlm"
+    # Its Llama wants heads that divide hidden_size, even where head_dim is given.
+    return "llama" if config.hidden_size % config.num_heads == 0 else "jaxlm"
+
+
+def to_hf_config(config: ModelConfig, kind: Kind, float_dtype: str) -> dict[str, Any]:
+    """The config.json of an artifact of this kind whose floats are stored as `float_dtype`."""
+    model_type = hf_model_type(config)
+    content: dict[str, Any] = {"architectures": [ARCHITECTURES[model_type]], "model_type": model_type}
+    if model_type == mmfreelm.MODEL_TYPE:
+        content |= mmfreelm.to_released(config) | {"dtype": float_dtype}
+    else:
+        content |= {key: getattr(config, field) for field, key in HF_KEYS.items()}
+        content |= {"attention_bias": False, "mlp_bias": False, "dtype": float_dtype}
+    if config.linear == "ternary":
+        content["quantization_config"] = {
+            "quant_method": "bitnet",
+            "linear_class": "autobitlinear",
+            "quantization_mode": "online" if kind == "latent" else "offline",
+            "use_rms_norm": config.linear_norm,
+            "rms_norm_eps": config.norm_eps,
+            "modules_to_not_convert": [] if config.ternary_head else ["lm_head"],
+        }
+    content["jaxlm"] = own_object(config, kind)
+    return content
+
+
+def own_object(config: ModelConfig, kind: Kind) -> dict[str, Any]:
+    """The object `jaxlm` of a config.json: what Hugging Face has no key for."""
+    own = {field: getattr(config, field) for field in OWN_KEYS} | {"token_mixer": list(config.token_mixer)}
+    return {"format_version": FORMAT_VERSION, "kind": kind, **own}
+
+
+def from_hf_config(content: dict[str, Any]) -> tuple[ModelConfig, Kind, str]:
+    """Read a config.json that this project wrote: the config, the artifact's kind and its float dtype.
+
+    Every key that is not what would be written is an error, see `from_own_config`.
+    """
+    return from_own_config(content, to_hf_config)
+
+
+def from_own_config(
+    content: dict[str, Any], write: Callable[[ModelConfig, Kind, str], dict[str, Any]]
+) -> tuple[ModelConfig, Kind, str]:
+    """Read a config.json that this project wrote with `write`.
+
+    It is regenerated from what was read, and every key that then differs is an error: nothing in it is silently
+    ignored. Raises ValueError naming the key, what was found and what was expected.
+    """
+    own = content.get("jaxlm")
+    if not isinstance(own, dict):
+        raise ValueError("config.json: found no 'jaxlm' object; this directory was not written by jaxlm")
+    if own.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"config.json: found format_version {own.get('format_version')!r}, expected {FORMAT_VERSION}; "
+            "use the release of jaxlm that wrote it"
+        )
+    kind, float_dtype = own.get("kind"), content.get("dtype")
+    if kind not in ("latent", "packed"):
+        raise ValueError(f"config.json: found kind {kind!r}, expected 'latent' or 'packed'")
+    if float_dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"config.json: found dtype {float_dtype!r}, expected 'float32' or 'bfloat16'")
+    keys = mmfreelm.KEYS if content.get("model_type") == mmfreelm.MODEL_TYPE else HF_KEYS
+    fields = {field: content[key] for field, key in keys.items() if key in content}
+    fields |= {field: own[field] for field in OWN_KEYS if field in own}
+    config = config_from_dict(fields)
+    _check_same("config.json", content, write(config, kind, float_dtype))
+    return config, kind, float_dtype
+
+
+def _check_same(where: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    for key in sorted(set(found) | set(expected)):
+        if key not in expected:
+            raise ValueError(f"{where}: unknown key {key!r} with value {found[key]!r}")
+        if key not in found:
+            raise ValueError(f"{where}: missing key {key!r}, expected {expected[key]!r}")
+        if isinstance(expected[key], dict) and isinstance(found[key], dict):
+            _check_same(f"{where} {key}", found[key], expected[key])
+        elif found[key] != expected[key]:
+            raise ValueError(f"{where} {key}: found {found[key]!r}, expected {expected[key]!r}")

@@ -1,0 +1,173 @@
+"""Named model configurations. A trained tokenizer replaces the vocabulary size of the small ones."""
+
+import math
+from typing import Any
+
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import parameter_count
+
+
+def bitnet(**fields) -> ModelConfig:
+    """BitNet b1.58 with sub-norms; SiLU unless said otherwise, which every build of llama.cpp computes right."""
+    return ModelConfig(**({"linear": "ternary", "sub_norm": True} | fields))
+
+
+def mmfree(**fields) -> ModelConfig:
+    """The MatMul-free language model (arXiv 2406.02528), as released."""
+    released = {
+        "token_mixer": "mlgru",
+        "linear": "ternary",
+        "linear_norm": True,
+        "fused_gate": True,
+        "tie_word_embeddings": False,
+        "ternary_head": True,
+        "norm_eps": 1e-6,
+        "vocab_size": 32000,
+        "bos_id": 1,
+        "eos_id": 2,
+    }
+    return ModelConfig(**(released | fields))
+
+
+def _smollm2(**fields) -> ModelConfig:
+    return ModelConfig(vocab_size=49152, max_seq_len=8192, **fields)
+
+
+_TINY = {
+    "vocab_size": 4096,
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "max_seq_len": 512,
+    "embedding_range": 0.1,
+}
+_FIVE_MILLION: dict[str, Any] = _TINY | {"intermediate_size": 512, "num_layers": 6}
+_SMALL = {
+    "vocab_size": 4096,
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_layers": 8,
+    "num_heads": 8,
+    "num_kv_heads": 4,
+    "max_seq_len": 1024,
+    "embedding_range": 0.1,
+}
+
+_ATTENTION = {"num_heads", "num_kv_heads"}
+
+
+def _without_attention(shape: dict) -> dict:
+    return {name: value for name, value in shape.items() if name not in _ATTENTION}
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "ternary-tiny": ModelConfig(**_TINY, linear="ternary"),
+    "dense-tiny": ModelConfig(**_TINY),
+    "ternary-5m": ModelConfig(**_FIVE_MILLION, linear="ternary"),
+    "dense-5m": ModelConfig(**_FIVE_MILLION),
+    "ternary-25m": ModelConfig(**_SMALL, linear="ternary"),
+    "dense-25m": ModelConfig(**_SMALL),
+    "mmfree-tiny": mmfree(**_without_attention(_TINY)),
+    "mmfree-5m": mmfree(**_without_attention(_FIVE_MILLION | {"num_layers": 4})),
+    "mmfree-25m": mmfree(**_without_attention(_SMALL)),
+    "hybrid-5m": ModelConfig(**_FIVE_MILLION, linear="ternary", token_mixer=("mlgru", "mlgru", "attention")),
+    "hybrid-25m": ModelConfig(**_SMALL, linear="ternary", token_mixer=("mlgru", "mlgru", "mlgru", "attention")),
+    "mmfree-370m": mmfree(hidden_size=1024, intermediate_size=2816, num_layers=24),
+    "mmfree-1.3b": mmfree(hidden_size=2048, intermediate_size=5632, num_layers=24),
+    "mmfree-2.7b": mmfree(hidden_size=2560, intermediate_size=6912, num_layers=32),
+    "bitnet-700m": bitnet(
+        vocab_size=32000,
+        hidden_size=1536,
+        intermediate_size=4096,
+        num_layers=24,
+        num_heads=24,
+        num_kv_heads=24,
+    ),
+    "bitnet-1.3b": bitnet(
+        vocab_size=32000,
+        hidden_size=2048,
+        intermediate_size=5460,
+        num_layers=24,
+        num_heads=32,
+        num_kv_heads=32,
+    ),
+    "bitnet-3b": bitnet(
+        vocab_size=32000,
+        hidden_size=3200,
+        intermediate_size=8640,
+        num_layers=26,
+        num_heads=32,
+        num_kv_heads=32,
+    ),
+    # The shape of Llama 7B; its feed-forward is 43 x 256 wide, which divides over any slice up to 256 chips.
+    "bitnet-7b": bitnet(
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=32,
+    ),
+    "bitnet-2b-4t": bitnet(
+        vocab_size=128256,
+        hidden_size=2560,
+        intermediate_size=6912,
+        num_layers=30,
+        num_heads=20,
+        num_kv_heads=5,
+        max_seq_len=4096,
+        rope_theta=500000.0,
+        activation="relu2",
+        bos_id=128000,
+        eos_id=128001,
+    ),
+    "smollm2-135m": _smollm2(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_layers=30,
+        num_heads=9,
+        num_kv_heads=3,
+        rope_theta=100000.0,
+        initializer_range=1 / 24,
+    ),
+    "smollm2-360m": _smollm2(
+        hidden_size=960,
+        intermediate_size=2560,
+        num_layers=32,
+        num_heads=15,
+        num_kv_heads=5,
+        rope_theta=100000.0,
+    ),
+    "smollm2-1.7b": _smollm2(
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_layers=24,
+        num_heads=32,
+        num_kv_heads=32,
+        rope_theta=130000.0,
+    ),
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """The preset of that name; raises ValueError listing the known ones."""
+    if name not in PRESETS:
+        raise ValueError(f"preset: found {name!r}, expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def nearest_preset(config: ModelConfig) -> str:
+    """The preset of the same kinds of linear and token mixer that is nearest in parameters.
+
+    Raises ValueError where there is none of its kind.
+    """
+    kind = (config.linear, config.token_mixer)
+    same = [name for name, other in PRESETS.items() if (other.linear, other.token_mixer) == kind]
+    if not same:
+        raise ValueError(
+            f"preset: found none with linear {config.linear!r} and token_mixer {', '.join(config.token_mixer)}"
+        )
+    count = parameter_count(config)
+    return min(same, key=lambda name: abs(math.log(parameter_count(PRESETS[name]) / count)))

@@ -1,0 +1,101 @@
+"""A model directory: config.json, model.safetensors, tokenizer files and a manifest.
+
+It is the only thing handed from one program to the next. Saving is atomic; loading is strict.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.hf_config import from_hf_config, to_hf_config
+from jaxlm.common.architecture.parameters import Kind, StoredTensor, stored_tensors
+from jaxlm.common.artifact.model_files import (
+    MAX_FILE_BYTES,
+    check_layers,
+    check_tensors,
+    find_config,
+    open_tensors,
+    read_config,
+    tensor_files_bytes,
+    write_model_files,
+)
+from shared_tokenizer.manifest import sealed_directory, verify_manifest
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A loaded model, read from our own files or from others' in our own form.
+
+    `tensors` gives every tensor of `stored`, by name; each is read and converted on use. Floats of any width are
+    float32 in memory.
+    """
+
+    config: ModelConfig
+    kind: Kind
+    float_dtype: str
+    """How the file stores its floats: float32 or bfloat16; float16, which others have, counts as float32."""
+    tensors: Mapping[str, np.ndarray]
+    stored: tuple[StoredTensor, ...]
+    tokenizer_metadata: Mapping[str, Any] | None = None
+    """Of a GGUF, which keeps its tokenizer in the file; elsewhere the tokenizer lies in the directory."""
+
+
+def save_artifact(
+    directory: Path,
+    config: ModelConfig,
+    kind: Kind,
+    read: Callable[[str], np.ndarray],
+    *,
+    float_dtype: str = "float32",
+    tokenizer_dir: Path | None = None,
+) -> None:
+    """Write an artifact atomically. `read(name)` gives each stored tensor once, in file order.
+
+    Floats are float32 in memory and rounded to `float_dtype` on disk. Raises ValueError where the place is
+    taken or a tensor is not what the config says; then nothing is left behind.
+    """
+    with sealed_directory(directory) as temporary:
+        write_artifact(temporary, config, kind, read, float_dtype=float_dtype, tokenizer_dir=tokenizer_dir)
+
+
+def write_artifact(
+    directory: Path,
+    config: ModelConfig,
+    kind: Kind,
+    read: Callable[[str], np.ndarray],
+    *,
+    float_dtype: str = "float32",
+    tokenizer_dir: Path | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> None:
+    """Write the files of an artifact into an existing directory that the caller seals (see `save_artifact`)."""
+    content = to_hf_config(config, kind, float_dtype)
+    tensors = stored_tensors(config, kind, float_dtype)
+    write_model_files(directory, content, tensors, read, tokenizer_dir=tokenizer_dir, max_file_bytes=max_file_bytes)
+
+
+def weight_file_bytes(config: ModelConfig, kind: Kind, float_dtype: str = "float32") -> int:
+    """Size of the safetensors files of an artifact of this kind, headers and all."""
+    return tensor_files_bytes(stored_tensors(config, kind, float_dtype))
+
+
+def load_artifact(directory: Path, *, verify: bool = True) -> Artifact:
+    """Open an artifact; `verify=False` skips the check of every file's sha256.
+
+    Raises ValueError (DamagedError for the manifest) on unknown, missing, duplicate or misshapen tensors,
+    unknown config keys and files that are not whole.
+    """
+    directory = Path(directory)
+    find_config(directory)
+    if verify:  # before anything that the files say is believed
+        verify_manifest(directory)
+    config, kind, float_dtype = from_hf_config(read_config(directory))
+    tensors = open_tensors(directory)
+    found = tensors.stored()
+    check_layers(directory, found, config)
+    check_tensors(directory, found, stored_tensors(config, kind, float_dtype))
+    return Artifact(config, kind, float_dtype, tensors, tuple(found.values()))

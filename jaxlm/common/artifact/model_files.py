@@ -1,0 +1,226 @@
+"""The files of a model directory, ours or a transformers one: config.json, safetensors in one file or several
+behind an index, generation_config.json and the tokenizer's files.
+"""
+
+import json
+import operator
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import StoredTensor
+from jaxlm.common.artifact.safetensors import TensorFile, file_bytes, write_tensors
+
+MAX_FILE_BYTES = 5 * 10**9
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    GENERATION_CONFIG,
+)
+
+
+class ModelTensors(Mapping[str, np.ndarray]):
+    """The tensors of a model directory, whichever file each is in; memory-mapped and read on use.
+
+    Raises ValueError where two files hold the same tensor.
+    """
+
+    def __init__(self, directory: Path, files: Sequence[TensorFile]):
+        self._files: dict[str, TensorFile] = {}
+        for file in files:
+            for name in file:
+                if name in self._files:
+                    raise ValueError(f"{directory}: tensor {name} is there twice")
+                self._files[name] = file
+
+    def stored(self) -> dict[str, StoredTensor]:
+        """Shapes and dtypes of all, without reading them."""
+        return {name: file.stored(name) for name, file in self._files.items()}
+
+    def kept(self, name: str) -> np.ndarray:
+        """A tensor as its file keeps it, mapped and not widened: bfloat16 is its bits."""
+        return self._files[name].kept(name)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._files[name][name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def find_config(directory: Path) -> Path:
+    """The config.json of a model directory. Raises ValueError where there is none."""
+    if not (directory / CONFIG).is_file():
+        inside = directory / "artifact"
+        hint = f"; its artifact is {inside}" if (inside / CONFIG).is_file() else ""
+        raise ValueError(f"{directory}: found no {CONFIG}, expected a model directory{hint}")
+    return directory / CONFIG
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The config.json of a model directory. Raises ValueError where it is no JSON object."""
+    return read_json_object(find_config(directory))
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON: {str(error)[:200]}; download or save it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: found a JSON {type(content).__name__}, expected an object")
+    return content
+
+
+def open_tensors(directory: Path) -> ModelTensors:
+    """The tensors of a model directory: of model.safetensors, or of the files that its index names.
+
+    Raises ValueError naming a file that is missing, damaged or a pickle, and an index that is wrong.
+    """
+    if not (directory / INDEX).is_file():
+        if not (directory / WEIGHTS).is_file():
+            raise ValueError(_no_weights(directory))
+        return ModelTensors(directory, [TensorFile(directory / WEIGHTS)])
+    index = directory / INDEX
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{index}: expected JSON with a 'weight_map' of tensor names to files")
+    shards = sorted(set(weight_map.values()))
+    for shard in shards:
+        if Path(shard).name != shard or "\\" in shard:
+            raise ValueError(f"{index}: file name {shard!r} leads outside the directory")
+        if Path(shard).suffix in PICKLES:
+            raise ValueError(refusal_of_pickle(directory / shard))
+        if not shard.endswith(".safetensors"):
+            raise ValueError(f"{index}: names the file {shard!r}, expected .safetensors")
+        if not (directory / shard).is_file():
+            raise ValueError(f"{directory / shard}: missing, but named in {INDEX}; copy or download it again")
+    files = {shard: TensorFile(directory / shard) for shard in shards}
+    for name, shard in weight_map.items():
+        if name not in files[shard]:
+            raise ValueError(f"{index}: tensor {name} is not in {shard}, which it names")
+    return ModelTensors(directory, list(files.values()))
+
+
+def _no_weights(directory: Path) -> str:
+    pickles = sorted(path.name for path in directory.iterdir() if path.suffix in PICKLES)
+    if pickles:
+        return refusal_of_pickle(directory / pickles[0])
+    return f"{directory}: found neither {WEIGHTS} nor {INDEX}"
+
+
+def refusal_of_pickle(path: Path) -> str:
+    """Why a pickle is not read, and the way out."""
+    return (
+        f"{path}: a pickle, which can run any program when it is read, so it is refused; "
+        f"save the model as {WEIGHTS} where you trust it"
+    )
+
+
+def check_layers(directory: Path, found: Mapping[str, StoredTensor], config: ModelConfig) -> None:
+    """Raise ValueError where a config says more layers than there are tensors: it would make any table too long."""
+    if config.num_layers > len(found):
+        raise ValueError(f"{directory}: found {len(found)} tensors, too few for num_layers {config.num_layers}")
+
+
+def check_tensors(
+    directory: Path,
+    found: Mapping[str, StoredTensor],
+    expected: Sequence[StoredTensor],
+    fits: Callable[[StoredTensor, StoredTensor], bool] = operator.eq,
+) -> None:
+    """Check that the tensors found are those expected and no others.
+
+    `fits(found, expected)` says whether a tensor will do. Raises ValueError naming one that is missing, unexpected
+    or of another shape or dtype.
+    """
+    for tensor in expected:
+        if tensor.name not in found:
+            raise ValueError(f"{directory}: missing tensor {tensor.name}, {tensor.dtype} {list(tensor.shape)}")
+        if not fits(there := found[tensor.name], tensor):
+            raise ValueError(
+                f"{directory}: tensor {tensor.name}: found {there.dtype} {list(there.shape)}, "
+                f"expected {tensor.dtype} {list(tensor.shape)}"
+            )
+    if unexpected := set(found) - {tensor.name for tensor in expected}:
+        raise ValueError(f"{directory}: unexpected tensor {min(unexpected)}; the config has no place for it")
+
+
+def write_model_files(
+    directory: Path,
+    content: Mapping[str, Any],
+    tensors: Sequence[StoredTensor],
+    read: Callable[[str], np.ndarray],
+    *,
+    tokenizer_dir: Path | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> None:
+    """Write a model into an existing directory: `content` as config.json, the tensors, the tokenizer's files.
+
+    `read(name)` gives each tensor once, in order. A generation_config.json that came with the tokenizer is kept.
+    """
+    _write_json(directory / CONFIG, content)
+    for name in TOKENIZER_FILES:
+        if tokenizer_dir is not None and (tokenizer_dir / name).is_file():
+            shutil.copyfile(tokenizer_dir / name, directory / name)
+    if not (directory / GENERATION_CONFIG).exists():
+        ids = {key: content.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        _write_json(directory / GENERATION_CONFIG, {key: value for key, value in ids.items() if value is not None})
+    _write_tensors(directory, tensors, read, max_file_bytes)
+
+
+def tensor_files_bytes(tensors: Sequence[StoredTensor]) -> int:
+    """Size of the safetensors files of these tensors, headers and all."""
+    return sum(map(file_bytes, _by_file(tensors, MAX_FILE_BYTES)))
+
+
+def _by_file(tensors: Sequence[StoredTensor], max_file_bytes: int) -> list[list[StoredTensor]]:
+    files: list[list[StoredTensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if files[-1] and size + tensor.nbytes > max_file_bytes:
+            files.append([])
+            size = 0
+        files[-1].append(tensor)
+        size += tensor.nbytes
+    return files
+
+
+def _write_tensors(
+    directory: Path, tensors: Sequence[StoredTensor], read: Callable[[str], np.ndarray], max_file_bytes: int
+) -> None:
+    groups = _by_file(tensors, max_file_bytes)
+    if len(groups) == 1:
+        write_tensors(directory / WEIGHTS, groups[0], read)
+        return
+    weight_map = {}
+    for number, group in enumerate(groups, 1):
+        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        write_tensors(directory / name, group, read)
+        weight_map |= {tensor.name: name for tensor in group}
+    total = sum(tensor.nbytes for tensor in tensors)
+    _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")

@@ -1,0 +1,154 @@
+"""safetensors files, written and read one tensor at a time.
+
+The safetensors library checks a file's header; it neither streams on writing nor reads bfloat16 into numpy,
+so those two are done here. In memory a bfloat16 or float16 tensor is float32 (an exact widening).
+"""
+
+import json
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from jaxlm.common.architecture.parameters import StoredTensor
+
+# dtype -> (safetensors spelling, how its bytes are kept)
+_CODES = {
+    "float32": ("F32", np.dtype("<f4")),
+    "bfloat16": ("BF16", np.dtype("<u2")),
+    "uint32": ("U32", np.dtype("<u4")),
+    "uint8": ("U8", np.dtype("u1")),
+    "int8": ("I8", np.dtype("i1")),
+}
+_DTYPES = {code: (dtype, kept) for dtype, (code, kept) in _CODES.items()}
+_DTYPES["F16"] = ("float16", np.dtype("<f2"))  # read from others' files, never written
+_PIECE = 2**22  # numbers turned into bytes at a time
+
+
+def write_tensors(path: Path, tensors: Sequence[StoredTensor], read: Callable[[str], np.ndarray]) -> None:
+    """Write a safetensors file; `read(name)` is called once a tensor, in order, and may be lazy.
+
+    Raises ValueError where an array's shape or dtype is not the one declared, or a float is not finite.
+    """
+    with path.open("xb") as file:
+        file.write(_header(tensors))
+        for tensor in tensors:
+            _write_tensor(file, read(tensor.name), tensor)
+
+
+def file_bytes(tensors: Sequence[StoredTensor]) -> int:
+    """Size of the file that `write_tensors` makes of them."""
+    return len(_header(tensors)) + sum(tensor.nbytes for tensor in tensors)
+
+
+def _header(tensors: Sequence[StoredTensor]) -> bytes:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in tensors:
+        start, end = end, end + tensor.nbytes
+        header[tensor.name] = {
+            "dtype": _CODES[tensor.dtype][0],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return struct.pack("<Q", len(encoded)) + encoded
+
+
+def _write_tensor(file: BinaryIO, array: np.ndarray, tensor: StoredTensor) -> None:
+    in_memory = "float32" if tensor.dtype == "bfloat16" else tensor.dtype
+    if array.shape != tensor.shape or array.dtype != in_memory:
+        raise ValueError(
+            f"{tensor.name}: found {array.dtype} {list(array.shape)}, expected {in_memory} {list(tensor.shape)}"
+        )
+    flat = array.reshape(-1)
+    # In pieces, so that what is made on the way stays small beside a large tensor.
+    for start in range(0, flat.size, _PIECE):
+        file.write(_to_bytes(flat[start : start + _PIECE], tensor))
+
+
+def _to_bytes(array: np.ndarray, tensor: StoredTensor) -> bytes:
+    if array.dtype == np.float32 and not np.isfinite(array).all():
+        raise ValueError(f"{tensor.name}: found a number that is not finite; the model has diverged")
+    if tensor.dtype == "bfloat16":
+        array = _to_bfloat16(array)
+    return np.ascontiguousarray(array, _CODES[tensor.dtype][1]).tobytes()
+
+
+def _to_bfloat16(array: np.ndarray) -> np.ndarray:
+    bits = np.ascontiguousarray(array).view(np.uint32)
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16  # in place: the largest tensor decides what memory a conversion takes
+    return rounded.astype(np.uint16)
+
+
+def map_bytes(path: Path, offset: int, size: int) -> np.ndarray:
+    """Some bytes of a file, mapped while the array lives: a file read tensor by tensor is never whole in memory."""
+    if size == 0:  # which cannot be mapped
+        return np.empty(0, np.uint8)
+    # A plain ndarray: nothing downstream needs to know that it is mapped.
+    return np.asarray(np.memmap(path, np.uint8, "r", offset, (size,)))
+
+
+class TensorFile(Mapping[str, np.ndarray]):
+    """A safetensors file as a read-only mapping of memory-mapped tensors.
+
+    Raises ValueError, naming the file, where it is not a whole safetensors file.
+    """
+
+    def __init__(self, path: Path):
+        try:
+            # The library checks the header: its length, overlaps, and that the file holds what it claims.
+            with safe_open(path, framework="np"):
+                pass
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ValueError(f"{path}: not a whole safetensors file: {error}; download or save it again") from error
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            pairs = json.loads(file.read(length), object_pairs_hook=list)
+        names = [name for name, _ in pairs]
+        if duplicates := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"{path}: tensor {min(duplicates)} is there twice")
+        self._entries = {name: dict(entry) for name, entry in pairs if name != "__metadata__"}
+        for name, entry in self._entries.items():
+            if entry["dtype"] not in _DTYPES:
+                raise ValueError(
+                    f"{path}: tensor {name} has dtype {entry['dtype']}, expected one of {', '.join(_DTYPES)}"
+                )
+        self._path, self._start = path, 8 + length
+
+    def stored(self, name: str) -> StoredTensor:
+        """Shape and dtype of a tensor, without reading it."""
+        entry = self._entries[name]
+        return StoredTensor(name, tuple(entry["shape"]), _DTYPES[entry["dtype"]][0])
+
+    def kept(self, name: str) -> np.ndarray:
+        """A tensor as the file keeps it, mapped and not widened: bfloat16 is its bits."""
+        entry = self._entries[name]
+        start, end = entry["data_offsets"]
+        kept = map_bytes(self._path, self._start + start, end - start)
+        return kept.view(_DTYPES[entry["dtype"]][1]).reshape(entry["shape"])
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        array, dtype = self.kept(name), self.stored(name).dtype
+        if dtype == "bfloat16":
+            bits = array.astype(np.uint32)
+            bits <<= 16
+            return bits.view(np.float32)
+        return array.astype(np.float32) if dtype == "float16" else array
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)

@@ -1,0 +1,49 @@
+"""A model as an ordinary transformers directory of floats, which any program that knows its shape can load."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.hf_config import hf_model_type, to_hf_config
+from jaxlm.common.architecture.parameters import parameters, scale_name, stored_tensors
+from jaxlm.common.architecture.ternary import unpack
+from jaxlm.common.artifact.model_files import MAX_FILE_BYTES, write_model_files
+
+
+def write_dequantized(
+    directory: Path,
+    config: ModelConfig,
+    read: Callable[[str], np.ndarray],
+    *,
+    float_dtype: str = "float32",
+    tokenizer_dir: Path | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> None:
+    """Write weights `g * codes` into an existing directory. `read(name)` gives each packed tensor once, in file order.
+
+    Such a model does not quantize its activations, so its logits are not those of the ternary model. There is no
+    word of ternary in its config.json, so other programs and `open_hub` take it for a dense Llama, or BitNet with
+    float linears. Scales rounded to bfloat16 (`scale_dtype`) are exact in either `float_dtype`. Raises ValueError
+    where transformers has no class that computes the model with float linears.
+    """
+    model_type = hf_model_type(config)
+    if model_type not in ("llama", "bitnet") or config.linear_norm:
+        reason = "linear_norm" if config.linear_norm else f"model type {model_type!r}"
+        raise ValueError(f"dequantized: found {reason}, expected a Llama or a BitNet with sub-norms; write it packed")
+    content = to_hf_config(config, "latent", float_dtype)
+    del content["jaxlm"]
+    content.pop("quantization_config", None)
+    packed = {p.name: p.shape[0] for p in parameters(config) if p.storage == "ternary"}
+
+    def dequantized(name: str) -> np.ndarray:
+        if name not in packed:
+            return read(name)
+        codes = unpack(read(name), packed[name])
+        return codes * read(scale_name(name))
+
+    tensors = stored_tensors(config, "latent", float_dtype)
+    write_model_files(
+        directory, content, tensors, dequantized, tokenizer_dir=tokenizer_dir, max_file_bytes=max_file_bytes
+    )

@@ -1,0 +1,133 @@
+"""A transformers directory that was not written here, as an artifact: its tensors under our names, in our form."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import StoredTensor, stored_tensors
+from jaxlm.common.architecture.ternary import CODES_PER_BYTE, check_packed, pack, round_to_bfloat16
+from jaxlm.common.artifact.artifact import Artifact
+from jaxlm.common.artifact.model_files import ModelTensors, check_layers, check_tensors, open_tensors, read_config
+from jaxlm.common.formats.hub_config import SUB_NORMS_OF_1BITLLM, read_hub_config
+
+_FLOATS = ("float32", "bfloat16", "float16")
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def open_hub(directory: Path) -> Artifact:
+    """Open a directory in the form of transformers: Llama, BitNet (latent or packed), 1bitLLM's, or MatMul-free.
+
+    Raises ValueError naming what is wrong: a config of what we do not compute, a tensor that is missing, unexpected
+    or misshapen, a scale that is no positive number, a head that is not the embedding it is said to be tied to.
+    """
+    files = open_tensors(directory)
+    hub = read_hub_config(read_config(directory), files)
+    names = _our_names(directory, files, hub.model)
+    scales = {
+        ours: _scale(directory, theirs, files[theirs], hub.inverted_scales)
+        for ours, theirs in names.items()
+        if ours.endswith(".weight_scale")
+    }
+    config = replace(hub.model, scale_dtype="bfloat16") if scales and _are_bfloat16(scales) else hub.model
+    kept = files.stored()
+    found = {ours: kept[theirs] for ours, theirs in names.items()}
+    floats = {tensor.dtype for name, tensor in found.items() if name not in scales and tensor.dtype in _FLOATS}
+    float_dtype = "bfloat16" if floats == {"bfloat16"} else "float32"
+    check_layers(directory, found, config)
+    stored = stored_tensors(config, hub.kind, float_dtype)
+    check_tensors(directory, found, stored, _fits)
+    return Artifact(config, hub.kind, float_dtype, _HubTensors(files, names, scales, stored), stored)
+
+
+def _our_names(directory: Path, files: ModelTensors, config: ModelConfig) -> dict[str, str]:
+    """Our name of each tensor -> its name in the files, without those that say nothing of their own."""
+    names: dict[str, str] = {}
+    for theirs in files:
+        ours = theirs
+        for old, new in SUB_NORMS_OF_1BITLLM.items():
+            if theirs.endswith(old):
+                ours = theirs.removesuffix(old) + new
+        if ours in names:
+            raise ValueError(f"{directory}: tensors {names[ours]} and {theirs} are the same")
+        if not theirs.endswith(".rotary_emb.inv_freq"):  # follows from rope_theta; old releases stored it
+            names[ours] = theirs
+    if config.tie_word_embeddings and {_HEAD, _EMBEDDING} <= set(names):
+        head, embedding = files.kept(_HEAD), files.kept(_EMBEDDING)
+        if head.dtype != embedding.dtype or not np.array_equal(head, embedding):
+            raise ValueError(
+                f"{directory}: {_HEAD} is not equal to {_EMBEDDING}, though config.json says tie_word_embeddings"
+            )
+        del names[_HEAD]
+    return names
+
+
+def _scale(directory: Path, name: str, stored: np.ndarray, inverted: bool) -> np.ndarray:
+    """The scale g that multiplies, float32."""
+    scale = stored.astype(np.float32)
+    if inverted:
+        with np.errstate(all="ignore"):
+            scale = np.float32(1) / scale
+    if not (np.isfinite(scale) & (scale > 0)).all():
+        raise ValueError(f"{directory}: tensor {name}: found {stored.ravel()[:4].tolist()}, expected a positive number")
+    return scale
+
+
+def _are_bfloat16(scales: Mapping[str, np.ndarray]) -> bool:
+    return all(np.array_equal(scale, round_to_bfloat16(scale, np)) for scale in scales.values())
+
+
+def _fits(found: StoredTensor, expected: StoredTensor) -> bool:
+    """Whether a tensor of the files can be turned into the expected one: floats may be of any width."""
+    if found.dtype not in _FLOATS:
+        return (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    if expected.dtype in _FLOATS:
+        return found.shape == expected.shape
+    # The codes of a ternary weight, not packed, which transformers reads too.
+    return found.shape == (expected.shape[0] * CODES_PER_BYTE, *expected.shape[1:])
+
+
+class _HubTensors(Mapping[str, np.ndarray]):
+    """Tensors under our names, each converted when it is asked for. Raises ValueError on codes that are not ternary."""
+
+    def __init__(
+        self,
+        files: ModelTensors,
+        names: Mapping[str, str],
+        scales: Mapping[str, np.ndarray],
+        stored: tuple[StoredTensor, ...],
+    ):
+        self._files, self._names, self._scales = files, names, scales
+        self._stored = {tensor.name: tensor for tensor in stored}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name in self._scales:
+            return self._scales[name]
+        array = self._files[self._names[name]]
+        if self._stored[name].dtype != "uint8":
+            return array
+        try:
+            return _packed(array)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+
+def _packed(weight: np.ndarray) -> np.ndarray:
+    """Packed codes of a ternary weight; transformers packs them as we do."""
+    if weight.dtype == np.uint8:
+        check_packed(weight)
+        return weight
+    if not np.isin(weight, (-1, 0, 1)).all():
+        raise ValueError("found weights beside a scale that are not all -1, 0 or 1")
+    return pack(weight.astype(np.int8))

@@ -1,0 +1,150 @@
+"""config.json of a transformers directory that was not written here -> ModelConfig.
+
+A missing key means what the config class of transformers takes for it. A key that its class does not have changes
+nothing that it computes, and is passed over.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from jaxlm.common.architecture import mmfreelm
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.hf_config import HF_KEYS
+from jaxlm.common.architecture.parameters import Kind
+
+_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_DEFAULTS = {
+    "head_dim": None,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.02,
+    "tie_word_embeddings": False,
+    "pad_token_id": None,
+}
+# By model type: what LlamaConfig and BitNetConfig differ in.
+_CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {
+        "num_key_value_heads": None,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "bitnet": {
+        "num_key_value_heads": 5,
+        "hidden_act": "relu2",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "bos_token_id": 128000,
+        "eos_token_id": 128001,
+    },
+}
+MODEL_TYPES = (*_CLASS_DEFAULTS, mmfreelm.MODEL_TYPE)
+# What the programs that wrote the models can do otherwise and ours cannot; null is the same as missing.
+_FIXED = {
+    "attention_bias": False,
+    "mlp_bias": False,
+    "pretraining_tp": 1,
+    "sliding_window": None,
+    "partial_rotary_factor": 1.0,
+    "weight_bits": 1,
+    "input_bits": 8,
+}
+_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu2": "relu2"}
+# Scales of models trained elsewhere were never rounded.
+_TERNARY: dict[str, Any] = {"linear": "ternary", "scale_dtype": "float32"}
+# The sub-norms of 1bitLLM's models, whose linears are ternary although their config does not say so.
+SUB_NORMS_OF_1BITLLM = {
+    ".self_attn.inner_attn_ln.weight": ".self_attn.attn_sub_norm.weight",
+    ".mlp.ffn_layernorm.weight": ".mlp.ffn_sub_norm.weight",
+}
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """What a config.json from elsewhere says."""
+
+    model: ModelConfig
+    kind: Kind
+    inverted_scales: bool = False
+    """Packed weights are divided by their `weight_scale`, which is 1 / g."""
+
+
+def read_hub_config(content: dict[str, Any], tensor_names: Collection[str]) -> HubConfig:
+    """Read a config.json beside files that hold tensors of these names.
+
+    Raises ValueError naming the key, what was found and what was expected.
+    """
+    model_type: Any = content.get("model_type")
+    _expect("model_type", model_type, *MODEL_TYPES)
+    if model_type == mmfreelm.MODEL_TYPE:
+        return HubConfig(mmfreelm.from_released(content), "latent")
+    for key in _REQUIRED:
+        if not isinstance(content.get(key), int):
+            raise ValueError(f"config.json: {key}: found {content.get(key)!r}, expected an integer")
+    for key, value in _FIXED.items():
+        _expect(key, content.get(key), None, value)
+    has_their_norms = any(name.endswith(tuple(SUB_NORMS_OF_1BITLLM)) for name in tensor_names)
+    of_1bitllm = has_their_norms or content.get("weight_bits") is not None
+    fields = _fields(content, model_type)
+    fields["sub_norm"] = model_type == "bitnet" or of_1bitllm
+    quantization = content.get("quantization_config")
+    if quantization is None:
+        return HubConfig(ModelConfig(**(fields | (_TERNARY if of_1bitllm else {}))), "latent")
+    return _quantized(fields, quantization)
+
+
+def _fields(content: dict[str, Any], model_type: str) -> dict[str, Any]:
+    """The fields of a ModelConfig that have a key of their own."""
+    defaults = _DEFAULTS | _CLASS_DEFAULTS[model_type]
+    fields: dict[str, Any] = {field: content.get(key, defaults.get(key)) for field, key in HF_KEYS.items()}
+    if fields["num_kv_heads"] is None:
+        fields["num_kv_heads"] = fields["num_heads"]
+    if fields["head_dim"] is None:
+        fields["head_dim"] = 0
+    _expect("hidden_act", fields["activation"], *_ACTIVATIONS)
+    fields["activation"] = _ACTIVATIONS[fields["activation"]]
+    fields["rope_theta"] = _rope_theta(content, fields["rope_theta"])
+    for field in ("bos_id", "eos_id"):
+        if HF_KEYS[field] not in content and fields[field] >= content["vocab_size"]:
+            fields[field] = None  # the default of a class is of the vocabulary of its first model
+    if isinstance(fields["eos_id"], list):  # several tokens end a turn; the first ends a document
+        fields["eos_id"] = fields["eos_id"][0] if fields["eos_id"] else None
+    return fields
+
+
+def _rope_theta(content: dict[str, Any], otherwise: float) -> float:
+    """Base of the rotary frequencies: in an object of its own, or beside the other keys."""
+    rope = content.get("rope_scaling") or content.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"config.json: rope_parameters: found {rope!r}, expected an object")
+    _expect("rope_type", rope.get("rope_type", rope.get("type")), None, "default")
+    if unknown := set(rope) - {"rope_type", "type", "rope_theta"}:
+        raise ValueError(f"config.json: rope_parameters: unknown key {min(unknown)!r}")
+    return rope.get("rope_theta", otherwise)
+
+
+def _quantized(fields: dict[str, Any], quantization: Any) -> HubConfig:
+    """A model whose linears transformers replaces by ternary ones; its defaults are those of BitNetQuantConfig."""
+    if not isinstance(quantization, dict):
+        raise ValueError(f"config.json: quantization_config: found {quantization!r}, expected an object")
+    _expect("quant_method", quantization.get("quant_method"), "bitnet")
+    linear_class = quantization.get("linear_class", "bitlinear")
+    mode = quantization.get("quantization_mode", "offline")
+    _expect("linear_class", linear_class, "bitlinear", "autobitlinear")
+    _expect("quantization_mode", mode, "offline", "online")
+    _expect("modules_to_not_convert", quantization.get("modules_to_not_convert"), None, ["lm_head"])
+    linear_norm = quantization.get("use_rms_norm", False)
+    if linear_norm:
+        _expect("quantization_config rms_norm_eps", quantization.get("rms_norm_eps", 1e-6), fields["norm_eps"])
+    config = ModelConfig(**fields | _TERNARY, linear_norm=linear_norm)
+    if linear_class == "autobitlinear":
+        return HubConfig(config, "latent" if mode == "online" else "packed")
+    return HubConfig(config, "packed", inverted_scales=True)
+
+
+def _expect(key: str, found: Any, *expected: Any) -> None:
+    if found not in expected:
+        named = " or ".join(repr(value) for value in expected if value is not None)
+        raise ValueError(f"config.json: {key}: found {found!r}, expected {named or None}")

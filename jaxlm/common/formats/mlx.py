@@ -1,0 +1,202 @@
+"""A model directory that stock mlx-lm serves.
+
+A plain dense Llama is an artifact as it is: mlx-lm reads the same config keys and tensor names. Any other model comes
+with a model file, Python code in the directory that builds it. config.json names it; mlx-lm runs it only with
+`--trust-remote-code`, and this project never does. Its tensors are the parameters of mlxlm's modules: ternary weights
+in MLX's 2-bit affine format, or latent ones that the model file ternarises as training does. There is no form of
+dequantized ternary weights: without quantized activations they would be another model.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.hf_config import (
+    ARCHITECTURES,
+    HF_KEYS,
+    from_own_config,
+    hf_model_type,
+    own_object,
+    to_hf_config,
+)
+from jaxlm.common.architecture.parameters import Kind, Parameter, StoredTensor, parameters, stored_form, stored_tensors
+from jaxlm.common.architecture.ternary import affine_words, pack, pack_affine, unpack, unpack_affine
+from jaxlm.common.artifact.artifact import Artifact
+from jaxlm.common.artifact.model_files import check_layers, check_tensors, open_tensors, read_config, write_model_files
+
+Form = Literal["packed", "float"]
+MODEL_FILE = "model.py"
+
+
+@dataclass(frozen=True)
+class MlxTensor:
+    """A tensor of an MLX directory, and the tensor of an artifact that has the same numbers."""
+
+    stored: StoredTensor
+    """Name, shape and dtype in the MLX directory."""
+    name: str
+    """Name in the artifact."""
+    encode: Callable[[np.ndarray], np.ndarray] = np.asarray
+    """The artifact's array -> the MLX directory's."""
+    decode: Callable[[np.ndarray], np.ndarray] = np.asarray
+    """The MLX directory's array -> the artifact's."""
+
+
+def needs_model_file(config: ModelConfig) -> bool:
+    """Whether mlx-lm has to be told how to build this model; its own Llama is dense, and its gate is SiLU."""
+    return hf_model_type(config) != "llama" or config.linear != "dense" or config.activation != "silu"
+
+
+def write_mlx(
+    directory: Path,
+    config: ModelConfig,
+    read: Callable[[str], np.ndarray],
+    *,
+    form: Form,
+    float_dtype: str = "float32",
+    tokenizer_dir: Path | None = None,
+    model_file: str | None = None,
+) -> None:
+    """Write the files of an MLX directory into an existing directory that the caller seals.
+
+    `read(name)` gives each stored tensor of the packed artifact (`packed`) or of the latent one (`float`) once, in
+    file order. `model_file` is the text of the model file, given where `needs_model_file` says so. mlx-lm computes
+    in the `float_dtype` that it finds. Raises ValueError where form, model file or a tensor does not fit the config.
+    """
+    if form == "packed" and not config.has_packed_form:
+        raise ValueError("form: found 'packed' for a dense model, which has nothing to pack; write it as 'float'")
+    if needs_model_file(config) != (model_file is not None):
+        raise ValueError(
+            "model_file: found none, expected the text of one, which mlx-lm needs for this model"
+            if model_file is None
+            else "model_file: found one, expected none; mlx-lm builds this model itself"
+        )
+    kind: Kind = "packed" if form == "packed" else "latent"
+    if model_file is not None:
+        (directory / MODEL_FILE).write_text(model_file, "utf-8")
+    tensors = {tensor.stored.name: tensor for tensor in mlx_tensors(config, kind, float_dtype)}
+    write_model_files(
+        directory,
+        _config_json(config, kind, float_dtype),
+        [tensor.stored for tensor in tensors.values()],
+        lambda name: tensors[name].encode(read(tensors[name].name)),
+        tokenizer_dir=tokenizer_dir,
+    )
+
+
+def open_mlx(directory: Path) -> Artifact:
+    """Open an MLX directory that `write_mlx` wrote, or that mlx-lm's own tools saved after loading such a one.
+
+    Its model file is not run. Raises ValueError naming the key or the tensor that is not as expected.
+    """
+    directory = Path(directory)
+    config, kind, float_dtype = from_own_config(_read_config(directory), _config_json)
+    files = open_tensors(directory)
+    found = files.stored()
+    check_layers(directory, found, config)
+    float_dtype = _found_dtype(found, "norm.weight" if needs_model_file(config) else "model.norm.weight", float_dtype)
+    tensors = mlx_tensors(config, kind, float_dtype)
+    stored = tuple(tensor.stored for tensor in tensors)
+    check_tensors(directory, found, stored)
+    return Artifact(config, kind, float_dtype, _Decoded(tensors, files), stored)
+
+
+class _Decoded(Mapping[str, np.ndarray]):
+    """The tensors of an artifact, read from an MLX directory and decoded on use."""
+
+    def __init__(self, tensors: Sequence[MlxTensor], found: Mapping[str, np.ndarray]):
+        self._tensors = {tensor.name: tensor for tensor in tensors}
+        self._found = found
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        tensor = self._tensors[name]
+        try:
+            return tensor.decode(self._found[tensor.stored.name])
+        except ValueError as error:
+            raise ValueError(f"{tensor.stored.name}: {error}") from error
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors  # without decoding it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def mlx_tensors(config: ModelConfig, kind: Kind, float_dtype: str) -> tuple[MlxTensor, ...]:
+    """The tensors of an MLX directory, in file order."""
+    if needs_model_file(config):
+        return module_tensors(config, kind, float_dtype)
+    return tuple(MlxTensor(tensor, tensor.name) for tensor in stored_tensors(config, kind, float_dtype))
+
+
+def module_tensors(config: ModelConfig, kind: Kind, float_dtype: str = "float32") -> tuple[MlxTensor, ...]:
+    """The parameters of mlxlm's modules, by their dotted paths, from the tensors of an artifact of this kind."""
+    return tuple(
+        tensor for parameter in parameters(config) for tensor in _module_form(parameter, config, kind, float_dtype)
+    )
+
+
+def _module_form(parameter: Parameter, config: ModelConfig, kind: Kind, float_dtype: str) -> Sequence[MlxTensor]:
+    path = parameter.attribute.removesuffix(".weight")
+    ours = stored_form(parameter, config, kind, float_dtype)
+    if len(ours) == 1:
+        return [MlxTensor(StoredTensor(parameter.attribute, parameter.shape, float_dtype), parameter.name)]
+    codes, scale = (tensor.name for tensor in ours)
+    rows, columns = parameter.shape
+    if parameter.path[0] != "embed_tokens":
+        return [
+            MlxTensor(
+                StoredTensor(f"{path}.weight", (rows, affine_words(columns)), "uint32"),
+                codes,
+                lambda packed: pack_affine(unpack(packed, rows)),
+                lambda words: pack(unpack_affine(words, columns)),
+            ),
+            MlxTensor(StoredTensor(f"{path}.weight_scale", (1,), "float32"), scale),
+        ]
+    table = StoredTensor(f"{path}.codes", parameter.shape, "int8")
+    if parameter.storage == "int8":
+        return [MlxTensor(table, codes), MlxTensor(StoredTensor(f"{path}.scale", (rows, 1), "float32"), scale)]
+    return [
+        MlxTensor(table, codes, lambda packed: unpack(packed, rows), pack),
+        MlxTensor(
+            StoredTensor(f"{path}.scale", (1, 1), "float32"),
+            scale,
+            lambda scale: scale.reshape(1, 1),
+            lambda scale: scale.reshape(1),
+        ),
+    ]
+
+
+def _config_json(config: ModelConfig, kind: Kind, float_dtype: str) -> dict[str, Any]:
+    if not needs_model_file(config):
+        return to_hf_config(config, kind, float_dtype)
+    # A program that passes over the model file must not take it for a model that it knows.
+    content = {"architectures": [ARCHITECTURES["jaxlm"]], "model_type": "jaxlm", "model_file": MODEL_FILE}
+    content |= {key: getattr(config, field) for field, key in HF_KEYS.items()}
+    return content | {"dtype": float_dtype, "jaxlm": own_object(config, kind)}
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    content = read_config(directory)
+    if "quantization" in content:
+        raise ValueError(
+            f"{directory}: quantization: found {content['quantization']!r}, expected none; undo what mlx-lm quantized "
+            "with `mlx_lm.convert --dequantize`"
+        )
+    # mlx-lm saves the ids of generation_config.json here; the first stands for all.
+    if isinstance(ids := content.get("eos_token_id"), list) and ids:
+        content["eos_token_id"] = ids[0]
+    return content
+
+
+def _found_dtype(found: Mapping[str, StoredTensor], name: str, default: str) -> str:
+    """How floats are stored: mlx-lm may have rounded what it saved, and does not say so in config.json."""
+    dtype = found[name].dtype if name in found else default
+    return dtype if dtype in ("float32", "bfloat16") else default

@@ -1,0 +1,165 @@
+"""ModelConfig <-> the metadata of a GGUF file, for llama.cpp's architectures llama and bitnet.
+
+bitnet is llama with a norm before o_proj and down_proj; its head is always the embedding table.
+"""
+
+from collections.abc import Callable, Mapping
+from reprlib import repr as _shown  # a value from a file may be long
+from typing import Any
+
+import numpy as np
+
+from jaxlm.common.architecture.config import ModelConfig
+
+ARCHITECTURE_KEY = "general.architecture"
+# ModelConfig field -> key below the architecture's name.
+KEYS = {
+    "max_seq_len": "context_length",
+    "hidden_size": "embedding_length",
+    "num_layers": "block_count",
+    "intermediate_size": "feed_forward_length",
+    "num_heads": "attention.head_count",
+    "num_kv_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+}
+# What llama.cpp takes from others where it is missing.
+OPTIONAL = ("num_kv_heads", "head_dim", "rope_theta")
+# Widths of a head that are one in our models.
+HEAD_WIDTHS = ("attention.value_length", "rope.dimension_count")
+TOKEN_KEYS = {
+    "bos_id": "tokenizer.ggml.bos_token_id",
+    "eos_id": "tokenizer.ggml.eos_token_id",
+    "pad_id": "tokenizer.ggml.padding_token_id",
+}
+VOCAB_KEY = "vocab_size"
+TOKENS_KEY = "tokenizer.ggml.tokens"
+ACTIVATION_KEY = "hidden_activation"
+# Says SiLU in the files written here. llama.cpp does not read it; builds that read its own key take "silu" there for a
+# gate fused with up, which fails.
+OWN_ACTIVATION_KEY = "jaxlm.activation"
+# Keys that change the model, at the values that do not.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (True,),
+    "attention.sliding_window": (0,),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "rope.scale_linear": (0.0, 1.0),
+    "rope.scaling.attn_factor": (1.0,),
+    "rope.scaling.factor": (0.0, 1.0),
+    "rope.scaling.type": ("none", "linear"),
+    "use_parallel_residual": (False,),
+}
+# Keys that say nothing about what the model computes.
+PASSED_OVER = ("rope.scaling.finetuned", "rope.scaling.original_context_length", "tensor_data_layout")
+
+
+def architecture(config: ModelConfig) -> str:
+    """llama.cpp's architecture of a model. Raises ValueError where it has none that computes it."""
+    fits = {
+        "token_mixer": not config.num_mlgru_layers,
+        "linear_norm": not config.linear_norm,
+        "fused_gate": not config.fused_gate,
+        "embedding": config.embedding == "float",
+        "ternary_head": not config.ternary_head,
+    }
+    name = "bitnet" if config.sub_norm else "llama"
+    if config.sub_norm:
+        fits |= {
+            "tie_word_embeddings": config.tie_word_embeddings,
+            "head_dim": config.num_heads * config.head_dim == config.hidden_size,
+            "activation": config.activation in ("silu", "relu2"),
+        }
+    else:
+        fits["activation"] = config.activation == "silu"
+    for field, fit in fits.items():
+        if not fit:
+            raise ValueError(
+                f"{field}: found {getattr(config, field)!r}, which llama.cpp's architecture {name} does not compute; "
+                "write it as packed, latent or an MLX directory"
+            )
+    return name
+
+
+def to_metadata(config: ModelConfig) -> dict[str, Any]:
+    """What llama.cpp has to know of a model, by key."""
+    name = architecture(config)
+    found: dict[str, Any] = {f"{name}.{key}": getattr(config, field) for field, key in KEYS.items()}
+    found |= {f"{name}.{key}": config.head_dim for key in HEAD_WIDTHS}
+    found[f"{name}.{VOCAB_KEY}"] = config.vocab_size
+    if name == "bitnet":
+        key = f"{name}.{ACTIVATION_KEY}" if config.activation == "relu2" else OWN_ACTIVATION_KEY
+        found[key] = config.activation
+    return found | {
+        key: getattr(config, field) for field, key in TOKEN_KEYS.items() if getattr(config, field) is not None
+    }
+
+
+def from_metadata(
+    metadata: Mapping[str, Any], *, vocab_size: int, has_head: bool, say: Callable[[str], None]
+) -> ModelConfig:
+    """The dense model of a file whose embedding has `vocab_size` rows and which may have a head of its own.
+
+    Raises ValueError naming a key that is missing, unknown, or at a value that ModelConfig cannot say.
+    """
+    name = metadata.get(ARCHITECTURE_KEY)
+    if name not in ("llama", "bitnet"):
+        raise ValueError(f"{ARCHITECTURE_KEY}: found {name!r}, expected 'llama' or 'bitnet'")
+    if (parts := metadata.get("split.count", 1)) != 1:
+        raise ValueError(f"split.count: found {parts!r}, expected 1; join the parts with llama-gguf-split --merge")
+    own = {key.removeprefix(f"{name}."): value for key, value in metadata.items() if key.startswith(f"{name}.")}
+    _check_keys(own, name)
+    fields: dict[str, Any] = {
+        field: _number(own, key, name) for field, key in KEYS.items() if field not in OPTIONAL or key in own
+    }
+    fields = {"num_kv_heads": fields["num_heads"]} | fields
+    fields |= {field: metadata[key] for field, key in TOKEN_KEYS.items() if key in metadata}
+    if name == "bitnet":
+        fields |= {"sub_norm": True, "activation": _activation(own, metadata, say)}
+    tied = name == "bitnet" or not has_head
+    config = ModelConfig(**fields, vocab_size=vocab_size, tie_word_embeddings=tied)
+    for key, expected in {VOCAB_KEY: vocab_size, **dict.fromkeys(HEAD_WIDTHS, config.head_dim)}.items():
+        if own.get(key, expected) != expected:
+            raise ValueError(f"{name}.{key}: found {own[key]!r}, expected {expected}")
+    check_tokens(metadata, vocab_size)
+    return config
+
+
+def check_tokens(metadata: Mapping[str, Any], vocab_size: int) -> None:
+    """Raise ValueError where the tokenizer in metadata has not as many tokens as the embedding has rows."""
+    tokens = metadata.get(TOKENS_KEY)
+    if tokens is not None and not (isinstance(tokens, list) and len(tokens) == vocab_size):
+        found = f"{len(tokens)} tokens" if isinstance(tokens, list) else _shown(tokens)
+        raise ValueError(f"{TOKENS_KEY}: found {found}, expected {vocab_size}, as many as the embedding has rows")
+
+
+def _check_keys(own: Mapping[str, Any], name: str) -> None:
+    known = {*KEYS.values(), *HEAD_WIDTHS, VOCAB_KEY, *PASSED_OVER, *([ACTIVATION_KEY] if name == "bitnet" else [])}
+    for key, value in own.items():
+        if key not in known and value not in NEUTRAL.get(key, ()):
+            expected = " or ".join(map(repr, NEUTRAL[key])) if key in NEUTRAL else "no such key"
+            raise ValueError(f"{name}.{key}: found {_shown(value)}, expected {expected}; our model cannot compute it")
+
+
+def _number(own: Mapping[str, Any], key: str, name: str) -> int | float:
+    value = own.get(key)
+    if isinstance(value, float) and abs(value) <= np.finfo(np.float32).max:
+        # The shortest number that is the same in float32: 1e-05, not 9.999999747378752e-06.
+        return float(str(np.float32(value)))
+    if type(value) is not int:
+        raise ValueError(f"{name}.{key}: found {_shown(value)}, expected a number")
+    return value
+
+
+def _activation(own: Mapping[str, Any], metadata: Mapping[str, Any], say: Callable[[str], None]) -> str:
+    activation = own.get(ACTIVATION_KEY, metadata.get(OWN_ACTIVATION_KEY))
+    if activation is None:
+        say(
+            f"bitnet.{ACTIVATION_KEY} is missing: read as SiLU, as llama.cpp does; a model that was trained with relu2 "
+            "(BitNet b1.58 2B-4T) needs activation relu2 in its config"
+        )
+        return "silu"
+    if activation not in ("silu", "relu2"):
+        raise ValueError(f"bitnet.{ACTIVATION_KEY}: found {activation!r}, expected 'silu' or 'relu2'")
+    return activation

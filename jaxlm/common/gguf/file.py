@@ -1,0 +1,142 @@
+"""A GGUF file, read without trusting it: metadata, and tensors that are memory-mapped and dequantized on use.
+
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
+
+from jaxlm.common.artifact.safetensors import map_bytes
+from jaxlm.common.gguf.header import HeaderReader, TensorEntry
+
+ALIGNMENT_KEY = "general.alignment"
+DEFAULT_ALIGNMENT = 32
+LARGEST_ALIGNMENT = 2**16
+# Numbers dequantized at a time; bounds what the library needs besides the result.
+CHUNK = 2**24
+
+
+@dataclass(frozen=True)
+class GGUFTensor:
+    """Where a tensor lies in the file and how it is kept there."""
+
+    shape: tuple[int, ...]
+    type: GGMLQuantizationType
+    offset: int
+    """From the start of the file, in bytes."""
+    nbytes: int
+
+
+class GGUFFile:
+    """A little-endian GGUF file of version 2 or 3.
+
+    Raises ValueError, naming the file and what is wrong with it, where it is not whole: tensors have to lie one
+    after another from the end of the header to the end of the file, as every GGUF has them.
+    """
+
+    metadata: Mapping[str, Any]
+    """Values by key: int, float, bool, str, or lists of them."""
+    tensors: Mapping[str, GGUFTensor]
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            size = self.path.stat().st_size
+            header = HeaderReader(map_bytes(self.path, 0, size).data)
+            tensor_count, pair_count = header.counts()
+            self.metadata = header.pairs(pair_count)
+            entries = header.entries(tensor_count)
+            self.tensors = _place(entries, header.position, _alignment(self.metadata), size)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{self.path}: not a whole GGUF file: {error}") from error
+
+    def blocks(self, name: str) -> np.ndarray:
+        """The bytes of a tensor, memory-mapped: uint8 `[..., bytes of a row]`."""
+        tensor = self.tensors[name]
+        return map_bytes(self.path, tensor.offset, tensor.nbytes).reshape(*tensor.shape[:-1], -1)
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor as float32; memory-mapped where that is how it is kept.
+
+        Raises ValueError where its type cannot be dequantized or a number is not finite.
+        """
+        tensor = self.tensors[name]
+        if not can_dequantize(tensor.type):
+            raise ValueError(f"{self.path}: tensor {name}: the gguf library cannot dequantize {tensor.type.name}")
+        if tensor.type == GGMLQuantizationType.F32:
+            array = self.blocks(name).view("<f4")
+        else:
+            array = _dequantize_in_parts(self.blocks(name), tensor)
+        if not np.isfinite(array).all():
+            raise ValueError(f"{self.path}: tensor {name}: found a number that is not finite")
+        return array
+
+
+def can_dequantize(quantization: GGMLQuantizationType) -> bool:
+    """Whether tensors of this type can be read as floats."""
+    _, block_bytes = GGML_QUANT_SIZES[quantization]
+    try:
+        dequantize(np.zeros((1, block_bytes), np.uint8), quantization)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _dequantize_in_parts(blocks: np.ndarray, tensor: GGUFTensor) -> np.ndarray:
+    rows = blocks.reshape(-1, blocks.shape[-1])
+    array = np.empty((len(rows), tensor.shape[-1]), np.float32)
+    step = max(1, CHUNK // tensor.shape[-1])
+    with np.errstate(all="ignore"):  # the caller looks for what is not finite
+        for start in range(0, len(rows), step):
+            array[start : start + step] = dequantize(rows[start : start + step], tensor.type)
+    return array.reshape(tensor.shape)
+
+
+def _alignment(metadata: Mapping[str, Any]) -> int:
+    alignment = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
+    if type(alignment) is not int or not 0 < alignment <= LARGEST_ALIGNMENT or alignment & (alignment - 1):
+        raise ValueError(f"{ALIGNMENT_KEY}: found {alignment!r}, expected a power of two up to {LARGEST_ALIGNMENT}")
+    return alignment
+
+
+def _place(
+    entries: Mapping[str, TensorEntry], header_bytes: int, alignment: int, file_bytes: int
+) -> dict[str, GGUFTensor]:
+    """Find each tensor in the data, which runs from the header to the end of the file."""
+    start = end = _align(header_bytes, alignment) if entries else header_bytes
+    found = {}
+    for name, entry in entries.items():
+        expected = _align(end, alignment) - start
+        if entry.offset != expected:
+            raise ValueError(
+                f"tensor {name}: found offset {entry.offset:,}, expected {expected:,}, next to the last one"
+            )
+        tensor = GGUFTensor(entry.shape, entry.type, start + entry.offset, _entry_bytes(name, entry))
+        end = tensor.offset + tensor.nbytes
+        if end > file_bytes:
+            raise ValueError(f"tensor {name}: ends at byte {end:,}, the file has {file_bytes:,}")
+        found[name] = tensor
+    # Some writers fill up the last tensor too.
+    if not end <= file_bytes <= _align(end, alignment):
+        raise ValueError(f"its tensors end at byte {end:,}, the file has {file_bytes:,}")
+    return found
+
+
+def _entry_bytes(name: str, entry: TensorEntry) -> int:
+    block, block_bytes = GGML_QUANT_SIZES[entry.type]
+    if 0 in entry.shape or entry.shape[-1] % block:
+        raise ValueError(
+            f"tensor {name}: found shape {list(entry.shape)}, expected rows of {entry.type.name} blocks of {block}"
+        )
+    return math.prod(entry.shape) // block * block_bytes
+
+
+def _align(position: int, alignment: int) -> int:
+    return -(-position // alignment) * alignment

@@ -1,0 +1,137 @@
+"""GGUF files of llama.cpp, read as one of our models: Llama, and BitNet b1.58 with its ternary codes exact."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import parameters, scale_name, stored_tensors
+from jaxlm.common.architecture.ternary import pack, round_to_bfloat16
+from jaxlm.common.artifact.artifact import Artifact
+from jaxlm.common.gguf.config import from_metadata
+from jaxlm.common.gguf.file import GGUFFile, can_dequantize
+from jaxlm.common.gguf.tensors import (
+    TERNARY_TYPES,
+    gguf_name,
+    gguf_scale_name,
+    is_block_linear,
+    separate_rows,
+    ternary_codes,
+    ternary_scale,
+)
+
+_EMBEDDING, _HEAD = gguf_name("model.embed_tokens.weight"), gguf_name("lm_head.weight")
+
+
+def open_gguf(path: str | Path, *, dequantize: bool = False, say: Callable[[str], None] = print) -> Artifact:
+    """A GGUF file of architecture llama or bitnet as an artifact whose tensors are read and converted on use.
+
+    Where all linears of the blocks are TQ1_0 or TQ2_0 the model is ternary and the artifact packed; otherwise, and
+    always with `dequantize`, the model is dense and its float32 weights latent. `say` is told what the file leaves
+    open. Raises ValueError naming what is wrong with the file, or what in it our model cannot compute.
+    """
+    file = GGUFFile(path)
+    try:
+        config = _dense_config(file, say)
+        _check_tensors(file, config)
+        scales = {} if dequantize else _ternary_scales(file, config, say)
+        if scales:
+            values = np.array(list(scales.values()), np.float32)
+            exact = np.array_equal(round_to_bfloat16(values, np), values)
+            config = replace(config, linear="ternary", scale_dtype="bfloat16" if exact else "float32")
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from error
+    kind = "packed" if scales else "latent"
+    tensors = _Tensors(file, config, scales)
+    return Artifact(config, kind, "float32", tensors, stored_tensors(config, kind), file.metadata)
+
+
+class _Tensors(Mapping[str, np.ndarray]):
+    """The stored tensors of a model, converted from a GGUF file one at a time."""
+
+    def __init__(self, file: GGUFFile, config: ModelConfig, scales: Mapping[str, np.float32]):
+        """`scales` are those of the ternary matrices; none, where the model is latent."""
+        self._file = file
+        self._config = config
+        self._scales = {scale_name(name): scale for name, scale in scales.items()}
+        stored = stored_tensors(config, "packed" if scales else "latent")
+        self._names = dict.fromkeys(tensor.name for tensor in stored)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name in self._scales:
+            return np.array([self._scales[name]])
+        if name not in self._names:
+            raise KeyError(name)
+        if scale_name(name) in self._scales:
+            return pack(separate_rows(self._codes(gguf_name(name)), name, self._config))
+        weight = self._file.read(gguf_name(name))
+        if is_block_linear(name) and gguf_scale_name(name) in self._file.tensors:
+            weight = weight * self._file.read(gguf_scale_name(name))
+        return separate_rows(weight, name, self._config)
+
+    def _codes(self, name: str) -> np.ndarray:
+        try:
+            return ternary_codes(self._file.blocks(name), self._file.tensors[name].type)
+        except ValueError as error:
+            raise ValueError(f"{self._file.path}: tensor {name}: {error}") from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _dense_config(file: GGUFFile, say: Callable[[str], None]) -> ModelConfig:
+    if _EMBEDDING not in file.tensors:
+        raise ValueError(f"missing tensor {_EMBEDDING}")
+    vocab_size = file.tensors[_EMBEDDING].shape[0]
+    config = from_metadata(file.metadata, vocab_size=vocab_size, has_head=_HEAD in file.tensors, say=say)
+    if config.num_layers > len(file.tensors):
+        raise ValueError(f"found {config.num_layers:,} layers said and {len(file.tensors):,} tensors there")
+    return config
+
+
+def _check_tensors(file: GGUFFile, config: ModelConfig) -> None:
+    names = [parameter.name for parameter in parameters(config)]
+    expected = {gguf_name(parameter.name): parameter.shape for parameter in parameters(config)}
+    for name, shape in expected.items():
+        if name not in file.tensors:
+            raise ValueError(f"missing tensor {name}, {list(shape)}")
+    expected |= {gguf_scale_name(name): (1,) for name in names if is_block_linear(name)}
+    for name, tensor in file.tensors.items():
+        if name not in expected:
+            raise ValueError(
+                f"unexpected tensor {name}; our models have no biases, experts, rope scaling or whatever else it is"
+            )
+        if tensor.shape != expected[name]:
+            raise ValueError(f"tensor {name}: found {list(tensor.shape)}, expected {list(expected[name])}")
+        if not can_dequantize(tensor.type):
+            raise ValueError(f"tensor {name}: found type {tensor.type.name}, which the gguf library cannot dequantize")
+
+
+def _ternary_scales(file: GGUFFile, config: ModelConfig, say: Callable[[str], None]) -> dict[str, np.float32]:
+    """The scale of every linear of the blocks; none where one of them is not ternary."""
+    linears = [parameter.name for parameter in parameters(config) if is_block_linear(parameter.name)]
+    others = [name for name in linears if file.tensors[gguf_name(name)].type not in TERNARY_TYPES]
+    if others and (config.sub_norm or len(others) < len(linears)):
+        found = file.tensors[gguf_name(others[0])].type.name
+        say(f"{gguf_name(others[0])} is {found}: the model is read as a dense one, not as ternary")
+    return {} if others else {name: _ternary_scale(file, name) for name in linears}
+
+
+def _ternary_scale(file: GGUFFile, name: str) -> np.float32:
+    stored, factor = gguf_name(name), gguf_scale_name(name)
+    try:
+        scale = ternary_scale(file.blocks(stored), file.tensors[stored].type)
+    except ValueError as error:
+        raise ValueError(
+            f"tensor {stored}: {error}; it was not trained as ternary: open it with dequantize, as a dense model"
+        ) from error
+    if factor in file.tensors:
+        scale = scale * file.read(factor)[0]
+        if not 0 < scale < np.inf:
+            raise ValueError(f"tensor {factor}: gives a scale of {scale}, expected a positive number")
+    return scale

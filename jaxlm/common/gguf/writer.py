@@ -1,0 +1,223 @@
+"""One of our models -> a GGUF file that llama.cpp runs, written one tensor at a time."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, LlamaFileType
+from gguf.gguf_writer import GGUFWriter
+from gguf.quants import quantize
+
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import Kind, Parameter, parameters, scale_name
+from jaxlm.common.architecture.ternary import packed_rows, unpack
+from jaxlm.common.gguf.config import architecture, check_tokens, to_metadata
+from jaxlm.common.gguf.tensors import (
+    check_whole_blocks,
+    gguf_name,
+    gguf_scale_name,
+    interleave_rows,
+    to_ternary_blocks,
+)
+from shared_tokenizer.manifest import refuse_inside_sealed, replaced_file
+
+FloatType = Literal["F32", "F16", "BF16"]
+TernaryType = Literal["TQ1_0", "TQ2_0"]
+Read = Callable[[str], np.ndarray]
+# Name, shape and type of a tensor in the file.
+GGUFTensorInfo = tuple[str, tuple[int, ...], GGMLQuantizationType]
+
+F32, F16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16
+_FILE_TYPES = {
+    "F32": LlamaFileType.ALL_F32,
+    "F16": LlamaFileType.MOSTLY_F16,
+    "BF16": LlamaFileType.MOSTLY_BF16,
+    "TQ1_0": LlamaFileType.MOSTLY_TQ1_0,
+    "TQ2_0": LlamaFileType.MOSTLY_TQ2_0,
+}
+# The widths that llama.cpp asks of its keys: ids are unsigned, token types in a list are not.
+_VALUE_TYPES = {
+    bool: GGUFValueType.BOOL,
+    int: GGUFValueType.UINT32,
+    float: GGUFValueType.FLOAT32,
+    str: GGUFValueType.STRING,
+}
+_ELEMENT_TYPES = _VALUE_TYPES | {int: GGUFValueType.INT32}
+
+
+def write_gguf(
+    path: str | Path,
+    config: ModelConfig,
+    read: Read,
+    *,
+    kind: Kind,
+    float_type: FloatType = "F16",
+    ternary_type: TernaryType = "TQ2_0",
+    metadata: Mapping[str, Any] = MappingProxyType({}),
+) -> list[str]:
+    """Write a model as one GGUF file, atomically, and return what its reader has to be warned of, a line each.
+
+    `read(name)` gives each tensor of our own form of this `kind` once, in file order. Linears of a ternary model are
+    written as `ternary_type`, norms as F32, everything else as `float_type`. `metadata` are the tokenizer's keys, of
+    str, int, float, bool or lists of one of them; the ids of special tokens in it go before the config's.
+
+    Raises ValueError where llama.cpp cannot compute the model or its types cannot hold it; then nothing is left
+    behind.
+    """
+    path = Path(path)
+    if path.exists():
+        raise ValueError(f"{path}: already exists; remove it or choose another place")
+    refuse_inside_sealed(path)
+    name = architecture(config)
+    if config.linear == "ternary" and kind != "packed":
+        raise ValueError(f"kind: found {kind!r}, expected 'packed'; llama.cpp does not ternarise latent weights")
+    check_whole_blocks(config, ternary_type)
+    pairs = _pairs(config, ternary_type if config.linear == "ternary" else float_type, metadata)
+    plan = list(_plan(config, GGMLQuantizationType[float_type], GGMLQuantizationType[ternary_type]))
+    rounding: list[float] = []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_file(path) as temporary, contextlib.closing(GGUFWriter(temporary, name)) as writer:
+        for key, value in pairs.items():
+            _add_pair(writer, key, value)
+        for parameter, quantization in plan:
+            for tensor in _tensors(parameter, quantization, config):
+                _add_tensor(writer, *tensor)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for parameter, quantization in plan:
+            for array in _arrays(parameter, quantization, config, read, rounding):
+                writer.write_tensor_data(array)
+    return _warnings(config, rounding)
+
+
+def predict_tensors(config: ModelConfig, float_type: FloatType, ternary_type: TernaryType) -> list[GGUFTensorInfo]:
+    """The tensors that `write_gguf` writes, in file order."""
+    plan = _plan(config, GGMLQuantizationType[float_type], GGMLQuantizationType[ternary_type])
+    return [info for parameter, quantization in plan for info in _tensors(parameter, quantization, config)]
+
+
+def tensor_bytes(shape: tuple[int, ...], quantization: GGMLQuantizationType) -> int:
+    """Bytes of a tensor of that type."""
+    block, block_bytes = GGML_QUANT_SIZES[quantization]
+    return math.prod(shape) // block * block_bytes
+
+
+def _pairs(config: ModelConfig, file_type: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    for key in metadata:
+        if not key.startswith("tokenizer."):
+            raise ValueError(f"metadata {key}: expected keys of the tokenizer only")
+    check_tokens(metadata, config.vocab_size)
+    return {
+        "general.type": "model",
+        "general.file_type": int(_FILE_TYPES[file_type]),
+        "general.quantization_version": 2,
+        # Said where there is no tokenizer: llama.cpp insists on the key.
+        "tokenizer.ggml.model": "no_vocab",
+        **to_metadata(config),
+        **metadata,
+    }
+
+
+def _add_pair(writer: GGUFWriter, key: str, value: Any) -> None:
+    is_list = isinstance(value, list)
+    elements, types = (value, _ELEMENT_TYPES) if is_list else ([value], _VALUE_TYPES)
+    kinds = {type(element) for element in elements}
+    if len(kinds) != 1 or not kinds <= set(types):
+        found = ", ".join(sorted(kind.__name__ for kind in kinds)) or "nothing"
+        raise ValueError(f"metadata {key}: found {found}, expected one of str, int, float and bool, or a list of one")
+    value_type = types[kinds.pop()]
+    if is_list:
+        writer.add_key_value(key, value, GGUFValueType.ARRAY, value_type)
+    else:
+        writer.add_key_value(key, value, value_type)
+
+
+def _plan(
+    config: ModelConfig, float_type: GGMLQuantizationType, ternary_type: GGMLQuantizationType
+) -> Iterator[tuple[Parameter, GGMLQuantizationType]]:
+    for parameter in parameters(config):
+        if parameter.storage == "ternary":
+            yield parameter, ternary_type
+        else:
+            yield parameter, F32 if len(parameter.shape) == 1 else float_type
+
+
+def _has_scale_tensor(parameter: Parameter, config: ModelConfig) -> bool:
+    """Whether the scale of a matrix is kept beside it in float32, which the float16 of its blocks cannot hold.
+
+    Architecture bitnet always could have it; most builds refuse it in llama.
+    """
+    return parameter.storage == "ternary" and config.sub_norm and config.scale_dtype == "float32"
+
+
+def _tensors(parameter: Parameter, quantization: GGMLQuantizationType, config: ModelConfig) -> Iterator[GGUFTensorInfo]:
+    """What one parameter is in the file: a tensor, or two."""
+    yield gguf_name(parameter.name), parameter.shape, quantization
+    if _has_scale_tensor(parameter, config):
+        yield gguf_scale_name(parameter.name), (1,), F32
+
+
+def _add_tensor(writer: GGUFWriter, name: str, shape: tuple[int, ...], quantization: GGMLQuantizationType) -> None:
+    writer.add_tensor_info(name, shape, np.dtype(np.float32), tensor_bytes(shape, quantization), quantization)
+
+
+def _arrays(
+    parameter: Parameter, quantization: GGMLQuantizationType, config: ModelConfig, read: Read, rounding: list[float]
+) -> Iterator[np.ndarray]:
+    """The arrays of `_tensors`. The error of a scale that had to be rounded is added to `rounding`."""
+    name, shape = parameter.name, parameter.shape
+    if parameter.storage != "ternary":
+        weight = _checked(read(name), name, shape, "float32")
+        yield _to_float_type(interleave_rows(weight, name, config), quantization, name)
+        return
+    packed = _checked(read(name), name, (packed_rows(shape[0]), shape[1]), "uint8")
+    codes = interleave_rows(unpack(packed, shape[0]), name, config)
+    scale = _checked(read(scale_name(name)), scale_name(name), (1,), "float32")
+    is_apart = _has_scale_tensor(parameter, config)
+    with np.errstate(over="ignore"):
+        in_blocks = np.float16(1 if is_apart else scale[0])
+    if not (scale[0] > 0 and 0 < in_blocks < np.inf):
+        raise ValueError(f"{scale_name(name)}: found {scale[0]:.4g}, expected a positive number that float16 can hold")
+    yield to_ternary_blocks(codes, in_blocks, quantization)
+    if is_apart:
+        yield scale
+    elif in_blocks != scale[0]:
+        rounding.append(abs(float(in_blocks) / float(scale[0]) - 1))
+
+
+def _checked(array: np.ndarray, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    if array.shape != shape or array.dtype != dtype:
+        raise ValueError(f"{name}: found {array.dtype} {list(array.shape)}, expected {dtype} {list(shape)}")
+    if dtype == "float32" and not np.isfinite(array).all():
+        raise ValueError(f"{name}: found a number that is not finite; the model has diverged")
+    return array
+
+
+def _to_float_type(array: np.ndarray, quantization: GGMLQuantizationType, name: str) -> np.ndarray:
+    if quantization != F16:
+        return quantize(array, quantization)
+    with np.errstate(over="ignore"):
+        rounded = array.astype(np.float16)
+    if np.isinf(rounded).any():
+        raise ValueError(f"{name}: found {np.abs(array).max():.4g}, beyond float16; write it as BF16 or F32")
+    return rounded
+
+
+def _warnings(config: ModelConfig, rounding: list[float]) -> list[str]:
+    lines = []
+    if config.activation == "relu2":
+        lines.append(
+            "bitnet.hidden_activation is relu2: builds of llama.cpp that do not read this key, as that of "
+            "llama-cpp-python 0.3.36, run SiLU and give wrong text"
+        )
+    if rounding:
+        lines.append(
+            f"{len(rounding)} scales of ternary matrices are not float16 numbers and were rounded, by at most "
+            f"{max(rounding):.1e} of their size; the codes are exact"
+        )
+    return lines

@@ -1,0 +1,136 @@
+import jax
+import jax.numpy as jnp
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from jaxlm.common.architecture import ternary
+
+FRAMEWORKS = [(np, np.asarray), (jnp, jnp.asarray), (mx, mx.array)]
+
+
+def gaussian(shape, seed=0, std=0.02):
+    return (np.random.default_rng(seed).standard_normal(shape) * std).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(4, 8), (64, 32), (3, 20, 36), (129, 257)])
+@pytest.mark.parametrize("scale_dtype", ["bfloat16", "float32"])
+def test_codes_and_scale_are_bit_equal_in_every_framework(shape, scale_dtype):
+    weight = gaussian(shape)
+    results = [ternary.quantize_weight(array(weight), scale_dtype, xp) for xp, array in FRAMEWORKS]
+    results.append(jax.jit(lambda w: ternary.quantize_weight(w, scale_dtype, jnp))(weight))
+    for codes, scale in results:
+        np.testing.assert_array_equal(np.array(codes), np.array(results[0][0]))
+        np.testing.assert_array_equal(np.array(scale), np.array(results[0][1]))
+
+
+def test_mean_does_not_depend_on_the_order_of_summation():
+    weight = gaussian((96, 160), std=0.3)
+    rng = np.random.default_rng(1)
+    expected = ternary.absmean(weight, np)
+    for _ in range(5):
+        shuffled = rng.permuted(rng.permuted(weight, axis=0), axis=1)
+        assert ternary.absmean(shuffled, np) == expected
+
+
+@pytest.mark.parametrize("std", [1e-4, 0.02, 30.0])
+def test_mean_is_the_mean(std):
+    weight = gaussian((128, 256), std=std)
+    np.testing.assert_allclose(ternary.absmean(weight, np).item(), np.abs(weight).mean(dtype=np.float64), rtol=2e-6)
+
+
+def test_codes_are_the_clipped_rounded_quotient():
+    weight = gaussian((64, 64))
+    codes, scale = ternary.quantize_weight(weight, "float32", np)
+    quotient = weight.astype(np.float64) / scale
+    np.testing.assert_array_equal(codes, np.clip(np.round(quotient), -1, 1))
+    assert 0.28 < np.mean(codes == 0) < 0.34  # a Gaussian has 31 % zeros at threshold 0.5, 57 % at 1.0
+
+
+def test_half_the_scale_rounds_to_even_that_is_zero():
+    weight = np.array([[1.0, -1.0, 0.5, 1.5]], np.float32)  # mean 1, so 0.5 is exactly the threshold
+    codes, scale = ternary.quantize_weight(weight, "float32", np)
+    assert scale == 1.0
+    assert codes.tolist() == [[1, -1, 0, 1]]
+
+
+def test_bfloat16_scale_is_rounded_and_exact_in_float16():
+    for seed, std in enumerate([1e-6, 1e-3, 0.02, 5.0]):
+        _, scale = ternary.quantize_weight(gaussian((32, 32), seed, std), "bfloat16", np)
+        assert scale.view(np.uint32) & 0xFFFF == 0
+        assert np.float16(scale) == scale >= 2.0**-14
+
+
+@given(arrays(np.float32, 50, elements=st.floats(2.0**-20, 2.0**20, width=32)))
+def test_round_to_bfloat16_is_round_to_nearest_even(values):
+    expected = values.astype(jnp.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(ternary.round_to_bfloat16(values, np), expected)
+
+
+def test_a_zero_matrix_has_zero_codes_and_a_positive_scale():
+    codes, scale = ternary.quantize_weight(np.zeros((4, 4), np.float32), "float32", np)
+    assert not codes.any()
+    assert scale == np.float32(1e-5)
+
+
+def test_activations_are_integers_in_range_with_the_absmax_at_127():
+    x = gaussian((5, 7, 64), std=3.0)
+    for xp, array in FRAMEWORKS:
+        quantized, scale = (np.array(part) for part in ternary.quantize_activation(array(x), xp))
+        np.testing.assert_array_equal(quantized, np.round(quantized))
+        np.testing.assert_array_equal(np.abs(quantized).max(-1), 127)
+        assert np.abs(quantized / scale - x).max() <= 0.5001 / scale.min()
+    zero, scale = ternary.quantize_activation(np.zeros((1, 4), np.float32), np)
+    assert not zero.any() and np.isfinite(scale).all()
+
+
+def test_rows_are_within_half_a_step():
+    weight = gaussian((20, 16))
+    codes, scale = ternary.quantize_rows(weight, np)
+    assert codes.dtype == np.int8
+    assert (np.abs(codes * scale - weight) <= 0.5001 * scale).all()
+
+
+@given(st.integers(1, 13), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_pack_and_unpack_are_inverse(rows, columns, seed):
+    codes = np.random.default_rng(seed).integers(-1, 2, (rows, columns)).astype(np.int8)
+    packed = ternary.pack(codes)
+    assert packed.shape == (ternary.packed_rows(rows), columns)
+    np.testing.assert_array_equal(ternary.unpack(packed, rows), codes)
+
+
+def test_packed_layout_is_four_planes_of_rows():
+    codes = np.array([[-1], [0], [1], [0], [1], [1], [-1], [0]], np.int8)
+    # Two packed rows; row 0 holds matrix rows 0, 2, 4, 6 in bits 0-1, 2-3, 4-5, 6-7.
+    assert ternary.pack(codes).tolist() == [[0 | 2 << 2 | 2 << 4 | 0 << 6], [1 | 1 << 2 | 2 << 4 | 1 << 6]]
+
+
+def test_pack_refuses_what_is_not_a_code_and_unpack_a_three():
+    with pytest.raises(ValueError, match=r"found -1\.\.2"):
+        ternary.pack(np.array([[-1, 2]], np.int8))
+    with pytest.raises(ValueError, match="value 3"):
+        ternary.unpack(np.array([[0b00001100]], np.uint8), 4)
+
+
+@given(st.integers(1, 5), st.integers(1, 200), st.integers(0, 2**32 - 1))
+def test_pack_affine_and_unpack_affine_are_inverse(rows, columns, seed):
+    codes = np.random.default_rng(seed).integers(-1, 2, (rows, columns)).astype(np.int8)
+    words = ternary.pack_affine(codes)
+    assert words.dtype == np.uint32 and words.shape == (rows, ternary.affine_words(columns))
+    np.testing.assert_array_equal(ternary.unpack_affine(words, columns), codes)
+
+
+def test_the_affine_layout_is_what_mlx_dequantizes():
+    codes = np.random.default_rng(0).integers(-1, 2, (8, 256)).astype(np.int8)
+    size = ternary.affine_group_size(256)
+    scales = mx.full((8, 256 // size), 0.375)
+    dequantized = mx.dequantize(mx.array(ternary.pack_affine(codes)), scales, -scales, group_size=size, bits=2)
+    np.testing.assert_array_equal(np.array(dequantized), codes * np.float32(0.375))
+
+
+def test_unpack_affine_refuses_a_three():
+    with pytest.raises(ValueError, match="value 3"):
+        ternary.unpack_affine(np.array([[0b11 << 20, 0]], np.uint32), 20)

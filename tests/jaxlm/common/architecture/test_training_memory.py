@@ -1,0 +1,58 @@
+import dataclasses
+import math
+
+import jax
+import pytest
+
+from jaxlm.common.architecture.presets import preset
+from jaxlm.common.architecture.training_memory import training_memory
+from jaxlm.common.run.optimizer_config import OptimizerConfig
+from jaxlm.model import LanguageModel
+from jaxlm.optimizer import make_optimizer
+from jaxlm.train_step import init_state
+
+
+@pytest.mark.parametrize("name", ["bitnet-700m", "mmfree-tiny"])
+def test_the_state_is_that_of_the_trainer(name):
+    config = preset(name)
+    memory = training_memory(config, 1, 1, activation_bytes=4)
+    state = jax.eval_shape(lambda: init_state(LanguageModel(config), make_optimizer(OptimizerConfig(), 1000), 0))
+    found = {
+        part: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(getattr(state, part)))
+        for part in ("params", "opt_state", "ternary")
+    }
+    assert found["params"] == memory.parameters == memory.gradient
+    # Beside the moments, two counts; beside the codes, a scale for each matrix.
+    assert found["opt_state"] - 8 == memory.moments
+    assert 0 <= found["ternary"] - memory.codes < memory.codes / 10_000 + 1
+
+
+def test_activations_of_a_block_by_hand():
+    config = dataclasses.replace(preset("ternary-tiny"), num_layers=1)
+    hidden, keys, wide = 256, 128, 768
+    # Its input, queries and what attention gives, keys and values, o_proj, gate and up; then what linears take.
+    floats = 5 * hidden + 2 * keys + 2 * wide - hidden
+    codes = 3 * hidden + wide
+    for itemsize in (2, 4):
+        assert training_memory(config, 2, 64, itemsize).activations == 128 * (itemsize * floats + codes)
+    dense = training_memory(dataclasses.replace(config, linear="dense"), 2, 64, 4)
+    assert (dense.activations, dense.codes) == (128 * 4 * floats, 0)
+    recurrent = dataclasses.replace(preset("mmfree-tiny"), num_layers=1)
+    # i, f and g are computed again; each has a norm of its own before it.
+    floats, codes = 2 * hidden + 2 * wide, 5 * hidden + wide
+    assert training_memory(recurrent, 2, 64, 4).activations == 128 * (4 * floats + codes)
+
+
+def test_what_grows_with_what():
+    config = preset("bitnet-700m")
+    small, large = (training_memory(config, batch_size, 2048, 2) for batch_size in (4, 8))
+    assert (large.activations, large.workspace) == (2 * small.activations, 2 * small.workspace)
+    assert large.total - small.total == small.activations + small.workspace
+    # Without activations, the update is what needs most: a second gradient and new codes.
+    least = training_memory(config, 1, 1, 2)
+    assert least.activations + least.workspace == least.gradient + least.codes
+
+
+def test_a_pattern_of_mixers_is_refused():
+    with pytest.raises(ValueError, match="token_mixer: found mlgru, mlgru, attention, expected one for all layers"):
+        training_memory(preset("hybrid-5m"), 1, 64, 4)

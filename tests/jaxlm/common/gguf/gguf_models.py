@@ -1,0 +1,76 @@
+"""Small models for the tests of GGUF, and what opening one of them says."""
+
+import dataclasses
+
+import numpy as np
+
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import stored_tensors
+from jaxlm.common.architecture.ternary import pack, round_to_bfloat16
+from jaxlm.common.gguf.reader import open_gguf
+
+DENSE = ModelConfig(
+    vocab_size=24,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    max_seq_len=64,
+    rope_theta=5e5,
+    tie_word_embeddings=False,
+    bos_id=1,
+    eos_id=2,
+)
+TERNARY = ModelConfig(
+    vocab_size=24,
+    hidden_size=256,
+    intermediate_size=512,
+    num_layers=1,
+    num_heads=4,
+    num_kv_heads=2,
+    linear="ternary",
+    norm_eps=1e-6,
+    pad_id=3,
+)
+BITNET = dataclasses.replace(TERNARY, sub_norm=True)
+
+
+def bfloat16_scale(rng):
+    return round_to_bfloat16(float16_scale(rng), np)
+
+
+def float16_scale(rng):
+    return np.exp2(rng.uniform(-13, 3, 1)).astype(np.float16).astype(np.float32)
+
+
+def float32_scale(rng):
+    return np.exp2(rng.uniform(-13, 3, 1)).astype(np.float32)
+
+
+def random_tensors(config, kind, scale_of=bfloat16_scale):
+    """Tensors of our own form; the floats are exact in float16 and bfloat16."""
+    rng = np.random.default_rng(0)
+    found = {}
+    for tensor in stored_tensors(config, kind):
+        if tensor.dtype == "uint8":
+            found[tensor.name] = pack(rng.integers(-1, 2, (tensor.shape[0] * 4, tensor.shape[1]), np.int8))
+        elif tensor.name.endswith("_scale"):
+            found[tensor.name] = scale_of(rng)
+        else:
+            found[tensor.name] = rng.integers(-100, 100, tensor.shape).astype(np.float32) / 64
+    return found
+
+
+def open_and_listen(path, **options):
+    """An artifact, and what opening it said."""
+    said = []
+    return open_gguf(path, say=said.append, **options), said
+
+
+def assert_same(artifact, tensors):
+    assert list(artifact.tensors) == [tensor.name for tensor in artifact.stored] == list(tensors)
+    for name, tensor in tensors.items():
+        assert artifact.tensors[name].dtype == tensor.dtype, name
+        np.testing.assert_array_equal(artifact.tensors[name], tensor, err_msg=name)

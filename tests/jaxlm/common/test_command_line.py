@@ -1,0 +1,69 @@
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+import pytest
+
+from jaxlm.common.command_line import parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    """Inner settings."""
+
+    rate: float = 0.5
+    """A rate, per step."""
+
+    def __post_init__(self) -> None:
+        if self.rate < 0:
+            raise ValueError(f"rate: found {self.rate}, expected 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Outer settings."""
+
+    name: str
+    """A name."""
+    input: list[str] = field(default_factory=list)
+    """Inputs."""
+    inner: Inner = field(default_factory=Inner)
+    """Inner."""
+
+
+def test_flags_lists_and_nested_settings():
+    settings = parse(Settings, ["--input", "a", "b c", "--name", "x", "--inner.rate", "2"])
+    assert settings == Settings(name="x", input=["a", "b c"], inner=Inner(rate=2.0))
+
+
+def test_a_list_may_be_given_with_an_equals_sign():
+    assert parse(Settings, ["--name", "x", "--input=a"]) == Settings(name="x", input=["a"])
+
+
+def test_flags_go_over_the_file(tmp_path):
+    (tmp_path / "settings.yaml").write_text("name: file\ninner:\n  rate: 3\ninput: [a]\n")
+    settings = parse(Settings, ["--config", str(tmp_path / "settings.yaml"), "--name", "flag"])
+    assert settings == Settings(name="flag", input=["a"], inner=Inner(rate=3.0))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--name", "x", "--nmae", "y"], "nmae"),
+        ([], "name"),
+        (["--name", "x", "--inner.rate", "fast"], "rate"),
+        (["--name", "x", "--inner.rate", "-1"], "rate: found -1.0, expected 0 or more"),
+        (["--name", "x", "--config", "missing.yaml"], "missing.yaml"),
+    ],
+)
+def test_mistakes_are_one_line(argv, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        parse(Settings, argv)
+    assert "\n" not in str(caught.value)
+
+
+def test_help_shows_every_field_with_its_text():
+    command = [sys.executable, "scripts/train_jax.py", "--help"]
+    shown = " ".join(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert "Sequences per optimizer step, over all devices." in shown
+    assert "--optimizer.learning_rate LEARNING_RATE Peak learning rate." in shown

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm.loss import loss_sum
-from jaxlm.model import LanguageModel
-from jaxlm.ternary_linear import Params, ternarize
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.model.loss import loss_sum
+from jaxlm.ops.ternary_linear import Params, ternarize
 from shared_tokenizer.data.batches import Batch
 from shared_tokenizer.data.evaluation import Evaluation, count_bytes, evaluate_batches, text_batches
 from shared_tokenizer.data.shards import TokenShards

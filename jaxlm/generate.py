@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.common.sampling import Sampling, check_prompt
-from jaxlm.model import LanguageModel, init_cache
-from jaxlm.sharding import constrain
-from jaxlm.ternary_linear import Params, ternarize
+from jaxlm.model.language_model import LanguageModel, init_cache
+from jaxlm.ops.ternary_linear import Params, ternarize
+from jaxlm.parallel.sharding import constrain
 
 # Prompts and caches are padded up to powers of two, so few programs serve all lengths.
 SMALLEST_BUCKET = 64

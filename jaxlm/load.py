@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlm.checkpoint import restore_params
+from jaxlm.checkpoints.checkpoint import restore_params
+from jaxlm.checkpoints.weights import Weights, artifact_params, artifact_weights, tree_weights
 from jaxlm.common.architecture.config import ModelConfig, config_from_dict
 from jaxlm.common.formats.open_model import open_model
 from jaxlm.common.run.run_directory import RunDirectory, is_run_directory, read_run_config
-from jaxlm.model import LanguageModel, init_params
-from jaxlm.ternary_linear import Params
-from jaxlm.weights import Weights, artifact_params, artifact_weights, tree_weights
+from jaxlm.model.language_model import LanguageModel, init_params
+from jaxlm.ops.ternary_linear import Params
 from shared_tokenizer.load import find_tokenizer, load_tokenizer
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 

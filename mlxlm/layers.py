@@ -1,4 +1,4 @@
-"""The small layers, as in jaxlm/layers.py: norm, linear (dense or ternary), embedding, gated feed-forward."""
+"""The small layers, as in jaxlm/model/layers.py: norm, linear (dense or ternary), embedding, gated feed-forward."""
 
 import mlx.core as mx
 import mlx.nn as nn

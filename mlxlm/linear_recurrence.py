@@ -1,4 +1,4 @@
-"""h_t = f_t h_{t-1} + u_t over a sequence, as in jaxlm/linear_recurrence.py."""
+"""h_t = f_t h_{t-1} + u_t over a sequence, as in jaxlm/ops/linear_recurrence.py."""
 
 import mlx.core as mx
 

@@ -1,4 +1,4 @@
-"""Cross-entropy of the next token, as in jaxlm/loss.py: over the vocabulary in chunks of the tokens, where asked for.
+"""Cross-entropy of the next token, as in jaxlm/model/loss.py; where asked for, in chunks of the tokens.
 
 The gradient of a chunk is taken while its logits are there, so nothing is computed twice and the backward pass only
 scales.
@@ -20,7 +20,7 @@ from mlxlm.trees import flat_arrays
 TokenLosses = Callable[..., mx.array]
 # Of the float32 logits of a chunk. MLX runs ahead of a CPU by some hundred operations, which is several chunks.
 LARGEST_CHUNK_BYTES = 8 * 2**20
-# As in jaxlm/loss.py on an accelerator; a CPU loses no time to short chunks.
+# As in jaxlm/model/loss.py on an accelerator; a CPU loses no time to short chunks.
 SMALLEST_CHUNK_TOKENS = {"cpu": 64, "gpu": 2048}
 
 

@@ -1,4 +1,4 @@
-"""Token mixers, as in jaxlm/mixers.py."""
+"""Token mixers, as in jaxlm/model/mixers.py."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ class Attention(nn.Module):
 class MLGRU(nn.Module):
     """The token mixer of the MatMul-free language model: a gated linear recurrence, elementwise in float32.
 
-    As in the authors' program, where it differs from the text of arXiv 2406.02528 (see jaxlm/mixers.py).
+    As in the authors' program, where it differs from the text of arXiv 2406.02528 (see jaxlm/model/mixers.py).
     """
 
     def __init__(self, config: ModelConfig):

@@ -1,4 +1,4 @@
-"""The decoder, as in jaxlm/model.py, behind mlx-lm's model protocol."""
+"""The decoder, as in jaxlm/model/language_model.py, behind mlx-lm's model protocol."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules and AdamW, as in jaxlm/optimizer.py: the formulas and the order of optax."""
+"""Learning-rate schedules and AdamW, as in jaxlm/training/optimizer.py: the formulas and the order of optax."""
 
 import math
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Quantization-aware training: layers whose parameters are latent weights, ternarised in every forward pass.
 
-The numbers are those of jaxlm/ternary_linear.py, and gradients pass straight through.
+The numbers are those of jaxlm/ops/ternary_linear.py, and gradients pass straight through.
 """
 
 import functools

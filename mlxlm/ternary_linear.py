@@ -1,4 +1,4 @@
-"""The ternary linear as one operation, as in jaxlm/ternary_linear.py, over MLX's affine 2-bit format (q = code + 1).
+"""The ternary linear as one operation (see jaxlm/ops/ternary_linear.py), over MLX's affine 2-bit format, q = code + 1.
 
 `mx.quantized_matmul` serves it on Metal, CUDA and CPU. Scale 1 and bias -1 make its sums sums of integers, exact in
 float32; the weight's own scale is applied after them, as in training. Never `mx.quantize` ternary floats: it halves

@@ -17,8 +17,8 @@ quiet_libraries()
 
 from rich.table import Table  # noqa: E402
 
-from jaxlm.chips import GIB  # noqa: E402
-from jaxlm.compile_for import Report, Settings, compile_for, find_smallest, predict_smallest  # noqa: E402
+from jaxlm.planning.chips import GIB  # noqa: E402
+from jaxlm.planning.compile_for import Report, Settings, compile_for, find_smallest, predict_smallest  # noqa: E402
 
 
 def main(settings: Settings) -> None:

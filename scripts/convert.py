@@ -12,14 +12,14 @@ quiet_libraries()
 from other_programs import run_elsewhere  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from jaxlm.compare import (  # noqa: E402
+from jaxlm.conversion.compare import (  # noqa: E402
     LogitComparison,
     WeightComparison,
     compare_logits,
     compare_weights,
     probe_logits,
 )
-from jaxlm.convert import Conversion, ConversionReport, FloatType, Form, convert, report_path  # noqa: E402
+from jaxlm.conversion.convert import Conversion, ConversionReport, FloatType, Form, convert, report_path  # noqa: E402
 from jaxlm.load import open_weights  # noqa: E402
 from mlxlm.model_file import model_file_source  # noqa: E402
 

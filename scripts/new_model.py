@@ -14,8 +14,8 @@ from rich.table import Table  # noqa: E402
 from jaxlm.common.architecture.parameters import parameter_count  # noqa: E402
 from jaxlm.common.architecture.presets import preset  # noqa: E402
 from jaxlm.common.artifact.blank_artifact import save_blank_artifact  # noqa: E402
-from jaxlm.new_model import NewModel, Settings, new_model  # noqa: E402
-from jaxlm.size_table import size_table  # noqa: E402
+from jaxlm.planning.new_model import NewModel, Settings, new_model  # noqa: E402
+from jaxlm.planning.size_table import size_table  # noqa: E402
 
 
 def main(settings: Settings) -> None:

@@ -7,9 +7,9 @@ quiet_libraries()
 import os  # noqa: E402
 import sys  # noqa: E402
 
-from jaxlm.distributed import joined  # noqa: E402
-from jaxlm.train_config import TrainConfig  # noqa: E402
-from jaxlm.trainer import train  # noqa: E402
+from jaxlm.parallel.distributed import joined  # noqa: E402
+from jaxlm.training.train_config import TrainConfig  # noqa: E402
+from jaxlm.training.trainer import train  # noqa: E402
 
 
 def main(config: TrainConfig) -> None:

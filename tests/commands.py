@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 quiet_libraries()  # before the server starts
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["jsonargparse", "jaxlm.trainer", "jaxlm.convert", "shared_tokenizer.preparation.prepare"]
+    ["jsonargparse", "jaxlm.training.trainer", "jaxlm.conversion.convert", "shared_tokenizer.preparation.prepare"]
 )
 
 

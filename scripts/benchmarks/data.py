@@ -21,10 +21,10 @@ import tokenizers
 from jaxlm.common.architecture.presets import preset
 from jaxlm.common.command_line import make_console
 from jaxlm.common.run.optimizer_config import OptimizerConfig
-from jaxlm.model import LanguageModel
-from jaxlm.optimizer import learning_rate_schedule, make_optimizer
-from jaxlm.train_config import choose_remat
-from jaxlm.train_step import init_state, make_train_step
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
+from jaxlm.training.train_config import choose_remat
+from jaxlm.training.train_step import init_state, make_train_step
 from shared_tokenizer.data.batches import Batch, BatchOrder, training_batches
 from shared_tokenizer.data.data_sets import DataSets
 from shared_tokenizer.data.shards import TOKENIZER

@@ -18,12 +18,12 @@ from benchmarks.training_step import compiled_step
 from rich.table import Table
 
 import mlxlm.model
-from jaxlm import linear_recurrence
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.presets import preset
 from jaxlm.common.command_line import make_console
-from jaxlm.model import LanguageModel, init_cache, init_params
-from jaxlm.ternary_linear import ternarize
+from jaxlm.model.language_model import LanguageModel, init_cache, init_params
+from jaxlm.ops import linear_recurrence
+from jaxlm.ops.ternary_linear import ternarize
 
 
 @dataclass(frozen=True, kw_only=True)

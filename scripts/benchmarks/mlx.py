@@ -25,7 +25,7 @@ from jaxlm.common.artifact.blank_artifact import save_blank_artifact
 from jaxlm.common.command_line import make_console
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.common.sampling import Sampling
-from jaxlm.convert import Conversion, convert
+from jaxlm.conversion.convert import Conversion, convert
 from mlxlm.adapters import AdapterConfig, add_adapters
 from mlxlm.data import Batch
 from mlxlm.generate import generate

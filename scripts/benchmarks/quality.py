@@ -15,11 +15,11 @@ from jaxlm.common.command_line import make_console
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.common.sampling import LARGEST_SEED
 from jaxlm.evaluate import evaluate, make_loss_function
-from jaxlm.model import LanguageModel
-from jaxlm.optimizer import learning_rate_schedule, make_optimizer
-from jaxlm.ternary_linear import with_ternary
-from jaxlm.train_config import choose_remat
-from jaxlm.train_step import init_state, make_train_step
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.ops.ternary_linear import with_ternary
+from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
+from jaxlm.training.train_config import choose_remat
+from jaxlm.training.train_step import init_state, make_train_step
 from shared_tokenizer.data.batches import Batch, BatchOrder, training_batches
 from shared_tokenizer.data.data_sets import DataSets
 from shared_tokenizer.data.evaluation import Evaluation

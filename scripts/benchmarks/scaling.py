@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 import jax
 from rich.table import Table
 
-from jaxlm.abstract_step import abstract_batch, abstract_step
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.model_flops import model_flops
 from jaxlm.common.architecture.parameters import ternary_parameter_count
 from jaxlm.common.architecture.presets import preset
 from jaxlm.common.command_line import make_console
-from jaxlm.device_memory import compiled_memory
-from jaxlm.hlo_costs import hlo_costs
-from jaxlm.model import LanguageModel
-from jaxlm.sharding import MeshConfig, check_batch, make_mesh
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.parallel.sharding import MeshConfig, check_batch, make_mesh
+from jaxlm.planning.hlo_costs import hlo_costs
+from jaxlm.training.abstract_step import abstract_batch, abstract_step
+from jaxlm.training.device_memory import compiled_memory
 
 # Narrow: what the compiler takes depends on the program, not on its widths.
 WIDTHS = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 512}

@@ -15,12 +15,12 @@ from benchmarks.contestants import Measured, OnDevice, Setup, measure, measure_a
 from benchmarks.training_step import example_batch, on_device, training_step
 from rich.table import Table
 
+from jaxlm.checkpoints.export import export_artifact
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.model_flops import model_flops
 from jaxlm.common.architecture.presets import preset
 from jaxlm.common.command_line import make_console
-from jaxlm.export import export_artifact
-from jaxlm.model import init_params
+from jaxlm.model.language_model import init_params
 
 Peer = Literal["bitnet", "bitnet-compiled", "fake", "fake-compiled", "fake-bf16", "fake-bf16-compiled"]
 PEERS: dict[str, str] = {

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from benchmarks.contestants import OnDevice
 
-from jaxlm.attention import choose_kernel
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.run.optimizer_config import OptimizerConfig
-from jaxlm.host_allocator import keep_freed_memory, release_freed_memory
-from jaxlm.model import LanguageModel, Remat
-from jaxlm.optimizer import learning_rate_schedule, make_optimizer
-from jaxlm.train_config import choose_remat
-from jaxlm.train_step import init_state, make_train_step
+from jaxlm.model.language_model import LanguageModel, Remat
+from jaxlm.ops.attention import choose_kernel
+from jaxlm.training.host_allocator import keep_freed_memory, release_freed_memory
+from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
+from jaxlm.training.train_config import choose_remat
+from jaxlm.training.train_step import init_state, make_train_step
 from shared_tokenizer.data.examples import Example
 
 

@@ -12,8 +12,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.load import load_model
-from jaxlm.model import LanguageModel
-from jaxlm.ternary_linear import Params
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.ops.ternary_linear import Params
 from tests.golden.golden_models import (
     CASES,
     GOLDENS_FILE,

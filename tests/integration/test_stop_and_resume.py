@@ -21,13 +21,13 @@ from tests.conftest import prepare_texts
 # Dies by SIGKILL when the checkpoint of step 20 has its files but not yet its manifest.
 KILLED_WHILE_SAVING = """
 import os, signal, sys
-import jaxlm.checkpoint
-seal = jaxlm.checkpoint.write_manifest
+import jaxlm.checkpoints.checkpoint
+seal = jaxlm.checkpoints.checkpoint.write_manifest
 def write_manifest(directory):
     if directory.name == "20":
         os.kill(os.getpid(), signal.SIGKILL)
     seal(directory)
-jaxlm.checkpoint.write_manifest = write_manifest
+jaxlm.checkpoints.checkpoint.write_manifest = write_manifest
 sys.argv = ["train_jax.py", *sys.argv[1:]]
 exec(compile(open("scripts/train_jax.py").read(), "train_jax.py", "exec"))
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxlm.convert import Conversion, convert
+from jaxlm.conversion.convert import Conversion, convert
 from shared_tokenizer.data.evaluation import Evaluation, evaluate_batches, text_batches
 from shared_tokenizer.data.examples import Example
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer

@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-
-from jaxlm.checkpoint import Checkpoints, restore_params
-from jaxlm.common.run.optimizer_config import OptimizerConfig
-from jaxlm.model import LanguageModel
-from jaxlm.optimizer import learning_rate_schedule, make_optimizer
-from jaxlm.sharding import MeshConfig, batch_sharding, global_batch, make_mesh, place, tree_shardings
-from jaxlm.ternary_linear import ternarize_weight, ternary_linear
-from jaxlm.train_step import init_state, make_train_step
-from tests.conftest import TINY, VARIANTS
 from tests.jaxlm.test_checkpoint import make_iterator
 from tests.jaxlm.test_train_step import make_batch
+
+from jaxlm.checkpoints.checkpoint import Checkpoints, restore_params
+from jaxlm.common.run.optimizer_config import OptimizerConfig
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.ops.ternary_linear import ternarize_weight, ternary_linear
+from jaxlm.parallel.sharding import MeshConfig, batch_sharding, global_batch, make_mesh, place, tree_shardings
+from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
+from jaxlm.training.train_step import init_state, make_train_step
+from tests.conftest import TINY, VARIANTS
 
 STEPS = 20
 # Small steps: codes that flip at other times would make the losses of two ternary runs differ more.

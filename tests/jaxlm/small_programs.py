@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxlm.abstract_step import abstract_batch, abstract_step
 from jaxlm.common.architecture.model_flops import model_flops
 from jaxlm.common.architecture.parameters import parameters
 from jaxlm.common.architecture.presets import preset
-from jaxlm.hlo_costs import hlo_costs
-from jaxlm.model import LanguageModel
-from jaxlm.sharding import MeshConfig, make_mesh
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.parallel.sharding import MeshConfig, make_mesh
+from jaxlm.planning.hlo_costs import hlo_costs
+from jaxlm.training.abstract_step import abstract_batch, abstract_step
 
 
 def costs(function: Any, *arguments: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxlm.evaluate import evaluate, evaluate_text, make_loss_function, unigram_evaluation
-from jaxlm.model import LanguageModel, init_params
+from jaxlm.model.language_model import LanguageModel, init_params
 from shared_tokenizer.data.batches import evaluation_batches
 from shared_tokenizer.data.examples import Windows
 from shared_tokenizer.data.shards import TokenShards

@@ -7,7 +7,7 @@ import pytest
 
 from jaxlm.common.sampling import LARGEST_TEMPERATURE, SMALLEST_TEMPERATURE, SMALLEST_TOP_P, Sampling
 from jaxlm.generate import _step, generate, generate_batch, sample
-from jaxlm.model import LanguageModel, init_params
+from jaxlm.model.language_model import LanguageModel, init_params
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jaxlm.checkpoints.export import export_artifact
+from jaxlm.checkpoints.weights import artifact_params
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.initial_weights import initial_weights
 from jaxlm.common.artifact.artifact import save_artifact
 from jaxlm.common.formats.open_model import open_model
-from jaxlm.export import export_artifact
-from jaxlm.weights import artifact_params
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "num_kv_heads": 1, "max_seq_len": 128}

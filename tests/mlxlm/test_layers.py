@@ -19,7 +19,7 @@ def test_a_ternary_weight_costs_two_bits_in_memory():
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_are_those_of_jax(name):
-    from jaxlm.layers import ACTIVATIONS as EXPECTED
+    from jaxlm.model.layers import ACTIVATIONS as EXPECTED
 
     x = np.linspace(-6, 6, 101, dtype=np.float32)
     np.testing.assert_allclose(np.array(ACTIVATIONS[name](mx.array(x))), EXPECTED[name](x), atol=2e-6)

@@ -15,12 +15,12 @@ import jaxlm.generate
 import jaxlm.load
 import mlxlm.generate
 import mlxlm.load
+from jaxlm.checkpoints.export import export_artifact
 from jaxlm.common.architecture.parameters import parameters
 from jaxlm.common.architecture.ternary import quantize_activation, unpack_affine
 from jaxlm.common.sampling import Sampling
-from jaxlm.export import export_artifact
-from jaxlm.model import init_params
-from jaxlm.ternary_linear import TernaryWeight, ternarize, ternary_linear
+from jaxlm.model.language_model import init_params
+from jaxlm.ops.ternary_linear import TernaryWeight, ternarize, ternary_linear
 from mlxlm.ternary_linear import integer_product
 from tests.conftest import TINY, VARIANTS
 

@@ -11,18 +11,18 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-import jaxlm.loss
+import jaxlm.model.loss
 import mlxlm.loss
+from jaxlm.checkpoints.weights import artifact_params
 from jaxlm.common.architecture.parameters import parameters
 from jaxlm.common.architecture.ternary import quantize_weight
 from jaxlm.common.artifact.blank_artifact import save_blank_artifact
 from jaxlm.common.formats.open_model import open_model
 from jaxlm.common.run.optimizer_config import OptimizerConfig
-from jaxlm.model import LanguageModel
-from jaxlm.optimizer import learning_rate_schedule, make_optimizer
-from jaxlm.ternary_linear import quantize_params, ternarize_weight, ternary_linear, with_ternary
-from jaxlm.train_step import TrainState, make_train_step
-from jaxlm.weights import artifact_params
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.ops.ternary_linear import quantize_params, ternarize_weight, ternary_linear, with_ternary
+from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
+from jaxlm.training.train_step import TrainState, make_train_step
 from mlxlm.optimizer import AdamW
 from mlxlm.qat import latent_model, latent_ternary_linear, ternary_paths
 from mlxlm.train_step import TrainStep
@@ -84,7 +84,7 @@ def jax_loss(artifact):
 
     def loss(params, arrays):
         ternary = quantize_params(params, artifact.config)
-        return jaxlm.loss.loss_sum(model, with_ternary(params, ternary), arrays, 1)[0]
+        return jaxlm.model.loss.loss_sum(model, with_ternary(params, ternary), arrays, 1)[0]
 
     compiled = jax.jit(jax.value_and_grad(loss))
     return lambda arrays: compiled(params, arrays)

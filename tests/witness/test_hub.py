@@ -12,14 +12,14 @@ import torch
 import transformers
 from transformers.integrations import bitnet
 
+from jaxlm.checkpoints.export import stored_tensor_reader
+from jaxlm.checkpoints.weights import tree_weights
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.artifact.artifact import save_artifact
 from jaxlm.common.formats.dequantized import write_dequantized
 from jaxlm.common.formats.open_model import open_model
-from jaxlm.export import stored_tensor_reader
 from jaxlm.load import load_model
-from jaxlm.model import LanguageModel
-from jaxlm.weights import tree_weights
+from jaxlm.model.language_model import LanguageModel
 from tests.golden.golden_models import TERNARY, golden_token_ids, golden_weights, parity_error
 from tests.witness.transformers_models import load_in_transformers, transformers_logits
 

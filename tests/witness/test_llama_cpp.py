@@ -10,8 +10,8 @@ import pytest
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.artifact.artifact import save_artifact
 from jaxlm.common.sampling import Sampling
-from jaxlm.compare import LogitComparison, compare_logits
-from jaxlm.convert import Conversion, convert
+from jaxlm.conversion.compare import LogitComparison, compare_logits
+from jaxlm.conversion.convert import Conversion, convert
 from jaxlm.generate import generate
 from jaxlm.load import load_model
 from tests.golden.golden_models import golden_weights

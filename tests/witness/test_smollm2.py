@@ -14,7 +14,7 @@ import mlxlm.generate
 import mlxlm.load
 from jaxlm.common.architecture.presets import preset
 from jaxlm.common.sampling import Sampling
-from jaxlm.convert import Conversion, convert
+from jaxlm.conversion.convert import Conversion, convert
 from shared_tokenizer.chat.messages import Message, encode_generation_prompt, stop_ids
 from shared_tokenizer.chat.template import read_chat_format
 from tests.witness.transformers_models import load_in_transformers, transformers_logits

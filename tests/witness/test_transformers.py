@@ -16,14 +16,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 from transformers.integrations import bitnet
 
+from jaxlm.checkpoints.export import export_artifact, stored_tensor_reader
+from jaxlm.checkpoints.weights import tree_weights
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import Kind, parameters
 from jaxlm.common.architecture.ternary import pack, quantize_activation
 from jaxlm.common.artifact.artifact import write_artifact
-from jaxlm.export import export_artifact, stored_tensor_reader
 from jaxlm.load import load_model
-from jaxlm.model import LanguageModel, init_params
-from jaxlm.ternary_linear import (
+from jaxlm.model.language_model import LanguageModel, init_params
+from jaxlm.ops.ternary_linear import (
     Params,
     TernaryWeight,
     quantize_params,
@@ -32,8 +33,7 @@ from jaxlm.ternary_linear import (
     ternary_linear,
     with_ternary,
 )
-from jaxlm.train_step import loss_sum
-from jaxlm.weights import tree_weights
+from jaxlm.training.train_step import loss_sum
 from shared_tokenizer.data.batches import Batch
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 from shared_tokenizer.tokenizers.train import train_tokenizer

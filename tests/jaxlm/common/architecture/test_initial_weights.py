@@ -7,7 +7,7 @@ from flax.traverse_util import flatten_dict
 
 from jaxlm.common.architecture.initial_weights import initial_std, initial_weights
 from jaxlm.common.architecture.parameters import parameters
-from jaxlm.model import init_params
+from jaxlm.model.language_model import init_params
 
 
 def test_distributions_are_those_that_training_starts_from(tiny_config, monkeypatch):

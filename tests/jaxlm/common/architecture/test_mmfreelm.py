@@ -11,14 +11,14 @@ import safetensors.numpy
 
 import jaxlm.load
 import mlxlm.load
+from jaxlm.checkpoints.export import export_artifact
 from jaxlm.common.architecture.mmfreelm import from_released, is_mmfreelm, to_released
 from jaxlm.common.architecture.parameters import parameter_count, parameters
 from jaxlm.common.architecture.presets import preset
 from jaxlm.common.artifact.artifact import load_artifact
 from jaxlm.common.artifact.safetensors import TensorFile
 from jaxlm.common.formats.open_model import open_model
-from jaxlm.export import export_artifact
-from jaxlm.model import init_params
+from jaxlm.model.language_model import init_params
 from shared_tokenizer.manifest import MANIFEST, write_manifest
 
 RELEASED = {

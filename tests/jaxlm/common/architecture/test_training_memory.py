@@ -7,9 +7,9 @@ import pytest
 from jaxlm.common.architecture.presets import preset
 from jaxlm.common.architecture.training_memory import training_memory
 from jaxlm.common.run.optimizer_config import OptimizerConfig
-from jaxlm.model import LanguageModel
-from jaxlm.optimizer import make_optimizer
-from jaxlm.train_step import init_state
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.training.optimizer import make_optimizer
+from jaxlm.training.train_step import init_state
 
 
 @pytest.mark.parametrize("name", ["bitnet-700m", "mmfree-tiny"])

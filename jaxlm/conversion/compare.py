@@ -1,0 +1,162 @@
+"""Two models compared: ternary codes and scales one by one, floats, and logits on the same tokens."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.checkpoints.weights import Weights, ternary_weights
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import Parameter, parameters
+from jaxlm.common.architecture.ternary import quantize_rows
+from jaxlm.conversion.streamed_logits import streamed_logits
+from jaxlm.model.layers import QuantizedRows
+from jaxlm.ops.ternary_linear import TernaryWeight
+
+PROBE_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class WeightComparison:
+    """What the weights of two models have in common."""
+
+    ternary_codes: int = 0
+    """Codes compared; latent weights are quantized by the training program's own compiled function."""
+    codes_differing: int = 0
+    scales_differing: int = 0
+    scales_max_difference: float = 0.0
+    """Relative to the first model's scale."""
+    floats: int = 0
+    """Numbers compared that are not codes: norms, embeddings, dense weights, and latent ones where both sides have
+    them."""
+    floats_differing: int = 0
+    floats_max_difference: float = 0.0
+
+    def __add__(self, other: "WeightComparison") -> "WeightComparison":
+        return WeightComparison(
+            self.ternary_codes + other.ternary_codes,
+            self.codes_differing + other.codes_differing,
+            self.scales_differing + other.scales_differing,
+            max(self.scales_max_difference, other.scales_max_difference),
+            self.floats + other.floats,
+            self.floats_differing + other.floats_differing,
+            max(self.floats_max_difference, other.floats_max_difference),
+        )
+
+
+@dataclass(frozen=True)
+class LogitComparison:
+    """What the logits of two models have in common, on `probe_tokens` in float32."""
+
+    max_difference: float
+    mean_difference: float
+    kl_divergence: float
+    """Mean over positions of KL(first || second), in nats."""
+    top1_agreement: float
+    """Share of positions with the same likeliest token."""
+
+
+def compare_weights(
+    config: ModelConfig, weights: Weights, other_config: ModelConfig, other_weights: Weights
+) -> WeightComparison:
+    """Compare two models of the same shape, one weight of each at a time.
+
+    Where one side holds ternary weights as floats of a dense model, they count as the codes and scale that they are.
+    Raises ValueError where the shapes differ.
+    """
+    places, other_places = _by_place(config), _by_place(other_config)
+    _check_shapes(places, other_places)
+    quantized, other_quantized = ternary_weights(weights, config), ternary_weights(other_weights, other_config)
+    total = WeightComparison()
+    for place, parameter in places.items():
+        other = other_places[place]
+        if "ternary" in (parameter.storage, other.storage):
+            total += _compare_codes(_as_ternary(quantized(parameter)), _as_ternary(other_quantized(other)))
+        if parameter.storage != other.storage:
+            continue
+        ours, theirs = weights(parameter), other_weights(other)
+        if TernaryWeight not in (type(ours), type(theirs)):
+            total += _compare_floats(_float_form(ours, parameter), _float_form(theirs, other))
+    return total
+
+
+def probe_tokens(config: ModelConfig) -> np.ndarray:
+    """The fixed sequence `[1, L]` that logits are compared on."""
+    length = min(PROBE_TOKENS, config.max_seq_len)
+    return np.random.default_rng(0).integers(0, config.vocab_size, (1, length))
+
+
+def probe_logits(config: ModelConfig, weights: Weights) -> np.ndarray:
+    """Logits `[1, L, V]` of `probe_tokens`."""
+    return streamed_logits(config, weights, probe_tokens(config))
+
+
+def compare_logits(logits: np.ndarray, other: np.ndarray) -> LogitComparison:
+    """Compare logits `[1, L, V]` of two models."""
+    log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(other)
+    difference = np.abs(logits - other)
+    return LogitComparison(
+        max_difference=float(difference.max()),
+        mean_difference=float(difference.mean()),
+        kl_divergence=float(jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1))),
+        top1_agreement=float(np.mean(logits.argmax(-1) == other.argmax(-1))),
+    )
+
+
+Place = tuple[tuple[str, ...], int | None]
+
+
+def _by_place(config: ModelConfig) -> dict[Place, Parameter]:
+    return {(parameter.path, parameter.layer): parameter for parameter in parameters(config)}
+
+
+def _check_shapes(ours: Mapping[Place, Parameter], theirs: Mapping[Place, Parameter]) -> None:
+    for place in (*ours, *theirs):
+        found = [list(each[place].shape) if place in each else None for each in (ours, theirs)]
+        if found[0] != found[1]:
+            path = ".".join(place[0])
+            raise ValueError(
+                f"models of different shapes: {path}: found {found[0] or 'none'} here and {found[1] or 'none'} there"
+            )
+
+
+def _as_ternary(weight: Any) -> TernaryWeight:
+    """A ternary weight as it is; floats that should be `codes * scale`, with a code of 2 where they are not."""
+    if isinstance(weight, TernaryWeight):
+        return weight
+    magnitude = np.abs(weight)
+    scale = magnitude.max()
+    # Compared, not divided: a division may round.
+    is_code = (weight == 0) | (magnitude == scale)
+    return TernaryWeight(np.where(is_code, np.sign(weight), 2).astype(np.int8), scale)
+
+
+def _float_form(weight: Any, parameter: Parameter) -> np.ndarray | jax.Array:
+    """A weight as floats; a table that is quantized by row as those that it stands for."""
+    if parameter.storage == "int8" and not isinstance(weight, QuantizedRows):
+        weight = QuantizedRows(*quantize_rows(jnp.asarray(weight), jnp))
+    return weight.codes * weight.scale if isinstance(weight, QuantizedRows) else weight
+
+
+def _compare_codes(ours: TernaryWeight, theirs: TernaryWeight) -> WeightComparison:
+    with np.errstate(divide="ignore", invalid="ignore"):  # floats that are all 0 have a scale of 0
+        difference = abs(theirs.scale / ours.scale - 1)
+    return WeightComparison(
+        ternary_codes=ours.codes.size,
+        codes_differing=int(np.count_nonzero(ours.codes != theirs.codes)),
+        scales_differing=int(ours.scale != theirs.scale),
+        scales_max_difference=float(difference),
+    )
+
+
+def _compare_floats(ours: np.ndarray | jax.Array, theirs: np.ndarray | jax.Array) -> WeightComparison:
+    differing, largest = _difference(ours, theirs)
+    return WeightComparison(floats=ours.size, floats_differing=int(differing), floats_max_difference=float(largest))
+
+
+@jax.jit  # as one program, which keeps no array of differences
+def _difference(ours: jax.Array, theirs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.sum(ours != theirs), jnp.max(jnp.abs(ours - theirs))

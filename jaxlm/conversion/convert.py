@@ -1,0 +1,235 @@
+"""Conversion that proves itself: write a model, read it back, compare it with its source, keep the report."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxlm.checkpoints.export import stored_tensor_reader
+from jaxlm.checkpoints.weights import artifact_weights
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import Kind, stored_tensors
+from jaxlm.common.artifact.artifact import Artifact, load_artifact, write_artifact
+from jaxlm.common.artifact.model_files import open_tensors
+from jaxlm.common.formats.dequantized import write_dequantized
+from jaxlm.common.formats.hub import open_hub
+from jaxlm.common.formats.mlx import mlx_tensors, needs_model_file, open_mlx, write_mlx
+from jaxlm.common.run.run_directory import RunDirectory, is_run_directory
+from jaxlm.conversion.compare import (
+    LogitComparison,
+    WeightComparison,
+    compare_logits,
+    compare_weights,
+    probe_logits,
+    probe_tokens,
+)
+from jaxlm.load import open_weights
+from shared_tokenizer.gguf.writer import gguf_tokenizer_metadata
+from shared_tokenizer.load import load_tokenizer, tokenizer_directory
+from shared_tokenizer.manifest import sealed_directory
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
+
+REPORT = "conversion.json"
+Form = Literal["packed", "latent", "dequantized", "mlx", "gguf"]
+FloatType = Literal["float32", "bfloat16", "float16"]
+TernaryType = Literal["TQ1_0", "TQ2_0"]
+FLOAT16_ROUNDING = 2.0**-11
+_GGUF_FLOATS: dict[FloatType, Any] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+Read = Callable[[str], np.ndarray]
+# Computes the logits `[1, L, V]` of a directory by another program; None where that cannot be done here.
+RunElsewhere = Callable[[Path, np.ndarray], tuple[str, np.ndarray] | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What to write."""
+
+    form: Form
+    float_dtype: FloatType = "float32"
+    ternary_type: TernaryType = "TQ2_0"
+    with_tokenizer: bool = True
+    model_file: str | None = None
+    """Text of the model file of an MLX directory, for models that need one."""
+    logits_tolerance: float | None = None
+    """Largest mean difference of logits; None allows any, and only reports it."""
+
+    def kind(self, config: ModelConfig) -> Kind:
+        """The form of the tensors that the writer asks for."""
+        if self.form == "latent" or not config.has_packed_form:
+            return "latent"
+        return "packed"
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion wrote, compared with what it was made from."""
+
+    tensors: list[dict[str, Any]]
+    """Name, shape, dtype and bytes of every tensor in the file."""
+    bytes_predicted: int
+    bytes_found: int
+    weights: WeightComparison
+    logits: LogitComparison
+    logits_by: str
+    """The program that computed the logits of what was written."""
+    warnings: list[str]
+
+    def check(self, destination: Path, conversion: Conversion) -> None:
+        """Raise ValueError where a size, a code or a scale, or the logits, are not as they should be."""
+        weights = self.weights
+        # A GGUF keeps scales in float16, and its writer warns of those that are rounded.
+        allowed = FLOAT16_ROUNDING if conversion.form == "gguf" else 0.0
+        same_weights = not weights.codes_differing and weights.scales_max_difference <= allowed
+        if self.bytes_predicted != self.bytes_found or not same_weights:
+            raise ValueError(
+                f"{destination}: not written: found {self.bytes_found} bytes of {self.bytes_predicted} predicted, "
+                f"{weights.codes_differing} codes and {weights.scales_differing} scales unlike the source"
+            )
+        tolerance, difference = conversion.logits_tolerance, self.logits.mean_difference
+        if tolerance is not None and not difference <= tolerance:
+            raise ValueError(
+                f"{destination}: not written: logits by {self.logits_by} differ by {difference:.2e} on average, "
+                f"expected at most {tolerance:.2e}"
+            )
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What was written, as it reads back."""
+
+    artifact: Artifact
+    tensors: list[dict[str, Any]]
+    bytes_predicted: int
+    warnings: list[str]
+
+
+def convert(
+    source: Path,
+    destination: Path,
+    conversion: Conversion,
+    run_elsewhere: RunElsewhere = lambda path, token_ids: None,
+) -> ConversionReport:
+    """Write a model that `load_model` opens in another form, atomically, with its report in it or beside a GGUF.
+
+    Raises ValueError, leaving nothing behind, where the source has not what is asked for or where a size, a code or a
+    scale of what was written is not that of the source.
+    """
+    config, weights, tokenizer = open_weights(source)
+    _check(source, config, conversion)
+    with (
+        _tokenizer_directory(source, tokenizer, conversion) as tokenizer_dir,
+        _place(destination, conversion.form) as place,
+    ):
+        read = stored_tensor_reader(weights, config, conversion.kind(config))
+        write = _write_gguf if conversion.form == "gguf" else _write_directory
+        written = write(place, config, read, conversion, tokenizer_dir)
+        there = written.artifact
+        comparison = compare_weights(config, weights, there.config, artifact_weights(there))
+        logits = probe_logits(config, weights)
+        del weights, read  # those of a run are all in memory, and another program needs as much
+        elsewhere = None if conversion.form == "gguf" else run_elsewhere(place, probe_tokens(config))
+        by, found = elsewhere or ("jaxlm", probe_logits(there.config, artifact_weights(there)))
+        report = ConversionReport(
+            tensors=written.tensors,
+            bytes_predicted=written.bytes_predicted,
+            bytes_found=sum(tensor["bytes"] for tensor in written.tensors),
+            weights=comparison,
+            logits=compare_logits(logits, found),
+            logits_by=by,
+            warnings=written.warnings,
+        )
+        report.check(destination, conversion)
+        report_path(place, conversion.form).write_text(json.dumps(asdict(report), indent=2) + "\n", "utf-8")
+    return report
+
+
+def report_path(destination: Path, form: Form) -> Path:
+    """Where the report of a conversion lies: in the directory written, or beside the GGUF."""
+    return destination.with_suffix(f".{REPORT}") if form == "gguf" else destination / REPORT
+
+
+def _check(source: Path, config: ModelConfig, conversion: Conversion) -> None:
+    form = conversion.form
+    if form in ("packed", "dequantized") and not config.has_packed_form:
+        word = "pack" if form == "packed" else "dequantize"
+        raise ValueError(f"{source}: a dense model, which has nothing to {word}; convert it to latent")
+    if conversion.float_dtype == "float16" and form != "gguf":
+        raise ValueError("float_dtype: found 'float16', which only a GGUF is written in; choose float32 or bfloat16")
+
+
+@contextlib.contextmanager
+def _tokenizer_directory(source: Path, tokenizer: Tokenizer | None, conversion: Conversion) -> Iterator[Path | None]:
+    """The directory with the source's tokenizer files."""
+    if tokenizer is None or not conversion.with_tokenizer:
+        yield None
+    elif is_run_directory(source):
+        yield RunDirectory(source).tokenizer
+    else:
+        with tokenizer_directory(source, tokenizer) as directory:
+            yield directory
+
+
+@contextlib.contextmanager
+def _place(destination: Path, form: Form) -> Iterator[Path]:
+    """Where to write: a directory that is sealed at the end, or a GGUF that is removed where something fails."""
+    if form != "gguf":
+        with sealed_directory(destination) as temporary:
+            yield temporary
+        return
+    if destination.exists():
+        raise ValueError(f"{destination}: already exists; remove it or choose another place")
+    try:
+        yield destination
+    except BaseException:
+        destination.unlink(missing_ok=True)
+        raise
+
+
+def _write_directory(
+    directory: Path, config: ModelConfig, read: Read, conversion: Conversion, tokenizer_dir: Path | None
+) -> _Written:
+    kind, float_dtype = conversion.kind(config), conversion.float_dtype
+    rest: dict[str, Any] = {"float_dtype": float_dtype, "tokenizer_dir": tokenizer_dir}
+    if conversion.form == "mlx":
+        text = conversion.model_file if needs_model_file(config) else None
+        form = "packed" if kind == "packed" else "float"
+        write_mlx(directory, config, read, form=form, model_file=text, **rest)
+        artifact, predicted = open_mlx(directory), [t.stored for t in mlx_tensors(config, kind, float_dtype)]
+    elif conversion.form == "dequantized":
+        write_dequantized(directory, config, read, **rest)
+        artifact, predicted = open_hub(directory), stored_tensors(config, "latent", float_dtype)
+    else:
+        write_artifact(directory, config, kind, read, **rest)
+        artifact, predicted = load_artifact(directory, verify=False), stored_tensors(config, kind, float_dtype)
+    tensors = [asdict(tensor) | {"bytes": tensor.nbytes} for tensor in open_tensors(directory).stored().values()]
+    return _Written(artifact, tensors, sum(tensor.nbytes for tensor in predicted), [])
+
+
+def _write_gguf(
+    path: Path, config: ModelConfig, read: Read, conversion: Conversion, tokenizer_dir: Path | None
+) -> _Written:
+    from jaxlm.common.gguf.file import GGUFFile
+    from jaxlm.common.gguf.reader import open_gguf  # its library takes a third of a second to import
+    from jaxlm.common.gguf.writer import predict_tensors, tensor_bytes, write_gguf
+
+    float_type, ternary_type = _GGUF_FLOATS[conversion.float_dtype], conversion.ternary_type
+    metadata = (
+        {}
+        if tokenizer_dir is None
+        else gguf_tokenizer_metadata(load_tokenizer(tokenizer_dir), tokenizer_dir, config.vocab_size)
+    )
+    types: dict[str, Any] = {"float_type": float_type, "ternary_type": ternary_type}
+    warnings = write_gguf(path, config, read, kind=conversion.kind(config), metadata=metadata, **types)
+    predicted = predict_tensors(config, float_type, ternary_type)
+    tensors = [
+        {"name": name, "shape": list(tensor.shape), "dtype": tensor.type.name, "bytes": tensor.nbytes}
+        for name, tensor in GGUFFile(path).tensors.items()
+    ]
+    bytes_predicted = sum(tensor_bytes(shape, quantization) for _, shape, quantization in predicted)
+    # What its reader would ask about is known here.
+    return _Written(open_gguf(path, say=lambda line: None), tensors, bytes_predicted, warnings)

@@ -1,0 +1,185 @@
+"""The small layers: norm, linear (dense or ternary), embedding, rotary position, gated feed-forward."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.initial_weights import initial_std
+from jaxlm.common.architecture.ternary import quantize_rows
+from jaxlm.ops.shapes import Features, Hidden, Outputs, Positions
+from jaxlm.ops.ternary_linear import (
+    QuantizedFeatures,
+    TernaryWeight,
+    quantize_features,
+    straight_through,
+    ternarize_weight,
+    ternary_linear,
+)
+
+ACTIVATIONS = {
+    "silu": nn.silu,
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "relu2": lambda x: jnp.square(nn.relu(x)),
+}
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, computed in float32 (arXiv 1910.07467)."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Features) -> Features:
+        weight = self.param("weight", nn.initializers.ones, (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        return (normed * jnp.expand_dims(weight, range(x.ndim - 1))).astype(x.dtype)
+
+
+class Linear(nn.Module):
+    """y = x W^T without bias, W `[out, in]`. Rematerialization knows what it gives by the layer's name."""
+
+    config: ModelConfig
+    features: int
+    init_std: float
+
+    @nn.compact
+    def __call__(self, x: Features) -> Outputs:
+        weight = self.param("weight", nn.initializers.normal(self.init_std), (self.features, x.shape[-1]))
+        return checkpoint_name(jnp.einsum("...i,oi->...o", x, weight.astype(x.dtype)), self.name or "")
+
+
+@jax.custom_vjp
+def logits_product(x: Hidden, weight: jax.Array) -> jax.Array:
+    """x W^T in float32, for x in any precision and W `[V, D]` in float32.
+
+    All three products of both passes multiply in the precision of x and sum in float32: left to itself, the backward
+    pass would multiply in float32, since that is what logits are.
+    """
+    return _logits_product(x, weight)[0]
+
+
+def _logits_product(x, weight):
+    y = jnp.einsum("bld,vd->blv", x, weight.astype(x.dtype), preferred_element_type=jnp.float32)
+    return y, (x, weight)
+
+
+def _logits_gradient(residuals, dy):
+    x, weight = residuals
+    dy = dy.astype(x.dtype)
+    dx = jnp.einsum("blv,vd->bld", dy, weight.astype(x.dtype))
+    # One axis of tokens: of two, XLA for CPUs would write dy once more, transposed.
+    rows, columns = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+    return dx, jnp.einsum("tv,td->vd", rows, columns, preferred_element_type=jnp.float32).astype(weight.dtype)
+
+
+logits_product.defvjp(_logits_product, _logits_gradient)
+
+
+class BitLinear(nn.Module):
+    """The ternary linear of BitNet b1.58 (arXiv 2402.17764), W `[out, in]`, optionally with a norm before it.
+
+    Its parameter is a TernaryWeight, or latent weights which are then quantized on the spot, as features are that come
+    as floats. Rematerialization knows what it gives by the layer's name, and what it quantizes by that and "_input".
+    """
+
+    config: ModelConfig
+    features: int
+    init_std: float
+
+    @nn.compact
+    def __call__(self, x: Features | QuantizedFeatures) -> Outputs:
+        name = self.name or ""
+        if not isinstance(x, QuantizedFeatures):
+            x = RMSNorm(self.config.norm_eps, name="rms_norm")(x) if self.config.linear_norm else x
+            x = quantize_features(x, f"{name}_input")
+        weight = _ternary_weight(self, (self.features, x.codes.shape[-1]), self.init_std)
+        return checkpoint_name(ternary_linear(x, weight, name), name)
+
+
+def _ternary_weight(module: nn.Module, shape: tuple[int, int], init_std: float) -> TernaryWeight:
+    """The module's `weight`: as it is where it is ternary already, else quantized here."""
+    config: ModelConfig = module.config  # pyright: ignore[reportAttributeAccessIssue]
+    weight = module.get_variable("params", "weight")
+    if isinstance(weight, TernaryWeight):
+        return weight
+    weight = module.param("weight", nn.initializers.normal(init_std), shape)
+    return ternarize_weight(weight, config.scale_dtype).replace(latent=weight)
+
+
+def shared_input(config: ModelConfig, x: Features) -> Features | QuantizedFeatures:
+    """What several linears of a block read: quantized once for all of them, unless each has a norm of its own."""
+    return quantize_features(x) if config.linear == "ternary" and not config.linear_norm else x
+
+
+def block_linear(config: ModelConfig, features: int, name: str) -> nn.Module:
+    """A linear layer of a block, of the kind the config asks for."""
+    kind = BitLinear if config.linear == "ternary" else Linear
+    return kind(config, features, initial_std(config, name), name=name)
+
+
+class QuantizedRows(flax.struct.PyTreeNode):
+    """A table quantized by row. Invariant: dequantized == codes * scale, int8 codes `[V, D]`, scale `[V, 1]`."""
+
+    codes: Any
+    scale: Any
+
+
+class Embedding(nn.Module):
+    """The token table `[V, D]`, dequantized where the config quantizes it; gradients pass straight through."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        config = self.config
+        shape, std = (config.vocab_size, config.hidden_size), initial_std(config, "embed_tokens")
+        if config.embedding == "ternary":
+            weight = _ternary_weight(self, shape, std)
+            table = weight.codes * weight.scale
+            return table if weight.latent is None else straight_through(weight.latent, table)
+        weight = self.get_variable("params", "weight")
+        if isinstance(weight, QuantizedRows):
+            return weight.codes * weight.scale
+        latent = self.param("weight", nn.initializers.normal(std), shape)
+        if config.embedding == "float":
+            return latent
+        codes, scale = quantize_rows(latent, jnp)
+        return straight_through(latent, codes * scale)
+
+
+class FeedForward(nn.Module):
+    """down(act(gate(x)) * up(x)), with a norm before `down` where the config has sub-norms."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Hidden) -> Hidden:
+        config = self.config
+        shared = shared_input(config, x)
+        if config.fused_gate:
+            gate, up = jnp.split(block_linear(config, 2 * config.intermediate_size, "gate_proj")(shared), 2, axis=-1)
+        else:
+            gate = block_linear(config, config.intermediate_size, "gate_proj")(shared)
+            up = block_linear(config, config.intermediate_size, "up_proj")(shared)
+        inner = ACTIVATIONS[config.activation](gate) * up
+        if config.sub_norm:
+            inner = RMSNorm(config.norm_eps, name="ffn_sub_norm")(inner)
+        return block_linear(config, config.hidden_size, "down_proj")(inner)
+
+
+def rotary(x: jax.Array, positions: Positions, theta: float) -> jax.Array:
+    """Rotate `[B, L, heads, H]` by position, split-half as Hugging Face does (arXiv 2104.09864)."""
+    half = x.shape[-1] // 2
+    frequencies = np.float32(theta ** (-np.arange(half) / half)).reshape(1, 1, 1, half)
+    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)

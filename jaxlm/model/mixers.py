@@ -1,0 +1,126 @@
+"""Token mixers: how a position sees the ones before it."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.model.layers import RMSNorm, block_linear, rotary, shared_input
+from jaxlm.ops.attention import AttentionKernel, cached_attention, causal_attention
+from jaxlm.ops.linear_recurrence import linear_recurrence
+from jaxlm.ops.shapes import Hidden, LowerBound, Positions
+from jaxlm.ops.ternary_linear import QuantizedFeatures
+
+
+class Context(flax.struct.PyTreeNode):
+    """What every layer is told about the tokens."""
+
+    # Not typed more closely: jax also builds the node with placeholders in its leaves.
+    positions: Any  # Int [B, L], from the start of the document
+    begins: Any  # Bool [B, L]: tokens that begin a document, where a recurrent state begins anew
+    segment_ids: Any = None  # Int [B, L]: attention stays inside its segment; None stands for one
+    keep: Any = None  # Bool [B, L]: tokens that a recurrent state takes in; None stands for all
+    attention: AttentionKernel = flax.struct.field(pytree_node=False, default="xla")
+
+
+class KVCache(flax.struct.PyTreeNode):
+    """Keys and values of all layers by absolute position, `[layers, B, K, S, H]`.
+
+    No length is kept: a query at position p reads slots 0..p, so slots beyond what was written are never seen.
+    """
+
+    # Not typed more closely: jax also builds the node with placeholders in its leaves.
+    keys: Any
+    values: Any
+
+    def write(self, layer: jax.Array, positions: Positions, keys: jax.Array, values: jax.Array) -> "KVCache":
+        """With keys and values `[B, L, K, H]` of tokens at `positions` `[B, L]` of a layer."""
+        place = (layer, jnp.arange(len(positions))[:, None], slice(None), positions)
+        return KVCache(self.keys.at[place].set(keys), self.values.at[place].set(values))
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions, and a norm before `o_proj` where there are sub-norms."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Hidden, context: Context, cache: KVCache | None, layer: jax.Array | None
+    ) -> tuple[Hidden, KVCache | None]:
+        config, positions = self.config, context.positions
+        B, L, _ = x.shape
+        shared = shared_input(config, x)
+        queries = self._heads("q_proj", config.num_heads, shared)
+        keys = self._heads("k_proj", config.num_kv_heads, shared)
+        values = self._heads("v_proj", config.num_kv_heads, shared)
+        queries = rotary(queries, positions, config.rope_theta)
+        keys = rotary(keys, positions, config.rope_theta)
+        if cache is None:
+            mixed = causal_attention(queries, keys, values, context.segment_ids, context.attention)
+        else:
+            assert layer is not None
+            cache = cache.write(layer, positions, keys, values)
+            mixed = cached_attention(queries, cache.keys[layer], cache.values[layer], positions)
+        mixed = mixed.reshape(B, L, config.num_heads * config.head_dim)
+        if config.sub_norm:
+            mixed = RMSNorm(config.norm_eps, name="attn_sub_norm")(mixed)
+        return block_linear(config, config.hidden_size, "o_proj")(mixed), cache
+
+    def _heads(self, name: str, num_heads: int, x: Hidden | QuantizedFeatures) -> jax.Array:
+        projected = block_linear(self.config, num_heads * self.config.head_dim, name)(x)
+        return projected.reshape(*projected.shape[:-1], num_heads, self.config.head_dim)
+
+
+class RecurrentState(flax.struct.PyTreeNode):
+    """The states of all layers after the last token, `[layers, B, E]` float32."""
+
+    state: Any
+
+
+class MLGRU(nn.Module):
+    """The token mixer of the MatMul-free language model: a gated linear recurrence, elementwise in float32.
+
+    As in the authors' program (ridgerchu/matmulfreellm), not as in the text of arXiv 2406.02528: the update is
+    silu(i) (1 - f), the forget gate has a lower bound that grows with the layers, and the norm is on the gate's side:
+    o = RMSNorm(W_g x) * silu(h). The state begins anew where a document does.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Hidden,
+        context: Context,
+        cache: RecurrentState | None,
+        layer: jax.Array | None,
+        lower_bound: LowerBound,
+    ) -> tuple[Hidden, RecurrentState | None]:
+        config = self.config
+        width = config.hidden_size
+        shared = shared_input(config, x)
+        update = block_linear(config, width, "i_proj")(shared).astype(jnp.float32)
+        forget = jax.nn.sigmoid(block_linear(config, width, "f_proj")(shared).astype(jnp.float32))
+        forget = lower_bound[None, None] + (1 - lower_bound[None, None]) * forget
+        update = nn.silu(update) * (1 - forget)
+        forget = jnp.where(context.begins[..., None], 0, forget)
+        if context.keep is not None:
+            update = jnp.where(context.keep[..., None], update, 0)
+            forget = jnp.where(context.keep[..., None], forget, 1)
+        initial = jnp.zeros_like(update[:, 0]) if cache is None else cache.state[layer]
+        states = linear_recurrence(forget, update, initial)
+        if cache is not None:
+            cache = RecurrentState(cache.state.at[layer].set(states[:, -1]))
+        gate = RMSNorm(config.norm_eps, name="g_norm")(block_linear(config, width, "g_proj")(shared))
+        mixed = (gate.astype(jnp.float32) * nn.silu(states)).astype(x.dtype)
+        return block_linear(config, width, "o_proj")(mixed), cache
+
+
+def layer_bounds(weight: jax.Array) -> jax.Array:
+    """Lower bounds of the forget gates `[layers, E]`: a softmax over the layers, summed up to each, the first at 0."""
+    shares = jax.nn.softmax(weight, axis=0)
+    return jnp.cumsum(shares, axis=0) - shares[:1]

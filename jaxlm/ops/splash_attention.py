@@ -1,0 +1,61 @@
+"""Causal attention within segments by jax's splash kernel for TPUs (jax.experimental.pallas.ops.tpu)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import MultiHeadMask
+
+from jaxlm.ops.shapes import SegmentIds
+from jaxlm.parallel.sharding import mesh_axes
+
+# The kernel works on tiles of this many tokens, or fewer of shorter sequences, by vectors of LANES.
+TILE = 512
+LANES = 128
+
+
+def splash_attention(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, segment_ids: SegmentIds | None, *, interpret: bool = False
+) -> jax.Array:
+    """Attend queries `[B, L, N, H]` to keys and values `[B, L, K, H]` at or before them in their own segment.
+
+    `interpret` runs the kernel's steps one by one on any device. Raises ValueError where the sequence is not made of
+    whole vectors.
+    """
+    B, L, _, H = queries.shape
+    if L % LANES:
+        raise ValueError(f"seq_len: found {L}, expected a multiple of {LANES} for splash attention; or --attention xla")
+    segments = jnp.zeros((B, L), jnp.int32) if segment_ids is None else jnp.asarray(segment_ids)
+
+    def attend(queries, keys, values, segments):
+        kernel = _kernel(queries.shape[2], L, interpret)
+
+        def one(q, k, v, ids):
+            q, k, v = (jnp.moveaxis(x, 1, 0) for x in (q, k, v))
+            return jnp.moveaxis(kernel(q, k, v, segment_ids=splash.SegmentIds(ids, ids)), 0, 1)
+
+        return jax.vmap(one)(queries, keys, values, segments)
+
+    scaled = (queries * H**-0.5).astype(queries.dtype)  # the kernel leaves the scale to its caller
+    if jax.sharding.get_abstract_mesh().empty:
+        return attend(scaled, keys, values, segments)
+    # A kernel is opaque to the partitioner: every device runs it on its rows and heads.
+    heads, rows = mesh_axes("batch", None, "wide", None), mesh_axes("batch", None)
+    shared = jax.shard_map(attend, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
+    return shared(scaled, keys, values, segments)
+
+
+def _kernel(num_heads: int, length: int, interpret: bool) -> Callable[..., Any]:
+    tile = next(size for size in range(min(TILE, length), 0, -LANES) if length % size == 0)
+    sizes = splash.BlockSizes(
+        block_q=tile,
+        block_kv=tile,
+        block_q_dkv=tile,
+        block_kv_dkv=tile,
+        block_q_dq=tile,
+        block_kv_dq=tile,
+    )
+    mask = MultiHeadMask([splash.CausalMask((length, length))] * num_heads)
+    return splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)

@@ -1,0 +1,138 @@
+"""The ternary linear as one operation: int8 codes times int8 activations, with its own backward pass.
+
+The layer takes codes and a scale, never latent weights. Training ternarises the parameter tree once a step
+(`ternarize`), outside scans and micro-batches; packed inference reads codes from a file. So training,
+evaluation and inference run the same layer, and nothing is quantized twice.
+"""
+
+import functools
+from typing import Any, cast
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import parameters
+from jaxlm.common.architecture.ternary import quantize_activation, quantize_weight
+from jaxlm.ops.int8_product import scaled_product
+from jaxlm.ops.shapes import Features, LatentWeight, Outputs
+from jaxlm.parallel.sharding import gather_codes
+
+Params = dict[str, Any]
+# What the backward pass of a ternary linear needs of its input, by the name that rematerialization knows it by.
+TERNARY_RESIDUALS = "ternary_residuals"
+
+
+@jax.custom_vjp
+def straight_through(latent: jax.Array, quantized: jax.Array) -> jax.Array:
+    """`quantized` forward, with its gradient handed to `latent` unchanged."""
+    return quantized
+
+
+straight_through.defvjp(lambda latent, quantized: (quantized, None), lambda _, dy: (dy, jnp.zeros_like(dy)))
+
+
+class TernaryWeight(flax.struct.PyTreeNode):
+    """A ternary matrix, or a stack of them.
+
+    Invariants: codes in {-1, 0, 1}; one scale a matrix; dequantized == codes * scale. `latent` is where the
+    gradient goes in training; the forward pass never reads it. It is None in a model that is only run.
+    """
+
+    # Not typed more closely: jax also builds the node with placeholders and with gradients in its leaves.
+    codes: Any  # Int8 [*layers, O, I]
+    scale: Any  # Float [*layers]
+    latent: Any = None  # Float [*layers, O, I]
+
+
+def ternarize_weight(latent: LatentWeight, scale_dtype: str) -> TernaryWeight:
+    """Quantize latent weights `[..., out, in]`."""
+    return TernaryWeight(*quantize_weight(jax.lax.stop_gradient(latent), scale_dtype, jnp))
+
+
+def quantize_params(params: Params, config: ModelConfig) -> dict[str, TernaryWeight]:
+    """The ternary form of every latent matrix that the config calls ternary, by dotted path."""
+    flat = flatten_dict(params, sep=".")
+    paths = {".".join(parameter.path) for parameter in parameters(config) if parameter.storage == "ternary"}
+    return {
+        path: ternarize_weight(cast(jax.Array, flat[path]), config.scale_dtype)
+        for path in sorted(paths)
+        if not isinstance(flat[path], TernaryWeight)
+    }
+
+
+def with_ternary(params: Params, ternary: dict[str, TernaryWeight]) -> Params:
+    """Put ternary weights in the place of their latent ones, to which they hand the gradient."""
+    flat = flatten_dict(params, sep=".")
+    joined = {path: weight.replace(latent=flat[path]) for path, weight in ternary.items()}
+    return unflatten_dict(flat | joined, sep=".")
+
+
+def ternarize(params: Params, config: ModelConfig) -> Params:
+    """Parameters for running: ternary matrices without their latent weights. A packed model's stay as they are."""
+    return unflatten_dict(flatten_dict(params, sep=".") | quantize_params(params, config), sep=".")
+
+
+class QuantizedFeatures(flax.struct.PyTreeNode):
+    """Features `[..., I]` in int8, for all the linears that read them. Invariant: dequantized == codes / scale.
+
+    `features` is where the gradient goes; products never read it.
+    """
+
+    # Not typed more closely: jax also builds the node with placeholders and with gradients in its leaves.
+    features: Any  # Float [..., I]
+    codes: Any  # Int8 [..., I]
+    scale: Any  # Float32 [..., 1]
+
+
+def quantize_features(x: Features, name: str = "") -> QuantizedFeatures:
+    """Quantize features by token. Rematerialization knows codes and scale as TERNARY_RESIDUALS, and by `name`."""
+    codes, scale = quantize_activation(jax.lax.stop_gradient(x), jnp)
+    kept = checkpoint_name((codes.astype(jnp.int8), scale), TERNARY_RESIDUALS)
+    return QuantizedFeatures(x, *checkpoint_name(kept, name))
+
+
+def ternary_linear(x: Features | QuantizedFeatures, weight: TernaryWeight, name: str = "") -> Outputs:
+    """y = (q . codes) * (g / s): int8 products summed in int32, so exact in any order of summation.
+
+    Gradients are straight-through, as if y = x~ W~^T of the dequantized values: dW = dy^T x~ and dx = dy W~.
+    `name` is the layer's, which tells how a mesh splits the codes.
+    """
+    return _product(x if isinstance(x, QuantizedFeatures) else quantize_features(x), weight, name)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: QuantizedFeatures, weight: TernaryWeight, name: str) -> Outputs:
+    return _forward(x, weight, name)[0]
+
+
+def _forward(x, weight, name):
+    y = scaled_product(x.codes, gather_codes(weight.codes, name), weight.scale / x.scale, x.features.dtype)
+    # int8 residuals: a quarter of the activations that a float layer keeps.
+    return y, (x.codes, x.scale, weight)
+
+
+def _backward(name, residuals, dy):
+    quantized, scale, weight = residuals
+    # Brought together as bytes: left to itself, a compiler may convert first and gather floats.
+    codes = gather_codes(weight.codes, name)
+    dx = dy @ (codes * weight.scale).astype(dy.dtype)
+    latent = None
+    if weight.latent is not None:
+        rows = dy.reshape(-1, dy.shape[-1])
+        columns = (quantized / scale).astype(dy.dtype).reshape(-1, quantized.shape[-1])
+        contract_tokens = (((0,), (0,)), ((), ()))
+        latent = jax.lax.dot_general(rows, columns, contract_tokens, preferred_element_type=jnp.float32)
+    to_features = QuantizedFeatures(dx, _no_gradient(quantized), jnp.zeros_like(scale))
+    return to_features, TernaryWeight(_no_gradient(weight.codes), jnp.zeros_like(weight.scale), latent)
+
+
+def _no_gradient(integers):
+    return np.zeros(integers.shape, jax.dtypes.float0)
+
+
+_product.defvjp(_forward, _backward)

@@ -1,0 +1,269 @@
+"""Compile the real training step for a slice of TPUs without one, and say what it would need and cost there.
+
+The compiler is libtpu's own, so memory and collectives are those of the program that would run. Times are estimates:
+what the program does over the data sheet's peaks, not measurements.
+"""
+
+import dataclasses
+import math
+import re
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from jaxlm.common.architecture.config import ModelConfig, config_from_dict
+from jaxlm.common.architecture.model_flops import model_flops
+from jaxlm.common.architecture.presets import preset
+from jaxlm.model.language_model import LanguageModel, Remat
+from jaxlm.parallel.sharding import MeshConfig, check_batch, make_mesh
+from jaxlm.planning.chips import GIB, Chip, chip_of
+from jaxlm.planning.hlo_costs import Costs, hlo_costs
+from jaxlm.training.abstract_step import abstract_batch, abstract_step
+from jaxlm.training.device_memory import Memory, bytes_per_device, compiled_memory
+from jaxlm.training.train_step import TrainState
+from shared_tokenizer.data.batches import Batch
+
+# What the compiler keeps for the system: it grants 15.75 GiB of the 16 of a v5e.
+_RESERVED = GIB // 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to compile, and for which chips."""
+
+    topology: str
+    """Slice of TPUs to compile for: chip and shape, for example v5e:16x16 or v5p:4x4x4."""
+    preset: str = "ternary-tiny"
+    """Named model configuration."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Fields of the model that replace the preset's, for example --model.num_layers 6."""
+    mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=1, fsdp=-1))
+    """How the chips share the work; by default all of them split the parameters."""
+    batch_size: int | None = None
+    """Sequences per optimizer step, over all chips; by default one for each part of the batch."""
+    seq_len: int = 2048
+    """Tokens per sequence."""
+    grad_accumulation_steps: int = 1
+    """Micro-batches that a batch is split into."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Precision of activations over float32 weights."""
+    unroll_layers: bool = False
+    """Compile the layers one after another instead of as a loop."""
+    remat: Remat = "products"
+    """What the backward pass finds kept of each block: none, everything; products, what linear layers take and give;
+    ternary, what ternary linears take; blocks, their input alone."""
+    attention: Literal["xla", "splash"] = "xla"
+    """What computes attention: xla, by blocks; splash, the kernel for TPUs, whose operations the report leaves out."""
+    loss_chunks: int = 0
+    """Chunks of the sequence that the loss is computed in; 0 takes as few as keep the logits small."""
+    find_smallest: bool = False
+    """Compile for smaller or larger slices too, until the smallest that fits is found (a minute or two each)."""
+    output: str | None = None
+    """Write the report to this file as JSON."""
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Seconds of one step at the data sheet's peaks: an ESTIMATE, not a measurement."""
+
+    compute: float
+    memory: float
+    interconnect: float
+
+    @property
+    def fastest(self) -> float:
+        """All three hidden behind the slowest."""
+        return max(self.compute, self.memory, self.interconnect)
+
+    @property
+    def slowest(self) -> float:
+        """Nothing hidden: one after another."""
+        return self.compute + self.memory + self.interconnect
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the compiled step needs and costs, for one chip and one step."""
+
+    topology: str
+    mesh: dict[str, int]
+    batch_size: int
+    fits: bool
+    hbm_bytes: int
+    """Of the chip."""
+    memory: Memory
+    costs: Costs
+    model_flops: float
+    """What the products of the model take on paper, for all chips together."""
+    chip: Chip
+    state_bytes: int
+    """Of the parts that each chip holds of parameters, optimizer state and codes."""
+    gradient_bytes: int
+    """Of the parts that each chip holds of the gradient."""
+
+    @property
+    def num_chips(self) -> int:
+        return math.prod(self.mesh.values())
+
+    @property
+    def roofline(self) -> Roofline:
+        chip, costs = self.chip, self.costs
+        compute = costs.flops["int8"] / chip.int8_flops + costs.flops["float"] / chip.bfloat16_flops
+        return Roofline(compute, costs.hbm_bytes / chip.hbm_bandwidth, costs.wire_bytes / chip.receive_bandwidth)
+
+    def mfu(self, seconds: float) -> float:
+        """Model FLOPs utilisation at that time per step, against the bfloat16 peak."""
+        return self.model_flops / (seconds * self.num_chips * self.chip.bfloat16_flops)
+
+
+def compile_for(settings: Settings) -> Report:
+    """Compile the step for the slice and read off what it costs.
+
+    Raises ValueError on a topology, mesh, batch or model that does not fit together, and where libtpu is missing.
+    """
+    chip = chip_of(settings.topology)
+    config = resolve_model(settings)
+    mesh = make_mesh(settings.mesh, topology_devices(settings.topology, chip))
+    ways = mesh.shape["data"] * mesh.shape["fsdp"] * settings.grad_accumulation_steps
+    batch_size = ways if settings.batch_size is None else settings.batch_size
+    check_batch(mesh, batch_size, settings.grad_accumulation_steps)
+    step, state = abstract_step(
+        LanguageModel(config, jnp.dtype(settings.dtype), settings.unroll_layers, settings.remat, settings.attention),
+        mesh,
+        grad_accumulation_steps=settings.grad_accumulation_steps,
+        loss_chunks=settings.loss_chunks,
+    )
+    memory, costs, fits = compile_step(step, state, abstract_batch(mesh, batch_size, settings.seq_len), mesh)
+    return Report(
+        topology=settings.topology,
+        mesh=dict(mesh.shape),
+        batch_size=batch_size,
+        fits=fits,
+        hbm_bytes=chip.hbm_bytes,
+        memory=memory,
+        costs=costs,
+        model_flops=model_flops(config, batch_size, settings.seq_len),
+        chip=chip,
+        state_bytes=bytes_per_device(state),
+        gradient_bytes=bytes_per_device(state.params),
+    )
+
+
+def resolve_model(settings: Settings) -> ModelConfig:
+    """The preset with its replaced fields; a longer sequence than the model's is allowed for, since positions are not
+    parameters. Raises ValueError on fields that do not fit together.
+    """
+    fields = dataclasses.asdict(preset(settings.preset))
+    if {"hidden_size", "num_heads"} & set(settings.model) and "head_dim" not in settings.model:
+        fields["head_dim"] = 0  # derived anew
+    fields["max_seq_len"] = max(fields["max_seq_len"], settings.seq_len)
+    return config_from_dict(fields | settings.model)
+
+
+def topology_devices(topology: str, chip: Chip) -> list[Any]:
+    """The devices of a slice, described by libtpu; raises ValueError where it is missing or knows no such slice."""
+    try:
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology, chip_config_name=chip.chip_config_name
+        )
+    except jax.errors.JaxRuntimeError as error:
+        message = str(error).splitlines()[0]
+        shapes = ", ".join(chip.slices)
+        raise ValueError(f"topology: found {topology!r}, expected a shape such as {shapes} ({message})") from error
+    except RuntimeError as error:
+        raise ValueError("libtpu: not found, expected the compiler for TPUs; pip install '.[tpu-aot]'") from error
+    return list(described.devices)
+
+
+def compile_step(step: jax.stages.Wrapped, state: TrainState, batch: Batch, mesh: Mesh) -> tuple[Memory, Costs, bool]:
+    """Memory and costs per device of the compiled step, and whether the compiler accepted its size."""
+    with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
+        # The compiler writes the text itself: it does so for programs that are too large as well, and of some
+        # asynchronous instructions jax cannot make text.
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = None
+        lowered = step.lower(state, batch)
+        try:
+            compiled = lowered.compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise ValueError(f"compiler: {str(error).splitlines()[0]}") from error
+        costs = hlo_costs(_dumped(folder, "after_optimizations.txt"))
+        if compiled is not None:
+            return compiled_memory(compiled), costs, True
+        temporaries = _temporaries(_dumped(folder, "buffer-assignment.txt"))
+    arguments = bytes_per_device(state) + bytes_per_device(batch)
+    return Memory(arguments, temporaries, 0), costs, False
+
+
+def predict_smallest(report: Report) -> str | None:
+    """The smallest slice of the same chip that should fit with the same batch per chip, when all of its chips split the
+    parameters; None where none does. State and gradient shrink with the chips that split them, all else stays.
+    """
+    parts = report.mesh["fsdp"] * report.mesh["tensor"]
+    split = report.state_bytes + report.gradient_bytes
+    # What the compiler has turned down is too much, however near the limit.
+    limit = report.hbm_bytes - _RESERVED if report.fits else min(report.hbm_bytes - _RESERVED, report.memory.total - 1)
+    for shape in report.chip.slices:
+        if report.memory.total + (parts / chips_of(shape) - 1) * split <= limit:
+            return f"{report.chip.name}:{shape}"
+    return None
+
+
+def find_smallest(settings: Settings, report: Report) -> str | None:
+    """The smallest slice that fits with the same batch per chip, by compiling from the predicted one up or down."""
+    shapes = [f"{report.chip.name}:{shape}" for shape in report.chip.slices]
+    predicted = predict_smallest(report)
+    place = len(shapes) - 1 if predicted is None else shapes.index(predicted)
+    # A report with copies of the model is of another program.
+    fits = {report.topology: report.fits} if report.mesh["data"] == 1 else {}
+
+    def compiles(shape: str) -> bool:
+        if shape not in fits:
+            fits[shape] = compile_for(resized(settings, report, shape)).fits
+        return fits[shape]
+
+    while place < len(shapes) and not compiles(shapes[place]):
+        place += 1
+    while 0 < place < len(shapes) and compiles(shapes[place - 1]):
+        place -= 1
+    return shapes[place] if place < len(shapes) else None
+
+
+def resized(settings: Settings, report: Report, topology: str) -> Settings:
+    """The same batch per chip on another slice, whose chips all split the parameters; the tensor axis stays."""
+    chips = chips_of(topology.partition(":")[2])
+    return dataclasses.replace(
+        settings,
+        topology=topology,
+        mesh=MeshConfig(data=1, fsdp=-1, tensor=report.mesh["tensor"]),
+        batch_size=report.batch_size * chips // report.num_chips,
+    )
+
+
+def chips_of(shape: str) -> int:
+    """Chips of a slice of that shape, such as 4x4x8."""
+    return math.prod(int(size) for size in shape.split("x"))
+
+
+def _temporaries(buffer_assignment: str) -> int:
+    """Bytes of main memory for temporaries, of a program that the compiler turned down; other memories have a color."""
+    line = r"^allocation \d+: size (\d+), (?:page \d+, )?preallocated-temp:"
+    found = re.findall(line, buffer_assignment, re.MULTILINE)
+    if not found:
+        raise ValueError("compiler: found no temporaries in its dump, expected the form of libtpu 0.0.40 or newer")
+    return sum(map(int, found))
+
+
+def _dumped(folder: str, ending: str) -> str:
+    """The largest file of that ending: the step's module, not that of a part."""
+    files = sorted(Path(folder).glob(f"*{ending}"), key=lambda path: path.stat().st_size)
+    if not files:
+        raise ValueError(f"compiler: found no *{ending} in its dump, expected that of libtpu 0.0.40 or newer")
+    return files[-1].read_text()

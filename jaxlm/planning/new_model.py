@@ -1,0 +1,95 @@
+"""A model of a wanted size: its config, what it needs on disk and in training, and a blank artifact of it."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.model_size import TOKENS_PER_PARAMETER, Architecture, config_of_size, parse_size
+from jaxlm.common.architecture.parameters import parameter_count, ternary_parameter_count
+from jaxlm.common.architecture.training_memory import TrainingMemory, training_memory
+from jaxlm.common.artifact.artifact import weight_file_bytes
+from jaxlm.training.train_config import model_flags
+
+_ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What size of which architecture. Raises ValueError on a value out of range."""
+
+    params: str | None = None
+    """Parameters wanted, for example 350M, 1.5B or 1200000."""
+    arch: Architecture = "ternary"
+    """ternary: BitNet b1.58 with sub-norms; mmfree: the MatMul-free model; dense: a Llama."""
+    vocab_size: int | None = None
+    """Rows of the embedding table, in tokens; by default what suits the size."""
+    batch_size: int = 8
+    """Sequences per optimizer step."""
+    seq_len: int | None = None
+    """Tokens per sequence; by default as many as suit the size. More of them raise the model's max_seq_len."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Precision of activations over float32 weights in training."""
+    output_dir: str | None = None
+    """Write a blank latent artifact there: fresh weights for train_jax.py --init_from."""
+    float_dtype: Literal["float32", "bfloat16"] = "float32"
+    """How artifacts store what is not ternary codes; bfloat16 rounds it."""
+    seed: int = 0
+    """Seed of the blank artifact's weights."""
+    table: bool = False
+    """Print docs/sizes.md instead: ten sizes of each architecture."""
+
+    def __post_init__(self) -> None:
+        changed = [f.name for f in dataclasses.fields(self) if f.name != "table" and getattr(self, f.name) != f.default]
+        if self.table and changed:
+            raise ValueError(f"{changed[0]}: has no effect with table")
+        if not self.table and self.params is None:
+            raise ValueError("params: not given, expected a size such as 350M, or --table true")
+        if self.output_dir is None and self.seed != 0:
+            raise ValueError("seed: has no effect without output_dir")
+        for name in ("batch_size", "seq_len"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: found {value}, expected at least 1")
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """A model on paper."""
+
+    config: ModelConfig
+    parameters: int
+    ternary_parameters: int
+    latent_bytes: int
+    """Of the weight files of a latent artifact."""
+    packed_bytes: int | None
+    """Of those of a packed artifact; None where the model has no packed form."""
+    seq_len: int
+    memory: TrainingMemory
+    """Of training on one device."""
+    flags: list[str]
+    """What scripts/train_jax.py is given to train it."""
+
+    @property
+    def tokens(self) -> int:
+        """To train on, at least."""
+        return TOKENS_PER_PARAMETER * self.parameters
+
+
+def new_model(settings: Settings) -> NewModel:
+    """The model of the wanted size, on paper: nothing is allocated. Raises ValueError where there is none so small."""
+    assert settings.params is not None
+    config = config_of_size(parse_size(settings.params), settings.arch, settings.vocab_size)
+    seq_len = config.max_seq_len if settings.seq_len is None else settings.seq_len
+    config = dataclasses.replace(config, max_seq_len=max(config.max_seq_len, seq_len))
+    packed = weight_file_bytes(config, "packed", settings.float_dtype) if config.has_packed_form else None
+    return NewModel(
+        config=config,
+        parameters=parameter_count(config),
+        ternary_parameters=ternary_parameter_count(config),
+        latent_bytes=weight_file_bytes(config, "latent", settings.float_dtype),
+        packed_bytes=packed,
+        seq_len=seq_len,
+        memory=training_memory(config, settings.batch_size, seq_len, _ACTIVATION_BYTES[settings.dtype]),
+        flags=model_flags(config),
+    )

@@ -1,0 +1,71 @@
+"""The training step and what it takes as shapes with shardings, to be compiled before anything is allocated."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxlm.common.run.optimizer_config import OptimizerConfig
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.parallel.sharding import batch_sharding, tree_shardings
+from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
+from jaxlm.training.train_config import TrainConfig
+from jaxlm.training.train_step import TrainState, init_state, make_train_step
+from shared_tokenizer.data.batches import Batch
+
+_DEFAULT_RECIPE = OptimizerConfig()
+
+
+def abstract_step(
+    model: LanguageModel,
+    mesh: Mesh,
+    *,
+    recipe: OptimizerConfig = _DEFAULT_RECIPE,
+    num_train_steps: int = 10**6,
+    grad_accumulation_steps: int = 1,
+    loss_chunks: int = 0,
+) -> tuple[jax.stages.Wrapped, TrainState]:
+    """The training step (see `make_train_step`), and its state. What a step costs does not depend on their number."""
+    optimizer = make_optimizer(recipe, num_train_steps)
+    state = jax.eval_shape(lambda: init_state(model, optimizer, 0))
+    shardings = tree_shardings(mesh, state)
+    step = make_train_step(
+        model,
+        optimizer,
+        learning_rate_schedule(recipe, num_train_steps),
+        grad_accumulation_steps,
+        loss_chunks=loss_chunks,
+        # The numbers of a step are read by every process.
+        out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
+        platform=mesh.devices.flat[0].platform,
+    )
+    return step, jax.tree.map(_placed, state, shardings)
+
+
+def step_of_run(config: TrainConfig, model: LanguageModel, mesh: Mesh) -> tuple[jax.stages.Wrapped, TrainState]:
+    """The training step that a run of chosen sizes takes, and its state."""
+    return abstract_step(
+        model,
+        mesh,
+        recipe=config.optimizer,
+        num_train_steps=config.num_train_steps,
+        grad_accumulation_steps=config.grad_accumulation_steps,
+        loss_chunks=config.loss_chunks,
+    )
+
+
+def abstract_batch(mesh: Mesh, batch_size: int, seq_len: int, document_mask: bool = True) -> Batch:
+    """A batch `[B, L]` as shapes with shardings."""
+    kinds = dict.fromkeys(("inputs", "targets", "positions"), jnp.int32) | {"loss_mask": jnp.bool_}
+    if document_mask:
+        kinds["segment_ids"] = jnp.int32
+    sharding = batch_sharding(mesh)
+    batch: Any = {
+        name: jax.ShapeDtypeStruct((batch_size, seq_len), kind, sharding=sharding) for name, kind in kinds.items()
+    }
+    return batch
+
+
+def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,0 +1,119 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.checkpoints.checkpoint import Checkpoints, newest_whole_step, restore_params
+from shared_tokenizer.data.batches import BatchOrder, training_batches
+from shared_tokenizer.data.examples import Windows
+from shared_tokenizer.data.shards import TokenShards
+from shared_tokenizer.manifest import MANIFEST, verify_manifest
+from tests.conftest import flipped_bit
+
+
+def make_iterator():
+    windows = Windows(TokenShards.from_documents([np.arange(1, 1002)]), 10, "test")
+    return iter(training_batches([windows], BatchOrder(10, seed=0)))
+
+
+class Run:
+    """A pretended training run: parameters that count steps, and a data iterator."""
+
+    def __init__(self, directory, **settings):
+        self.said: list[str] = []
+        settings = {"keep_last": 2, "keep_best": 0, "tokenizer_fingerprint": "a", "data_fingerprint": "d"} | settings
+        self.checkpoints = Checkpoints(directory, say=self.said.append, **settings)
+        self.iterator = make_iterator()
+
+    def save(self, step, val_loss=None):
+        next(self.iterator)
+        self.checkpoints.save(step, params(step), opt_state(step), self.iterator, val_loss)
+
+    def restore(self):
+        return self.checkpoints.restore_latest(params(0), opt_state(0), self.iterator)
+
+
+def params(step):
+    return {"layer": {"weight": jnp.full((3, 2), float(step))}}
+
+
+def opt_state(step):
+    return (jnp.int32(step), {"mu": params(step)})
+
+
+def test_everything_comes_back(tmp_path):
+    run = Run(tmp_path / "checkpoints")
+    for step in (1, 2, 3):
+        run.save(step)
+    run.checkpoints.close()
+    expected = next(run.iterator)["inputs"]
+    again = Run(tmp_path / "checkpoints")
+    restored = again.restore()
+    assert restored is not None and restored.step == 3
+    np.testing.assert_array_equal(restored.params["layer"]["weight"], 3.0)
+    np.testing.assert_array_equal(restored.opt_state[1]["mu"]["layer"]["weight"], 3.0)
+    np.testing.assert_array_equal(next(again.iterator)["inputs"], expected)
+    assert not again.said
+    again.checkpoints.close()
+    for step in (2, 3):
+        verify_manifest(tmp_path / "checkpoints" / str(step))
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    run = Run(tmp_path / "checkpoints", keep_last=2, keep_best=1)
+    for step, loss in ((1, 5.0), (2, 3.0), (3, 4.0), (4, 6.0), (5, None)):
+        run.save(step, loss)
+    run.checkpoints.close()
+    kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+    assert kept == [2, 4, 5]
+    again = Run(tmp_path / "checkpoints", keep_last=2, keep_best=1)  # the losses are on disk, not in memory
+    again.save(6, 7.0)
+    again.checkpoints.close()
+    kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+    assert kept == [2, 5, 6]
+
+
+@pytest.fixture
+def two_checkpoints(tmp_path):
+    run = Run(tmp_path / "checkpoints")
+    run.save(1)
+    run.save(2)
+    run.checkpoints.close()
+    return tmp_path / "checkpoints"
+
+
+def test_one_that_was_not_sealed_is_passed_over_aloud(two_checkpoints):
+    (two_checkpoints / "2" / MANIFEST).unlink()
+    run = Run(two_checkpoints)
+    restored = run.restore()
+    assert restored is not None and restored.step == 1
+    assert len(run.said) == 1 and "checkpoint 2 is not whole" in run.said[0]
+    run.save(2)  # the step can be saved again
+    run.checkpoints.close()
+    verify_manifest(two_checkpoints / "2")
+
+
+def test_a_flipped_bit_anywhere_is_never_trained_on(two_checkpoints):
+    files = [path for path in (two_checkpoints / "2").rglob("*") if path.is_file() and path.stat().st_size]
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        said: list[str] = []
+        with flipped_bit(files, rng):
+            assert newest_whole_step(two_checkpoints, said.append) == 1
+        assert "checkpoint 2 is not whole" in said[0]
+    assert restore_params(two_checkpoints, params(0), print)[0] == 2
+
+
+@pytest.mark.parametrize(("what", "before"), [("tokenizer", "a"), ("data", "d")])
+def test_another_tokenizer_and_other_data_are_refused(two_checkpoints, what, before):
+    run = Run(two_checkpoints, **{f"{what}_fingerprint": "b" * 20})
+    with pytest.raises(ValueError, match=rf"was trained with {what} {before}\.\.\., found bbbbbbbbbbbb\.\.\.; resume"):
+        run.restore()
+    run.checkpoints.close()
+
+
+def test_no_checkpoint_is_no_error_for_the_trainer_alone(tmp_path):
+    run = Run(tmp_path / "checkpoints")
+    assert run.restore() is None
+    with pytest.raises(ValueError, match="found no whole checkpoint"):
+        restore_params(tmp_path / "checkpoints", params(0), print)
+    run.checkpoints.close()

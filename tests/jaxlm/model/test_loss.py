@@ -1,0 +1,98 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.model.language_model import LanguageModel, init_params
+from jaxlm.model.loss import _chunks, loss_sum
+from jaxlm.ops.ternary_linear import quantize_params, with_ternary
+from tests.conftest import VARIANTS
+
+HEADS = {"tied": {}, "int8": {"embedding": "int8"}}
+B, L = 2, 12
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    return {
+        "inputs": rng.integers(0, 300, (B, L)),
+        "targets": rng.integers(0, 300, (B, L)),
+        "positions": np.broadcast_to(np.arange(L), (B, L)),
+        "segment_ids": np.zeros((B, L), int),
+        "loss_mask": rng.integers(0, 2, (B, L)).astype(bool),
+    }
+
+
+def value_and_gradient(model, params, chunks):
+    def loss(params):
+        ternary = quantize_params(params, model.config)
+        total, count = loss_sum(model, with_ternary(params, ternary), batch(), chunks)
+        return 3 * total / count  # not 1: the backward pass has to scale
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+def assert_equal_but_for_rounding(found, expected, tolerance=1e-5):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * max(1.0, np.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("head", [*HEADS, "mlgru"])
+def test_a_loss_in_chunks_is_that_of_all_logits(tiny_config, head):
+    config = dataclasses.replace(tiny_config, **(VARIANTS[head] if head == "mlgru" else HEADS[head]))
+    if head == "mlgru":
+        assert config.ternary_head and config.linear_norm
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+    model = LanguageModel(config)
+    expected = value_and_gradient(model, params, 1)
+    assert_equal_but_for_rounding(value_and_gradient(model, params, 4), expected)
+    loss = jax.jit(lambda p: loss_sum(model, p, batch(), 4)[0])(params)  # without a gradient
+    np.testing.assert_allclose(3 * loss / batch()["loss_mask"].sum(), expected[0], rtol=1e-6)
+
+
+def test_a_batch_without_segments_is_one_segment_a_row(tiny_config):
+    params = jax.jit(init_params, static_argnums=0)(tiny_config, jax.random.key(0))
+    whole = {name: rows for name, rows in batch().items() if name != "segment_ids"}
+    loss = jax.jit(lambda batch: loss_sum(LanguageModel(tiny_config), params, batch)[0])
+    np.testing.assert_allclose(loss(whole), loss(batch()), rtol=1e-6)
+    apart = batch() | {"segment_ids": np.arange(L)[None].repeat(B, axis=0)}
+    assert abs(loss(apart) - loss(whole)) > 1e-3 * loss(whole)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((4, 256, 4096), 1), ((8, 256, 4096), 2), ((4, 4096, 128256), 32), ((513, 17, 300), 1)]
+)
+def test_logits_of_a_chunk_are_small_or_of_few_tokens(shape, expected):
+    assert _chunks(*shape) == expected
+
+
+def test_chunks_that_do_not_divide_are_refused(tiny_config):
+    model = LanguageModel(tiny_config)
+    with pytest.raises(ValueError, match="loss_chunks: found 5, expected a divisor of seq_len 12"):
+        loss_sum(model, {}, batch(), 5)
+
+
+@pytest.mark.parametrize(("variant", "unroll_layers"), [("ternary", True), ("hybrid", False)])
+def test_what_is_kept_for_the_backward_pass_changes_no_gradient(tiny_config, variant, unroll_layers):
+    config = dataclasses.replace(tiny_config, **VARIANTS[variant])
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+    expected = value_and_gradient(LanguageModel(config), params, 1)
+    for remat in ("products", "blocks"):
+        found = value_and_gradient(LanguageModel(config, unroll_layers=unroll_layers, remat=remat), params, 1)
+        assert_equal_but_for_rounding(found, expected, 1e-3 if config.is_ternary else 1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_in_half_precision_chunks_change_neither_loss_nor_the_width_of_gradients(tiny_config, tied):
+    config = dataclasses.replace(tiny_config, tie_word_embeddings=tied)
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+    model = LanguageModel(config, jnp.bfloat16)
+    (expected, _), (found, gradient) = (value_and_gradient(model, params, chunks) for chunks in (1, 4))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
+    loss = jax.jit(lambda p: loss_sum(model, p, batch(), 4)[0])(params)  # without a gradient
+    np.testing.assert_allclose(3 * loss / batch()["loss_mask"].sum(), expected, rtol=1e-5)

@@ -1,0 +1,89 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.ops import int8_product as module
+from jaxlm.ops.int8_product import int8_product, scaled_product
+from jaxlm.parallel.sharding import MeshConfig, make_mesh
+
+
+def _operands(shape, outputs):
+    rng = np.random.default_rng(0)
+    x = rng.integers(-128, 128, shape).astype(np.int8)
+    codes = rng.integers(-1, 2, (outputs, shape[-1])).astype(np.int8)
+    return x, codes, np.einsum("...i,oi->...o", x.astype(np.int64), codes.astype(np.int64))
+
+
+@pytest.fixture
+def unsigned(monkeypatch):
+    """Products of unsigned bytes, on any processor, of any number of rows."""
+    monkeypatch.setattr(module, "has_vnni", lambda: True)
+    monkeypatch.setattr(module, "_FEWEST_ROWS", 1)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (3, 64), (2, 7, 33), (2, 1, 16)])
+@pytest.mark.parametrize("has_vnni", [True, False])
+def test_products_are_exact(shape, has_vnni, unsigned, monkeypatch):
+    monkeypatch.setattr(module, "has_vnni", lambda: has_vnni)
+    x, codes, expected = _operands(shape, 9)
+    found = jax.jit(int8_product)(x, codes)
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_extremes_do_not_saturate(unsigned):
+    for value, code in ((-128, 1), (127, 1), (-128, -1), (127, -1)):
+        x, codes = np.full((8, 512), value, np.int8), np.full((8, 512), code, np.int8)
+        np.testing.assert_array_equal(jax.jit(int8_product)(x, codes), np.full((8, 8), 512 * value * code))
+
+
+def test_operands_reach_the_compiler_as_bytes(unsigned):
+    x, codes, _ = _operands((16, 32), 8)
+    lowered = jax.jit(int8_product).lower(x, codes).as_text()
+    assert "(tensor<16x32xui8>, tensor<8x32xi8>) -> tensor<16x8xi32>" in lowered
+
+
+def test_few_rows_stay_signed(monkeypatch):
+    monkeypatch.setattr(module, "has_vnni", lambda: True)
+    x, codes, expected = _operands((2, 3, 32), 8)
+    assert "ui8" not in jax.jit(int8_product).lower(x, codes).as_text()
+    np.testing.assert_array_equal(jax.jit(int8_product)(x, codes), expected)
+
+
+def test_rows_and_codes_may_be_mapped_over(unsigned):
+    x, codes, expected = _operands((2, 7, 33), 9)
+    np.testing.assert_array_equal(jax.vmap(int8_product, in_axes=(1, None), out_axes=1)(x, codes), expected)
+    both = np.stack([codes, -codes])
+    np.testing.assert_array_equal(jax.vmap(int8_product, in_axes=(None, 0))(x, both), [expected, -expected])
+    np.testing.assert_array_equal(jax.vmap(int8_product)(x, both), [expected[0], -expected[1]])
+
+
+def _scaled(shape, outputs):
+    x, codes, products = _operands(shape, outputs)
+    scale = np.random.default_rng(1).uniform(0.1, 2, (*shape[:-1], 1)).astype(np.float32)
+    return (x, codes, scale), products.astype(np.float32) * scale
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_products_are_scaled_in_float32(dtype):
+    operands, expected = _scaled((2, 64, 33), 9)
+    found = jax.jit(scaled_product, static_argnums=3)(*operands, dtype)
+    np.testing.assert_array_equal(found, jnp.asarray(expected).astype(dtype))
+
+
+def test_one_gpu_multiplies_whole_tiles_in_a_kernel(monkeypatch):
+    monkeypatch.setattr(module, "is_ampere", lambda device: True)
+    operands, expected = _scaled((2, 128, 128), 128)
+
+    def has_kernel(operands):
+        return "pallas_call" in str(jax.make_jaxpr(lambda *x: scaled_product(*x, jnp.float32))(*operands))
+
+    assert has_kernel(operands)
+    # Elsewhere the same program does without.
+    np.testing.assert_array_equal(jax.jit(scaled_product, static_argnums=3)(*operands, jnp.float32), expected)
+    assert not has_kernel(_scaled((2, 100, 128), 128)[0])
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+        assert has_kernel(operands)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2, 1, 1), ("data", "fsdp", "tensor"))):
+        assert not has_kernel(operands)

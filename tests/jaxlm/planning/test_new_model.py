@@ -1,0 +1,117 @@
+import dataclasses
+import runpy
+from typing import get_args
+
+import jax
+import pytest
+
+from jaxlm.checkpoints.weights import artifact_params
+from jaxlm.common.architecture.model_size import Architecture
+from jaxlm.common.architecture.parameters import parameter_count, tensor_bytes
+from jaxlm.common.artifact.artifact import load_artifact
+from jaxlm.common.command_line import parse
+from jaxlm.model.language_model import init_params
+from jaxlm.planning.new_model import Settings, new_model
+from jaxlm.training.train_config import TrainConfig, resolve_model
+from tests.commands import ROOT, run
+
+ARCHITECTURES = get_args(Architecture)
+
+
+@pytest.fixture(scope="module")
+def command():
+    """The command, in this process."""
+    main = runpy.run_path(str(ROOT / "scripts" / "new_model.py"))["main"]
+    return lambda *arguments: main(parse(Settings, [*map(str, arguments)], None))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("size", ["2M", "400M", "2.4B", "70B"])
+def test_the_flags_make_the_model(size, arch, tokenizer):
+    model = new_model(Settings(params=size, arch=arch))
+    argv = ["--output_dir", "run", "--data_dir", "data", *model.flags]
+    made = resolve_model(parse(TrainConfig, argv, None), tokenizer)
+    ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    assert made == dataclasses.replace(model.config, **ids)
+
+
+def test_what_is_reported_of_a_model():
+    model = new_model(Settings(params="20M", arch="mmfree", float_dtype="bfloat16", batch_size=2, seq_len=128))
+    assert model.parameters == parameter_count(model.config) > model.ternary_parameters
+    assert 0 < model.latent_bytes - tensor_bytes(model.config, "latent", "bfloat16") < 20_000
+    assert model.packed_bytes is not None
+    assert 0 < model.packed_bytes - tensor_bytes(model.config, "packed", "bfloat16") < 20_000
+    assert model.tokens == 20 * model.parameters
+    assert new_model(Settings(params="20M", arch="dense")).packed_bytes is None
+
+
+def test_a_longer_sequence_makes_the_model_longer():
+    short, long = (new_model(Settings(params="20M", seq_len=length)) for length in (None, 8192))
+    assert (short.seq_len, short.config.max_seq_len) == (1024, 1024)
+    assert (long.seq_len, long.config.max_seq_len) == (8192, 8192)
+    assert long.parameters == short.parameters and long.memory.activations == 8 * short.memory.activations
+    assert "--model.max_seq_len" in long.flags
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "params: not given, expected a size such as 350M"),
+        ({"params": "5M", "table": True}, "params: has no effect with table"),
+        ({"table": True, "output_dir": "x"}, "output_dir: has no effect with table"),
+        ({"params": "5M", "seed": 1}, "seed: has no effect without output_dir"),
+        ({"params": "5M", "batch_size": 0}, "batch_size: found 0, expected at least 1"),
+        ({"params": "5M", "seq_len": 0}, "seq_len: found 0, expected at least 1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**settings)
+
+
+def test_the_command_writes_what_training_starts_from(command, tmp_path, capsys):
+    blank = tmp_path / "blank"
+    command("--params", "700K", "--arch", "dense", "--output_dir", blank, "--seed", 5)
+    said = capsys.readouterr().out
+    artifact = load_artifact(blank)
+    model = new_model(Settings(params="700K", arch="dense"))
+    assert artifact.config == model.config and artifact.kind == "latent"
+    assert (blank / "model.safetensors").stat().st_size == model.latent_bytes
+    for shown in (
+        f"{model.parameters:,}",
+        f"{model.latent_bytes:,}",
+        f"{model.memory.total:,}",
+        f"--init_from {blank}",
+    ):
+        assert shown in said
+    expected = jax.eval_shape(lambda: init_params(model.config, jax.random.key(0)))
+    found = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), artifact_params(artifact))
+    assert found == expected
+    before = {path.name: path.read_bytes() for path in blank.iterdir()}
+    with pytest.raises(ValueError, match="already exists and is not empty"):
+        command("--params", "700K", "--output_dir", blank)
+    assert {path.name: path.read_bytes() for path in blank.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--params", "lots"], "params: found 'lots', expected a number of parameters such as 350M"),
+        (["--params", "-5"], "params: found '-5', expected a number of parameters"),
+        (["--params", "5M", "--arch", "moe"], "arch.*ternary.*moe"),
+        (["--params", "5M", "--size", "3"], "--size"),
+        (["--params", "1M", "--vocab_size", "32000"], "expected at least 8,"),
+    ],
+)
+def test_mistakes_are_named(command, flags, message):
+    with pytest.raises(ValueError, match=message):
+        command(*flags)
+
+
+def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path):
+    # No disk holds 4 TB beside this test.
+    done = run("scripts/new_model.py", "--params", "1T", "--output_dir", tmp_path / "deep" / "blank")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "bytes free, expected at least 4," in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,16 @@
+import re
+from pathlib import Path
+
+from jaxlm.planning.size_table import SIZES, size_table
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "sizes.md"
+
+
+def test_the_page_is_what_the_program_says_and_no_two_models_are_of_one_size():
+    page = PAGE.read_text("utf-8")
+    assert page == size_table()
+    rows = [line for line in page.splitlines() if re.match(r"\| \d", line)]
+    assert [row.split("|")[1].strip() for row in rows] == list(SIZES) * 3
+    for column in (2, 8):
+        found = [row.split("|")[column] for row in rows]
+        assert len(set(found)) == 30

@@ -1,0 +1,133 @@
+import dataclasses
+import functools
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.common.run.optimizer_config import OptimizerConfig
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.ops.ternary_linear import quantize_params
+from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
+from jaxlm.training.train_step import init_state, make_train_step
+from shared_tokenizer.data.batches import Batch
+from shared_tokenizer.data.examples import to_example
+from shared_tokenizer.data.shards import Span
+from tests.conftest import TINY, VARIANTS
+
+_FOLDER = Path(__file__).parent.parent / "golden"
+GOLDEN = {
+    _FOLDER / "train_step.json": TINY,
+    _FOLDER / "train_step_hybrid.json": dataclasses.replace(TINY, **VARIANTS["hybrid"]),
+}
+# Compiled as for users, unlike in all other tests (see conftest.py): these numbers hold to a rounding or two.
+OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=0, schedule="linear")
+
+
+def begins(row):
+    """A document begins after each 2."""
+    return np.concatenate([[True], row[:-1] == 2])
+
+
+def make_batch(rows=4, length=16, seed=0) -> Batch:
+    """Tokens with document ends in them, so that the loss mask differs from row to row."""
+    tokens = np.random.default_rng(seed).integers(0, 300, (rows, length + 1)).astype(np.int32)
+    tokens[1:3, 5] = 2
+    examples = [to_example([Span(row, np.ones(length + 1, bool), begins(row))], length) for row in tokens]
+    return Batch(**{key: np.stack([example[key] for example in examples]) for key in examples[0]})
+
+
+@functools.cache
+def run_steps(config, grad_accumulation_steps=1, dtype=jnp.float32):
+    """The state after three steps, and the metrics of each."""
+    optimizer, model = make_optimizer(OPTIMIZER, 10), LanguageModel(config, dtype)
+    state = jax.jit(lambda: init_state(model, optimizer, seed=0))()
+    schedule = learning_rate_schedule(OPTIMIZER, 10)
+    step = make_train_step(model, optimizer, schedule, grad_accumulation_steps)
+    step = step.lower(state, make_batch()).compile(compiler_options=OPTIMIZED)
+    lines = []
+    for number in range(3):
+        state, metrics = step(state, make_batch(seed=number))
+        lines.append({name: float(value) for name, value in metrics.items()})
+    return state, lines
+
+
+def test_accumulation_equals_the_large_batch(tiny_config):
+    whole, whole_lines = run_steps(tiny_config, 1)
+    split, split_lines = run_steps(tiny_config, 2)
+    assert split_lines[0]["train/loss"] == pytest.approx(whole_lines[0]["train/loss"], abs=1e-6)
+    assert split_lines[0]["train/grad_norm"] == pytest.approx(whole_lines[0]["train/grad_norm"], rel=1e-4)
+    assert int(whole.step) == int(split.step) == 3
+
+
+def test_the_state_carries_the_codes_of_its_parameters(tiny_config):
+    state, lines = run_steps(tiny_config)
+    expected = jax.jit(quantize_params, static_argnums=1)(state.params, tiny_config)
+    jax.tree.map(np.testing.assert_array_equal, state.ternary, expected)
+    assert all(0.2 < line["ternary/zero_fraction"] < 0.45 for line in lines)
+    assert all(0 < line["ternary/flip_rate"] < 0.5 for line in lines)
+
+
+def test_new_codes_are_written_over_those_before(tiny_config):
+    model = LanguageModel(tiny_config)
+    optimizer, schedule = make_optimizer(OPTIMIZER, 4), learning_rate_schedule(OPTIMIZER, 4)
+    state = jax.eval_shape(lambda: init_state(model, optimizer, 0))
+    text = make_train_step(model, optimizer, schedule, 1).lower(state, make_batch()).compile().as_text()
+    shapes = {f"s8[{','.join(map(str, weight.codes.shape))}]" for weight in state.ternary.values()}
+    copied = re.findall(r"= (s8\[[\d,]+\])\S* copy\(", text)
+    assert shapes
+    assert not shapes & set(copied)
+
+
+def test_float16_trains_with_a_scaled_loss(tiny_config):
+    expected, expected_lines = run_steps(tiny_config)
+    found, lines = run_steps(tiny_config, dtype=jnp.float16)
+    assert found.loss_scale.scale == 2**10 and found.loss_scale.fin_steps == 3
+    assert expected.loss_scale is None
+    # A first step from the same weights; then codes flip at other places.
+    assert lines[0]["train/loss"] == pytest.approx(expected_lines[0]["train/loss"], rel=1e-3)
+    assert lines[0]["train/grad_norm"] == pytest.approx(expected_lines[0]["train/grad_norm"], rel=2e-2)
+    assert lines[2]["train/loss"] == pytest.approx(expected_lines[2]["train/loss"], rel=2e-2)
+
+
+@pytest.mark.parametrize("grad_accumulation_steps", [1, 2])
+def test_a_step_that_overflows_float16_changes_the_scale_alone(tiny_config, grad_accumulation_steps):
+    optimizer, model = make_optimizer(OPTIMIZER, 10), LanguageModel(tiny_config, jnp.float16)
+    state = jax.jit(lambda: init_state(model, optimizer, seed=0))()
+    state = state.replace(loss_scale=state.loss_scale.replace(scale=jnp.float32(2.0**30)))
+    before = jax.tree.map(np.asarray, state)  # the step takes its state away
+    step = make_train_step(model, optimizer, learning_rate_schedule(OPTIMIZER, 10), grad_accumulation_steps)
+    after, metrics = step(state, make_batch())
+    for part in ("params", "opt_state", "ternary"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, part), getattr(before, part))
+    assert after.loss_scale.scale == 2.0 ** (30 - grad_accumulation_steps) == metrics["train/loss_scale"]
+    assert metrics["train/grad_norm"] == 0 and np.isfinite(metrics["train/loss"])
+    assert int(after.step) == 1
+
+
+def test_a_checkpoint_holds_the_loss_scale(tiny_config):
+    state, _ = run_steps(tiny_config, dtype=jnp.float16)
+    fresh = jax.eval_shape(
+        lambda: init_state(LanguageModel(tiny_config, jnp.float16), make_optimizer(OPTIMIZER, 10), seed=0)
+    )
+    again = fresh.restored(state.step, state.params, state.optimizer_memory(), state.ternary)
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, again, state)
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_golden_step(path):
+    _, lines = run_steps(GOLDEN[path])
+    golden = json.loads(path.read_text())
+    for number, (found, expected) in enumerate(zip(lines, golden, strict=True)):
+        for name, value in expected.items():
+            assert found[name] == pytest.approx(value, rel=2e-3), (
+                f"step {number}: {name} is {found[name]}, the golden run had {value}. If the change was not meant to "
+                "alter the model, its initialisation or the optimizer, this is a bug. If it was, write the new "
+                f"numbers with `python -m tests.golden.make_train_step` and say why in the commit. ({path.name})"
+            )

@@ -10,8 +10,8 @@ quiet_libraries()
 import mlx.core as mx  # noqa: E402
 
 from mlxlm.load import load_model  # noqa: E402
-from mlxlm.loss import loss_sum  # noqa: E402
-from mlxlm.model import LanguageModel  # noqa: E402
+from mlxlm.model.language_model import LanguageModel  # noqa: E402
+from mlxlm.model.loss import loss_sum  # noqa: E402
 from shared_tokenizer.data.evaluation import Evaluation, evaluate_batches, text_batches  # noqa: E402
 from shared_tokenizer.data.evaluation_text import EvaluationText, evaluation_table  # noqa: E402
 from shared_tokenizer.data.examples import Example  # noqa: E402

@@ -16,7 +16,7 @@ from mlx_lm.sample_utils import make_sampler  # noqa: E402
 
 from jaxlm.common.sampling import GenerateConfig, Sampling, check_prompt  # noqa: E402
 from mlxlm.load import load_model  # noqa: E402
-from mlxlm.model import LanguageModel  # noqa: E402
+from mlxlm.model.language_model import LanguageModel  # noqa: E402
 from shared_tokenizer.tokenizers.tokenizer import TextStream  # noqa: E402
 
 

@@ -7,8 +7,8 @@ import mlx.core as mx
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.formats.mlx import module_tensors
 from jaxlm.common.formats.open_model import open_model
-from mlxlm.adapters import load_adapters
-from mlxlm.model import LanguageModel, held_form
+from mlxlm.adapters.adapters import load_adapters
+from mlxlm.model.language_model import LanguageModel, held_form
 from shared_tokenizer.load import find_tokenizer
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 

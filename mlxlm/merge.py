@@ -19,10 +19,10 @@ from rich.table import Table  # noqa: E402
 
 from jaxlm.common.artifact.artifact import write_artifact  # noqa: E402
 from jaxlm.common.formats.open_model import open_model  # noqa: E402
+from mlxlm.adapters.merged_tensors import LayerMerge, MergedTensors, adapters_of  # noqa: E402
 from mlxlm.evaluate import evaluate_text  # noqa: E402
 from mlxlm.load import load_model  # noqa: E402
-from mlxlm.merged_tensors import LayerMerge, MergedTensors, adapters_of  # noqa: E402
-from mlxlm.model import LanguageModel  # noqa: E402
+from mlxlm.model.language_model import LanguageModel  # noqa: E402
 from shared_tokenizer.chat.template import copy_chat_template  # noqa: E402
 from shared_tokenizer.data.evaluation import Evaluation  # noqa: E402
 from shared_tokenizer.data.evaluation_text import EvaluationText, evaluation_table  # noqa: E402

@@ -21,7 +21,7 @@ from jaxlm.conversion.compare import (  # noqa: E402
 )
 from jaxlm.conversion.convert import Conversion, ConversionReport, FloatType, Form, convert, report_path  # noqa: E402
 from jaxlm.load import open_weights  # noqa: E402
-from mlxlm.model_file import model_file_source  # noqa: E402
+from mlxlm.model.model_file import model_file_source  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -1,46 +1,168 @@
-"""Who may import whom: the rooms of the house are in order."""
+"""The rooms of the code and who may import whom, in one table. `docs/code-map.md` draws its picture from it."""
 
 import ast
+import graphlib
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OURS = ("shared_tokenizer", "jaxlm", "mlxlm", "scripts")
-MAY_IMPORT = {
-    "shared_tokenizer": ("shared_tokenizer",),
-    "jaxlm/common": ("jaxlm.common", "shared_tokenizer"),
-    "jaxlm": ("jaxlm", "shared_tokenizer"),
-    "mlxlm": ("mlxlm", "jaxlm.common", "shared_tokenizer"),
-    "scripts": ("jaxlm", "mlxlm", "shared_tokenizer"),
+PACKAGES = ("shared_tokenizer", "jaxlm", "mlxlm", "scripts")
+MOST_FILES = 15
+
+# Room -> rooms that it may import, from the lowest room up. A room is a folder, or one file where that is named; it may
+# import itself. A name that ends with ".*" stands for all rooms of that package.
+ROOMS: dict[str, tuple[str, ...]] = {
+    "shared_tokenizer.manifest": (),
+    "shared_tokenizer.tokenizers": ("shared_tokenizer.manifest",),
+    "shared_tokenizer.chat": ("shared_tokenizer.tokenizers",),
+    "shared_tokenizer.gguf": ("shared_tokenizer.tokenizers", "shared_tokenizer.chat"),
+    "shared_tokenizer": ("shared_tokenizer.tokenizers", "shared_tokenizer.chat", "shared_tokenizer.gguf"),
+    "shared_tokenizer.sources": ("shared_tokenizer.chat",),
+    "shared_tokenizer.data": (
+        "shared_tokenizer.manifest",
+        "shared_tokenizer.tokenizers",
+        "shared_tokenizer.chat",
+        "shared_tokenizer.sources",
+        "shared_tokenizer",
+    ),
+    "shared_tokenizer.preparation": (
+        "shared_tokenizer.manifest",
+        "shared_tokenizer.tokenizers",
+        "shared_tokenizer.chat",
+        "shared_tokenizer.sources",
+        "shared_tokenizer.data",
+        "shared_tokenizer",
+    ),
+    "jaxlm.common": (),
+    "jaxlm.common.architecture": ("jaxlm.common",),
+    "jaxlm.common.run": ("shared_tokenizer.*", "jaxlm.common", "jaxlm.common.architecture"),
+    "jaxlm.common.artifact": ("shared_tokenizer.*", "jaxlm.common", "jaxlm.common.architecture"),
+    "jaxlm.common.gguf": ("shared_tokenizer.*", "jaxlm.common.architecture", "jaxlm.common.artifact"),
+    "jaxlm.common.formats": (
+        "shared_tokenizer.*",
+        "jaxlm.common.architecture",
+        "jaxlm.common.artifact",
+        "jaxlm.common.gguf",
+    ),
+    "jaxlm.parallel": ("jaxlm.common.*",),
+    "jaxlm.ops": ("jaxlm.common.*", "jaxlm.parallel"),
+    "jaxlm.model": ("shared_tokenizer.*", "jaxlm.common.*", "jaxlm.parallel", "jaxlm.ops"),
+    "jaxlm.checkpoints": ("shared_tokenizer.*", "jaxlm.common.*", "jaxlm.parallel", "jaxlm.ops", "jaxlm.model"),
+    "jaxlm": (
+        "shared_tokenizer.*",
+        "jaxlm.common.*",
+        "jaxlm.parallel",
+        "jaxlm.ops",
+        "jaxlm.model",
+        "jaxlm.checkpoints",
+    ),
+    "jaxlm.training": (
+        "shared_tokenizer.*",
+        "jaxlm.common.*",
+        "jaxlm.parallel",
+        "jaxlm.ops",
+        "jaxlm.model",
+        "jaxlm.checkpoints",
+        "jaxlm",
+    ),
+    "jaxlm.planning": ("shared_tokenizer.*", "jaxlm.common.*", "jaxlm.parallel", "jaxlm.model", "jaxlm.training"),
+    "jaxlm.conversion": (
+        "shared_tokenizer.*",
+        "jaxlm.common.*",
+        "jaxlm.ops",
+        "jaxlm.model",
+        "jaxlm.checkpoints",
+        "jaxlm",
+    ),
+    "mlxlm.model": ("jaxlm.common.*",),
+    "mlxlm.adapters": ("shared_tokenizer.*", "jaxlm.common.*", "mlxlm.model"),
+    "mlxlm": ("shared_tokenizer.*", "jaxlm.common.*", "mlxlm.model", "mlxlm.adapters"),
+    "mlxlm.finetune": ("shared_tokenizer.*", "jaxlm.common.*", "mlxlm.model", "mlxlm.adapters", "mlxlm"),
+    "mlxlm.chat": ("shared_tokenizer.*", "jaxlm.common.*", "mlxlm.model", "mlxlm"),
+    "mlxlm.server": ("shared_tokenizer.*", "jaxlm.common.*", "mlxlm.model", "mlxlm", "mlxlm.chat"),
+    "scripts": ("shared_tokenizer.*", "jaxlm.*", "mlxlm.*"),
+    "scripts.benchmarks": ("shared_tokenizer.*", "jaxlm.*", "mlxlm.*"),
 }
 
 
-def imports(path: Path) -> set[str]:
+def module_name(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+
+
+MODULES = {
+    module_name(path): path
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if path.name != "__init__.py"
+}
+
+
+def room_of(module: str) -> str:
+    """Return the room of a module: a file that is a room, or its folder."""
+    return module if module in ROOMS else module.rpartition(".")[0]
+
+
+def rooms_used(room: str) -> set[str]:
+    """Return the rooms that a room may import, with groups written out."""
+    found: set[str] = set()
+    for name in ROOMS[room]:
+        package = name.removesuffix(".*")
+        found |= {other for other in ROOMS if f"{other}.".startswith(f"{package}.")} if name.endswith(".*") else {name}
+    return found
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Return the modules of ours that a file imports, inside functions too."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found.add(node.module or "")
-    return found
+            assert node.module is not None
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return {name for name in found if name in MODULES}
 
 
-@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_every_file_is_in_a_room():
+    lost = sorted(module for module in MODULES if room_of(module) not in ROOMS)
+    assert not lost, f"in no room of the table: {', '.join(lost)}"
+    assert {room_of(module) for module in MODULES} == set(ROOMS), "a room of the table holds no file"
+
+
+def test_no_room_has_too_many_files():
+    too_full = {room: count for room, count in Counter(map(room_of, MODULES)).items() if count > MOST_FILES}
+    assert not too_full, f"split these, at most {MOST_FILES} files are a room: {too_full}"
+
+
+def test_the_table_has_no_cycle_and_no_arrow_up():
+    order = list(ROOMS)
+    graphlib.TopologicalSorter({room: rooms_used(room) for room in ROOMS}).prepare()
+    for room in ROOMS:
+        for used in rooms_used(room):
+            assert order.index(used) < order.index(room), f"{room} may use {used}, which stands above it in the table"
+
+
+@pytest.mark.parametrize("room", ROOMS)
 def test_rooms_import_only_what_they_may(room):
-    files = [path for path in (ROOT / room).rglob("*.py") if room != "jaxlm" or "common" not in path.parts]
-    assert files
-    for path in files:
-        for name in imports(path):
-            if name.split(".")[0] in OURS:
-                allowed = any(name == room_ok or name.startswith(room_ok + ".") for room_ok in MAY_IMPORT[room])
-                assert allowed, f"{path.relative_to(ROOT)} imports {name}"
+    allowed = rooms_used(room) | {room}
+    for module, path in MODULES.items():
+        if room_of(module) == room:
+            for name in sorted(imported_modules(path)):
+                assert room_of(name) in allowed, f"{module} imports {name}: {room} may not use {room_of(name)}"
 
 
-def run_with_blocked(blocked: tuple[str, ...], modules: list[str]) -> None:
+def run_with_blocked(blocked: tuple[str, ...], packages: tuple[str, ...]) -> None:
+    modules = [
+        name
+        for name in MODULES
+        if any(f"{name}.".startswith(f"{package}.") for package in packages) and not name.endswith("__main__")
+    ]
+    assert modules
     program = (
         "import sys\n"
         f"for name in {blocked!r}: sys.modules[name] = None\n"  # None makes an import of it fail
@@ -51,20 +173,13 @@ def run_with_blocked(blocked: tuple[str, ...], modules: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def modules_of(room: str) -> list[str]:
-    return [
-        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
-        for path in sorted((ROOT / room).rglob("*.py"))
-    ]
-
-
-def test_spec_and_tokenizer_need_neither_jax_nor_mlx():
-    run_with_blocked(("jax", "flax", "mlx", "mlx_lm"), modules_of("jaxlm/common") + modules_of("shared_tokenizer"))
+def test_common_and_tokenizer_need_neither_jax_nor_mlx():
+    run_with_blocked(("jax", "flax", "mlx", "mlx_lm"), ("jaxlm.common", "shared_tokenizer"))
 
 
 def test_mlx_needs_no_jax():
-    run_with_blocked(("jax", "flax", "optax", "orbax"), modules_of("mlxlm"))
+    run_with_blocked(("jax", "flax", "optax", "orbax"), ("mlxlm",))
 
 
 def test_jax_needs_no_mlx():
-    run_with_blocked(("mlx", "mlx_lm", "transformers"), modules_of("jaxlm"))
+    run_with_blocked(("mlx", "mlx_lm", "transformers"), ("jaxlm",))

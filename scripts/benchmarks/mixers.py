@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.training_step import compiled_step
 from rich.table import Table
 
-import mlxlm.model
+import mlxlm.model.language_model
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.presets import preset
 from jaxlm.common.command_line import make_console
@@ -179,7 +179,7 @@ def _jax_decoder(config: ModelConfig, params: Any, context: int, tokens: int) ->
 
 
 def _mlx_decoder(config: ModelConfig, context: int, tokens: int) -> Callable[[], Any]:
-    model = mlxlm.model.LanguageModel(config)
+    model = mlxlm.model.language_model.LanguageModel(config)
     mx.eval(model.parameters())
     caches = model.make_cache()
     for cache in caches:

@@ -26,12 +26,12 @@ from jaxlm.common.command_line import make_console
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.common.sampling import Sampling
 from jaxlm.conversion.convert import Conversion, convert
-from mlxlm.adapters import AdapterConfig, add_adapters
-from mlxlm.data import Batch
+from mlxlm.adapters.adapters import AdapterConfig, add_adapters
+from mlxlm.finetune.data import Batch
+from mlxlm.finetune.optimizer import AdamW
+from mlxlm.finetune.train_step import TrainStep
 from mlxlm.generate import generate
 from mlxlm.load import load_model
-from mlxlm.optimizer import AdamW
-from mlxlm.train_step import TrainStep
 
 
 @dataclass(frozen=True, kw_only=True)

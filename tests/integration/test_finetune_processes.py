@@ -21,9 +21,9 @@ FLAGS = "--num_train_steps 3 --batch_size 4 --seq_len 32 --log_every_steps 1 --s
 PROGRAM = """
 import os, signal, sys
 from jaxlm.common.command_line import parse
-from mlxlm.finetune_config import FinetuneConfig
-from mlxlm.train_step import TrainStep
-from mlxlm.trainer import finetune
+from mlxlm.finetune.finetune_config import FinetuneConfig
+from mlxlm.finetune.train_step import TrainStep
+from mlxlm.finetune.trainer import finetune
 
 def run(name, *flags):
     return finetune(parse(FinetuneConfig, [*sys.argv[1:], "--output_dir", name, *flags]))

@@ -16,7 +16,7 @@ import mlxlm.evaluate
 import mlxlm.load
 from jaxlm.common.run.metrics_log import read_metrics
 from jaxlm.conversion.convert import Conversion, convert
-from mlxlm.model_file import model_file_source
+from mlxlm.model.model_file import model_file_source
 from shared_tokenizer.manifest import MANIFEST
 from tests.integration.way_round import SEQ_LEN, TEXT, call, evaluate_elsewhere, go_round
 

@@ -10,10 +10,10 @@ from mlx_lm.utils import load_model as stock_load_model
 from jaxlm.common.formats.mlx import write_mlx
 from jaxlm.common.formats.open_model import open_model
 from jaxlm.common.sampling import LARGEST_TEMPERATURE, SMALLEST_TEMPERATURE, SMALLEST_TOP_P, Sampling
-from mlxlm.adapters import AdapterConfig, add_adapters, save_adapters
+from mlxlm.adapters.adapters import AdapterConfig, add_adapters, save_adapters
 from mlxlm.generate import AdaptedGenerateConfig, generate, main
 from mlxlm.load import load_model
-from mlxlm.model_file import model_file_source
+from mlxlm.model.model_file import model_file_source
 from shared_tokenizer.manifest import sealed_directory
 from tests.mlxlm.small_models import save_model
 

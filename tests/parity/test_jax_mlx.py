@@ -21,7 +21,7 @@ from jaxlm.common.architecture.ternary import quantize_activation, unpack_affine
 from jaxlm.common.sampling import Sampling
 from jaxlm.model.language_model import init_params
 from jaxlm.ops.ternary_linear import TernaryWeight, ternarize, ternary_linear
-from mlxlm.ternary_linear import integer_product
+from mlxlm.model.ternary_linear import integer_product
 from tests.conftest import TINY, VARIANTS
 
 # For ternary models: a rounding flip moves logits by about 1e-3 to 1e-2.

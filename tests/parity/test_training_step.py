@@ -12,7 +12,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import jaxlm.model.loss
-import mlxlm.loss
+import mlxlm.model.loss
 from jaxlm.checkpoints.weights import artifact_params
 from jaxlm.common.architecture.parameters import parameters
 from jaxlm.common.architecture.ternary import quantize_weight
@@ -23,10 +23,10 @@ from jaxlm.model.language_model import LanguageModel
 from jaxlm.ops.ternary_linear import quantize_params, ternarize_weight, ternary_linear, with_ternary
 from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.training.train_step import TrainState, make_train_step
-from mlxlm.optimizer import AdamW
-from mlxlm.qat import latent_model, latent_ternary_linear, ternary_paths
-from mlxlm.train_step import TrainStep
-from mlxlm.trees import flat_arrays
+from mlxlm.finetune.optimizer import AdamW
+from mlxlm.finetune.qat import latent_model, latent_ternary_linear, ternary_paths
+from mlxlm.finetune.train_step import TrainStep
+from mlxlm.model.trees import flat_arrays
 from tests.conftest import VARIANTS
 
 
@@ -98,7 +98,7 @@ def distance(found, expected):
 
 def test_one_step_on_packed_documents_is_that_of_jax(artifact):
     config, model = artifact.config, latent_model(artifact)
-    theirs, ours = jax_loss(artifact), mlx.nn.value_and_grad(model, mlxlm.loss.loss_sum)
+    theirs, ours = jax_loss(artifact), mlx.nn.value_and_grad(model, mlxlm.model.loss.loss_sum)
     differences = {}
     for seed in range(4):
         arrays = batch(config.vocab_size, seed)

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-import mlxlm.linear_recurrence
+import mlxlm.model.linear_recurrence
 from jaxlm.ops.linear_recurrence import CHUNK, linear_recurrence
 
 LENGTHS = (1, CHUNK - 1, CHUNK, 2 * CHUNK + 5)
@@ -53,12 +53,12 @@ def test_mlx_computes_the_same_and_in_pieces_too(length):
     arrays = [array.astype(np.float32) for array in inputs(length)]
     expected = loop(*arrays)
     decays, updates, initial = map(mx.array, arrays)
-    whole = mlxlm.linear_recurrence.linear_recurrence(decays, updates, initial)
+    whole = mlxlm.model.linear_recurrence.linear_recurrence(decays, updates, initial)
     np.testing.assert_allclose(np.array(whole), expected, rtol=1e-5, atol=1e-6)
     cut = length // 3
     if cut:
-        first = mlxlm.linear_recurrence.linear_recurrence(decays[:, :cut], updates[:, :cut], initial)
-        second = mlxlm.linear_recurrence.linear_recurrence(decays[:, cut:], updates[:, cut:], first[:, -1])
+        first = mlxlm.model.linear_recurrence.linear_recurrence(decays[:, :cut], updates[:, :cut], initial)
+        second = mlxlm.model.linear_recurrence.linear_recurrence(decays[:, cut:], updates[:, cut:], first[:, -1])
         np.testing.assert_allclose(np.array(mx.concatenate([first, second], axis=1)), expected, rtol=1e-5, atol=1e-6)
 
 

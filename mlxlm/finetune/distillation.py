@@ -1,0 +1,68 @@
+"""Distillation: a student learns what a frozen teacher expects, besides what the text says (arXiv 1503.02531)."""
+
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.formats.open_model import open_model
+from mlxlm.finetune.data import Batch
+from mlxlm.load import built_model
+from mlxlm.model.language_model import LanguageModel
+from mlxlm.model.loss import batch_hidden, head_loss_sum
+from shared_tokenizer.load import find_tokenizer
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
+
+
+class DistillationLoss:
+    """(1 - weight) * cross-entropy + weight * T^2 * KL(teacher || student), both of logits divided by T in the KL."""
+
+    def __init__(self, teacher: LanguageModel, weight: float, temperature: float, chunks: int = 1):
+        self._teacher, self._weight, self._temperature, self._chunks = teacher, weight, temperature, chunks
+
+    def __call__(self, model: LanguageModel, batch: Batch) -> tuple[mx.array, mx.array]:
+        """Summed loss over the tokens of the loss mask, and how many they are."""
+        rows = batch["targets"], batch["loss_mask"], mx.stop_gradient(batch_hidden(self._teacher, batch))
+        hidden = batch_hidden(model, batch)
+        return head_loss_sum(model, hidden, rows, self._losses, self._chunks), mx.sum(batch["loss_mask"])
+
+    def _losses(self, logits: mx.array, targets: mx.array, mask: mx.array, teacher_hidden: mx.array) -> mx.array:
+        taught = self._log_softmax(self._teacher.head(teacher_hidden))
+        divergence = mx.sum(mx.exp(taught) * (taught - self._log_softmax(logits)), axis=-1)
+        nats = nn.losses.cross_entropy(logits, targets)
+        # T^2 keeps the gradient of the softened divergence as large as that of the cross-entropy.
+        return ((1 - self._weight) * nats + self._weight * self._temperature**2 * divergence) * mask
+
+    def _log_softmax(self, logits: mx.array) -> mx.array:
+        return nn.log_softmax(logits / self._temperature, axis=-1)
+
+
+def open_teacher(path: Path, student: ModelConfig, tokenizer: Tokenizer, seq_len: int) -> LanguageModel:
+    """The frozen teacher of a student that is trained on sequences of so many tokens.
+
+    Raises ValueError where it is no dense model, has another vocabulary or cannot see a whole sequence.
+    """
+    artifact = open_model(path)
+    config = artifact.config
+    if config.has_packed_form:
+        raise ValueError(f"teacher: {path}: found a quantized model, expected a dense one")
+    if config.vocab_size != student.vocab_size:
+        raise ValueError(
+            f"teacher: {path}: found a vocabulary of {config.vocab_size} tokens, expected the model's "
+            f"{student.vocab_size}"
+        )
+    found = find_tokenizer(path, artifact.tokenizer_metadata)
+    if found is not None and found.fingerprint != tokenizer.fingerprint:
+        raise ValueError(
+            f"teacher: {path}: found tokenizer {found.fingerprint[:12]}..., expected the data's "
+            f"{tokenizer.fingerprint[:12]}...; name a teacher with the same tokenizer"
+        )
+    if config.max_seq_len < seq_len:
+        raise ValueError(
+            f"teacher: {path}: found a context of {config.max_seq_len}, expected at least seq_len {seq_len}"
+        )
+    teacher = built_model(artifact)
+    teacher.freeze()
+    teacher.eval()
+    return teacher

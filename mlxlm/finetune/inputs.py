@@ -1,0 +1,251 @@
+"""All that a fine-tuning run needs; what may be refused is refused here, and then nothing is left behind."""
+
+import contextlib
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import mlx.core as mx
+from rich.console import Console
+
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.artifact.artifact import Artifact
+from jaxlm.common.formats.open_model import open_model
+from jaxlm.common.run.optimizer_config import learning_rate_pieces
+from jaxlm.common.run.run_directory import RunDirectory, open_run_directory
+from jaxlm.common.run.stop_request import StopRequest
+from jaxlm.common.sampling import check_prompt
+from mlxlm.adapters.adapters import AdapterConfig, add_adapters, base_fingerprint
+from mlxlm.finetune.data import ProcessBatches
+from mlxlm.finetune.distillation import open_teacher
+from mlxlm.finetune.finetune_config import LONGEST_DEFAULT, RESUMABLE_CHANGES, FinetuneConfig
+from mlxlm.finetune.processes import any_of, is_first
+from mlxlm.finetune.qat import latent_model
+from mlxlm.finetune.warm_start import ramp_steps, warm_start_model
+from mlxlm.load import built_model
+from mlxlm.model.language_model import LanguageModel
+from shared_tokenizer.data.data_sets import DataSets
+from shared_tokenizer.data.examples import Example
+from shared_tokenizer.data.shards import MANIFEST
+from shared_tokenizer.load import find_tokenizer, tokenizer_directory
+from shared_tokenizer.manifest import seal_directory, verify_manifest
+from shared_tokenizer.preparation.prepare import PrepareConfig, prepare
+from shared_tokenizer.preparation.prepare_slice import Summary
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
+
+SETTINGS = "finetune.yaml"
+
+
+@dataclass(frozen=True)
+class FinetuneInputs:
+    """What a run works with."""
+
+    config: FinetuneConfig
+    model: LanguageModel
+    """With its trainable parameters unfrozen and all else frozen."""
+    teacher: LanguageModel | None
+    """What it is distilled from."""
+    adapters: AdapterConfig | None
+    """Of method lora."""
+    fingerprint: str
+    """sha256 of the model before the run."""
+    tokenizer: Tokenizer
+    tokenizer_dir: Path
+    """Its files."""
+    data_fingerprint: str
+    train: ProcessBatches
+    val: list[Example]
+    """Whole batches, the same on every process."""
+    num_train_steps: int
+    quantize_steps: int
+    """Steps before the model is ternary, where it is quantized on the way."""
+    seq_len: int
+    run: RunDirectory
+    stop: StopRequest
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.config.batch_size * self.seq_len
+
+    @property
+    def log_every_steps(self) -> int:
+        return self.config.log_every_steps
+
+
+def open_inputs(config: FinetuneConfig, console: Console, stack: contextlib.ExitStack) -> FinetuneInputs:
+    """Open all that a run needs, until `stack` is closed.
+
+    Raises ValueError on settings, a model, data or a run directory that do not fit; a new run directory is taken away
+    then.
+    """
+    artifact = open_model(Path(config.model))
+    tokenizer = find_tokenizer(Path(config.model), artifact.tokenizer_metadata)
+    seq_len = _seq_len(config, artifact.config)
+    mx.random.seed(config.seed)
+    model, adapters, fingerprint = _trainable(config, artifact)
+    run = stack.enter_context(_run_directory(config))
+    with contextlib.ExitStack() as opening:
+        if is_first() and not config.resume:
+            opening.callback(shutil.rmtree, run.path, ignore_errors=True)
+        sets = _open_data(config, tokenizer, run, seq_len, console)
+        if sets.tokenizer.vocab_size > artifact.config.vocab_size:
+            raise ValueError(
+                f"data: found shards of a tokenizer of {sets.tokenizer.vocab_size} tokens, expected at most the "
+                f"model's vocab_size {artifact.config.vocab_size}"
+            )
+        teacher = None
+        if config.teacher is not None:
+            teacher = open_teacher(Path(config.teacher), artifact.config, sets.tokenizer, seq_len)
+        for line in sets.packing_reports():
+            console.print(line)
+        train = ProcessBatches(sets, config.batch_size, config.seed)
+        steps = _num_train_steps(config, sum(map(len, sets.train)))
+        learning_rate_pieces(config.optimizer, steps)
+        quantize_steps = ramp_steps(config.quantize_steps, steps)
+        if config.sample_tokens:
+            prompt = sets.tokenizer.encode_prompt(config.sample_prompt)
+            check_prompt(prompt, artifact.config.vocab_size, artifact.config.max_seq_len)
+        inputs = FinetuneInputs(
+            config=config,
+            model=model,
+            teacher=teacher,
+            adapters=adapters,
+            fingerprint=fingerprint,
+            tokenizer=sets.tokenizer,
+            tokenizer_dir=sets.tokenizer_dir,
+            data_fingerprint=sets.fingerprint,
+            train=train,
+            val=sets.evaluation_batches(config.batch_size, config.eval_batches),
+            num_train_steps=steps,
+            quantize_steps=quantize_steps,
+            seq_len=seq_len,
+            run=run,
+            stop=stack.enter_context(StopRequest()),
+        )
+        opening.pop_all()
+    return inputs
+
+
+def _seq_len(config: FinetuneConfig, model: ModelConfig) -> int:
+    if config.seq_len is None:
+        return min(LONGEST_DEFAULT, model.max_seq_len)
+    if config.seq_len > model.max_seq_len:
+        raise ValueError(
+            f"seq_len: found {config.seq_len}, expected at most the model's context of {model.max_seq_len}"
+        )
+    return config.seq_len
+
+
+def _num_train_steps(config: FinetuneConfig, examples: int) -> int:
+    if config.num_train_steps is not None:
+        return config.num_train_steps
+    epochs = 1.0 if config.epochs is None else config.epochs
+    return max(1, math.ceil(epochs * examples / config.batch_size))
+
+
+def _trainable(config: FinetuneConfig, artifact: Artifact) -> tuple[LanguageModel, AdapterConfig | None, str]:
+    """The model as the method trains it, its adapters, and its fingerprint before."""
+    has_quantized = artifact.config.has_packed_form
+    if config.method == "lora":
+        model = built_model(artifact)
+        fingerprint = base_fingerprint(model)
+        return model, add_adapters(model, config.adapters()), fingerprint
+    if config.quantize is None and has_quantized != (config.method == "qat"):
+        fitting = "qat" if has_quantized else "full"
+        raise ValueError(f"method: found {config.method!r}, expected 'lora' or {fitting!r} for this model")
+    model = latent_model(artifact) if config.quantize is None else warm_start_model(artifact)
+    if config.num_layers > len(model.layers):
+        raise ValueError(f"num_layers: found {config.num_layers}, expected at most the model's {len(model.layers)}")
+    if config.num_layers:
+        model.freeze()
+        for block in model.layers[-config.num_layers :]:
+            block.unfreeze()
+    return model, None, base_fingerprint(model)
+
+
+@contextlib.contextmanager
+def _run_directory(config: FinetuneConfig) -> Iterator[RunDirectory]:
+    """The run directory, made and locked by the first process before the others go on."""
+    path = Path(config.output_dir)
+    with contextlib.ExitStack() as stack:
+        run, error = RunDirectory(path), None
+        if is_first():
+            try:
+                opened = open_run_directory(
+                    path, asdict(config), resume=config.resume, may_change=RESUMABLE_CHANGES, settings_file=SETTINGS
+                )
+                run = stack.enter_context(opened)
+            except (ValueError, OSError) as found:
+                error = found
+        _agree(error)
+        yield run
+
+
+def _agree(error: Exception | None) -> None:
+    """Raise the error of this process, or that another has one."""
+    if any_of(error is not None):
+        raise error or ValueError(f"process {mx.distributed.init().rank()}: ended, because the first process did")
+
+
+def _open_data(
+    config: FinetuneConfig, tokenizer: Tokenizer | None, run: RunDirectory, seq_len: int, console: Console
+) -> DataSets:
+    """The shard sets that are named, and one of all texts and chats that are named."""
+    shards = [Path(path) for path in config.data if (Path(path) / MANIFEST).is_file()]
+    texts = [path for path in config.data if Path(path) not in shards]
+    if texts:
+        error = None
+        if is_first():
+            try:
+                _prepare(config, texts, tokenizer, run, console)
+            except (ValueError, OSError) as found:
+                error = found
+        _agree(error)
+        shards.append(run.data)
+    sets = DataSets.open(
+        shards,
+        seq_len,
+        packing=config.packing,
+        document_mask=config.document_mask,
+        verify=verify_manifest if config.verify_data else lambda directory: None,
+    )
+    if tokenizer is not None and tokenizer.fingerprint != sets.tokenizer.fingerprint:
+        raise ValueError(
+            f"data: shards were made with tokenizer {sets.tokenizer.fingerprint[:12]}..., expected the model's "
+            f"{tokenizer.fingerprint[:12]}...; name the text itself, or prepare it with the model's tokenizer"
+        )
+    return sets
+
+
+def _prepare(
+    config: FinetuneConfig, texts: list[str], tokenizer: Tokenizer | None, run: RunDirectory, console: Console
+) -> None:
+    """Texts and chats -> token shards in the run directory, by the model's own tokenizer and chat template."""
+    if tokenizer is None:
+        raise ValueError(f"{config.model}: found no tokenizer, so text cannot be read; name token shards as data")
+    with tokenizer_directory(Path(config.model), tokenizer) as source:
+        settings = PrepareConfig(
+            output_dir=str(run.data),
+            input=texts,
+            tokenizer=str(source),
+            text_column=config.text_column,
+            chat_format=config.chat_format,
+            val_fraction=config.val_fraction,
+            document_characters=config.document_characters,
+            max_bad_rows=config.max_bad_rows,
+            num_workers=1,
+        )
+        prepare(settings, lambda sha256: seal_directory(run.data, sha256), _Reporter(console))
+
+
+class _Reporter:
+    def __init__(self, console: Console):
+        self._console = console
+
+    def say(self, line: str) -> None:
+        self._console.print(line)
+
+    def slices(self, done: int, total: int, so_far: Summary) -> None:
+        pass

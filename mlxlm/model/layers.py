@@ -1,0 +1,122 @@
+"""The small layers, as in jaxlm/model/layers.py: norm, linear (dense or ternary), embedding, gated feed-forward."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.ternary import affine_words, pack_affine, quantize_rows, quantize_weight
+from mlxlm.model.lora import LoRABitLinear
+from mlxlm.model.ternary_linear import ternary_linear
+
+
+def relu2(x: mx.array) -> mx.array:
+    """Squared ReLU."""
+    return mx.square(nn.relu(x))
+
+
+ACTIVATIONS = {"silu": nn.silu, "gelu": nn.gelu, "relu2": relu2}
+
+
+class BitLinear(nn.Module):
+    """The ternary linear of BitNet b1.58 over packed codes, optionally with a norm before it.
+
+    Invariant: dequantized == codes * weight_scale. `weight` holds the codes as `pack_affine` packs them.
+    """
+
+    def __init__(self, config: ModelConfig, in_features: int, out_features: int):
+        super().__init__()
+        self.in_features = in_features
+        self._scale_dtype = config.scale_dtype
+        self.weight = mx.zeros((out_features, affine_words(in_features)), mx.uint32)
+        self.weight_scale = mx.ones((1,), mx.float32)
+        if config.linear_norm:
+            self.rms_norm = nn.RMSNorm(in_features, config.norm_eps)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return ternary_linear(self.normed(x), self.weight, self.weight_scale)
+
+    def normed(self, x: mx.array) -> mx.array:
+        """What the weight sees of an input."""
+        return self.rms_norm(x) if "rms_norm" in self else x
+
+    def from_latent(self, weight: mx.array) -> dict[str, mx.array]:
+        """The parameters that hold latent weights `[out, in]`, ternarised as in training."""
+        codes, scale = quantize_weight(to_numpy(weight), self._scale_dtype, np)
+        return {"weight": mx.array(pack_affine(codes)), "weight_scale": mx.array(scale.reshape(1))}
+
+    def to_lora(self, r: int, scale: float, dropout: float) -> LoRABitLinear:
+        """This layer with an adapter beside it; mlx-lm's LoRA calls it."""
+        return LoRABitLinear(self, r, scale, dropout)
+
+
+def to_numpy(x: mx.array) -> np.ndarray:
+    """As float32: numpy has no bfloat16."""
+    return np.array(x.astype(mx.float32))
+
+
+def block_linear(config: ModelConfig, in_features: int, out_features: int) -> nn.Module:
+    """A linear layer of a block, of the kind the config asks for."""
+    if config.linear == "ternary":
+        return BitLinear(config, in_features, out_features)
+    return nn.Linear(in_features, out_features, bias=False)
+
+
+class Embedding(nn.Module):
+    """The token table `[V, D]`, float or quantized, and its use as the tied head."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self._config = config
+        shape = (config.vocab_size, config.hidden_size)
+        if config.embedding == "float":
+            self.weight = mx.zeros(shape)
+        else:
+            # Dequantized == codes * scale: one scale a row, or one for a ternary table.
+            self.codes = mx.zeros(shape, mx.int8)
+            self.scale = mx.ones((shape[0] if config.embedding == "int8" else 1, 1))
+
+    def __call__(self, token_ids: mx.array) -> mx.array:
+        if "weight" in self:
+            return self.weight[token_ids]
+        scale = self.scale[token_ids] if self.scale.shape[0] > 1 else self.scale[0]
+        return self.codes[token_ids] * scale
+
+    def attend(self, x: mx.array) -> mx.array:
+        """Logits of the tied head."""
+        if "weight" in self:
+            return x @ self.weight.T
+        return (x @ self.codes.astype(x.dtype).T) * self.scale.T
+
+    def from_latent(self, weight: mx.array) -> dict[str, mx.array]:
+        """The parameters that hold a latent table `[V, D]`, quantized as in training."""
+        if self._config.embedding == "float":
+            return {"weight": weight}
+        if self._config.embedding == "int8":
+            codes, scale = quantize_rows(to_numpy(weight), np)
+        else:
+            codes, scale = quantize_weight(to_numpy(weight), self._config.scale_dtype, np)
+        return {"codes": mx.array(codes), "scale": mx.array(scale.reshape(-1, 1))}
+
+
+class FeedForward(nn.Module):
+    """down(act(gate(x)) * up(x)), with a norm before `down` where the config has sub-norms."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self._activation = ACTIVATIONS[config.activation]
+        self.gate_proj = block_linear(config, config.hidden_size, (1 + config.fused_gate) * config.intermediate_size)
+        if not config.fused_gate:
+            self.up_proj = block_linear(config, config.hidden_size, config.intermediate_size)
+        self.down_proj = block_linear(config, config.intermediate_size, config.hidden_size)
+        if config.sub_norm:
+            self.ffn_sub_norm = nn.RMSNorm(config.intermediate_size, config.norm_eps)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        gate, up = (
+            (self.gate_proj(x), self.up_proj(x)) if "up_proj" in self else mx.split(self.gate_proj(x), 2, axis=-1)
+        )
+        inner = self._activation(gate) * up
+        if "ffn_sub_norm" in self:
+            inner = self.ffn_sub_norm(inner)
+        return self.down_proj(inner)

@@ -1,0 +1,25 @@
+"""The two classes by which stock mlx-lm builds the model of a directory."""
+
+from typing import Any
+
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.hf_config import HF_KEYS, OWN_KEYS
+from mlxlm.model.language_model import LanguageModel
+
+
+class ModelArgs(ModelConfig):
+    """The model's config, read from config.json."""
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "ModelArgs":
+        """From the keys of config.json; mlx-lm itself looks after the token ids, of which it may put several."""
+        fields = {field: content[key] for field, key in HF_KEYS.items() if not field.endswith("_id")}
+        return cls(**fields, **{field: content["jaxlm"][field] for field in OWN_KEYS})
+
+
+class Model(LanguageModel):
+    """The model, with the config where mlx-lm looks for it."""
+
+    def __init__(self, args: ModelArgs):
+        super().__init__(args)
+        self.args = args

@@ -1,0 +1,113 @@
+"""The routes: OpenAI's models, chat and completions over one engine."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Collection
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from mlxlm.server.engine import Engine, Generation
+from mlxlm.server.errors import ApiError, answer_api_error, answer_fault, answer_http_error
+from mlxlm.server.guard import OPEN_ROUTE, Guard
+from mlxlm.server.json_body import read_body
+from mlxlm.server.requests import CompletionRequest, ServedModel, read_chat, read_completion
+from mlxlm.server.responses import ChatReply, Reply, TextReply, gather, model_object, stream
+
+
+def make_app(
+    model: ServedModel, engine: Engine, *, hosts: Collection[str], api_key: str | None, max_body_bytes: int
+) -> Starlette:
+    """The application; it starts and stops the engine. `hosts` are the values of Host that are served."""
+    routes = _Routes(model, engine, max_body_bytes)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        engine.stop()
+        await run_in_threadpool(engine.join)
+
+    app = Starlette(
+        routes=[
+            Route(OPEN_ROUTE, routes.health),
+            Route("/v1/models", routes.models),
+            Route("/v1/models/{name:path}", routes.model),
+            Route("/v1/chat/completions", routes.chat, methods=["POST"]),
+            Route("/v1/completions", routes.completion, methods=["POST"]),
+        ],
+        middleware=[Middleware(Guard, hosts=hosts, api_key=api_key)],
+        exception_handlers={ApiError: answer_api_error, HTTPException: answer_http_error, Exception: answer_fault},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+class _Routes:
+    def __init__(self, model: ServedModel, engine: Engine, max_body_bytes: int):
+        self._model, self._engine, self._max_body_bytes = model, engine, max_body_bytes
+        self._created = int(time.time())
+
+    async def health(self, http: Request) -> Response:
+        return JSONResponse({"status": "ok"}) if self._engine.is_alive else JSONResponse({"status": "stopped"}, 503)
+
+    async def models(self, http: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [model_object(self._model.name, self._created)]})
+
+    async def model(self, http: Request) -> Response:
+        self._model.check_name(http.path_params["name"])
+        return JSONResponse(model_object(self._model.name, self._created))
+
+    async def chat(self, http: Request) -> Response:
+        return await self._complete(http, read_chat, ChatReply(self._model.name))
+
+    async def completion(self, http: Request) -> Response:
+        return await self._complete(http, read_completion, TextReply(self._model.name))
+
+    async def _complete(
+        self, http: Request, read: Callable[[bytes, ServedModel], CompletionRequest], reply: Reply
+    ) -> Response:
+        body = await read_body(http, self._max_body_bytes)
+        request = await run_in_threadpool(read, body, self._model)
+        generation = self._engine.submit(request.task)
+        if request.stream:
+            return _EventStream(generation, stream(generation.events(), reply, request.include_usage))
+        async with _cancelled_when_gone(http.receive, generation):
+            return JSONResponse(await gather(generation.events(), reply))
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events of a generation."""
+
+    def __init__(self, generation: Generation, events: AsyncIterator[str]):
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._generation = generation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with _cancelled_when_gone(receive, self._generation):
+            await self.stream_response(send)
+
+
+@contextlib.asynccontextmanager
+async def _cancelled_when_gone(receive: Receive, generation: Generation) -> AsyncIterator[None]:
+    """Cancel the generation when the client closes the connection, and when the answer is over, however it ended."""
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        generation.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
+        generation.cancel()

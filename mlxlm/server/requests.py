@@ -1,0 +1,217 @@
+"""Requests of OpenAI's API, checked, as tasks for the engine.
+
+A field that would change the answer and is not served is refused, unless its value asks for nothing; `IGNORED` ones
+change no answer.
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxlm.common.sampling import LARGEST_SEED, SMALLEST_TEMPERATURE, SMALLEST_TOP_P, Sampling, check_prompt
+from mlxlm.server.engine import Task
+from mlxlm.server.errors import ApiError
+from mlxlm.server.json_body import Fields, parse_object, refuse
+from mlxlm.server.reply_text import ReplyText
+from shared_tokenizer.chat.formats import ChatFormat
+from shared_tokenizer.chat.messages import encode_generation_prompt, parse_messages, stop_ids
+from shared_tokenizer.chat.reply_stream import ReplyStream
+from shared_tokenizer.tokenizers.tokenizer import TextStream, Tokenizer
+
+MOST_STOPS = 4
+LONGEST_STOP = 256  # characters
+LARGEST_TEMPERATURE = 2.0
+
+IGNORED = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+    }
+)
+# Fields of the official API that are not served, and the values by which they ask for nothing.
+ASKING_NOTHING: dict[str, tuple[Any, ...]] = {
+    "best_of": (1,),
+    "echo": (False,),
+    "frequency_penalty": (0, 0.0),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "modalities": (["text"],),
+    "n": (1,),
+    "presence_penalty": (0, 0.0),
+    "response_format": ({"type": "text"},),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+}
+# Names are passed over: no chat format has a place for them.
+MESSAGE_FIELDS = ("role", "content", "name", "refusal", "annotations")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """What requests are checked against. `chat_format` is None where the model has none that is known."""
+
+    name: str
+    tokenizer: Tokenizer
+    chat_format: ChatFormat | None
+    vocab_size: int
+    max_seq_len: int
+    max_tokens: int
+    """Tokens of an answer where the request does not say, at most."""
+
+    def check_name(self, name: str) -> None:
+        """Raises ApiError (404) where another model is asked for."""
+        if name != self.name:
+            message = f"model: found {name[:100]!r}, expected {self.name!r}, the only one that is served"
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionRequest:
+    """What to generate, and how to answer."""
+
+    task: Task
+    stream: bool
+    include_usage: bool
+
+
+def read_chat(body: bytes, model: ServedModel) -> CompletionRequest:
+    """The request of /v1/chat/completions. Raises ApiError naming the field."""
+    fields = _fields(body, model)
+    if model.chat_format is None:
+        message = (
+            f"{model.name} has no chat format that is known here; use /v1/completions, which continues a text, or let "
+            f"the server be started with the chat_format that it was trained with"
+        )
+        raise ApiError(400, message, code="no_chat_format")
+    prompt = _chat_prompt(fields.take("messages"), model.tokenizer, model.chat_format)
+    _check_prompt(prompt, model, "messages")
+    reply = ReplyText(ReplyStream(model.tokenizer, model.chat_format), _stops(fields))
+    return _request(fields, model, prompt, stop_ids(model.tokenizer, model.chat_format), reply)
+
+
+def read_completion(body: bytes, model: ServedModel) -> CompletionRequest:
+    """The request of /v1/completions. Raises ApiError naming the field."""
+    fields = _fields(body, model)
+    prompt = _text_prompt(fields.take("prompt"), model.tokenizer)
+    _check_prompt(prompt, model, "prompt")
+    stream = TextStream(model.tokenizer)
+    for token in prompt:  # so that the answer goes on where the prompt ends, within a character or after a space
+        stream.add(token)
+    return _request(fields, model, prompt, [model.tokenizer.eos_id], ReplyText(stream, _stops(fields)))
+
+
+def _fields(body: bytes, model: ServedModel) -> Fields:
+    fields = Fields(parse_object(body))
+    name = fields.take("model")
+    if not isinstance(name, str):
+        raise refuse("model", name, f"{model.name!r}")
+    model.check_name(name)
+    return fields
+
+
+def _chat_prompt(messages: object, tokenizer: Tokenizer, chat_format: ChatFormat) -> list[int]:
+    try:
+        parsed = parse_messages(messages, needs_reply=False)
+        _check_message_fields(messages)
+        return encode_generation_prompt(parsed, tokenizer, chat_format)
+    except ValueError as error:
+        raise ApiError(400, str(error), param="messages") from None
+
+
+def _check_message_fields(messages: Any) -> None:
+    """Raises ValueError where a message says more than text: calls of tools, for one."""
+    for number, message in enumerate(messages):
+        for name, value in message.items():
+            if name not in MESSAGE_FIELDS and value not in (None, []):
+                raise ValueError(f"messages[{number}]: found {name[:100]!r}, expected only a role and a content")
+
+
+def _text_prompt(prompt: object, tokenizer: Tokenizer) -> list[int]:
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
+        prompt = prompt[0]
+    if isinstance(prompt, str):
+        try:
+            return tokenizer.encode_prompt(prompt)
+        except ValueError as error:
+            raise ApiError(400, str(error), param="prompt") from None
+    if isinstance(prompt, list) and all(type(token) is int for token in prompt):
+        return prompt
+    raise refuse("prompt", prompt, "one text or one list of token ids")
+
+
+def _stops(fields: Fields) -> Sequence[str]:
+    found = fields.take("stop")
+    stops = [] if found is None else [found] if isinstance(found, str) else found
+    valid = isinstance(stops, list) and len(stops) <= MOST_STOPS
+    if not valid or not all(isinstance(stop, str) and 0 < len(stop) <= LONGEST_STOP for stop in stops):
+        raise refuse("stop", found, f"a text, or at most {MOST_STOPS} of them, of 1 to {LONGEST_STOP} characters")
+    return stops
+
+
+def _check_prompt(prompt: list[int], model: ServedModel, param: str) -> None:
+    try:
+        check_prompt(prompt, model.vocab_size, model.max_seq_len)
+    except ValueError as error:
+        code = "context_length_exceeded" if len(prompt) >= model.max_seq_len else None
+        raise ApiError(400, str(error), param=param, code=code) from None
+
+
+def _request(
+    fields: Fields, model: ServedModel, prompt: list[int], ends: Sequence[int], reply: ReplyText
+) -> CompletionRequest:
+    """What is the same for both routes."""
+    sampling = _sampling(fields, model, model.max_seq_len - len(prompt))
+    stream, include_usage = fields.flag("stream"), _include_usage(fields)
+    _check_rest(fields)
+    task = Task(prompt=prompt, sampling=sampling, stop_ids=frozenset(ends), reply=reply)
+    return CompletionRequest(task=task, stream=stream, include_usage=include_usage)
+
+
+def _sampling(fields: Fields, model: ServedModel, room: int) -> Sampling:
+    """Settings of the official API, and our own `top_k` and `min_p`."""
+    names = ("max_completion_tokens", "max_tokens")
+    asked = [most for name in names if (most := fields.integer(name, 1, model.max_seq_len)) is not None]
+    if len(set(asked)) > 1:
+        raise refuse("max_tokens", asked[1], f"{asked[0]}, as max_completion_tokens says, or only one of them")
+    seed = fields.integer("seed", 0, LARGEST_SEED)
+    # Clients write numbers next to 0 for the likeliest token alone.
+    temperature = fields.number("temperature", 1.0, 0.0, LARGEST_TEMPERATURE)
+    return Sampling(
+        max_tokens=min(asked[0] if asked else model.max_tokens, room),
+        temperature=temperature if temperature >= SMALLEST_TEMPERATURE else 0.0,
+        top_p=max(SMALLEST_TOP_P, fields.number("top_p", 1.0, 0.0, 1.0)),
+        top_k=fields.integer("top_k", 0, model.vocab_size) or 0,
+        min_p=fields.number("min_p", 0.0, 0.0, 1.0),
+        seed=secrets.randbelow(LARGEST_SEED) if seed is None else seed,
+    )
+
+
+def _include_usage(fields: Fields) -> bool:
+    options = fields.take("stream_options")
+    if options is None:
+        return False
+    if not isinstance(options, dict):
+        raise refuse("stream_options", options, "an object")
+    return Fields(options).flag("include_usage")
+
+
+def _check_rest(fields: Fields) -> None:
+    for name, value in fields.rest.items():
+        if name in IGNORED:
+            continue
+        if name not in ASKING_NOTHING:
+            raise ApiError(400, f"{name[:100]}: no field that is served here; leave it out", param=name[:100])
+        if not any(type(value) is type(nothing) and value == nothing for nothing in ASKING_NOTHING[name]):
+            raise refuse(name, value, f"{ASKING_NOTHING[name][0]!r} or nothing: it is not served here")

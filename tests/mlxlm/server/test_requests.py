@@ -1,0 +1,173 @@
+import dataclasses
+import json
+
+import pytest
+
+from jaxlm.common.sampling import LARGEST_SEED
+from mlxlm.server.errors import ApiError
+from mlxlm.server.requests import read_chat, read_completion
+from shared_tokenizer.chat.formats import CHATML
+from shared_tokenizer.chat.messages import Message, encode_generation_prompt, stop_ids
+from tests.mlxlm.server.served_models import CONTEXT, NAME, served
+
+USER = {"role": "user", "content": "add"}
+
+
+def chat(tokenizer, **fields):
+    content = {"model": NAME, "messages": [USER]} | fields
+    return read_chat(json.dumps(content).encode(), served(tokenizer))
+
+
+def completion(tokenizer, **fields):
+    content = {"model": NAME, "prompt": "add"} | fields
+    return read_completion(json.dumps(content).encode(), served(tokenizer))
+
+
+def test_defaults_are_those_of_the_api_but_for_the_length(tokenizer):
+    request = chat(tokenizer)
+    task, sampling = request.task, request.task.sampling
+    assert task.prompt == encode_generation_prompt([Message("user", "add")], tokenizer, CHATML)
+    assert task.stop_ids == set(stop_ids(tokenizer, CHATML))
+    assert (sampling.temperature, sampling.top_p, sampling.max_tokens) == (1.0, 1.0, 16)
+    assert (request.stream, request.include_usage) == (False, False)
+    assert chat(tokenizer).task.sampling.seed != sampling.seed
+
+
+def test_what_is_asked_for_is_done(tokenizer):
+    request = chat(
+        tokenizer,
+        temperature=0,
+        top_p=0,
+        top_k=300,
+        min_p=0.5,
+        seed=LARGEST_SEED,
+        max_completion_tokens=CONTEXT,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    sampling = request.task.sampling
+    assert (sampling.temperature, sampling.top_k, sampling.min_p, sampling.seed) == (0, 300, 0.5, LARGEST_SEED)
+    assert 0 < sampling.top_p < 1e-5
+    almost_greedy = chat(tokenizer, temperature=1e-300, top_p=1e-300).task.sampling
+    assert (almost_greedy.temperature, almost_greedy.top_p) == (0, sampling.top_p)
+    assert sampling.max_tokens == CONTEXT - len(request.task.prompt)
+    assert request.stream and request.include_usage
+
+
+def test_prompts_of_text_and_of_ids(tokenizer):
+    ids = tokenizer.encode_prompt("add")
+    for prompt in ("add", ["add"], ids):
+        assert completion(tokenizer, prompt=prompt).task.prompt == ids
+    assert completion(tokenizer).task.stop_ids == {tokenizer.eos_id}
+
+
+def test_a_text_goes_on_within_a_character(tokenizer):
+    ids = tokenizer.encode("\N{SLIGHTLY SMILING FACE}")
+    reply = completion(tokenizer, prompt=ids[:-1]).task.reply
+    assert reply.add(ids[-1]) == "\N{SLIGHTLY SMILING FACE}"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n": 1, "presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "logprobs": False, "tools": []},
+        {"user": "me", "store": True, "metadata": {"a": "b"}, "service_tier": "auto", "parallel_tool_calls": True},
+        {"response_format": {"type": "text"}, "tool_choice": "auto", "stop": None, "temperature": None},
+        {"messages": [USER | {"name": "me", "refusal": None, "tool_calls": None, "audio": None}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "add"}]}]},
+        {"max_tokens": 5, "max_completion_tokens": 5, "stop": ["a", "b", "c", "d"]},
+    ],
+)
+def test_fields_that_change_nothing_are_fine(tokenizer, fields):
+    assert chat(tokenizer, **fields).task.prompt
+
+
+@pytest.mark.parametrize(
+    ("param", "value"),
+    [
+        *(("temperature", value) for value in (-0.1, 2.1, "hot", True, [])),
+        *(("top_p", value) for value in (-0.1, 1.1, "1")),
+        *(("max_tokens", value) for value in (0, -1, 1.5, CONTEXT + 1, 10**30, "5", True)),
+        *(("max_completion_tokens", value) for value in (0, CONTEXT + 1)),
+        *(("seed", value) for value in (-1, LARGEST_SEED + 1, 0.5)),
+        *(("top_k", value) for value in (-1, 301)),
+        *(("stop", value) for value in ("", ["a"] * 5, [""], [1], 1, "x" * 257, {})),
+        *(("stream_options", value) for value in ([], "usage")),
+        *(("n", value) for value in (2, 0, True, 1.0)),
+        *(("presence_penalty", value) for value in (0.5, -1, "0")),
+        ("frequency_penalty", 1),
+        ("logprobs", True),
+        ("logprobs", 0),
+        ("top_logprobs", 3),
+        ("logit_bias", {"50": 1}),
+        ("tools", [{"type": "function"}]),
+        ("tool_choice", "required"),
+        ("response_format", {"type": "json_object"}),
+        ("reasoning_effort", "high"),
+        ("repetition_penalty", 1.1),
+        ("nonsense" * 100, 1),
+    ],
+)
+def test_a_field_that_is_wrong_or_not_served_is_named(tokenizer, param, value):
+    for read in (chat, completion):
+        with pytest.raises(ApiError) as caught:
+            read(tokenizer, **{param: value})
+        error = caught.value.body()["error"]
+        assert (caught.value.status, error["param"]) == (400, param[:100])
+        assert error["message"].startswith(param[:100])
+
+
+def test_two_lengths_are_one_too_many(tokenizer):
+    with pytest.raises(ApiError, match="max_tokens: found 6, expected 5, as max_completion_tokens says"):
+        chat(tokenizer, max_tokens=6, max_completion_tokens=5)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        (None, "found nothing, expected a list"),
+        ([], "found an empty list"),
+        ("add", "found a str"),
+        ([1], r"messages\[0\]: found a int"),
+        ([{"role": "user"}], "found the keys 'role'"),
+        ([{"role": "user", "content": ""}], "found nothing, expected what the user says"),
+        ([{"role": "user", "content": None}], "found nothing, expected a text"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "found a part that is 'image_url'"),
+        ([{"role": "tool", "content": "x"}], "found the role 'tool'"),
+        ([USER, {"role": "assistant", "content": "x"}], "expected the user's"),
+        ([USER, {"role": "system", "content": "x"}], "a system message"),
+        ([USER | {"tool_calls": [{"id": "1"}]}], r"messages\[0\]: found 'tool_calls'"),
+        ([{"role": "user", "content": "x " * CONTEXT}], "expected fewer than the model's context"),
+    ],
+)
+def test_conversations_that_cannot_be_answered(tokenizer, messages, message):
+    with pytest.raises(ApiError, match=message) as caught:
+        chat(tokenizer, messages=messages)
+    assert (caught.value.status, caught.value.body()["error"]["param"]) == (400, "messages")
+
+
+@pytest.mark.parametrize(
+    "prompt", [None, 1, [], ["a", "b"], [[1, 2]], [True], [1.0], [-1], [300], [2**70], [1] * CONTEXT]
+)
+def test_prompts_that_cannot_be_continued(tokenizer, prompt):
+    with pytest.raises(ApiError) as caught:
+        completion(tokenizer, prompt=prompt)
+    error = caught.value.body()["error"]
+    assert (caught.value.status, error["param"]) == (400, "prompt")
+    assert (error["code"] == "context_length_exceeded") == (prompt == [1] * CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("name", "status"), [("other", 404), ("", 404), ("/etc", 404), ("x" * 9999, 404), (1, 400), (None, 400)]
+)
+def test_only_the_model_that_is_served(tokenizer, name, status):
+    with pytest.raises(ApiError, match=r"model: found .*, expected 'tiny'") as caught:
+        completion(tokenizer, model=name)
+    assert caught.value.status == status
+
+
+def test_a_model_without_a_chat_format_says_so(tokenizer):
+    model = dataclasses.replace(served(tokenizer), chat_format=None)
+    body = json.dumps({"model": NAME, "messages": [USER]}).encode()
+    with pytest.raises(ApiError, match="no chat format that is known here; use /v1/completions"):
+        read_chat(body, model)

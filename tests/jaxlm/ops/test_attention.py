@@ -9,7 +9,7 @@ import jaxlm.ops.attention
 from jaxlm.model.language_model import REMAT_POLICIES
 from jaxlm.ops.attention import causal_attention, choose_kernel
 from jaxlm.ops.splash_attention import splash_attention
-from tests.jaxlm.attention_inputs import inputs, whole
+from tests.jaxlm.ops.attention_inputs import inputs, whole
 
 
 def test_cudnn_takes_a_long_sequence_by_blocks(monkeypatch):

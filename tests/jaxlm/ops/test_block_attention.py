@@ -5,7 +5,7 @@ import pytest
 
 import jaxlm.ops.block_attention
 from jaxlm.ops.block_attention import block_attention
-from tests.jaxlm.attention_inputs import inputs, whole
+from tests.jaxlm.ops.attention_inputs import inputs, whole
 
 
 @pytest.mark.parametrize("segmented", [False, True])

@@ -10,13 +10,22 @@ from jaxlm.parallel.distributed import DistributedConfig
 from jaxlm.parallel.sharding import MeshConfig, batch_share, check_batch, check_model
 from tests.conftest import TINY
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 def test_on_eight_simulated_devices():
     # A process of its own: the number of devices is fixed when jax starts.
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    command = [sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", "-rP", "tests/jaxlm/eight_devices.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n0",
+        "-p",
+        "no:cacheprovider",
+        "-rP",
+        "tests/jaxlm/parallel/eight_devices.py",
+    ]
     done = subprocess.run(
         command,
         cwd=ROOT,

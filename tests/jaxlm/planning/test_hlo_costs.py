@@ -13,7 +13,7 @@ import pytest
 
 from jaxlm.planning.hlo_costs import hlo_costs
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 PROGRAM = Path(__file__).parent / "small_programs.py"
 
 

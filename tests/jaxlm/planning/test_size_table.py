@@ -3,7 +3,7 @@ from pathlib import Path
 
 from jaxlm.planning.size_table import SIZES, size_table
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "sizes.md"
+PAGE = Path(__file__).parents[3] / "docs" / "sizes.md"
 
 
 def test_the_page_is_what_the_program_says_and_no_two_models_are_of_one_size():

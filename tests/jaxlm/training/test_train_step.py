@@ -19,7 +19,7 @@ from shared_tokenizer.data.examples import to_example
 from shared_tokenizer.data.shards import Span
 from tests.conftest import TINY, VARIANTS
 
-_FOLDER = Path(__file__).parent.parent / "golden"
+_FOLDER = Path(__file__).parents[2] / "golden"
 GOLDEN = {
     _FOLDER / "train_step.json": TINY,
     _FOLDER / "train_step_hybrid.json": dataclasses.replace(TINY, **VARIANTS["hybrid"]),

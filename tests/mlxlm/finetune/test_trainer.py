@@ -13,6 +13,7 @@ import mlxlm.finetune.checkpoint
 import mlxlm.finetune.trainer
 from jaxlm.common.formats.open_model import open_model
 from jaxlm.common.run.metrics_log import read_metrics
+from jaxlm.common.run.optimizer_config import OptimizerConfig
 from mlxlm.finetune.finetune_config import FinetuneConfig
 from mlxlm.finetune.qat import ternary_paths
 from mlxlm.finetune.trainer import finetune
@@ -60,7 +61,7 @@ def config(place, name, model="packed", **settings):
     } | settings
     if "teacher" in settings:
         settings["teacher"] = str(place / settings["teacher"])
-    optimizer = mlxlm.finetune_config.OptimizerConfig(**settings.pop("optimizer"))
+    optimizer = OptimizerConfig(**settings.pop("optimizer"))
     return FinetuneConfig(model=str(place / model), output_dir=str(place / name), optimizer=optimizer, **settings)
 
 

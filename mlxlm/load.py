@@ -1,4 +1,4 @@
-"""Open a model for use from MLX: what `open_model` opens."""
+"""Load a model and its tokenizer into MLX, from any directory or file that `open_model` reads."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.formats.mlx import module_tensors
 from jaxlm.common.formats.open_model import open_model
 from mlxlm.adapters.adapters import load_adapters
-from mlxlm.model.language_model import LanguageModel, held_form
+from mlxlm.model.language_model import LanguageModel, quantized_form
 from shared_tokenizer.load import find_tokenizer
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
@@ -16,10 +16,12 @@ from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 def load_model(
     path: str | Path, *, verify: bool = True, adapter_path: str | Path | None = None
 ) -> tuple[LanguageModel, Tokenizer | None]:
-    """Model and tokenizer (None where there is none) of what `open_model` opens.
+    """Return the model and its tokenizer, or None if it has none.
 
-    `model(mx.array(ids))` gives logits. Ternary weights are packed to 2 bits, whichever way they are stored. The
-    adapters of `adapter_path` are put beside them. Raises ValueError naming what is wrong with either.
+    `path` is an artifact, a run directory's artifact, a transformers or MLX directory, or a GGUF file (`open_model`).
+    `model(token_ids)` returns logits `[B, L, V]` of ids `[B, L]`. Ternary weights are packed to 2 bits in memory, in
+    whatever form they are stored. `adapter_path` is a directory of adapters to add. `verify=False` skips the check of
+    every file's sha256. Raises ValueError if the model or the adapters are damaged, unknown, or do not fit each other.
     """
     path = Path(path)
     artifact = open_model(path, verify=verify)
@@ -32,13 +34,13 @@ def load_model(
 
 
 def built_model(artifact: Artifact) -> LanguageModel:
-    """The model of an artifact, its ternary weights packed to 2 bits."""
+    """Return the model of an artifact, with its ternary weights packed to 2 bits."""
     model = LanguageModel(artifact.config)
     modules = dict(model.named_modules())
     weights: dict[str, mx.array] = {}
     for tensor in module_tensors(artifact.config, artifact.kind):
-        # One at a time: latent weights are not to be in memory together.
-        weights |= held_form(modules, tensor.stored.name, mx.array(tensor.encode(artifact.tensors[tensor.name])))
+        # One tensor at a time, so that the latent weights are never all in memory.
+        weights |= quantized_form(modules, tensor.stored.name, mx.array(tensor.encode(artifact.tensors[tensor.name])))
     model.load_weights(list(weights.items()))
     mx.eval(model.parameters())
     return model

@@ -11,6 +11,18 @@ from mlx_lm.models.cache import ArraysCache, KVCache
 from jaxlm.common.architecture.config import ModelConfig
 from mlxlm.model.layers import BitLinear, Embedding, FeedForward
 from mlxlm.model.mixers import MLGRU, Attention, layer_bounds
+from mlxlm.model.shapes import (
+    AttentionMask,
+    HeadInputs,
+    HeadOutputs,
+    Hidden,
+    LayerBounds,
+    Logits,
+    LowerBound,
+    SegmentIds,
+    TokenMask,
+    Tokens,
+)
 
 
 class Block(nn.Module):
@@ -27,13 +39,19 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def __call__(
-        self, x: mx.array, mask: Any, cache: Any, lower_bound: mx.array | None, begins: mx.array | None = None
-    ) -> mx.array:
+        self,
+        x: Hidden,
+        mask: Any,
+        cache: Any,
+        lower_bound: LowerBound | None,
+        is_document_start: TokenMask | None = None,
+    ) -> Hidden:
+        """Return the block's output; `mask` is that of its token mixer, and only MLGRU has a lower bound."""
         normed = self.input_layernorm(x)
         if lower_bound is None:
             x = x + self.self_attn(normed, mask, cache)
         else:
-            x = x + self.mlgru(normed, lower_bound, mask, cache, begins)
+            x = x + self.mlgru(normed, lower_bound, mask, cache, is_document_start)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -44,15 +62,15 @@ class LowerBounds(nn.Module):
         super().__init__()
         self.weight = mx.zeros((config.num_mlgru_layers, config.hidden_size))
 
-    def __call__(self) -> mx.array:
+    def __call__(self) -> LayerBounds:
         return layer_bounds(self.weight)
 
 
 class LanguageModel(nn.Module):
-    """Token ids `[B, L]` to next-token logits `[B, L, V]`, float32.
+    """The decoder: token ids `[B, L]` to next-token logits `[B, L, V]`, float32.
 
-    With a cache the ids continue what the cache has seen. With `grad_checkpoint` nothing is kept of each block for
-    the backward pass but its input.
+    With a cache the ids continue the tokens that the cache already holds. With `grad_checkpoint` training saves only
+    the input of each block and recomputes the rest in the backward pass.
     """
 
     def __init__(self, config: ModelConfig):
@@ -71,34 +89,39 @@ class LanguageModel(nn.Module):
         elif not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    def __call__(self, inputs: mx.array, cache: list[Any] | None = None) -> mx.array:
+    def __call__(self, inputs: Tokens, cache: list[Any] | None = None) -> Logits:
+        """Return the logits of every position. Raises ValueError if the cache belongs to another model."""
         return self.head(self.hidden(inputs, cache))
 
-    def hidden(self, inputs: mx.array, cache: list[Any] | None = None, segment_ids: mx.array | None = None) -> mx.array:
-        """What the last block gives, `[B, L, D]`. Positions of different segments `[B, L]` do not see each other."""
+    def hidden(self, inputs: Tokens, cache: list[Any] | None = None, segment_ids: SegmentIds | None = None) -> Hidden:
+        """Return the output of the last block, before the final norm.
+
+        Positions of different segments do not attend to each other. Raises ValueError if the cache belongs to another
+        model.
+        """
         x = self.embed_tokens(inputs)
         caches = cache or [None] * len(self.layers)
         self._check_caches(caches)
         bounds = iter(self.lower_bounds() if "lower_bounds" in self else [])
-        begins = None if segment_ids is None else segment_begins(segment_ids)
+        is_document_start = None if segment_ids is None else is_segment_start(segment_ids)
         masks = self._cache_masks(x, caches) if segment_ids is None else {"attention": segment_mask(segment_ids)}
         for layer, mixer, layer_cache in zip(self.layers, self._mixers, caches, strict=True):
             block = checkpoint(layer) if self.grad_checkpoint and self.training else layer
-            x = block(x, masks.get(mixer), layer_cache, next(bounds) if mixer == "mlgru" else None, begins)
+            x = block(x, masks.get(mixer), layer_cache, next(bounds) if mixer == "mlgru" else None, is_document_start)
         return x
 
-    def head(self, x: mx.array) -> mx.array:
-        """Logits of what the last block gave."""
+    def head(self, x: HeadInputs) -> HeadOutputs:
+        """Return the logits `[..., V]`, float32, of outputs `[..., D]` of the last block."""
         x = self.norm(x)
         logits = self.lm_head(x) if "lm_head" in self else self.embed_tokens.attend(x)
         return logits.astype(mx.float32)
 
     def head_modules(self) -> tuple[str, str]:
-        """Names of the modules that `head` reads."""
+        """Return the names of the modules that `head` reads."""
         return "norm", "lm_head" if "lm_head" in self else "embed_tokens"
 
     def _cache_masks(self, x: mx.array, caches: list[Any]) -> dict[str, Any]:
-        """By token mixer, what hides from a position the ones after it and what fills up a batch."""
+        """Return mlx-lm's mask for each kind of token mixer: it hides later positions from attention, and padding."""
         return {
             mixer: create(x, caches[self._mixers.index(mixer)])
             for mixer, create in (("attention", create_attention_mask), ("mlgru", create_ssm_mask))
@@ -106,19 +129,19 @@ class LanguageModel(nn.Module):
         }
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        """Weights by parameter name, with latent ones quantized as in training; mlx-lm's loader calls it."""
+        """Return weights by parameter name, with latent ones quantized as in training; mlx-lm's loader calls it."""
         modules = dict(self.named_modules())
-        held: dict[str, mx.array] = {}
+        quantized: dict[str, mx.array] = {}
         for name, weight in weights.items():
-            held |= held_form(modules, name, weight)
-        return held
+            quantized |= quantized_form(modules, name, weight)
+        return quantized
 
     def make_cache(self) -> list[KVCache | ArraysCache]:
-        """An empty cache, one entry a layer: keys and values, or one recurrent state."""
+        """Return an empty cache, one entry per layer: keys and values, or one recurrent state `[B, E]`."""
         return [KVCache() if mixer == "attention" else ArraysCache(1) for mixer in self._mixers]
 
     def _check_caches(self, caches: list[Any]) -> None:
-        """Raise ValueError where a cache is another model's."""
+        """Raise ValueError if the caches do not fit this model's layers."""
         width = self.config.hidden_size
         for number, (cache, mixer) in enumerate(zip(caches, self._mixers, strict=False)):
             state = cache[0] if isinstance(cache, ArraysCache) else None
@@ -126,7 +149,8 @@ class LanguageModel(nn.Module):
             if wrong_kind or (state is not None and state.shape[-1] != width):
                 found = type(cache).__name__ if state is None else f"a state of width {state.shape[-1]}"
                 raise ValueError(
-                    f"cache: layer {number}: found {found}, expected what make_cache gives for {mixer} of width {width}"
+                    f"cache: layer {number}: found {found}, expected a cache for {mixer} of width {width}; make "
+                    "one with make_cache of this model"
                 )
         if len(caches) != len(self._mixers):
             raise ValueError(
@@ -134,22 +158,25 @@ class LanguageModel(nn.Module):
             )
 
 
-def segment_mask(segment_ids: mx.array) -> mx.array:
-    """Which keys each query sees, `[B, 1, L, L]`: those of its segment `[B, L]` up to itself."""
+def segment_mask(segment_ids: SegmentIds) -> AttentionMask:
+    """Return the visible keys of each query: those of its segment, up to its own position."""
     L = segment_ids.shape[1]
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
     return (same & mx.tril(mx.ones((L, L), mx.bool_)))[:, None]
 
 
-def segment_begins(segment_ids: mx.array) -> mx.array:
-    """Where a segment other than the first begins, `[B, L]`."""
+def is_segment_start(segment_ids: SegmentIds) -> TokenMask:
+    """Return True at the first position of every segment of a row but the row's first segment."""
     return mx.concatenate(
         [mx.zeros_like(segment_ids[:, :1], dtype=mx.bool_), segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1
     )
 
 
-def held_form(modules: dict[str, nn.Module], name: str, weight: mx.array) -> dict[str, mx.array]:
-    """A weight as its module holds it, by parameter name: a latent one is quantized as in training."""
+def quantized_form(modules: dict[str, nn.Module], name: str, weight: mx.array) -> dict[str, mx.array]:
+    """Return a weight in the form that its module stores, by parameter name: a latent one is quantized as in training.
+
+    `modules` are those of the model, by path.
+    """
     path, _, key = name.rpartition(".")
     module = modules.get(path)
     is_latent = key == "weight" and mx.issubdtype(weight.dtype, mx.floating)

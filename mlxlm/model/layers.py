@@ -7,11 +7,12 @@ import numpy as np
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.ternary import affine_words, pack_affine, quantize_rows, quantize_weight
 from mlxlm.model.lora import LoRABitLinear
+from mlxlm.model.shapes import Features, HeadInputs, HeadOutputs, Hidden, LatentWeight, Outputs, Tokens
 from mlxlm.model.ternary_linear import ternary_linear
 
 
 def relu2(x: mx.array) -> mx.array:
-    """Squared ReLU."""
+    """Return relu(x)^2, elementwise."""
     return mx.square(nn.relu(x))
 
 
@@ -19,9 +20,10 @@ ACTIVATIONS = {"silu": nn.silu, "gelu": nn.gelu, "relu2": relu2}
 
 
 class BitLinear(nn.Module):
-    """The ternary linear of BitNet b1.58 over packed codes, optionally with a norm before it.
+    """The ternary linear of BitNet b1.58 (arXiv 2402.17764) over packed codes, optionally with a norm before it.
 
-    Invariant: dequantized == codes * weight_scale. `weight` holds the codes as `pack_affine` packs them.
+    Invariant: dequantized == codes * weight_scale. `weight` `[out, words]` holds the codes as `pack_affine` packs them,
+    and `weight_scale` is `[1]`.
     """
 
     def __init__(self, config: ModelConfig, in_features: int, out_features: int):
@@ -33,37 +35,40 @@ class BitLinear(nn.Module):
         if config.linear_norm:
             self.rms_norm = nn.RMSNorm(in_features, config.norm_eps)
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: Features) -> Outputs:
         return ternary_linear(self.normed(x), self.weight, self.weight_scale)
 
-    def normed(self, x: mx.array) -> mx.array:
-        """What the weight sees of an input."""
+    def normed(self, x: Features) -> Features:
+        """Return x after the layer's own norm, or x itself if it has none: the features that the weight multiplies."""
         return self.rms_norm(x) if "rms_norm" in self else x
 
-    def from_latent(self, weight: mx.array) -> dict[str, mx.array]:
-        """The parameters that hold latent weights `[out, in]`, ternarised as in training."""
+    def from_latent(self, weight: LatentWeight) -> dict[str, mx.array]:
+        """Return this layer's parameters for latent weights `[out, in]`, ternarised as in training."""
         codes, scale = quantize_weight(to_numpy(weight), self._scale_dtype, np)
         return {"weight": mx.array(pack_affine(codes)), "weight_scale": mx.array(scale.reshape(1))}
 
     def to_lora(self, r: int, scale: float, dropout: float) -> LoRABitLinear:
-        """This layer with an adapter beside it; mlx-lm's LoRA calls it."""
+        """Return this layer with an adapter of rank r; mlx-lm's LoRA calls it."""
         return LoRABitLinear(self, r, scale, dropout)
 
 
 def to_numpy(x: mx.array) -> np.ndarray:
-    """As float32: numpy has no bfloat16."""
+    """Convert to float32 and to numpy, which has no bfloat16."""
     return np.array(x.astype(mx.float32))
 
 
 def block_linear(config: ModelConfig, in_features: int, out_features: int) -> nn.Module:
-    """A linear layer of a block, of the kind the config asks for."""
+    """Return a linear layer of a block, of the kind that the config asks for."""
     if config.linear == "ternary":
         return BitLinear(config, in_features, out_features)
     return nn.Linear(in_features, out_features, bias=False)
 
 
 class Embedding(nn.Module):
-    """The token table `[V, D]`, float or quantized, and its use as the tied head."""
+    """The token table `[V, D]`, float or quantized, which also serves as the tied head.
+
+    Invariant of a quantized one: dequantized == codes * scale, scale `[V, 1]`, or `[1, 1]` for a ternary table.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -72,24 +77,23 @@ class Embedding(nn.Module):
         if config.embedding == "float":
             self.weight = mx.zeros(shape)
         else:
-            # Dequantized == codes * scale: one scale a row, or one for a ternary table.
             self.codes = mx.zeros(shape, mx.int8)
             self.scale = mx.ones((shape[0] if config.embedding == "int8" else 1, 1))
 
-    def __call__(self, token_ids: mx.array) -> mx.array:
+    def __call__(self, token_ids: Tokens) -> Hidden:
         if "weight" in self:
             return self.weight[token_ids]
         scale = self.scale[token_ids] if self.scale.shape[0] > 1 else self.scale[0]
         return self.codes[token_ids] * scale
 
-    def attend(self, x: mx.array) -> mx.array:
-        """Logits of the tied head."""
+    def attend(self, x: HeadInputs) -> HeadOutputs:
+        """Return the logits `[..., V]` of the tied head."""
         if "weight" in self:
             return x @ self.weight.T
         return (x @ self.codes.astype(x.dtype).T) * self.scale.T
 
-    def from_latent(self, weight: mx.array) -> dict[str, mx.array]:
-        """The parameters that hold a latent table `[V, D]`, quantized as in training."""
+    def from_latent(self, weight: LatentWeight) -> dict[str, mx.array]:
+        """Return this layer's parameters for a latent table `[V, D]`, quantized as in training."""
         if self._config.embedding == "float":
             return {"weight": weight}
         if self._config.embedding == "int8":
@@ -100,7 +104,7 @@ class Embedding(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """down(act(gate(x)) * up(x)), with a norm before `down` where the config has sub-norms."""
+    """down(act(gate(x)) * up(x)), with a norm before `down` if the config has sub-norms (arXiv 2002.05202)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -112,10 +116,11 @@ class FeedForward(nn.Module):
         if config.sub_norm:
             self.ffn_sub_norm = nn.RMSNorm(config.intermediate_size, config.norm_eps)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        gate, up = (
-            (self.gate_proj(x), self.up_proj(x)) if "up_proj" in self else mx.split(self.gate_proj(x), 2, axis=-1)
-        )
+    def __call__(self, x: Hidden) -> Hidden:
+        if "up_proj" in self:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        else:
+            gate, up = mx.split(self.gate_proj(x), 2, axis=-1)
         inner = self._activation(gate) * up
         if "ffn_sub_norm" in self:
             inner = self.ffn_sub_norm(inner)

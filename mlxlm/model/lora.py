@@ -1,17 +1,17 @@
-"""A low-rank adapter (LoRA, arXiv 2106.09685) beside a frozen ternary linear."""
+"""A low-rank adapter (LoRA, arXiv 2106.09685) next to a frozen ternary linear."""
 
 from typing import Any
 
-import mlx.core as mx
 from mlx_lm.tuner.lora import LoRALinear
 
+from mlxlm.model.shapes import Features, Outputs
 from mlxlm.model.ternary_linear import ternary_linear
 
 
 class LoRABitLinear(LoRALinear):
-    """y + scale (x A) B for a BitLinear's y, with A `lora_a` `[in, r]` and B `lora_b` `[r, out]`.
+    """A BitLinear with an adapter: y + scale (x A) B, with A `lora_a` `[in, r]` and B `lora_b` `[r, out]`.
 
-    The adapter sees x as the weight does, after the layer's own norm, so that A B can be added to latent weights.
+    The adapter reads x after the layer's own norm, as the weight does, so that A B can be added to latent weights.
     """
 
     linear: Any  # a BitLinear, whose module needs this one
@@ -21,15 +21,15 @@ class LoRABitLinear(LoRALinear):
         super().__init__(in_features, out_features, r, dropout, scale)
         self.linear = linear
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: Features) -> Outputs:
         x = self.linear.normed(x)
         y = ternary_linear(x, self.linear.weight, self.linear.weight_scale)
         update = (self.dropout(x) @ self.lora_a) @ self.lora_b
         return y + (self.scale * update).astype(x.dtype)
 
     def fuse(self, dequantize: bool = False) -> Any:
-        """Raise ValueError: mlx-lm would write floats in the place of ternary weights."""
+        """Raise ValueError: mlx-lm's fusing would write floats instead of ternary weights."""
         raise ValueError(
-            "fuse: found a ternary weight, which cannot take in an adapter; keep the adapter beside the model and name "
-            "it with --adapter-path"
+            "fuse: found a ternary weight, expected a dense one, which can absorb an adapter; keep the adapter next to "
+            "the model and load it with --adapter-path, or merge it with `python -m mlxlm.merge`"
         )

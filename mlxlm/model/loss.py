@@ -1,7 +1,7 @@
-"""Cross-entropy of the next token, as in jaxlm/model/loss.py; where asked for, in chunks of the tokens.
+"""Cross-entropy of the next token, as in jaxlm/model/loss.py; optionally in chunks of the tokens.
 
-The gradient of a chunk is taken while its logits are there, so nothing is computed twice and the backward pass only
-scales.
+The gradient of a chunk is computed while its logits exist (as in Liger Kernel, arXiv 2410.10989), so nothing is
+computed twice and the backward pass only multiplies by the gradient of the loss.
 """
 
 import math
@@ -13,41 +13,43 @@ import mlx.nn as nn
 from mlx.utils import tree_map
 
 from mlxlm.model.language_model import LanguageModel
+from mlxlm.model.shapes import HeadInputs, HeadOutputs, Hidden
 from mlxlm.model.trees import flat_arrays
 
 # Arrays `[B, L]` by the names of `shared_tokenizer.data.examples.Example`.
 Batch = dict[str, mx.array]
 
-# Losses [...] of logits [..., V] and of what belongs to the same tokens.
+# Returns losses `[...]` of logits `[..., V]` and of further arrays `[..., *]` of the same tokens.
 TokenLosses = Callable[..., mx.array]
-# Of the float32 logits of a chunk. MLX runs ahead of a CPU by some hundred operations, which is several chunks.
+# Bytes of the float32 logits of a chunk. MLX runs ahead of a CPU by some hundred operations, which is several chunks.
 LARGEST_CHUNK_BYTES = 8 * 2**20
 # As in jaxlm/model/loss.py on an accelerator; a CPU loses no time to short chunks.
 SMALLEST_CHUNK_TOKENS = {"cpu": 64, "gpu": 2048}
 
 
 def loss_sum(model: LanguageModel, batch: Batch, chunks: int = 1) -> tuple[mx.array, mx.array]:
-    """Summed cross-entropy in nats over the tokens of the loss mask, and how many they are.
+    """Return the cross-entropy in nats, summed over the tokens of the loss mask, and the number of these tokens.
 
-    `chunks` cuts the tokens of the batch; 0 takes as few as keep the logits of one small, 1 computes all at once.
+    `chunks` is the number of parts in which the logits of the batch are computed: 1 computes all at once, 0 takes the
+    fewest parts whose logits are small.
     """
     rows = batch["targets"], batch["loss_mask"]
     return head_loss_sum(model, batch_hidden(model, batch), rows, _masked_nats, chunks), mx.sum(batch["loss_mask"])
 
 
-def _masked_nats(logits: mx.array, targets: mx.array, mask: mx.array) -> mx.array:
+def _masked_nats(logits: HeadOutputs, targets: mx.array, mask: mx.array) -> mx.array:
     return nn.losses.cross_entropy(logits, targets) * mask
 
 
-def batch_hidden(model: LanguageModel, batch: Batch) -> mx.array:
-    """What the head sees of a batch, `[B, L, D]`; its documents do not see each other."""
+def batch_hidden(model: LanguageModel, batch: Batch) -> Hidden:
+    """Return the inputs of the head for a batch; its documents do not attend to each other."""
     return model.hidden(batch["inputs"], segment_ids=batch.get("segment_ids"))
 
 
 def head_loss_sum(
-    model: LanguageModel, hidden: mx.array, rows: Sequence[mx.array], losses: TokenLosses, chunks: int
+    model: LanguageModel, hidden: Hidden, rows: Sequence[mx.array], losses: TokenLosses, chunks: int
 ) -> mx.array:
-    """Sum of `losses(logits, *rows)`, given what the head sees and rows, all `[B, L, ...]`.
+    """Return the sum of `losses(logits, *rows)`, where `hidden` is the head's input and rows are `[B, L, ...]`.
 
     `chunks` is as in `loss_sum`. Gradients reach the head's parameters and `hidden`, and nothing else.
     """
@@ -59,7 +61,7 @@ def head_loss_sum(
         return mx.sum(losses(model.head(hidden), *rows))
     pieces = list(zip(*(_cut(array, chunks) for array in rows), strict=True))
 
-    def of_piece(head: Any, hidden: mx.array, piece: Sequence[mx.array]) -> mx.array:
+    def of_piece(head: Any, hidden: HeadInputs, piece: Sequence[mx.array]) -> mx.array:
         model.update(head)
         return mx.sum(losses(model.head(hidden), *piece))
 
@@ -67,16 +69,16 @@ def head_loss_sum(
         return sum(map(of_piece, [head] * len(pieces), _cut(hidden, chunks), pieces), mx.array(0.0))
 
     total = _sum_with_gradients(of_piece, head, hidden, pieces)
-    model.update(head)  # in place of what stood for it in the gradients
+    model.update(head)  # the gradients have put traced parameters into the model
     return total
 
 
 def _sum_with_gradients(
-    of_piece: Callable[..., mx.array], head: Any, hidden: mx.array, pieces: Sequence[Sequence[mx.array]]
+    of_piece: Callable[..., mx.array], head: Any, hidden: Hidden, pieces: Sequence[Sequence[mx.array]]
 ) -> mx.array:
-    """Sum of `of_piece(head, part of hidden, piece)`; all gradients are there once it is."""
+    """Return the sum of `of_piece(head, part of hidden, piece)`, whose gradients the forward pass has computed too."""
 
-    def forward(head: Any, hidden: mx.array) -> Any:
+    def forward(head: Any, hidden: Hidden) -> Any:
         gradient, dhidden = mx.value_and_grad(of_piece, argnums=(0, 1)), []
         total: Any = None
         for part, piece in zip(_cut(hidden, len(pieces)), pieces, strict=True):
@@ -94,15 +96,15 @@ def _sum_with_gradients(
 
 
 def _chunks(tokens: int, vocab_size: int, trained: int) -> int:
-    """The fewest chunks whose logits are small enough on a device, or which are too short to cut.
+    """Return the fewest chunks whose logits are small enough for the device, or that are too short to cut.
 
-    Each chunk makes a gradient of the head's `trained` parameters: no memory is won where its logits are smaller.
+    Each chunk computes a gradient of all `trained` parameters of the head, so logits smaller than that save no memory.
     """
     smallest = SMALLEST_CHUNK_TOKENS["gpu" if mx.default_device().type == mx.DeviceType.gpu else "cpu"]
     return math.ceil(tokens / max(LARGEST_CHUNK_BYTES // (4 * vocab_size), smallest, trained // vocab_size))
 
 
 def _cut(array: mx.array, chunks: int) -> list[mx.array]:
-    """The tokens `[B, L, ...]` in so many parts of nearly one size."""
+    """Split an array `[B, L, ...]` along its tokens into `chunks` arrays `[tokens, ...]` of nearly the same size."""
     tokens = array.reshape(-1, *array.shape[2:])
     return cast(list[mx.array], mx.split(tokens, [len(tokens) * number // chunks for number in range(1, chunks)]))

@@ -1,4 +1,4 @@
-"""Token mixers, as in jaxlm/model/mixers.py."""
+"""Token mixers, as in jaxlm/model/mixers.py: attention and MLGRU, which mix a position with the ones before it."""
 
 from typing import Any
 
@@ -9,10 +9,14 @@ from mlx_lm.models.base import scaled_dot_product_attention
 from jaxlm.common.architecture.config import ModelConfig
 from mlxlm.model.layers import block_linear
 from mlxlm.model.linear_recurrence import linear_recurrence
+from mlxlm.model.shapes import Features, Heads, Hidden, LayerBounds, LowerBound, TokenMask
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions, and a norm before `o_proj` where there are sub-norms."""
+    """Grouped-query attention (arXiv 2305.13245) with rotary positions (arXiv 2104.09864).
+
+    With sub-norms there is a norm before `o_proj`.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -31,7 +35,8 @@ class Attention(nn.Module):
             self.attn_sub_norm = nn.RMSNorm(width, config.norm_eps)
         self._rotary = nn.RoPE(config.head_dim, traditional=False, base=config.rope_theta)
 
-    def __call__(self, x: mx.array, mask: Any, cache: Any) -> mx.array:
+    def __call__(self, x: Hidden, mask: Any, cache: Any) -> Hidden:
+        """Return the mixed positions; `mask` is mlx-lm's: None, "causal" or booleans `[B, 1, L, S]`."""
         B, L, _ = x.shape
         queries = self._heads(self.q_proj(x), self._num_heads)
         keys = self._heads(self.k_proj(x), self._num_kv_heads)
@@ -40,13 +45,15 @@ class Attention(nn.Module):
         queries, keys = self._rotary(queries, offset=offset), self._rotary(keys, offset=offset)
         if cache is not None:
             keys, values = cache.update_and_fetch(keys, values)
-        mixed = scaled_dot_product_attention(queries, keys, values, cache=cache, scale=self._head_dim**-0.5, mask=mask)
-        mixed = mixed.transpose(0, 2, 1, 3).reshape(B, L, -1)
+        attention_output = scaled_dot_product_attention(
+            queries, keys, values, cache=cache, scale=self._head_dim**-0.5, mask=mask
+        )
+        attention_output = attention_output.transpose(0, 2, 1, 3).reshape(B, L, -1)
         if "attn_sub_norm" in self:
-            mixed = self.attn_sub_norm(mixed)
-        return self.o_proj(mixed)
+            attention_output = self.attn_sub_norm(attention_output)
+        return self.o_proj(attention_output)
 
-    def _heads(self, projected: mx.array, num_heads: int) -> mx.array:
+    def _heads(self, projected: Features, num_heads: int) -> Heads:
         B, L, _ = projected.shape
         return projected.reshape(B, L, num_heads, self._head_dim).transpose(0, 2, 1, 3)
 
@@ -54,7 +61,7 @@ class Attention(nn.Module):
 class MLGRU(nn.Module):
     """The token mixer of the MatMul-free language model: a gated linear recurrence, elementwise in float32.
 
-    As in the authors' program, where it differs from the text of arXiv 2406.02528 (see jaxlm/model/mixers.py).
+    It follows the authors' program where that differs from the text of arXiv 2406.02528 (see jaxlm/model/mixers.py).
     """
 
     def __init__(self, config: ModelConfig):
@@ -67,26 +74,39 @@ class MLGRU(nn.Module):
         self.o_proj = block_linear(config, width, width)
 
     def __call__(
-        self, x: mx.array, lower_bound: mx.array, mask: mx.array | None, cache: Any, begins: mx.array | None = None
-    ) -> mx.array:
+        self,
+        x: Hidden,
+        lower_bound: LowerBound,
+        is_valid_token: TokenMask | None,
+        cache: Any,
+        is_document_start: TokenMask | None = None,
+    ) -> Hidden:
+        """Return the mixed positions, and write the last state `[B, E]` to the cache if there is one.
+
+        The state is reset where a document starts. Tokens that are not valid (padding) do not change it.
+        """
         forget = mx.sigmoid(self.f_proj(x).astype(mx.float32))
         forget = lower_bound + (1 - lower_bound) * forget
         update = nn.silu(self.i_proj(x).astype(mx.float32)) * (1 - forget)
-        if begins is not None:  # the state begins anew where a document does
-            forget = mx.where(begins[..., None], 0, forget)
-        if mask is not None:  # what fills up a batch leaves no trace
-            update, forget = mx.where(mask[..., None], update, 0), mx.where(mask[..., None], forget, 1)
+        if is_document_start is not None:
+            forget = mx.where(is_document_start[..., None], 0, forget)
+        if is_valid_token is not None:
+            update = mx.where(is_valid_token[..., None], update, 0)
+            forget = mx.where(is_valid_token[..., None], forget, 1)
         state = None if cache is None else cache[0]
         initial = mx.zeros_like(update[:, 0]) if state is None else state
         states = linear_recurrence(forget, update, initial)
         if cache is not None:
             cache[0] = states[:, -1]
             cache.advance(x.shape[1])
-        mixed = self.g_norm(self.g_proj(x)).astype(mx.float32) * nn.silu(states)
-        return self.o_proj(mixed.astype(x.dtype))
+        gated = self.g_norm(self.g_proj(x)).astype(mx.float32) * nn.silu(states)
+        return self.o_proj(gated.astype(x.dtype))
 
 
-def layer_bounds(weight: mx.array) -> mx.array:
-    """Lower bounds of the forget gates `[layers, E]`: a softmax over the layers, summed up to each, the first at 0."""
+def layer_bounds(weight: LayerBounds) -> LayerBounds:
+    """Return the lower bounds of the forget gates `[layers, E]`, from learned weights of the same shape.
+
+    They are the cumulative sum over the layers of a softmax over the layers, shifted so that the first layer's is 0.
+    """
     shares = mx.softmax(weight.astype(mx.float32), axis=0)
     return mx.cumsum(shares, axis=0) - shares[:1]

@@ -1,7 +1,7 @@
-"""The model file of an MLX directory: mlxlm's modules joined into one that stands alone.
+"""The model file of an MLX directory: the source of mlxlm's model modules joined into one file that stands alone.
 
-It is taken from their source, so there is no second copy to keep. What `Model` and `ModelArgs` do not reach is left
-out, and so are imports between the modules.
+The joined file keeps only the definitions that `Model` and `ModelArgs` use, and no imports between the modules. It does
+not need jaxtyping: array types such as `Hidden` become `mx.array`, with their shape in a comment.
 """
 
 import ast
@@ -13,18 +13,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-# Each after those that it uses.
+# Each module comes after those that it uses.
 MODULES = (
     "jaxlm.common.architecture.config",
     "jaxlm.common.architecture.hf_config",
     "jaxlm.common.architecture.ternary",
+    "mlxlm.model.shapes",
     "mlxlm.model.ternary_linear",
     "mlxlm.model.lora",
     "mlxlm.model.layers",
     "mlxlm.model.linear_recurrence",
     "mlxlm.model.mixers",
     "mlxlm.model.language_model",
-    "mlxlm.model.stock",
+    "mlxlm.model.mlx_lm_model",
 )
 PROJECT = {module.partition(".")[0] for module in MODULES}
 WANTED = ("Model", "ModelArgs")
@@ -40,7 +41,7 @@ LINE_LENGTH = 120
 
 @dataclass(frozen=True)
 class Definition:
-    """A statement at the top of a module that defines a name, or that calls a method of what the name stands for."""
+    """A statement at the top level of a module that defines a name, or that calls a method of the named object."""
 
     name: str
     source: str
@@ -48,11 +49,11 @@ class Definition:
     uses: frozenset[str]
     """The names in it."""
     is_block: bool
-    """Whether it is a function or a class, which blank lines set off."""
+    """True of a function or a class, which blank lines separate from its neighbours."""
 
 
 def model_file_source() -> str:
-    """The text of the model file: Python that imports mlx, mlx_lm, numpy and the standard library only."""
+    """Return the text of the model file: Python that imports only mlx, mlx_lm, numpy and the standard library."""
     sources = {module: _read(module) for module in MODULES}
     trees = {module: ast.parse(source) for module, source in sources.items()}
     definitions = {module: _definitions(trees[module], sources[module]) for module in MODULES}
@@ -90,13 +91,27 @@ def _definitions(tree: ast.Module, source: str) -> list[Definition]:
         start = min([node.lineno, *(line.lineno for line in node.decorator_list)] if is_block else [node.lineno]) - 1
         while lines[start - 1].startswith("#"):
             start -= 1
-        uses = frozenset(part.id for part in ast.walk(node) if isinstance(part, ast.Name))
-        found.append(Definition(name, "\n".join(lines[start : node.end_lineno]), uses, is_block))
+        source_lines, expression = lines[start : node.end_lineno], node
+        if array_type := _array_type(node):
+            source_lines[-1], expression = array_type
+        uses = frozenset(part.id for part in ast.walk(expression) if isinstance(part, ast.Name))
+        found.append(Definition(name, "\n".join(source_lines), uses, is_block))
     return found
 
 
+def _array_type(node: ast.stmt) -> tuple[str, ast.expr] | None:
+    """Return the line that replaces an array type `Name = Kind[array, "letters"]`, and its value; None for the rest."""
+    match node:
+        case ast.Assign(
+            targets=[ast.Name(id=name)],
+            value=ast.Subscript(slice=ast.Tuple(elts=[ast.Attribute() as array, ast.Constant(value=str(letters))])),
+        ):
+            return f"{name} = {ast.unparse(array)}  # [{', '.join(letters.split())}]", array
+    return None
+
+
 def _reached(definitions: Iterable[Definition]) -> set[Definition]:
-    """The definitions of what is wanted, of what those use, and so on."""
+    """Return the definitions of the wanted names, of the names that those use, and so on."""
     by_name: dict[str, list[Definition]] = defaultdict(list)
     for definition in definitions:
         by_name[definition.name].append(definition)
@@ -110,16 +125,16 @@ def _reached(definitions: Iterable[Definition]) -> set[Definition]:
 
 
 def _imports(nodes: Iterable[ast.stmt], used: set[str]) -> str:
-    """The imports of what is used from outside the project, as ruff sorts them: the standard library, then the rest."""
-    whole: set[tuple[str, str]] = set()
+    """Return the imports of used names from outside the project, in ruff's order: standard library, then the rest."""
+    modules: set[tuple[str, str]] = set()
     members: dict[str, set[str]] = defaultdict(set)
     for node in nodes:
         if isinstance(node, ast.Import):
-            whole |= {(alias.name, ast.unparse(alias)) for alias in node.names if _bound(alias) in used}
+            modules |= {(alias.name, ast.unparse(alias)) for alias in node.names if _bound(alias) in used}
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] not in PROJECT:
             members[node.module] |= {ast.unparse(alias) for alias in node.names if _bound(alias) in used}
     lines: dict[bool, list[str]] = {True: [], False: []}
-    for module, text in sorted(whole):
+    for module, text in sorted(modules):
         lines[_is_standard(module)].append(f"import {text}")
     for module in sorted(module for module in members if members[module]):
         names = sorted(members[module], key=lambda name: (not name.isupper(), not name[0].isupper(), name))
@@ -128,7 +143,7 @@ def _imports(nodes: Iterable[ast.stmt], used: set[str]) -> str:
 
 
 def _bound(alias: ast.alias) -> str:
-    """The name that an import is used by."""
+    """Return the name that an import binds."""
     return alias.asname or alias.name
 
 
@@ -137,14 +152,14 @@ def _is_standard(module: str) -> bool:
 
 
 def _heading(module: str, docstring: str) -> str:
-    """The module's docstring as a comment under its name."""
+    """Return the module's name and docstring as a comment."""
     paragraphs = [f"---- {module.replace('.', '/')}.py ----", *docstring.split("\n\n")]
     wrapped = [textwrap.wrap(paragraph, LINE_LENGTH - len("# ")) for paragraph in paragraphs]
     return "\n#\n".join("\n".join(f"# {line}" for line in lines) for lines in wrapped)
 
 
 def _joined(definitions: Iterable[Definition]) -> str:
-    """Definitions one after another below a heading, functions and classes between two blank lines."""
+    """Join the definitions below a heading, with two blank lines around functions and classes."""
     text, gap = "", "\n\n"
     for definition in definitions:
         text += ("\n\n\n" if definition.is_block else gap) + definition.source

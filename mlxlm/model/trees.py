@@ -1,4 +1,4 @@
-"""Trees of arrays, flat: every array by its dotted path."""
+"""Flat dictionaries of the arrays in a tree, such as a module's parameters."""
 
 from typing import Any, cast
 
@@ -7,5 +7,5 @@ from mlx.utils import tree_flatten
 
 
 def flat_arrays(tree: Any) -> dict[str, mx.array]:
-    """The arrays of a tree, such as a module's parameters, by dotted path."""
+    """Return every array of a tree by its dotted path, such as `layers.0.mlp.down_proj.weight`."""
     return cast(dict[str, mx.array], tree_flatten(tree, destination={}))

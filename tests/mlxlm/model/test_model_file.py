@@ -91,6 +91,20 @@ def test_the_file_stands_alone_and_is_clean():
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_it_imports_nothing_of_ours_and_no_jaxtyping(tmp_path, tiny_config):
+    directory = mlx_directory(tmp_path / "mlx", tiny_config, "packed")
+    program = (
+        "import sys\n"
+        "for name in ('jaxtyping', 'jaxlm', 'mlxlm', 'shared_tokenizer'): sys.modules[name] = None\n"  # no import works
+        "import pathlib, mlx.core, mlx_lm.utils\n"
+        f"model, _ = mlx_lm.utils.load_model(pathlib.Path({str(directory)!r}), trust_remote_code=True)\n"
+        "print(*model(mlx.core.array([[1, 5, 9]])).shape)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"1 3 {tiny_config.vocab_size}\n"
+
+
 def test_it_is_run_only_where_the_user_allows_it(tmp_path, tiny_config):
     directory = mlx_directory(tmp_path / "mlx", tiny_config, "packed")
     with pytest.raises(ValueError, match=r"custom module \('model.py'\).*trust_remote_code=True"):

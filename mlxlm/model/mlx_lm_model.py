@@ -1,4 +1,4 @@
-"""The two classes by which stock mlx-lm builds the model of a directory."""
+"""The classes `Model` and `ModelArgs` from which stock mlx-lm builds the model of a directory."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ class ModelArgs(ModelConfig):
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "ModelArgs":
-        """From the keys of config.json; mlx-lm itself looks after the token ids, of which it may put several."""
+        """Read the keys of config.json, but not the token ids: mlx-lm reads these itself, and may write a list."""
         fields = {field: content[key] for field, key in HF_KEYS.items() if not field.endswith("_id")}
         return cls(**fields, **{field: content["jaxlm"][field] for field in OWN_KEYS})
 
 
 class Model(LanguageModel):
-    """The model, with the config where mlx-lm looks for it."""
+    """The model, with its config in the attribute `args`, where mlx-lm looks for it."""
 
     def __init__(self, args: ModelArgs):
         super().__init__(args)

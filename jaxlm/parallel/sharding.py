@@ -15,6 +15,7 @@ from flax.linen.spmd import logical_to_mesh_axes
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import matrix_axes
 
 MESH_AXES = ("data", "fsdp", "tensor")
 # Logical name -> mesh axes. `wide` is the dimension inside a block: heads, the feed-forward's width, gates.
@@ -23,15 +24,6 @@ RULES = (
     ("embed", "fsdp"),
     ("wide", "tensor"),
     ("vocab", "tensor"),
-)
-# Last module and name of a parameter -> its logical dimensions; what is not listed (norms, scales) is small and whole.
-_MATRICES = {
-    "embed_tokens": ("vocab", "embed"),
-    "lm_head": ("vocab", "embed"),
-    "o_proj": ("embed", "wide"),
-    "down_proj": ("embed", "wide"),
-} | dict.fromkeys(
-    ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "i_proj", "f_proj", "g_proj"), ("wide", "embed")
 )
 
 
@@ -127,9 +119,9 @@ def constrain(x: Any, *names: str | None) -> Any:
 def gather_codes(codes: jax.Array, name: str) -> jax.Array:
     """The codes `[O, I]` of the linear layer of that name, whole along `fsdp` from here on, where there is a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or name not in _MATRICES:
+    if mesh.empty or name not in matrix_axes():
         return codes
-    names = tuple(None if logical == "embed" else logical for logical in _MATRICES[name])
+    names = tuple(None if logical == "embed" else logical for logical in matrix_axes()[name])
     return jax.lax.with_sharding_constraint(codes, _dividing_axes(mesh, names, codes.shape))
 
 
@@ -197,7 +189,8 @@ def place(tree: Any, shardings: Any) -> Any:
 
 def _leaf_sharding(mesh: Mesh, path: tuple[Any, ...], shape: tuple[int, ...]) -> NamedSharding:
     names = [name for key in path for name in _key_name(key).split(".")]
-    logical = next((_MATRICES[name] for name in reversed(names) if name in _MATRICES), None)
+    axes = matrix_axes()
+    logical = next((axes[name] for name in reversed(names) if name in axes), None)
     if logical is None or len(shape) < 2 or any("norm" in name for name in names):
         return NamedSharding(mesh, PartitionSpec())
     return NamedSharding(mesh, PartitionSpec(*[None] * (len(shape) - 2), *_dividing_axes(mesh, logical, shape[-2:])))

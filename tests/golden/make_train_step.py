@@ -2,7 +2,7 @@
 
 import json
 
-from tests.jaxlm.test_train_step import GOLDEN, run_steps
+from tests.jaxlm.training.test_train_step import GOLDEN, run_steps
 
 if __name__ == "__main__":
     for path, config in GOLDEN.items():

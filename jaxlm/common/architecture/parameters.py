@@ -1,12 +1,13 @@
-"""One table of a model's parameters: where the JAX tree keeps each, its tensor name, its shape, how it is stored.
+"""One table of a model's parameters: path in the JAX tree, tensor name, shape, logical axes and storage of each.
 
-Names and `[out, in]` orientation are Hugging Face's. Everything that counts, saves, loads or converts reads
-this table, so no program guesses from shapes or spellings.
+Names and the `[out, in]` orientation are Hugging Face's. Every program that counts, saves, loads, shards or converts
+parameters reads this table; none guesses from shapes or spellings.
 """
 
+import functools
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.mmfreelm import is_mmfreelm, released_name
@@ -14,12 +15,16 @@ from jaxlm.common.architecture.ternary import packed_rows
 
 Storage = Literal["float", "ternary", "int8"]
 Kind = Literal["latent", "packed"]
+# Logical name of a dimension: tokens of the vocabulary; the residual stream; the inside of a block (heads, the width of
+# the feed-forward layer, gates). None is a dimension that no device splits. `jaxlm.parallel.sharding` maps the names to
+# mesh axes.
+Axis = Literal["vocab", "embed", "wide"] | None
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "uint32": 4, "uint8": 1, "int8": 1}
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of the model, one layer of a stacked leaf counted on its own."""
+    """One parameter of the model. Each layer of a stacked leaf is a parameter of its own."""
 
     path: tuple[str, ...]
     """Keys into the JAX parameter tree."""
@@ -28,10 +33,13 @@ class Parameter:
     name: str
     """Tensor name in an artifact."""
     shape: tuple[int, ...]
+    """Shape of one layer; a matrix is `[out, in]`."""
     storage: Storage
-    """What the packed form holds: the float itself, ternary codes and a scale, or int8 codes and row scales."""
+    """Packed form: the float itself, ternary codes and one scale, or int8 codes and one scale per row."""
+    axes: tuple[Axis, ...]
+    """Logical name of each dimension of `shape`."""
     attribute: str = ""
-    """Dotted path to it in a model whose layers are a list."""
+    """Dotted path to the parameter in a model whose layers are a list."""
 
     @property
     def size(self) -> int:
@@ -40,7 +48,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of an artifact's file."""
+    """One tensor in the file of an artifact."""
 
     name: str
     shape: tuple[int, ...]
@@ -52,7 +60,7 @@ class StoredTensor:
 
 
 def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
-    """Every parameter of the model in file order: embedding, blocks, final norm, head."""
+    """Return every parameter of the model in file order: embedding, blocks, final norm, head."""
     rename = released_name if is_mmfreelm(config) else str
     return tuple(
         replace(parameter, name=rename(parameter.name), attribute=parameter.name.removeprefix("model."))
@@ -60,105 +68,137 @@ def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
     )
 
 
+class _Row(NamedTuple):
+    """A parameter without its position in the model: the name is relative to a block or to the top."""
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[Axis, ...]
+    storage: Storage = "float"
+
+    def at_top(self, prefix: str) -> Parameter:
+        return Parameter(tuple(self.name.split(".")), None, prefix + self.name, self.shape, self.storage, self.axes)
+
+    def in_block(self, stack: tuple[str, ...], repeat: int, layer: int) -> Parameter:
+        path = (*stack, *self.name.split("."))
+        return Parameter(path, repeat, f"model.layers.{layer}.{self.name}", self.shape, self.storage, self.axes)
+
+
 def _parameters(config: ModelConfig) -> list[Parameter]:
-    table = [
-        Parameter(
-            ("embed_tokens", "weight"),
-            None,
-            "model.embed_tokens.weight",
-            (config.vocab_size, config.hidden_size),
-            config.embedding,
-        )
-    ]
+    hidden = config.hidden_size
+    embedding = _Row("embed_tokens.weight", (config.vocab_size, hidden), ("vocab", "embed"), config.embedding)
+    table = [embedding.at_top("model.")]
     if config.num_mlgru_layers:
-        shape = (config.num_mlgru_layers, config.hidden_size)
-        table.append(Parameter(("lower_bounds", "weight"), None, "model.lower_bounds.weight", shape, "float"))
+        table.append(_Row("lower_bounds.weight", (config.num_mlgru_layers, hidden), (None, None)).at_top("model."))
     for layer in range(config.num_layers):
-        # One stack for each place in the pattern of token mixers; a pattern of one needs no place.
-        repeat, place = divmod(layer, len(config.token_mixer))
-        stack = ("layers",) if len(config.token_mixer) == 1 else ("layers", f"place_{place}")
-        for name, shape, storage in _block(config, config.token_mixer[place]):
-            table.append(Parameter((*stack, *name.split(".")), repeat, f"model.layers.{layer}.{name}", shape, storage))
-    table.append(Parameter(("norm", "weight"), None, "model.norm.weight", (config.hidden_size,), "float"))
+        # One stack for each position in the pattern of token mixers. A pattern of one needs no name for it; the name
+        # `place_0` is in the checkpoints of runs.
+        repeat, position = divmod(layer, len(config.token_mixer))
+        stack = ("layers",) if len(config.token_mixer) == 1 else ("layers", f"place_{position}")
+        table += [row.in_block(stack, repeat, layer) for row in _block(config, config.token_mixer[position])]
+    table.append(_norm("norm", hidden).at_top("model."))
     if not config.tie_word_embeddings:
-        storage: Storage = "ternary" if config.ternary_head else "float"
-        shape = (config.vocab_size, config.hidden_size)
-        table.append(Parameter(("lm_head", "weight"), None, "lm_head.weight", shape, storage))
-        if config.ternary_head and config.linear_norm:
-            table.append(
-                Parameter(
-                    ("lm_head", "rms_norm", "weight"),
-                    None,
-                    "lm_head.rms_norm.weight",
-                    (config.hidden_size,),
-                    "float",
-                )
-            )
+        table += [row.at_top("") for row in _head(config)]
     return table
 
 
-Row = tuple[str, tuple[int, ...], Storage]
+def _head(config: ModelConfig) -> list[_Row]:
+    storage: Storage = "ternary" if config.ternary_head else "float"
+    rows = [_Row("lm_head.weight", (config.vocab_size, config.hidden_size), ("vocab", "embed"), storage)]
+    if config.ternary_head and config.linear_norm:
+        rows.append(_norm("lm_head.rms_norm", config.hidden_size))
+    return rows
 
 
-def _block(config: ModelConfig, token_mixer: str) -> list[Row]:
+def _block(config: ModelConfig, token_mixer: str) -> list[_Row]:
     hidden, intermediate = config.hidden_size, config.intermediate_size
-    rows: list[Row] = [("input_layernorm.weight", (hidden,), "float")]
+    rows = [_norm("input_layernorm", hidden)]
     rows += _attention(config) if token_mixer == "attention" else _mlgru(config)
-    rows.append(("post_attention_layernorm.weight", (hidden,), "float"))
+    rows.append(_norm("post_attention_layernorm", hidden))
     if config.fused_gate:
-        rows += _linear(config, "mlp.gate_proj", 2 * intermediate, hidden)
+        rows += _linear_into_block(config, "mlp.gate_proj", 2 * intermediate)
     else:
-        rows += _linear(config, "mlp.gate_proj", intermediate, hidden)
-        rows += _linear(config, "mlp.up_proj", intermediate, hidden)
+        rows += _linear_into_block(config, "mlp.gate_proj", intermediate)
+        rows += _linear_into_block(config, "mlp.up_proj", intermediate)
     if config.sub_norm:
-        rows.append(("mlp.ffn_sub_norm.weight", (intermediate,), "float"))
-    rows += _linear(config, "mlp.down_proj", hidden, intermediate)
-    return rows
+        rows.append(_norm("mlp.ffn_sub_norm", intermediate))
+    return rows + _linear_out_of_block(config, "mlp.down_proj", intermediate)
 
 
-def _attention(config: ModelConfig) -> list[Row]:
-    hidden = config.hidden_size
-    heads = config.num_heads * config.head_dim
-    kv_heads = config.num_kv_heads * config.head_dim
-    rows = _linear(config, "self_attn.q_proj", heads, hidden)
-    rows += _linear(config, "self_attn.k_proj", kv_heads, hidden)
-    rows += _linear(config, "self_attn.v_proj", kv_heads, hidden)
+def _attention(config: ModelConfig) -> list[_Row]:
+    query_width = config.num_heads * config.head_dim
+    key_width = config.num_kv_heads * config.head_dim
+    rows = _linear_into_block(config, "self_attn.q_proj", query_width)
+    rows += _linear_into_block(config, "self_attn.k_proj", key_width)
+    rows += _linear_into_block(config, "self_attn.v_proj", key_width)
     if config.sub_norm:
-        rows.append(("self_attn.attn_sub_norm.weight", (heads,), "float"))
-    return rows + _linear(config, "self_attn.o_proj", hidden, heads)
+        rows.append(_norm("self_attn.attn_sub_norm", query_width))
+    return rows + _linear_out_of_block(config, "self_attn.o_proj", query_width)
 
 
-def _mlgru(config: ModelConfig) -> list[Row]:
-    hidden = config.hidden_size
-    rows: list[Row] = []
+def _mlgru(config: ModelConfig) -> list[_Row]:
+    rows: list[_Row] = []
     for name in ("i_proj", "f_proj", "g_proj"):
-        rows += _linear(config, f"mlgru.{name}", hidden, hidden)
-    rows.append(("mlgru.g_norm.weight", (hidden,), "float"))
-    return rows + _linear(config, "mlgru.o_proj", hidden, hidden)
+        rows += _linear_into_block(config, f"mlgru.{name}", config.hidden_size)
+    rows.append(_norm("mlgru.g_norm", config.hidden_size))
+    return rows + _linear_out_of_block(config, "mlgru.o_proj", config.hidden_size)
 
 
-def _linear(config: ModelConfig, name: str, out_features: int, in_features: int) -> list[Row]:
+def _linear_into_block(config: ModelConfig, name: str, width: int) -> list[_Row]:
+    """Return the rows of a linear layer that reads the residual stream."""
+    return _linear(config, name, (width, config.hidden_size), ("wide", "embed"))
+
+
+def _linear_out_of_block(config: ModelConfig, name: str, width: int) -> list[_Row]:
+    """Return the rows of a linear layer that writes to the residual stream."""
+    return _linear(config, name, (config.hidden_size, width), ("embed", "wide"))
+
+
+def _linear(config: ModelConfig, name: str, shape: tuple[int, int], axes: tuple[Axis, Axis]) -> list[_Row]:
     storage: Storage = "ternary" if config.linear == "ternary" else "float"
-    rows: list[Row] = [(f"{name}.weight", (out_features, in_features), storage)]
+    rows = [_Row(f"{name}.weight", shape, axes, storage)]
     if config.linear_norm:
-        rows.append((f"{name}.rms_norm.weight", (in_features,), "float"))
+        rows.append(_norm(f"{name}.rms_norm", shape[1]))
     return rows
+
+
+def _norm(name: str, width: int) -> _Row:
+    return _Row(f"{name}.weight", (width,), (None,))
+
+
+@functools.cache
+def matrix_axes() -> dict[str, tuple[Axis, ...]]:
+    """Return the logical axes of every matrix that devices may split, by the name of its module (such as `q_proj`).
+
+    A module has the same axes in every model, so the table is read off one small model that has all of them.
+    """
+    every_module = ModelConfig(
+        vocab_size=4,
+        hidden_size=4,
+        intermediate_size=4,
+        num_layers=2,
+        token_mixer=("attention", "mlgru"),
+        num_heads=1,
+        num_kv_heads=1,
+        tie_word_embeddings=False,
+    )
+    return {parameter.path[-2]: parameter.axes for parameter in parameters(every_module) if any(parameter.axes)}
 
 
 def scale_name(name: str) -> str:
-    """Name of the scale that belongs to a packed weight."""
+    """Return the tensor name of the scale that belongs to a packed weight."""
     return name.removesuffix(".weight") + ".weight_scale"
 
 
 def stored_tensors(config: ModelConfig, kind: Kind, float_dtype: str = "float32") -> tuple[StoredTensor, ...]:
-    """The tensors of an artifact of this kind, in file order, with the dtype each is stored in."""
+    """Return the tensors of an artifact of this kind, in file order, with the dtype on disk."""
     return tuple(
         stored for parameter in parameters(config) for stored in stored_form(parameter, config, kind, float_dtype)
     )
 
 
 def stored_form(parameter: Parameter, config: ModelConfig, kind: Kind, float_dtype: str) -> tuple[StoredTensor, ...]:
-    """The tensors that hold one parameter: itself, or codes and their scale."""
+    """Return the tensors that store one parameter: the parameter itself, or its codes and their scale."""
     name, shape = parameter.name, parameter.shape
     if kind == "latent" or parameter.storage == "float":
         return (StoredTensor(name, shape, float_dtype),)
@@ -171,15 +211,15 @@ def stored_form(parameter: Parameter, config: ModelConfig, kind: Kind, float_dty
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """Parameters of the model; a tied head is counted once."""
+    """Return the number of parameters of the model. A tied head is counted once."""
     return sum(parameter.size for parameter in parameters(config))
 
 
 def ternary_parameter_count(config: ModelConfig) -> int:
-    """Parameters that are ternary."""
+    """Return the number of parameters that are ternary."""
     return sum(parameter.size for parameter in parameters(config) if parameter.storage == "ternary")
 
 
 def tensor_bytes(config: ModelConfig, kind: Kind, float_dtype: str = "float32") -> int:
-    """Bytes of the tensors of an artifact of this kind, without the file's header."""
+    """Return the bytes of all tensors of an artifact of this kind, without the file's header."""
     return sum(stored.nbytes for stored in stored_tensors(config, kind, float_dtype))

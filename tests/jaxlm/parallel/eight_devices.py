@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from tests.jaxlm.test_checkpoint import make_iterator
-from tests.jaxlm.test_train_step import make_batch
 
 from jaxlm.checkpoints.checkpoint import Checkpoints, restore_params
 from jaxlm.common.run.optimizer_config import OptimizerConfig
@@ -20,6 +18,8 @@ from jaxlm.parallel.sharding import MeshConfig, batch_sharding, global_batch, ma
 from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.training.train_step import init_state, make_train_step
 from tests.conftest import TINY, VARIANTS
+from tests.jaxlm.checkpoints.test_checkpoint import make_iterator
+from tests.jaxlm.training.test_train_step import make_batch
 
 STEPS = 20
 # Small steps: codes that flip at other times would make the losses of two ternary runs differ more.

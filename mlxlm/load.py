@@ -7,7 +7,7 @@ import mlx.core as mx
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.formats.mlx import module_tensors
 from jaxlm.common.formats.open_model import open_model
-from mlxlm.adapters.adapters import load_adapters
+from mlxlm.adapters.adapter_directory import load_adapters
 from mlxlm.model.language_model import LanguageModel, quantized_form
 from shared_tokenizer.load import find_tokenizer
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer

@@ -16,7 +16,8 @@ from jaxlm.common.run.stop_request import StopRequested
 from jaxlm.common.run.summary import plot_losses
 from jaxlm.common.run.training_report import TrainingReport
 from jaxlm.common.sampling import Sampling
-from mlxlm.adapters.adapters import base_fingerprint, save_adapters
+from mlxlm.adapters.adapter_directory import save_adapters
+from mlxlm.adapters.adapters import base_fingerprint
 from mlxlm.finetune.checkpoint import Checkpoints
 from mlxlm.finetune.distillation import DistillationLoss
 from mlxlm.finetune.finetune_config import FinetuneConfig

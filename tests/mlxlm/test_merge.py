@@ -10,7 +10,8 @@ from jaxlm.common.architecture.initial_weights import initial_weights
 from jaxlm.common.architecture.parameters import parameters, scale_name
 from jaxlm.common.architecture.ternary import pack, quantize_weight, unpack
 from jaxlm.common.artifact.artifact import load_artifact, save_artifact
-from mlxlm.adapters.adapters import AdapterConfig, add_adapters, save_adapters
+from mlxlm.adapters.adapter_directory import save_adapters
+from mlxlm.adapters.adapters import AdapterConfig, add_adapters
 from mlxlm.evaluate import evaluate_text
 from mlxlm.load import load_model
 from mlxlm.merge import MergeConfig, main, merge

@@ -1,4 +1,4 @@
-"""ModelConfig: what a model is. One decoder; its architecture is data."""
+"""ModelConfig: the fields that define a model. There is one decoder; its architecture is data."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ DEFAULT_THETA = 10000.0
 class ModelConfig:
     """A decoder-only language model.
 
-    `linear: dense` with the defaults is a Llama; `linear: ternary` is BitNet b1.58, with `sub_norm` as the
-    2B-4T model has it and with `linear_norm` as its first description had it; `token_mixer: mlgru` with ternary
-    linears, norms in them, a fused gate and a ternary head is the MatMul-free model (arXiv 2406.02528).
+    `linear: dense` with the defaults is a Llama. `linear: ternary` is BitNet b1.58: with `sub_norm` the 2B-4T model
+    (arXiv 2504.12285), with `linear_norm` the model of arXiv 2402.17764. `token_mixer: mlgru` with ternary linears,
+    norms in them, a fused gate and a ternary head is the MatMul-free model (arXiv 2406.02528).
 
     Raises ValueError on construction when the fields do not fit together.
     """
 
     vocab_size: int
-    """Rows of the embedding table, in tokens."""
+    """Size of the vocabulary, in tokens: rows of the embedding table."""
     hidden_size: int
     """Width of the residual stream."""
     intermediate_size: int
@@ -28,11 +28,11 @@ class ModelConfig:
     num_layers: int
     """Decoder blocks."""
     token_mixer: tuple[str, ...] = ("attention",)
-    """How positions see the ones before them: attention or mlgru, or a pattern of both that the layers repeat."""
+    """Token mixer of each layer: attention or mlgru, or a pattern of both that the layers repeat."""
     num_heads: int = 0
     """Query heads of attention."""
     num_kv_heads: int = 0
-    """Key/value heads; query heads are shared among them in equal groups."""
+    """Key/value heads; each serves an equal group of query heads."""
     head_dim: int = 0
     """Width of a head; 0 means hidden_size / num_heads."""
     max_seq_len: int = 2048
@@ -44,7 +44,7 @@ class ModelConfig:
     activation: Literal["silu", "gelu", "relu2"] = "silu"
     """Gate function of the feed-forward layer: SwiGLU, GeGLU (exact erf) or squared ReLU."""
     fused_gate: bool = False
-    """Gate and up projection are one matrix, with one scale and one norm (MatMul-free models have it)."""
+    """Gate and up projection as one matrix, with one scale and one norm, as in MatMul-free models."""
     linear: Literal["dense", "ternary"] = "dense"
     """Linear layers of the blocks: float weights, or ternary weights with int8 activations."""
     sub_norm: bool = False
@@ -52,13 +52,13 @@ class ModelConfig:
     linear_norm: bool = False
     """RMSNorm inside every ternary linear, before its activations are quantized."""
     tie_word_embeddings: bool = True
-    """Use the embedding table as the output head."""
+    """Embedding table as the output head."""
     ternary_head: bool = False
-    """Make the untied output head ternary too."""
+    """Ternary weights in the untied output head too."""
     embedding: Literal["float", "int8", "ternary"] = "float"
-    """Embedding table: float, 8 bits with a scale a row, or ternary with one scale."""
+    """Embedding table: float, int8 with one scale per row, or ternary with one scale."""
     scale_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Precision of ternary scales, in training and on disk. Models trained elsewhere need float32."""
+    """Precision of ternary scales, in training and on disk; models trained by other programs need float32."""
     initializer_range: float = 0.02
     """Standard deviation of the initial linear weights; o_proj and down_proj start smaller by sqrt(2 num_layers)."""
     embedding_range: float = 0.02
@@ -68,7 +68,7 @@ class ModelConfig:
     eos_id: int | None = None
     """Token that ends a document."""
     pad_id: int | None = None
-    """Token that fills unused places."""
+    """Token that fills unused positions."""
 
     def __post_init__(self) -> None:
         pattern = (self.token_mixer,) if isinstance(self.token_mixer, str) else tuple(self.token_mixer)
@@ -121,7 +121,9 @@ class ModelConfig:
                     f"num_kv_heads: found {self.num_kv_heads}, expected a divisor of num_heads {self.num_heads}"
                 )
             if self.head_dim % 2:
-                raise ValueError(f"head_dim: found {self.head_dim}, expected an even number (rotary turns pairs)")
+                raise ValueError(
+                    f"head_dim: found {self.head_dim}, expected an even number (rotary embeddings rotate pairs)"
+                )
             return
         for name, unset in (("num_heads", 0), ("num_kv_heads", 0), ("head_dim", 0), ("rope_theta", DEFAULT_THETA)):
             if getattr(self, name) != unset:
@@ -178,32 +180,32 @@ class ModelConfig:
 
     @property
     def has_attention(self) -> bool:
-        """Whether any layer is attention."""
+        """True if any layer is attention."""
         return "attention" in self.token_mixer
 
     @property
     def num_repeats(self) -> int:
-        """How often the layers repeat the pattern of token mixers."""
+        """Number of times that the layers repeat the pattern of token mixers."""
         return self.num_layers // len(self.token_mixer)
 
     @property
     def num_mlgru_layers(self) -> int:
-        """Layers whose token mixer is recurrent."""
+        """Number of layers whose token mixer is recurrent."""
         return self.num_repeats * self.token_mixer.count("mlgru")
 
     @property
     def is_ternary(self) -> bool:
-        """Whether any matrix is ternary."""
+        """True if any matrix is ternary."""
         return self.linear == "ternary" or self.ternary_head or self.embedding == "ternary"
 
     @property
     def has_packed_form(self) -> bool:
-        """Whether a packed artifact of it differs from a latent one."""
+        """True if a packed artifact of the model differs from a latent one."""
         return self.is_ternary or self.embedding == "int8"
 
 
 def config_from_dict(fields: dict[str, Any]) -> ModelConfig:
-    """A ModelConfig from its fields; raises ValueError naming fields that are unknown or missing."""
+    """Return the ModelConfig of these fields. Raises ValueError naming fields that are unknown or missing."""
     known = {field.name: field for field in dataclasses.fields(ModelConfig)}
     if unknown := sorted(set(fields) - set(known)):
         raise ValueError(f"model settings: unknown {', '.join(unknown)}; known are {', '.join(known)}")

@@ -1,8 +1,8 @@
 """ModelConfig <-> Hugging Face config.json.
 
-A model that transformers knows is written under its own model type (llama, bitnet); any other is written as
-`jaxlm`, so that no other program takes it for something it is not. What has no Hugging Face key is kept in
-one object, `jaxlm`, with the format version.
+A model that transformers knows has its own model type (llama, bitnet); any other has the type `jaxlm`, so that no
+program takes it for another model. Fields without a Hugging Face key are in one object, `jaxlm`, with the format
+version.
 """
 
 from collections.abc import Callable
@@ -54,21 +54,21 @@ ARCHITECTURES = {
 
 
 def hf_model_type(config: ModelConfig) -> str:
-    """The transformers model type that computes this model, or "jaxlm" where there is none."""
+    """Return the transformers model type that computes this model, or "jaxlm" where there is none."""
     if is_mmfreelm(config):
         return mmfreelm.MODEL_TYPE
     if config.num_mlgru_layers or config.fused_gate or config.embedding != "float" or config.ternary_head:
         return "jaxlm"
     if config.sub_norm:
-        # transformers sizes attn_sub_norm by hidden_size, whatever the heads add up to.
+        # In transformers attn_sub_norm is hidden_size wide, even where the heads together are not.
         fits = config.linear == "ternary" and config.num_heads * config.head_dim == config.hidden_size
         return "bitnet" if fits else "jaxlm"
-    # Its Llama wants heads that divide hidden_size, even where head_dim is given.
+    # The Llama of transformers needs num_heads to divide hidden_size, even where head_dim is given.
     return "llama" if config.hidden_size % config.num_heads == 0 else "jaxlm"
 
 
 def to_hf_config(config: ModelConfig, kind: Kind, float_dtype: str) -> dict[str, Any]:
-    """The config.json of an artifact of this kind whose floats are stored as `float_dtype`."""
+    """Return the config.json of an artifact of this kind whose floats are stored as `float_dtype`."""
     model_type = hf_model_type(config)
     content: dict[str, Any] = {"architectures": [ARCHITECTURES[model_type]], "model_type": model_type}
     if model_type == mmfreelm.MODEL_TYPE:
@@ -90,15 +90,15 @@ def to_hf_config(config: ModelConfig, kind: Kind, float_dtype: str) -> dict[str,
 
 
 def own_object(config: ModelConfig, kind: Kind) -> dict[str, Any]:
-    """The object `jaxlm` of a config.json: what Hugging Face has no key for."""
+    """Return the object `jaxlm` of a config.json: the fields without a Hugging Face key."""
     own = {field: getattr(config, field) for field in OWN_KEYS} | {"token_mixer": list(config.token_mixer)}
     return {"format_version": FORMAT_VERSION, "kind": kind, **own}
 
 
 def from_hf_config(content: dict[str, Any]) -> tuple[ModelConfig, Kind, str]:
-    """Read a config.json that this project wrote: the config, the artifact's kind and its float dtype.
+    """Return the config, the artifact's kind and its float dtype from a config.json that this project wrote.
 
-    Every key that is not what would be written is an error, see `from_own_config`.
+    Raises ValueError on any key that `to_hf_config` would not write, see `from_own_config`.
     """
     return from_own_config(content, to_hf_config)
 
@@ -106,10 +106,10 @@ def from_hf_config(content: dict[str, Any]) -> tuple[ModelConfig, Kind, str]:
 def from_own_config(
     content: dict[str, Any], write: Callable[[ModelConfig, Kind, str], dict[str, Any]]
 ) -> tuple[ModelConfig, Kind, str]:
-    """Read a config.json that this project wrote with `write`.
+    """Return the config, the artifact's kind and its float dtype from a config.json that `write` made.
 
-    It is regenerated from what was read, and every key that then differs is an error: nothing in it is silently
-    ignored. Raises ValueError naming the key, what was found and what was expected.
+    The config is written again with `write`, and every key that differs is an error, so no key is silently ignored.
+    Raises ValueError naming the key, the value found and the value expected.
     """
     own = content.get("jaxlm")
     if not isinstance(own, dict):

@@ -1,4 +1,4 @@
-"""What a model's weights are before training: one rule for the JAX modules and for artifacts that numpy makes."""
+"""The initial weights of a model: one rule for the JAX modules and for artifacts that numpy writes."""
 
 from collections.abc import Callable
 
@@ -9,31 +9,31 @@ from jaxlm.common.architecture.parameters import parameters
 
 
 def initial_std(config: ModelConfig, module: str) -> float:
-    """Standard deviation of the normal distribution that a matrix is drawn from, by the last name of its module."""
+    """Return the standard deviation of a matrix at the start, by the last name of its module."""
     if module == "embed_tokens":
         return config.embedding_range
     if module in ("o_proj", "down_proj"):
-        # They write into the residual stream, which 2 num_layers of them add up in (GPT-2's rule).
+        # They write to the residual stream, which sums the outputs of 2 num_layers of them (GPT-2's rule).
         return config.initializer_range / (2 * config.num_layers) ** 0.5
     return config.initializer_range
 
 
 def initial_weights(config: ModelConfig, seed: int) -> Callable[[str], np.ndarray]:
-    """A function from the name of a latent artifact's tensor to its float32 array, drawn on use.
+    """Return a function from the name of a latent artifact's tensor to its float32 array, drawn when called.
 
-    The same distributions as training starts from, but not the same numbers. Each tensor has a stream of its own, so
-    they may be asked for in any order.
+    The distributions are those that training starts from; the numbers are not. Each tensor has a random stream of its
+    own, so the order of calls does not matter.
     """
-    table = {parameter.name: (place, parameter) for place, parameter in enumerate(parameters(config))}
+    table = {parameter.name: (index, parameter) for index, parameter in enumerate(parameters(config))}
 
     def read(name: str) -> np.ndarray:
-        place, parameter = table[name]
+        index, parameter = table[name]
         module, shape = parameter.path[-2], parameter.shape
         if "norm" in module:
             return np.ones(shape, np.float32)
         if module == "lower_bounds":
             return np.zeros(shape, np.float32)
-        weight = np.random.default_rng((seed, place)).standard_normal(shape, np.float32)
+        weight = np.random.default_rng((seed, index)).standard_normal(shape, np.float32)
         weight *= np.float32(initial_std(config, module))
         return weight
 

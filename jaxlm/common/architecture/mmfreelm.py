@@ -1,4 +1,4 @@
-"""The files of the MatMul-free language model (ridgerchu/matmulfreellm): its config keys and tensor names."""
+"""Config keys and tensor names of the released MatMul-free models (arXiv 2406.02528, ridgerchu/matmulfreellm)."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ KEYS = {
     "eos_id": "eos_token_id",
     "pad_id": "pad_token_id",
 }
-# What its program can do otherwise and no released model does.
+# Options of the released program, at the only values that released models have.
 FIXED = {
     "attn_mode": "fused_recurrent",
     "num_heads": 1,
@@ -32,8 +32,8 @@ FIXED = {
     "use_lower_bound": True,
     "hidden_act": "swish",
 }
-# Keys that say nothing about what the model computes.
-PASSED_OVER = {
+# Keys without influence on the computation.
+IGNORED = {
     "_name_or_path",
     "architectures",
     "auto_map",
@@ -47,7 +47,7 @@ PASSED_OVER = {
     "transformers_version",
     "use_cache",
 }
-_SHAPE = {
+_ARCHITECTURE_FIELDS = {
     "token_mixer": ("mlgru",),
     "linear": "ternary",
     "linear_norm": True,
@@ -69,34 +69,36 @@ _RENAMED = (
 
 
 def is_mmfreelm(config: ModelConfig) -> bool:
-    """Whether a model is of the shape that their program computes."""
-    return all(getattr(config, field) == value for field, value in _SHAPE.items())
+    """Return True if the released program computes this model."""
+    return all(getattr(config, field) == value for field, value in _ARCHITECTURE_FIELDS.items())
 
 
 def released_name(name: str) -> str:
-    """Their name of a tensor from ours."""
+    """Return the released name of a tensor from our name."""
     for ours, theirs in _RENAMED:
         name = name.replace(ours, theirs)
     return name
 
 
 def to_released(config: ModelConfig) -> dict[str, Any]:
-    """Their config.json of a model."""
+    """Return the config.json of a model in the released form."""
     return {key: getattr(config, field) for field, key in KEYS.items()} | FIXED | {"hidden_ratio": 4}
 
 
 def from_released(content: dict[str, Any]) -> ModelConfig:
-    """The model of a config.json that they wrote; its scales were never rounded, so they stay float32.
+    """Return the model of a released config.json. Its scales were never rounded, so they stay float32.
 
-    Raises ValueError where it asks for what no released model has.
+    Raises ValueError on an option that no released model has, and on an unknown key.
     """
     for key, value in FIXED.items():
         if (found := content.get(key, value)) != value:
-            raise ValueError(f"config.json: {key}: found {found!r}, expected {value!r}; other {MODEL_TYPE} are unknown")
-    if unknown := set(content) - set(KEYS.values()) - set(FIXED) - PASSED_OVER:
+            raise ValueError(
+                f"config.json: {key}: found {found!r}, expected {value!r}, which every released {MODEL_TYPE} has"
+            )
+    if unknown := set(content) - set(KEYS.values()) - set(FIXED) - IGNORED:
         raise ValueError(f"config.json: unknown key {min(unknown)!r} with value {content[min(unknown)]!r}")
     fields = {field: content[key] for field, key in KEYS.items() if content.get(key) is not None}
     hidden_size, ratio = content.get("hidden_size"), content.get("hidden_ratio") or 4
     if "intermediate_size" not in fields and isinstance(hidden_size, int) and isinstance(ratio, int):
         fields["intermediate_size"] = 256 * -(-int(hidden_size * ratio * 2 / 3) // 256)
-    return config_from_dict(_SHAPE | {"norm_eps": 1e-6, "scale_dtype": "float32"} | fields)
+    return config_from_dict(_ARCHITECTURE_FIELDS | {"norm_eps": 1e-6, "scale_dtype": "float32"} | fields)

@@ -1,23 +1,24 @@
-"""Operations of a training step on paper."""
+"""The model FLOPs of a training step."""
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import parameters
 
 
 def model_flops(config: ModelConfig, batch_size: int, seq_len: int) -> float:
-    """Multiplications and additions of a step on paper: 6 for each weight of a product and token, and for attention
-    12 L for each token and unit of its width (PaLM's count, arXiv 2204.02311 appendix B, without leaving out what the
-    causal mask hides). Operations, for the whole batch.
+    """Return the floating-point operations of one step, for the whole batch (PaLM, arXiv 2204.02311 appendix B).
+
+    A step takes 6 operations per matrix weight and token, and attention 12 `seq_len` per token, layer and unit of its
+    width. The count does not leave out the pairs that the causal mask hides.
     """
     tokens = batch_size * seq_len
-    weights = sum(parameter.size for parameter in parameters(config) if _is_product(parameter.path))
+    weights = sum(parameter.size for parameter in parameters(config) if _is_multiplied(parameter.path))
     if config.tie_word_embeddings:
         weights += config.vocab_size * config.hidden_size
     attention_layers = config.num_layers - config.num_mlgru_layers
     return 6 * weights * tokens + 12 * seq_len * tokens * attention_layers * config.num_heads * config.head_dim
 
 
-def _is_product(path: tuple[str, ...]) -> bool:
-    """Whether a parameter is a matrix that activations are multiplied with."""
-    spared = ("embed_tokens", "lower_bounds")
-    return not any("norm" in key or key in spared for key in path)
+def _is_multiplied(path: tuple[str, ...]) -> bool:
+    """Return True if a parameter is a matrix that multiplies activations."""
+    others = ("embed_tokens", "lower_bounds")
+    return not any("norm" in key or key in others for key in path)

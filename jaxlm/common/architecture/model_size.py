@@ -1,4 +1,4 @@
-"""A well-proportioned model of about so many parameters. Nothing is allocated, so any size may be asked for."""
+"""The config of a well-proportioned model of a given number of parameters. Nothing is allocated, so any size works."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import parameter_count
 from jaxlm.common.architecture.presets import bitnet, mmfree
 
-# arXiv 2203.15556 (Chinchilla): where compute is best spent. Small models that are to be used a lot are given more.
+# Compute-optimal tokens per parameter (Chinchilla, arXiv 2203.15556). Small models for heavy use are trained on more.
 TOKENS_PER_PARAMETER = 20
 Number = TypeVar("Number", int, float)
 Architecture = Literal["ternary", "mmfree", "dense"]
@@ -21,18 +21,19 @@ _KINDS = {"ternary": bitnet, "mmfree": mmfree, "dense": ModelConfig}
 
 LARGEST = 10**12
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-# Widths are multiples of it: llama.cpp's ternary types take 256 inputs of a matrix together.
+# Every width is a multiple: a block of llama.cpp's ternary types holds 256 inputs of a matrix.
 MULTIPLE = 256
 _MLP_RATIO = 8 / 3
-# Within this share of the size asked for, proportions alone decide.
+# Below this relative error of the size, proportions alone decide.
 TOLERANCE = 0.01
-# A miss of 2 % beyond that weighs as much as a depth or width that is off by a factor of e.
-_MISS_WEIGHT = 50
-# Dense models from here on have a head of their own. Ternary ones never do: llama.cpp knows none for them.
+# An error of 2 % beyond that counts as much as a depth or width that is wrong by a factor of e.
+_ERROR_WEIGHT = 50
+# Dense models of this size or more have an untied head. Ternary ones never do: llama.cpp has no such architecture.
 _UNTIED = 5 * 10**9
 
-# From so many parameters on, by table of the vocabulary (an untied head is a second one): a tenth to a quarter of a
-# small model is vocabulary, and less and less of a large one. 32,000 is Llama 2's, 128,256 that of Llama 3.
+# Each table below maps the smallest number of parameters to a value. An untied head is a second vocabulary table, so it
+# halves the number that is looked up here. The vocabulary takes a tenth to a quarter of a small model, and less of a
+# larger one. 32,000 is the vocabulary of Llama 2, 128,256 that of Llama 3.
 _VOCAB_SIZES = {
     0: 1024,
     2_500_000: 2048,
@@ -48,7 +49,7 @@ _EMBEDDING_RANGES = {0: 0.1, 100_000_000: 0.02}
 
 @dataclass(frozen=True)
 class _Shape:
-    """One point of the grid."""
+    """One candidate of the grid of widths and depths."""
 
     hidden_size: int
     intermediate_size: int
@@ -57,16 +58,16 @@ class _Shape:
 
     @property
     def distortion(self) -> float:
-        """How far it is from the proportions of well-known models, in e-folds of depth and of width."""
+        """Distance from the proportions of well-known models, as a sum of log ratios of depth and width."""
         depth = self.num_layers / _good_depth(self.hidden_size)
         width = self.intermediate_size / (_MLP_RATIO * self.hidden_size)
         return abs(math.log(depth)) + abs(math.log(width))
 
 
 def parse_size(text: str) -> int:
-    """Parameters from a number with or without a unit: "350M", "1.5B", "300b", "1200000".
+    """Return the number of parameters that a text names, with or without a unit: "350M", "1.5B", "300b", "1200000".
 
-    Raises ValueError where it is no such number, not above 0, or above 1T.
+    Raises ValueError where the text is no such number, or where the number is 0 or above 1T.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMBT]?)", text.strip().upper(), re.ASCII)
     if found is None:
@@ -78,52 +79,54 @@ def parse_size(text: str) -> int:
 
 
 def config_of_size(parameters: int, arch: Architecture, vocab_size: int | None = None) -> ModelConfig:
-    """The best-proportioned model within 1 % of so many parameters, or where the grid has none, the best trade.
+    """Return the best-proportioned model within 1 % of the number of parameters.
 
-    Over the whole range, sizes are met within 1.1 % from 1B on, 1.5 % from 100M, 3 % from 10M and 10 % from 1M.
-    `vocab_size` takes the place of the one that suits the size. Raises ValueError where the vocabulary and the smallest
-    block are more than what was asked for.
+    Where the grid has none, the model trades size against proportions. The error of the size is at most 1.1 % from 1B
+    parameters on, 1.5 % from 100M, 3 % from 10M and 10 % from 1M. `vocab_size` replaces the vocabulary that suits the
+    size. Raises ValueError where the vocabulary and one smallest block already have more parameters.
     """
     tied = arch == "ternary" or (arch == "dense" and parameters < _UNTIED)
-    suiting: int = _from(_VOCAB_SIZES, parameters if tied else parameters // 2)
+    suiting: int = _lookup(_VOCAB_SIZES, parameters if tied else parameters // 2)
     vocabulary = suiting if vocab_size is None else vocab_size
-    rest, block, _ = _count_rule(arch, vocabulary, tied, next(_hidden_sizes()))
-    if parameters < rest + block:
+    outside, block, _ = _count_rule(arch, vocabulary, tied, next(_hidden_sizes()))
+    if parameters < outside + block:
         raise ValueError(
-            f"params: found {parameters:,}, expected at least {rest + block:,} with a vocabulary of {vocabulary:,}; "
+            f"params: found {parameters:,}, expected at least {outside + block:,} with a vocabulary of {vocabulary:,}; "
             "ask for more, or set a smaller vocab_size"
         )
 
-    def badness(shape: _Shape) -> float:
-        miss = abs(shape.parameters / parameters - 1)
-        return shape.distortion + _MISS_WEIGHT * max(0.0, miss - TOLERANCE)
+    def penalty(shape: _Shape) -> float:
+        error = abs(shape.parameters / parameters - 1)
+        return shape.distortion + _ERROR_WEIGHT * max(0.0, error - TOLERANCE)
 
-    best = min(_shapes(arch, vocabulary, tied, parameters), key=badness)
+    best = min(_candidates(arch, vocabulary, tied, parameters), key=penalty)
     return dataclasses.replace(
         _config(arch, vocabulary, tied, best.hidden_size, best.intermediate_size, best.num_layers),
-        max_seq_len=_from(_MAX_SEQ_LENS, parameters),
-        embedding_range=_from(_EMBEDDING_RANGES, parameters),
+        max_seq_len=_lookup(_MAX_SEQ_LENS, parameters),
+        embedding_range=_lookup(_EMBEDDING_RANGES, parameters),
     )
 
 
-def _shapes(arch: Architecture, vocab_size: int, tied: bool, parameters: int) -> Iterator[_Shape]:
-    """For every width, and width of the feed-forward, the two depths next to the size."""
+def _candidates(arch: Architecture, vocab_size: int, tied: bool, parameters: int) -> Iterator[_Shape]:
+    """Yield, for every hidden and intermediate size, the two depths just below and above the number of parameters."""
     for hidden in _hidden_sizes():
-        rest, narrowest, step = _count_rule(arch, vocab_size, tied, hidden)
-        if rest > parameters:
+        outside, narrowest, step = _count_rule(arch, vocab_size, tied, hidden)
+        if outside > parameters:
             return
-        least = 2 * hidden if hidden > MULTIPLE else hidden  # the smallest models need every shape there is
+        least = 2 * hidden if hidden > MULTIPLE else hidden  # the smallest models need more candidates
         for steps in range(least // MULTIPLE, 4 * hidden // MULTIPLE + 1):
             block = narrowest + (steps - 1) * step
-            below = (parameters - rest) // block
+            below = (parameters - outside) // block
             for layers in {max(1, below), below + 1}:
-                yield _Shape(hidden, MULTIPLE * steps, layers, rest + layers * block)
+                yield _Shape(hidden, MULTIPLE * steps, layers, outside + layers * block)
 
 
 @functools.cache
 def _count_rule(arch: Architecture, vocab_size: int, tied: bool, hidden: int) -> tuple[int, int, int]:
-    """What models of a width have: parameters outside of blocks, of a block with a feed-forward of MULTIPLE, and of
-    each MULTIPLE more. Their count is linear in the depth, and in the feed-forward's width.
+    """Return the parameter counts of a hidden size: outside of blocks, of a block with intermediate_size MULTIPLE, and
+    of each further MULTIPLE of intermediate_size in a block.
+
+    The count of a model is linear in its depth and in its intermediate_size, so three models determine the rule.
     """
     one, two, wide = (
         parameter_count(_config(arch, vocab_size, tied, hidden, intermediate, layers))
@@ -132,21 +135,21 @@ def _count_rule(arch: Architecture, vocab_size: int, tied: bool, hidden: int) ->
     return 2 * one - two, two - one, wide - one
 
 
-def _from(table: dict[int, Number], parameters: int) -> Number:
-    """The last entry that begins at or below so many parameters."""
+def _lookup(table: dict[int, Number], parameters: int) -> Number:
+    """Return the entry of the largest key that is at most the number of parameters."""
     return next(table[least] for least in reversed(table) if least <= parameters)
 
 
 def _hidden_sizes() -> Iterator[int]:
-    """Widths whose heads divide into groups, ever further apart."""
+    """Yield hidden sizes whose heads divide into groups, in growing steps."""
     yield from range(256, 2048, 256)
     yield from range(2048, 4096, 512)
     yield from range(4096, 32769, 1024)
 
 
 def _good_depth(hidden: int) -> float:
-    """Layers for a width: one for 128 from 4096 on (Llama 7B and 13B, GPT-3), and fewer by the root of the width below
-    it."""
+    """Return the number of layers that suits a hidden size: hidden / 128 from 4096 on, as in Llama 7B and 13B and in
+    GPT-3, and sqrt(hidden) / 2 below."""
     return hidden / min(128.0, 2 * math.sqrt(hidden))
 
 
@@ -164,7 +167,7 @@ def _config(
 
 
 def _heads(hidden: int) -> dict[str, int]:
-    """Query heads, and the key/value heads that groups of them share."""
+    """Return the number of query heads and of key/value heads."""
     num_heads = hidden // (64 if hidden < 2048 else 128)
     if hidden >= 4096:
         return {"num_heads": num_heads, "num_kv_heads": 8}  # as Llama 3 has from 8B to 405B

@@ -8,12 +8,12 @@ from jaxlm.common.architecture.parameters import parameter_count
 
 
 def bitnet(**fields) -> ModelConfig:
-    """BitNet b1.58 with sub-norms; SiLU unless said otherwise, which every build of llama.cpp computes right."""
+    """Return a BitNet b1.58 with sub-norms. Its default gate is SiLU, which every build of llama.cpp computes right."""
     return ModelConfig(**({"linear": "ternary", "sub_norm": True} | fields))
 
 
 def mmfree(**fields) -> ModelConfig:
-    """The MatMul-free language model (arXiv 2406.02528), as released."""
+    """Return a MatMul-free language model (arXiv 2406.02528) with the fields of the released ones."""
     released = {
         "token_mixer": "mlgru",
         "linear": "ternary",
@@ -101,7 +101,7 @@ PRESETS: dict[str, ModelConfig] = {
         num_heads=32,
         num_kv_heads=32,
     ),
-    # The shape of Llama 7B; its feed-forward is 43 x 256 wide, which divides over any slice up to 256 chips.
+    # The shape of Llama 7B. The feed-forward layer is 43 x 256 wide, so up to 256 chips can split it.
     "bitnet-7b": bitnet(
         vocab_size=32000,
         hidden_size=4096,
@@ -152,16 +152,16 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str) -> ModelConfig:
-    """The preset of that name; raises ValueError listing the known ones."""
+    """Return the preset of that name. Raises ValueError listing the known ones."""
     if name not in PRESETS:
         raise ValueError(f"preset: found {name!r}, expected one of {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
 def nearest_preset(config: ModelConfig) -> str:
-    """The preset of the same kinds of linear and token mixer that is nearest in parameters.
+    """Return the name of the preset with the same linears and token mixers that is nearest in parameters.
 
-    Raises ValueError where there is none of its kind.
+    Raises ValueError where no preset has them.
     """
     kind = (config.linear, config.token_mixer)
     same = [name for name, other in PRESETS.items() if (other.linear, other.token_mixer) == kind]

@@ -1,10 +1,10 @@
 """The quantizers, written once for numpy, jax.numpy and mlx.core.
 
-`xp` is the array namespace. Every framework runs these very lines, so training, export and inference
-cannot disagree about a code or a scale.
+`xp` is the array namespace. Every framework runs these lines, so training, export and inference agree on every code
+and scale.
 
-Formulas: BitNet b1.58 (arXiv 2402.17764) and its training notes: absmean per tensor for weights, absmax per
-token for activations.
+Formulas: BitNet b1.58 (arXiv 2402.17764) and its training notes: absmean per matrix for weights, absmax per token for
+activations.
 """
 
 import functools
@@ -24,12 +24,12 @@ AFFINE_GROUP_SIZES = (128, 64, 32)
 
 
 def absmean(weight: Array, xp: Any) -> Array:
-    """Mean of |W| over the last two axes, kept as size-1 axes, float32.
+    """Return the mean of |W| of matrices `[..., out, in]` as float32 `[..., 1, 1]` (arXiv 2402.17764, equation 3).
 
-    The sum runs over integers (|W| in steps of 2^-14 of the largest magnitude's power of two), so it is the
-    same number in any framework, on any number of devices and in any order of summation; a float mean is
-    not, and a scale that lies on a rounding border would then differ between training and export. It is
-    within 1e-6 of the true mean (1e-5 with a heavy tail), and its sums fit int32 up to 2^30 weights a matrix.
+    The sum runs over integers: |W| in steps of 2^-14 times the power of two below the largest magnitude. So the mean is
+    the same number in any framework, on any number of devices and in any order of summation. A float mean is not, and
+    a scale near a rounding boundary would differ between training and export. The result is within 1e-6 of the true
+    mean (1e-5 with a heavy tail); the sums fit int32 up to 2^30 weights per matrix.
     """
     rows, columns = weight.shape[-2:]
     magnitude = xp.abs(weight.astype(xp.float32))
@@ -39,22 +39,22 @@ def absmean(weight: Array, xp: Any) -> Array:
     row_sums = xp.sum(xp.round(magnitude / step).astype(xp.int32), axis=-1, keepdims=True)
     high = xp.sum(row_sums >> 14, axis=-2, keepdims=True).astype(xp.float32)
     low = xp.sum(row_sums & 0x3FFF, axis=-2, keepdims=True).astype(xp.float32)
-    # One rounding: a division would be compiled differently here and there; times a power of two is exact.
+    # One rounding only: a product with a power of two is exact, and compilers differ in how they compile a division.
     return (high * 2.0**14 + low) * (1 / (rows * columns)) * step
 
 
 def round_to_bfloat16(positive: Array, xp: Any) -> Array:
-    """Round positive float32 numbers to the nearest bfloat16 (ties to even), kept as float32."""
+    """Return positive float32 numbers rounded to the nearest bfloat16 (ties to even), as float32 of the same shape."""
     bits = positive.view(xp.int32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).view(xp.float32)
 
 
 def quantize_weight(weight: Array, scale_dtype: str, xp: Any) -> tuple[Array, Array]:
-    """Ternarise latent weights `[..., out, in]`: int8 codes in {-1, 0, 1} and one float32 scale a matrix `[...]`.
+    """Return the int8 codes `[..., out, in]` in {-1, 0, 1} of latent weights, and one float32 scale per matrix `[...]`.
 
-    Equal to `clip(round_half_even(W / scale), -1, 1)`: the code is 1 exactly where W > scale / 2. Comparing
-    instead of dividing leaves nothing for an approximate division to get wrong. With `scale_dtype`
-    "bfloat16" the scale is rounded first, so codes and scale belong together.
+    The scale is absmean and the codes are `clip(round_half_even(W / scale), -1, 1)` (arXiv 2402.17764, equations 1 to
+    3). A comparison computes them, because a division may be approximate: the code is 1 exactly where W > scale / 2.
+    With `scale_dtype` "bfloat16" the scale is rounded before the codes are computed. Dequantized: `codes * scale`.
     """
     scale = absmean(weight, xp)
     if scale_dtype == "bfloat16":
@@ -65,15 +65,19 @@ def quantize_weight(weight: Array, scale_dtype: str, xp: Any) -> tuple[Array, Ar
 
 
 def nearest_codes(weight: Array, scale: Array, xp: Any) -> Array:
-    """Codes in {-1, 0, 1}, int8, whose products with the scale lie nearest to float32 weights; half-way is 0."""
+    """Return the int8 codes in {-1, 0, 1} whose products with the scale are nearest to float32 weights; ties are 0.
+
+    The shape of `scale` broadcasts to that of `weight`.
+    """
     half = scale * 0.5
     return (weight > half).astype(xp.int8) - (weight < -half).astype(xp.int8)
 
 
 def quantize_activation(x: Array, xp: Any) -> tuple[Array, Array]:
-    """Quantize activations per token (last axis): integers in -127..127, kept as float32, and `127 / max|x|`.
+    """Return activations `[..., features]` as integers in -127..127, and one scale `127 / max|x|` per token `[..., 1]`.
 
-    Dequantized: `q / scale`. The absmax scaling cannot reach -128, so nothing is clipped.
+    Both are float32. Dequantized: `q / scale`. Absmax quantization (arXiv 2402.17764, section 2) with a symmetric
+    range, so nothing is clipped.
     """
     x = x.astype(xp.float32)
     largest = xp.max(xp.abs(x), axis=-1, keepdims=True)
@@ -82,7 +86,7 @@ def quantize_activation(x: Array, xp: Any) -> tuple[Array, Array]:
 
 
 def quantize_rows(weight: Array, xp: Any) -> tuple[Array, Array]:
-    """Quantize a table `[rows, columns]` to 8 bits by row: int8 codes and float32 scales `[rows, 1]`.
+    """Return a table `[rows, columns]` as int8 codes and one float32 scale `max|row| / 127` per row `[rows, 1]`.
 
     Dequantized: `codes * scale`.
     """
@@ -93,15 +97,15 @@ def quantize_rows(weight: Array, xp: Any) -> tuple[Array, Array]:
 
 
 def packed_rows(out_features: int) -> int:
-    """Rows of the packed form of a matrix with `out_features` rows."""
+    """Return the number of packed rows of a matrix with `out_features` rows."""
     return -(-out_features // CODES_PER_BYTE)
 
 
 def pack(codes: np.ndarray) -> np.ndarray:
-    """Pack codes `[out, in]` into uint8 `[ceil(out / 4), in]`, Hugging Face's four-plane layout.
+    """Return codes `[out, in]` packed as uint8 `[ceil(out / 4), in]`, in the layout of transformers' BitNet.
 
-    Byte row r holds matrix rows r, r + R, r + 2R, r + 3R (R packed rows) as `code + 1` in bits 2i..2i+1.
-    Raises ValueError where a code is not in {-1, 0, 1}.
+    With R packed rows, bits 2i and 2i + 1 of packed row r hold `code + 1` of matrix row r + i R. Raises ValueError on
+    a code that is not in {-1, 0, 1}.
     """
     if codes.size and (codes.min() < -1 or codes.max() > 1):
         raise ValueError(f"ternary codes: found {codes.min()}..{codes.max()}, expected -1..1")
@@ -114,44 +118,45 @@ def pack(codes: np.ndarray) -> np.ndarray:
 
 
 def check_packed(packed: np.ndarray) -> None:
-    """Raise ValueError on a code of value 3, which no packed weight holds."""
+    """Raise ValueError if packed bytes hold a code of value 3, which stands for no weight."""
     if (packed & (packed >> 1) & 0x55).any():
         raise ValueError("packed ternary weights: found a code of value 3, expected 0, 1 or 2")
 
 
 def unpack(packed: np.ndarray, out_features: int) -> np.ndarray:
-    """Undo `pack`: int8 codes `[out_features, in]`. Raises ValueError on a code of value 3."""
+    """Return the int8 codes `[out_features, in]` that `pack` packed. Raises ValueError on a code of value 3."""
     check_packed(packed)
     planes = [(packed >> (2 * plane)) & 3 for plane in range(CODES_PER_BYTE)]
     return np.concatenate(planes).astype(np.int8)[:out_features] - np.int8(1)
 
 
 def affine_group_size(in_features: int) -> int:
-    """The largest of MLX's groups of columns that divides a row, else the smallest one, up to which it is padded."""
+    """Return the largest group size of MLX that divides a row, or the smallest where none does and rows are padded."""
     return next((size for size in AFFINE_GROUP_SIZES if in_features % size == 0), AFFINE_GROUP_SIZES[-1])
 
 
 def affine_words(in_features: int) -> int:
-    """Words of a row in MLX's 2-bit affine format, padded to whole groups."""
+    """Return the number of uint32 words per row in MLX's 2-bit affine format, padded to full groups."""
     size = affine_group_size(in_features)
     return -(-in_features // size) * size // CODES_PER_WORD
 
 
 def pack_affine(codes: np.ndarray) -> np.ndarray:
-    """Pack codes `[out, in]` into MLX's 2-bit affine format, uint32 `[out, affine_words(in)]`.
+    """Return codes `[out, in]` in MLX's 2-bit affine format (`mlx.core.quantize`): uint32 `[out, affine_words(in)]`.
 
-    A word holds `code + 1` of 16 columns in 2 bits each, the first in the lowest; columns past `in` hold code 0.
+    A word holds `code + 1` of 16 columns in 2 bits each, the first column in the lowest bits. Columns of the padding
+    hold code 0.
     """
     rows, columns = codes.shape
     padded = np.ones((rows, affine_words(columns) * CODES_PER_WORD), np.uint8)
     padded[:, :columns] = codes + 1
-    quarters = (padded[:, place::CODES_PER_BYTE] << (2 * place) for place in range(CODES_PER_BYTE))
+    quarters = (padded[:, index::CODES_PER_BYTE] << (2 * index) for index in range(CODES_PER_BYTE))
     return functools.reduce(np.bitwise_or, quarters).view("<u4")
 
 
 def unpack_affine(words: np.ndarray, in_features: int) -> np.ndarray:
-    """Undo `pack_affine`: int8 codes `[out, in_features]`. Raises ValueError on a code of value 3."""
+    """Return the int8 codes `[out, in_features]` that `pack_affine` packed. Raises ValueError on a code of value 3."""
     packed = np.ascontiguousarray(words, "<u4").view(np.uint8)
     check_packed(packed)
-    codes = np.stack([(packed >> (2 * place)) & 3 for place in range(CODES_PER_BYTE)], axis=-1)
+    codes = np.stack([(packed >> (2 * index)) & 3 for index in range(CODES_PER_BYTE)], axis=-1)
     return codes.reshape(len(words), -1)[:, :in_features].astype(np.int8) - np.int8(1)

@@ -1,22 +1,12 @@
-"""What one device needs to train a model, on paper: from its config, before anything is compiled or allocated.
+"""Memory that one device needs to train a model, as a formula: from the config, before anything is compiled.
 
-It is that of AdamW with float32 moments, `--remat products` (the default on accelerators; less is kept on a CPU), no
-gradient accumulation, and no other device to share with. For a step of T tokens, with D the hidden size, F the
-feed-forward's, Q and K the widths of queries and keys (0 without attention), and activations of a bytes each, it is the
-sum of
+It holds for AdamW with float32 moments, `--remat products` (the default on accelerators; a CPU keeps less), no gradient
+accumulation, and one device. The state and the activations follow from the program. The width of a block's backward
+pass is fitted. Logits are left out: while they exist there is no gradient yet.
 
-- the state: 4 bytes a parameter for the weight and 8 for Adam's moments, 1 a ternary parameter for its code;
-- the gradient: 4 bytes a parameter;
-- activations, what is kept of each block: T a (2 D + 2 F + 2 Q + 2 K), its input and what its linears give (MLGRU's
-  gates are computed again), and a byte for each number that ternary linears take;
-- the workspace: the larger of what the backward pass has of one block at a time, and what the update needs when
-  activations are gone, a second gradient and new codes.
-
-All but a block's share of the workspace follows from the program; that share is fitted, and logits are left out, since
-there is no gradient yet when they are there. Against what XLA plans for CPUs in float32 (31 steps, of 2.6M to 730M
-parameters and 128 to 16,384 tokens) the sum was between 4.7 % too low and 2.3 % too high. Against what libtpu plans for
-a v5p in bfloat16 (7 steps) it was 2 to 12 % too high, and 26 % where a step had 256 tokens or fewer: there the update
-needs no second gradient.
+Error against XLA's plan for CPUs in float32 (31 steps of 2.6M to 730M parameters and 128 to 16,384 tokens): -4.7 % to
++2.3 %. Error against libtpu's plan for a v5p in bfloat16 (7 steps): +2 to +12 %, and +26 % for steps of 256 tokens or
+fewer, whose update needs no second gradient.
 """
 
 from dataclasses import dataclass
@@ -24,15 +14,19 @@ from dataclasses import dataclass
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import parameter_count, ternary_parameter_count
 
-_FLOAT32 = 4
-# Arrays as wide as the feed-forward, and as the stream, that a block's backward pass has at a time: fitted.
-_WIDE_ARRAYS, _WIDE_ARRAYS_OF_SUB_NORM = 7, 4
-_STREAMS = {"attention": 12, "mlgru": 30}
+_FLOAT32_BYTES = 4
+_INT8_BYTES = 1
+_ADAM_MOMENTS = 2
+# Fitted: arrays `[tokens, intermediate_size]` and `[tokens, hidden_size]` that the backward pass of a block holds at
+# the same time.
+_FEED_FORWARD_ARRAYS = 7
+_FEED_FORWARD_ARRAYS_OF_SUB_NORM = 4
+_HIDDEN_ARRAYS = {"attention": 12, "mlgru": 30}
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes of one device's memory that training needs."""
+    """The memory of one device that training needs, in bytes."""
 
     parameters: int
     moments: int
@@ -47,48 +41,73 @@ class TrainingMemory:
 
 
 def training_memory(config: ModelConfig, batch_size: int, seq_len: int, activation_bytes: int) -> TrainingMemory:
-    """Memory of steps of `batch_size` sequences; `activation_bytes` is 4 with float32 and 2 with bfloat16.
+    """Return the memory of steps of `batch_size` sequences of `seq_len` tokens.
 
-    Raises ValueError for a pattern of token mixers: the compiler keeps more at a time of the blocks of a repeat.
+    `activation_bytes` is the size of one activation: 4 with float32, 2 with bfloat16. Raises ValueError for a pattern
+    of several token mixers, whose blocks the compiler holds several of at the same time.
     """
     if len(config.token_mixer) > 1:
         raise ValueError(f"token_mixer: found {', '.join(config.token_mixer)}, expected one for all layers")
     tokens = batch_size * seq_len
-    parameters = _FLOAT32 * parameter_count(config)
-    codes = ternary_parameter_count(config)
-    activations = tokens * config.num_layers * (activation_bytes * _given(config) + _taken(config))
-    in_block = tokens * activation_bytes * _block_width(config)
-    in_update = parameters + codes - activations
+    parameters = _FLOAT32_BYTES * parameter_count(config)
+    moments = _ADAM_MOMENTS * parameters
+    codes = _INT8_BYTES * ternary_parameter_count(config)
+    gradient = parameters
+    saved_floats = activation_bytes * _saved_float_width(config)
+    saved_codes = _INT8_BYTES * _saved_code_width(config)
+    activations = tokens * config.num_layers * (saved_floats + saved_codes)
+    backward_of_block = tokens * activation_bytes * _backward_width(config)
+    # The update starts when the activations are free, and needs a second gradient and new codes.
+    update = gradient + codes - activations
     return TrainingMemory(
         parameters=parameters,
-        moments=2 * parameters,
+        moments=moments,
         codes=codes,
-        gradient=parameters,
+        gradient=gradient,
         activations=activations,
-        workspace=max(in_block, in_update),
+        workspace=max(backward_of_block, update),
     )
 
 
-def _given(config: ModelConfig) -> int:
-    """Numbers a token: a block's input, and what is kept of what its linears give (the last nothing needs again)."""
-    # Without attention there are no heads.
-    heads = config.head_dim * (config.num_heads + config.num_kv_heads)
-    return 2 * (config.hidden_size + config.intermediate_size + heads)
+# The widths below are numbers per token, of one block.
 
 
-def _taken(config: ModelConfig) -> int:
-    """Numbers a token that a block's ternary linears take, once where several take the same."""
+def _query_width(config: ModelConfig) -> int:
+    return config.num_heads * config.head_dim  # 0 without attention
+
+
+def _key_width(config: ModelConfig) -> int:
+    return config.num_kv_heads * config.head_dim  # 0 without attention
+
+
+def _saved_float_width(config: ModelConfig) -> int:
+    """Return the width of the floats that a block keeps for its backward pass: its input and its linear outputs.
+
+    The output of down_proj is not kept. The gates of an MLGRU are computed again.
+    """
+    block_input = config.hidden_size
+    queries = _query_width(config)
+    attention_output = _query_width(config)
+    keys_and_values = 2 * _key_width(config)
+    o_proj_output = config.hidden_size
+    gate_and_up = 2 * config.intermediate_size
+    return block_input + queries + attention_output + keys_and_values + o_proj_output + gate_and_up
+
+
+def _saved_code_width(config: ModelConfig) -> int:
+    """Return the width of the int8 inputs of ternary linears. Linears that read the same input share one copy."""
     if config.linear == "dense":
         return 0
-    D, F = config.hidden_size, config.intermediate_size
-    # A norm inside each linear makes of the same input one for each.
+    # With a norm inside each linear, three projections of the mixer and two of the feed-forward read different inputs.
     mixer_inputs = 3 if config.linear_norm else 1
     feed_forward_inputs = 2 if config.linear_norm and not config.fused_gate else 1
-    mixed = config.num_heads * config.head_dim if config.has_attention else D
-    return mixer_inputs * D + mixed + feed_forward_inputs * D + F
+    o_proj_input = _query_width(config) if config.has_attention else config.hidden_size
+    down_proj_input = config.intermediate_size
+    return (mixer_inputs + feed_forward_inputs) * config.hidden_size + o_proj_input + down_proj_input
 
 
-def _block_width(config: ModelConfig) -> int:
-    """Numbers a token that the backward pass of one block has at a time."""
-    wide = _WIDE_ARRAYS + _WIDE_ARRAYS_OF_SUB_NORM * config.sub_norm
-    return wide * config.intermediate_size + _STREAMS[config.token_mixer[0]] * config.hidden_size
+def _backward_width(config: ModelConfig) -> int:
+    """Return the width of all arrays that the backward pass of a block holds at the same time. Fitted."""
+    feed_forward_arrays = _FEED_FORWARD_ARRAYS + _FEED_FORWARD_ARRAYS_OF_SUB_NORM * config.sub_norm
+    hidden_arrays = _HIDDEN_ARRAYS[config.token_mixer[0]]
+    return feed_forward_arrays * config.intermediate_size + hidden_arrays * config.hidden_size

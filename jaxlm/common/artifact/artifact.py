@@ -1,6 +1,6 @@
 """A model directory: config.json, model.safetensors, tokenizer files and a manifest.
 
-It is the only thing handed from one program to the next. Saving is atomic; loading is strict.
+An artifact is the only thing that one program hands to the next. Saving is atomic; loading is strict.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,20 +28,20 @@ from shared_tokenizer.manifest import sealed_directory, verify_manifest
 
 @dataclass(frozen=True)
 class Artifact:
-    """A loaded model, read from our own files or from others' in our own form.
+    """A model opened for reading: our own files, or other programs' files in our own form.
 
-    `tensors` gives every tensor of `stored`, by name; each is read and converted on use. Floats of any width are
-    float32 in memory.
+    `tensors` maps the name of every tensor in `stored` to its array, which is read and converted on use. Floats of any
+    width are float32 in memory.
     """
 
     config: ModelConfig
     kind: Kind
     float_dtype: str
-    """How the file stores its floats: float32 or bfloat16; float16, which others have, counts as float32."""
+    """Dtype of the floats on disk: float32 or bfloat16; float16 of other programs counts as float32."""
     tensors: Mapping[str, np.ndarray]
     stored: tuple[StoredTensor, ...]
     tokenizer_metadata: Mapping[str, Any] | None = None
-    """Of a GGUF, which keeps its tokenizer in the file; elsewhere the tokenizer lies in the directory."""
+    """Metadata with the tokenizer of a GGUF file; None for a directory, which holds tokenizer files."""
 
 
 def save_artifact(
@@ -53,10 +53,10 @@ def save_artifact(
     float_dtype: str = "float32",
     tokenizer_dir: Path | None = None,
 ) -> None:
-    """Write an artifact atomically. `read(name)` gives each stored tensor once, in file order.
+    """Write an artifact atomically. `read(name)` returns a stored tensor; it is called once per tensor, in file order.
 
-    Floats are float32 in memory and rounded to `float_dtype` on disk. Raises ValueError where the place is
-    taken or a tensor is not what the config says; then nothing is left behind.
+    Floats are float32 in memory and rounded to `float_dtype` on disk. Raises ValueError where the directory is taken
+    or a tensor does not have the shape and dtype of the config; then nothing is left behind.
     """
     with sealed_directory(directory) as temporary:
         write_artifact(temporary, config, kind, read, float_dtype=float_dtype, tokenizer_dir=tokenizer_dir)
@@ -79,19 +79,19 @@ def write_artifact(
 
 
 def weight_file_bytes(config: ModelConfig, kind: Kind, float_dtype: str = "float32") -> int:
-    """Size of the safetensors files of an artifact of this kind, headers and all."""
+    """Return the bytes of the safetensors files of an artifact of this kind, with their headers."""
     return tensor_files_bytes(stored_tensors(config, kind, float_dtype))
 
 
 def load_artifact(directory: Path, *, verify: bool = True) -> Artifact:
-    """Open an artifact; `verify=False` skips the check of every file's sha256.
+    """Open an artifact. `verify=False` skips the check of every file's sha256.
 
-    Raises ValueError (DamagedError for the manifest) on unknown, missing, duplicate or misshapen tensors,
-    unknown config keys and files that are not whole.
+    Raises DamagedError where a file differs from the manifest, and ValueError on unknown config keys and on tensors
+    that are unknown, missing, duplicate or of another shape or dtype.
     """
     directory = Path(directory)
     find_config(directory)
-    if verify:  # before anything that the files say is believed
+    if verify:  # before any content of the files is used
         verify_manifest(directory)
     config, kind, float_dtype = from_hf_config(read_config(directory))
     tensors = open_tensors(directory)

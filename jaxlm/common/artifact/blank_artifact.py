@@ -1,4 +1,4 @@
-"""A latent artifact of a model that was never trained, written tensor by tensor: it may be larger than memory."""
+"""A latent artifact of an untrained model, written tensor by tensor, so that it may be larger than memory."""
 
 import shutil
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from jaxlm.common.architecture.initial_weights import initial_weights
 from jaxlm.common.artifact.artifact import save_artifact, weight_file_bytes
 from jaxlm.common.sampling import LARGEST_SEED
 
-# What config, index and manifest take beside the weights, at most.
-_ROOM_FOR_THE_REST = 10**6
+# An upper bound for the bytes of config, index and manifest.
+_OTHER_FILES_BYTES = 10**6
 
 
 def save_blank_artifact(
@@ -25,12 +25,12 @@ def save_blank_artifact(
 ) -> None:
     """Write fresh weights as a latent artifact, for training to start from (`--init_from`) on any machine.
 
-    `advance` is told how many parameters each tensor brings. Raises ValueError, before anything is written, where the
-    disk has no room for it or the place is taken.
+    `advance` receives the number of parameters of each tensor, for a progress bar. Raises ValueError, before anything
+    is written, where the disk is too small, the directory is taken or the seed is out of range.
     """
     if not 0 <= seed <= LARGEST_SEED:
         raise ValueError(f"seed: found {seed}, expected 0 or more and at most {LARGEST_SEED}")
-    _check_room(directory, weight_file_bytes(config, "latent", float_dtype) + _ROOM_FOR_THE_REST)
+    _check_disk_space(directory, weight_file_bytes(config, "latent", float_dtype) + _OTHER_FILES_BYTES)
     weights = initial_weights(config, seed)
 
     def read(name: str) -> np.ndarray:
@@ -41,10 +41,10 @@ def save_blank_artifact(
     save_artifact(directory, config, "latent", read, float_dtype=float_dtype)
 
 
-def _check_room(directory: Path, needed: int) -> None:
-    """Raise ValueError where the disk under a directory to create has not so many bytes free."""
-    there = next(path for path in directory.absolute().parents if path.is_dir())
-    free = shutil.disk_usage(there).free
+def _check_disk_space(directory: Path, needed: int) -> None:
+    """Raise ValueError where the disk of a directory that does not exist yet has fewer bytes free than needed."""
+    existing = next(path for path in directory.absolute().parents if path.is_dir())
+    free = shutil.disk_usage(existing).free
     if needed > free:
         raise ValueError(
             f"{directory}: found {free:,} bytes free, expected at least {needed:,} for the artifact; choose another "

@@ -1,5 +1,6 @@
-"""The files of a model directory, ours or a transformers one: config.json, safetensors in one file or several
-behind an index, generation_config.json and the tokenizer's files.
+"""The files of a model directory, ours or that of transformers: config.json, weights, tokenizer files.
+
+The weights are one safetensors file, or several with an index.
 """
 
 import json
@@ -34,9 +35,9 @@ TOKENIZER_FILES = (
 
 
 class ModelTensors(Mapping[str, np.ndarray]):
-    """The tensors of a model directory, whichever file each is in; memory-mapped and read on use.
+    """The tensors of a model directory by name, from all of its files; memory-mapped and read on use.
 
-    Raises ValueError where two files hold the same tensor.
+    Raises ValueError on construction where two files hold the same tensor.
     """
 
     def __init__(self, directory: Path, files: Sequence[TensorFile]):
@@ -44,16 +45,16 @@ class ModelTensors(Mapping[str, np.ndarray]):
         for file in files:
             for name in file:
                 if name in self._files:
-                    raise ValueError(f"{directory}: tensor {name} is there twice")
+                    raise ValueError(f"{directory}: tensor {name} is in two files; save or download the model again")
                 self._files[name] = file
 
     def stored(self) -> dict[str, StoredTensor]:
-        """Shapes and dtypes of all, without reading them."""
+        """Return the shape and dtype of every tensor, without reading it."""
         return {name: file.stored(name) for name, file in self._files.items()}
 
-    def kept(self, name: str) -> np.ndarray:
-        """A tensor as its file keeps it, mapped and not widened: bfloat16 is its bits."""
-        return self._files[name].kept(name)
+    def raw(self, name: str) -> np.ndarray:
+        """Return a tensor as it is on disk, memory-mapped: bfloat16 is uint16 bits."""
+        return self._files[name].raw(name)
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._files[name][name]
@@ -69,7 +70,7 @@ class ModelTensors(Mapping[str, np.ndarray]):
 
 
 def find_config(directory: Path) -> Path:
-    """The config.json of a model directory. Raises ValueError where there is none."""
+    """Return the path of the config.json of a model directory. Raises ValueError where there is none."""
     if not (directory / CONFIG).is_file():
         inside = directory / "artifact"
         hint = f"; its artifact is {inside}" if (inside / CONFIG).is_file() else ""
@@ -78,11 +79,12 @@ def find_config(directory: Path) -> Path:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The config.json of a model directory. Raises ValueError where it is no JSON object."""
+    """Return the content of the config.json of a model directory. Raises ValueError where it is not a JSON object."""
     return read_json_object(find_config(directory))
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file. Raises ValueError where the file holds anything else."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -93,9 +95,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def open_tensors(directory: Path) -> ModelTensors:
-    """The tensors of a model directory: of model.safetensors, or of the files that its index names.
+    """Open the tensors of a model directory: those of model.safetensors, or of the files that its index names.
 
-    Raises ValueError naming a file that is missing, damaged or a pickle, and an index that is wrong.
+    Raises ValueError where a file is missing, damaged or a pickle, or where the index is wrong.
     """
     if not (directory / INDEX).is_file():
         if not (directory / WEIGHTS).is_file():
@@ -110,7 +112,7 @@ def open_tensors(directory: Path) -> ModelTensors:
         if Path(shard).name != shard or "\\" in shard:
             raise ValueError(f"{index}: file name {shard!r} leads outside the directory")
         if Path(shard).suffix in PICKLES:
-            raise ValueError(refusal_of_pickle(directory / shard))
+            raise ValueError(pickle_error(directory / shard))
         if not shard.endswith(".safetensors"):
             raise ValueError(f"{index}: names the file {shard!r}, expected .safetensors")
         if not (directory / shard).is_file():
@@ -125,20 +127,23 @@ def open_tensors(directory: Path) -> ModelTensors:
 def _no_weights(directory: Path) -> str:
     pickles = sorted(path.name for path in directory.iterdir() if path.suffix in PICKLES)
     if pickles:
-        return refusal_of_pickle(directory / pickles[0])
-    return f"{directory}: found neither {WEIGHTS} nor {INDEX}"
+        return pickle_error(directory / pickles[0])
+    return f"{directory}: found neither {WEIGHTS} nor {INDEX}, expected one of them; download or save the model again"
 
 
-def refusal_of_pickle(path: Path) -> str:
-    """Why a pickle is not read, and the way out."""
+def pickle_error(path: Path) -> str:
+    """Return the error message for a pickle file."""
     return (
-        f"{path}: a pickle, which can run any program when it is read, so it is refused; "
-        f"save the model as {WEIGHTS} where you trust it"
+        f"{path}: found a pickle, which can run any program when it is read, expected {WEIGHTS}; "
+        "where you trust the file, save the model as safetensors"
     )
 
 
 def check_layers(directory: Path, found: Mapping[str, StoredTensor], config: ModelConfig) -> None:
-    """Raise ValueError where a config says more layers than there are tensors: it would make any table too long."""
+    """Raise ValueError where a config has more layers than there are tensors.
+
+    This bounds the time that a hostile config can take: the parameter table grows with num_layers.
+    """
     if config.num_layers > len(found):
         raise ValueError(f"{directory}: found {len(found)} tensors, too few for num_layers {config.num_layers}")
 
@@ -149,21 +154,20 @@ def check_tensors(
     expected: Sequence[StoredTensor],
     fits: Callable[[StoredTensor, StoredTensor], bool] = operator.eq,
 ) -> None:
-    """Check that the tensors found are those expected and no others.
+    """Raise ValueError naming a tensor that is missing, unexpected or of another shape or dtype.
 
-    `fits(found, expected)` says whether a tensor will do. Raises ValueError naming one that is missing, unexpected
-    or of another shape or dtype.
+    `fits(found, expected)` returns True if a tensor can stand for the expected one; by default it has to be equal.
     """
     for tensor in expected:
         if tensor.name not in found:
             raise ValueError(f"{directory}: missing tensor {tensor.name}, {tensor.dtype} {list(tensor.shape)}")
-        if not fits(there := found[tensor.name], tensor):
+        if not fits(actual := found[tensor.name], tensor):
             raise ValueError(
-                f"{directory}: tensor {tensor.name}: found {there.dtype} {list(there.shape)}, "
+                f"{directory}: tensor {tensor.name}: found {actual.dtype} {list(actual.shape)}, "
                 f"expected {tensor.dtype} {list(tensor.shape)}"
             )
     if unexpected := set(found) - {tensor.name for tensor in expected}:
-        raise ValueError(f"{directory}: unexpected tensor {min(unexpected)}; the config has no place for it")
+        raise ValueError(f"{directory}: unexpected tensor {min(unexpected)}; the config has no such parameter")
 
 
 def write_model_files(
@@ -177,7 +181,9 @@ def write_model_files(
 ) -> None:
     """Write a model into an existing directory: `content` as config.json, the tensors, the tokenizer's files.
 
-    `read(name)` gives each tensor once, in order. A generation_config.json that came with the tokenizer is kept.
+    `read(name)` returns a tensor; it is called once per tensor, in order. A generation_config.json next to the
+    tokenizer is copied; otherwise one is written with the ids of special tokens. Raises ValueError where a tensor does
+    not have the shape and dtype declared.
     """
     _write_json(directory / CONFIG, content)
     for name in TOKENIZER_FILES:
@@ -190,7 +196,7 @@ def write_model_files(
 
 
 def tensor_files_bytes(tensors: Sequence[StoredTensor]) -> int:
-    """Size of the safetensors files of these tensors, headers and all."""
+    """Return the bytes of the safetensors files of these tensors, with their headers."""
     return sum(map(file_bytes, _by_file(tensors, MAX_FILE_BYTES)))
 
 

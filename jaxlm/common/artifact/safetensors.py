@@ -1,7 +1,7 @@
-"""safetensors files, written and read one tensor at a time.
+"""safetensors files (https://github.com/huggingface/safetensors), written and read one tensor at a time.
 
-The safetensors library checks a file's header; it neither streams on writing nor reads bfloat16 into numpy,
-so those two are done here. In memory a bfloat16 or float16 tensor is float32 (an exact widening).
+The safetensors library checks the header of a file. It neither writes tensor by tensor nor reads bfloat16 into numpy,
+so this module does. In memory a bfloat16 or float16 tensor is float32 (an exact widening).
 """
 
 import json
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from jaxlm.common.architecture.parameters import StoredTensor
 
-# dtype -> (safetensors spelling, how its bytes are kept)
+# dtype -> (safetensors name, numpy dtype on disk)
 _CODES = {
     "float32": ("F32", np.dtype("<f4")),
     "bfloat16": ("BF16", np.dtype("<u2")),
@@ -23,13 +23,13 @@ _CODES = {
     "uint8": ("U8", np.dtype("u1")),
     "int8": ("I8", np.dtype("i1")),
 }
-_DTYPES = {code: (dtype, kept) for dtype, (code, kept) in _CODES.items()}
-_DTYPES["F16"] = ("float16", np.dtype("<f2"))  # read from others' files, never written
-_PIECE = 2**22  # numbers turned into bytes at a time
+_DTYPES = {code: (dtype, on_disk) for dtype, (code, on_disk) in _CODES.items()}
+_DTYPES["F16"] = ("float16", np.dtype("<f2"))  # read from files of other programs, never written
+_CHUNK = 2**22  # numbers converted to bytes at a time
 
 
 def write_tensors(path: Path, tensors: Sequence[StoredTensor], read: Callable[[str], np.ndarray]) -> None:
-    """Write a safetensors file; `read(name)` is called once a tensor, in order, and may be lazy.
+    """Write a safetensors file. `read(name)` returns a tensor; it is called once per tensor, in order.
 
     Raises ValueError where an array's shape or dtype is not the one declared, or a float is not finite.
     """
@@ -40,7 +40,7 @@ def write_tensors(path: Path, tensors: Sequence[StoredTensor], read: Callable[[s
 
 
 def file_bytes(tensors: Sequence[StoredTensor]) -> int:
-    """Size of the file that `write_tensors` makes of them."""
+    """Return the bytes of the file that `write_tensors` writes for these tensors."""
     return len(_header(tensors)) + sum(tensor.nbytes for tensor in tensors)
 
 
@@ -66,9 +66,9 @@ def _write_tensor(file: BinaryIO, array: np.ndarray, tensor: StoredTensor) -> No
             f"{tensor.name}: found {array.dtype} {list(array.shape)}, expected {in_memory} {list(tensor.shape)}"
         )
     flat = array.reshape(-1)
-    # In pieces, so that what is made on the way stays small beside a large tensor.
-    for start in range(0, flat.size, _PIECE):
-        file.write(_to_bytes(flat[start : start + _PIECE], tensor))
+    # In chunks, so that copies stay small next to a large tensor.
+    for start in range(0, flat.size, _CHUNK):
+        file.write(_to_bytes(flat[start : start + _CHUNK], tensor))
 
 
 def _to_bytes(array: np.ndarray, tensor: StoredTensor) -> bytes:
@@ -85,37 +85,37 @@ def _to_bfloat16(array: np.ndarray) -> np.ndarray:
     rounded &= 1
     rounded += 0x7FFF
     rounded += bits
-    rounded >>= 16  # in place: the largest tensor decides what memory a conversion takes
+    rounded >>= 16  # in place, since the largest tensor decides the memory of a conversion
     return rounded.astype(np.uint16)
 
 
 def map_bytes(path: Path, offset: int, size: int) -> np.ndarray:
-    """Some bytes of a file, mapped while the array lives: a file read tensor by tensor is never whole in memory."""
-    if size == 0:  # which cannot be mapped
+    """Return `size` bytes of a file as a memory-mapped uint8 array, so that a large file is never in memory at once."""
+    if size == 0:  # mmap refuses an empty range
         return np.empty(0, np.uint8)
     # A plain ndarray: nothing downstream needs to know that it is mapped.
     return np.asarray(np.memmap(path, np.uint8, "r", offset, (size,)))
 
 
 class TensorFile(Mapping[str, np.ndarray]):
-    """A safetensors file as a read-only mapping of memory-mapped tensors.
+    """A safetensors file as a read-only mapping from names to memory-mapped tensors.
 
-    Raises ValueError, naming the file, where it is not a whole safetensors file.
+    Raises ValueError on construction, naming the file, where it is not a valid and complete safetensors file.
     """
 
     def __init__(self, path: Path):
         try:
-            # The library checks the header: its length, overlaps, and that the file holds what it claims.
+            # The library checks the header: its length, overlapping tensors, and the length of the file.
             with safe_open(path, framework="np"):
                 pass
         except (SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"{path}: not a whole safetensors file: {error}; download or save it again") from error
+            raise ValueError(f"{path}: not a complete safetensors file: {error}; download or save it again") from error
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             pairs = json.loads(file.read(length), object_pairs_hook=list)
         names = [name for name, _ in pairs]
         if duplicates := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"{path}: tensor {min(duplicates)} is there twice")
+            raise ValueError(f"{path}: found tensor {min(duplicates)} twice, expected once; download or save it again")
         self._entries = {name: dict(entry) for name, entry in pairs if name != "__metadata__"}
         for name, entry in self._entries.items():
             if entry["dtype"] not in _DTYPES:
@@ -125,19 +125,19 @@ class TensorFile(Mapping[str, np.ndarray]):
         self._path, self._start = path, 8 + length
 
     def stored(self, name: str) -> StoredTensor:
-        """Shape and dtype of a tensor, without reading it."""
+        """Return the shape and dtype of a tensor, without reading it."""
         entry = self._entries[name]
         return StoredTensor(name, tuple(entry["shape"]), _DTYPES[entry["dtype"]][0])
 
-    def kept(self, name: str) -> np.ndarray:
-        """A tensor as the file keeps it, mapped and not widened: bfloat16 is its bits."""
+    def raw(self, name: str) -> np.ndarray:
+        """Return a tensor as it is on disk, memory-mapped: bfloat16 is uint16 bits."""
         entry = self._entries[name]
         start, end = entry["data_offsets"]
-        kept = map_bytes(self._path, self._start + start, end - start)
-        return kept.view(_DTYPES[entry["dtype"]][1]).reshape(entry["shape"])
+        data = map_bytes(self._path, self._start + start, end - start)
+        return data.view(_DTYPES[entry["dtype"]][1]).reshape(entry["shape"])
 
     def __getitem__(self, name: str) -> np.ndarray:
-        array, dtype = self.kept(name), self.stored(name).dtype
+        array, dtype = self.raw(name), self.stored(name).dtype
         if dtype == "bfloat16":
             bits = array.astype(np.uint32)
             bits <<= 16

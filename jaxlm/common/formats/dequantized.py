@@ -1,4 +1,4 @@
-"""A model as an ordinary transformers directory of floats, which any program that knows its shape can load."""
+"""A ternary model written as an ordinary transformers directory of floats, for programs without ternary linears."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +21,14 @@ def write_dequantized(
     tokenizer_dir: Path | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
-    """Write weights `g * codes` into an existing directory. `read(name)` gives each packed tensor once, in file order.
+    """Write the weights `scale * codes` into an existing directory.
 
-    Such a model does not quantize its activations, so its logits are not those of the ternary model. There is no
-    word of ternary in its config.json, so other programs and `open_hub` take it for a dense Llama, or BitNet with
-    float linears. Scales rounded to bfloat16 (`scale_dtype`) are exact in either `float_dtype`. Raises ValueError
-    where transformers has no class that computes the model with float linears.
+    `read(name)` returns a tensor of the packed artifact; it is called once per tensor, in file order.
+
+    Such a model does not quantize its activations, so its logits are not those of the ternary model. Its config.json
+    does not mention ternary weights, so other programs and `open_hub` take it for a dense Llama, or for a BitNet with
+    float linears. Scales rounded to bfloat16 (`scale_dtype`) are exact in either `float_dtype`. Raises ValueError where
+    transformers has no class that computes the model with float linears.
     """
     model_type = hf_model_type(config)
     if model_type not in ("llama", "bitnet") or config.linear_norm:

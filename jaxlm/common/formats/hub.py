@@ -1,4 +1,4 @@
-"""A transformers directory that was not written here, as an artifact: its tensors under our names, in our form."""
+"""A transformers directory of another program, opened as an artifact: its tensors under our names, in our form."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -18,10 +18,10 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def open_hub(directory: Path) -> Artifact:
-    """Open a directory in the form of transformers: Llama, BitNet (latent or packed), 1bitLLM's, or MatMul-free.
+    """Open a transformers directory: Llama, BitNet (latent or packed), a model of 1bitLLM, or a MatMul-free one.
 
-    Raises ValueError naming what is wrong: a config of what we do not compute, a tensor that is missing, unexpected
-    or misshapen, a scale that is no positive number, a head that is not the embedding it is said to be tied to.
+    Raises ValueError on a config that our model cannot compute, on a tensor that is missing, unexpected or of another
+    shape, on a scale that is not a positive number, and on a tied head that differs from the embedding.
     """
     files = open_tensors(directory)
     hub = read_hub_config(read_config(directory), files)
@@ -32,8 +32,8 @@ def open_hub(directory: Path) -> Artifact:
         if ours.endswith(".weight_scale")
     }
     config = replace(hub.model, scale_dtype="bfloat16") if scales and _are_bfloat16(scales) else hub.model
-    kept = files.stored()
-    found = {ours: kept[theirs] for ours, theirs in names.items()}
+    on_disk = files.stored()
+    found = {ours: on_disk[theirs] for ours, theirs in names.items()}
     floats = {tensor.dtype for name, tensor in found.items() if name not in scales and tensor.dtype in _FLOATS}
     float_dtype = "bfloat16" if floats == {"bfloat16"} else "float32"
     check_layers(directory, found, config)
@@ -43,7 +43,7 @@ def open_hub(directory: Path) -> Artifact:
 
 
 def _our_names(directory: Path, files: ModelTensors, config: ModelConfig) -> dict[str, str]:
-    """Our name of each tensor -> its name in the files, without those that say nothing of their own."""
+    """Return our name of each tensor -> its name in the files, without tensors that follow from others."""
     names: dict[str, str] = {}
     for theirs in files:
         ours = theirs
@@ -51,21 +51,24 @@ def _our_names(directory: Path, files: ModelTensors, config: ModelConfig) -> dic
             if theirs.endswith(old):
                 ours = theirs.removesuffix(old) + new
         if ours in names:
-            raise ValueError(f"{directory}: tensors {names[ours]} and {theirs} are the same")
-        if not theirs.endswith(".rotary_emb.inv_freq"):  # follows from rope_theta; old releases stored it
+            raise ValueError(
+                f"{directory}: tensors {names[ours]} and {theirs} are the same parameter, expected one of them"
+            )
+        if not theirs.endswith(".rotary_emb.inv_freq"):  # rope_theta determines it; old releases stored it
             names[ours] = theirs
     if config.tie_word_embeddings and {_HEAD, _EMBEDDING} <= set(names):
-        head, embedding = files.kept(_HEAD), files.kept(_EMBEDDING)
+        head, embedding = files.raw(_HEAD), files.raw(_EMBEDDING)
         if head.dtype != embedding.dtype or not np.array_equal(head, embedding):
             raise ValueError(
-                f"{directory}: {_HEAD} is not equal to {_EMBEDDING}, though config.json says tie_word_embeddings"
+                f"{directory}: {_HEAD} is not equal to {_EMBEDDING}, but config.json has tie_word_embeddings true; "
+                "set it to false for a head of its own"
             )
         del names[_HEAD]
     return names
 
 
 def _scale(directory: Path, name: str, stored: np.ndarray, inverted: bool) -> np.ndarray:
-    """The scale g that multiplies, float32."""
+    """Return a float32 scale that multiplies codes. Raises ValueError where it is not a positive number."""
     scale = stored.astype(np.float32)
     if inverted:
         with np.errstate(all="ignore"):
@@ -80,17 +83,17 @@ def _are_bfloat16(scales: Mapping[str, np.ndarray]) -> bool:
 
 
 def _fits(found: StoredTensor, expected: StoredTensor) -> bool:
-    """Whether a tensor of the files can be turned into the expected one: floats may be of any width."""
+    """Return True if a tensor on disk can be converted to the expected one. Floats may be of any width."""
     if found.dtype not in _FLOATS:
         return (found.dtype, found.shape) == (expected.dtype, expected.shape)
     if expected.dtype in _FLOATS:
         return found.shape == expected.shape
-    # The codes of a ternary weight, not packed, which transformers reads too.
+    # Transformers also reads the codes of a ternary weight as floats that are not packed.
     return found.shape == (expected.shape[0] * CODES_PER_BYTE, *expected.shape[1:])
 
 
 class _HubTensors(Mapping[str, np.ndarray]):
-    """Tensors under our names, each converted when it is asked for. Raises ValueError on codes that are not ternary."""
+    """The tensors under our names, each converted on use. Raises ValueError on codes that are not ternary."""
 
     def __init__(
         self,
@@ -124,10 +127,10 @@ class _HubTensors(Mapping[str, np.ndarray]):
 
 
 def _packed(weight: np.ndarray) -> np.ndarray:
-    """Packed codes of a ternary weight; transformers packs them as we do."""
+    """Return the packed codes of a ternary weight. The layout of transformers is ours."""
     if weight.dtype == np.uint8:
         check_packed(weight)
         return weight
     if not np.isin(weight, (-1, 0, 1)).all():
-        raise ValueError("found weights beside a scale that are not all -1, 0 or 1")
+        raise ValueError("found weights other than -1, 0 and 1, expected ternary codes, since the weight has a scale")
     return pack(weight.astype(np.int8))

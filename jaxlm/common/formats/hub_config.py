@@ -1,7 +1,7 @@
-"""config.json of a transformers directory that was not written here -> ModelConfig.
+"""config.json of a transformers directory of another program -> ModelConfig.
 
-A missing key means what the config class of transformers takes for it. A key that its class does not have changes
-nothing that it computes, and is passed over.
+A missing key has the default of the config class in transformers. A key that the class does not have changes nothing
+that the model computes, and is ignored.
 """
 
 from collections.abc import Collection
@@ -21,7 +21,7 @@ _DEFAULTS = {
     "tie_word_embeddings": False,
     "pad_token_id": None,
 }
-# By model type: what LlamaConfig and BitNetConfig differ in.
+# By model type: the defaults in which LlamaConfig and BitNetConfig differ.
 _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {
         "num_key_value_heads": None,
@@ -41,7 +41,7 @@ _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 MODEL_TYPES = (*_CLASS_DEFAULTS, mmfreelm.MODEL_TYPE)
-# What the programs that wrote the models can do otherwise and ours cannot; null is the same as missing.
+# Options of other programs, at the only value that our model computes. null is the same as a missing key.
 _FIXED = {
     "attention_bias": False,
     "mlp_bias": False,
@@ -52,9 +52,9 @@ _FIXED = {
     "input_bits": 8,
 }
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu2": "relu2"}
-# Scales of models trained elsewhere were never rounded.
+# Other programs do not round the scales of their models.
 _TERNARY: dict[str, Any] = {"linear": "ternary", "scale_dtype": "float32"}
-# The sub-norms of 1bitLLM's models, whose linears are ternary although their config does not say so.
+# The sub-norms of 1bitLLM's models. Their linears are ternary, but no key of their config tells it.
 SUB_NORMS_OF_1BITLLM = {
     ".self_attn.inner_attn_ln.weight": ".self_attn.attn_sub_norm.weight",
     ".mlp.ffn_layernorm.weight": ".mlp.ffn_sub_norm.weight",
@@ -63,18 +63,18 @@ SUB_NORMS_OF_1BITLLM = {
 
 @dataclass(frozen=True)
 class HubConfig:
-    """What a config.json from elsewhere says."""
+    """The content of a config.json of another program."""
 
     model: ModelConfig
     kind: Kind
     inverted_scales: bool = False
-    """Packed weights are divided by their `weight_scale`, which is 1 / g."""
+    """True if codes are divided by their `weight_scale`, and not multiplied."""
 
 
 def read_hub_config(content: dict[str, Any], tensor_names: Collection[str]) -> HubConfig:
-    """Read a config.json beside files that hold tensors of these names.
+    """Return the model of a config.json, next to weight files that hold tensors of these names.
 
-    Raises ValueError naming the key, what was found and what was expected.
+    Raises ValueError naming the key, the value found and the value expected.
     """
     model_type: Any = content.get("model_type")
     _expect("model_type", model_type, *MODEL_TYPES)
@@ -85,8 +85,8 @@ def read_hub_config(content: dict[str, Any], tensor_names: Collection[str]) -> H
             raise ValueError(f"config.json: {key}: found {content.get(key)!r}, expected an integer")
     for key, value in _FIXED.items():
         _expect(key, content.get(key), None, value)
-    has_their_norms = any(name.endswith(tuple(SUB_NORMS_OF_1BITLLM)) for name in tensor_names)
-    of_1bitllm = has_their_norms or content.get("weight_bits") is not None
+    has_1bitllm_norms = any(name.endswith(tuple(SUB_NORMS_OF_1BITLLM)) for name in tensor_names)
+    of_1bitllm = has_1bitllm_norms or content.get("weight_bits") is not None
     fields = _fields(content, model_type)
     fields["sub_norm"] = model_type == "bitnet" or of_1bitllm
     quantization = content.get("quantization_config")
@@ -96,7 +96,7 @@ def read_hub_config(content: dict[str, Any], tensor_names: Collection[str]) -> H
 
 
 def _fields(content: dict[str, Any], model_type: str) -> dict[str, Any]:
-    """The fields of a ModelConfig that have a key of their own."""
+    """Return the fields of a ModelConfig that have a key of their own."""
     defaults = _DEFAULTS | _CLASS_DEFAULTS[model_type]
     fields: dict[str, Any] = {field: content.get(key, defaults.get(key)) for field, key in HF_KEYS.items()}
     if fields["num_kv_heads"] is None:
@@ -108,25 +108,25 @@ def _fields(content: dict[str, Any], model_type: str) -> dict[str, Any]:
     fields["rope_theta"] = _rope_theta(content, fields["rope_theta"])
     for field in ("bos_id", "eos_id"):
         if HF_KEYS[field] not in content and fields[field] >= content["vocab_size"]:
-            fields[field] = None  # the default of a class is of the vocabulary of its first model
-    if isinstance(fields["eos_id"], list):  # several tokens end a turn; the first ends a document
+            fields[field] = None  # the default id of a class is for the vocabulary of its first model
+    if isinstance(fields["eos_id"], list):  # several tokens end a turn; the first one ends a document
         fields["eos_id"] = fields["eos_id"][0] if fields["eos_id"] else None
     return fields
 
 
-def _rope_theta(content: dict[str, Any], otherwise: float) -> float:
-    """Base of the rotary frequencies: in an object of its own, or beside the other keys."""
+def _rope_theta(content: dict[str, Any], default: float) -> float:
+    """Return the base of the rotary frequencies, from an object of its own or from the key `rope_theta`."""
     rope = content.get("rope_scaling") or content.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise ValueError(f"config.json: rope_parameters: found {rope!r}, expected an object")
     _expect("rope_type", rope.get("rope_type", rope.get("type")), None, "default")
     if unknown := set(rope) - {"rope_type", "type", "rope_theta"}:
         raise ValueError(f"config.json: rope_parameters: unknown key {min(unknown)!r}")
-    return rope.get("rope_theta", otherwise)
+    return rope.get("rope_theta", default)
 
 
 def _quantized(fields: dict[str, Any], quantization: Any) -> HubConfig:
-    """A model whose linears transformers replaces by ternary ones; its defaults are those of BitNetQuantConfig."""
+    """Return a model with a quantization_config. A missing key has the default of BitNetQuantConfig in transformers."""
     if not isinstance(quantization, dict):
         raise ValueError(f"config.json: quantization_config: found {quantization!r}, expected an object")
     _expect("quant_method", quantization.get("quant_method"), "bitnet")

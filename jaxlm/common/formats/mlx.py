@@ -1,10 +1,10 @@
 """A model directory that stock mlx-lm serves.
 
-A plain dense Llama is an artifact as it is: mlx-lm reads the same config keys and tensor names. Any other model comes
-with a model file, Python code in the directory that builds it. config.json names it; mlx-lm runs it only with
-`--trust-remote-code`, and this project never does. Its tensors are the parameters of mlxlm's modules: ternary weights
-in MLX's 2-bit affine format, or latent ones that the model file ternarises as training does. There is no form of
-dequantized ternary weights: without quantized activations they would be another model.
+A dense Llama needs nothing special: mlx-lm reads the config keys and tensor names of an artifact. Any other model comes
+with a model file: Python code in the directory that builds the model. config.json names the file. mlx-lm runs it only
+with `--trust-remote-code`; this project never runs it. The tensors of such a directory are the parameters of mlxlm's
+modules: ternary weights in MLX's 2-bit affine format, or latent weights that the model file ternarises as training
+does. Dequantized ternary weights are not offered: without quantized activations they are another model.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,20 +34,20 @@ MODEL_FILE = "model.py"
 
 @dataclass(frozen=True)
 class MlxTensor:
-    """A tensor of an MLX directory, and the tensor of an artifact that has the same numbers."""
+    """A tensor of an MLX directory, and the tensor of an artifact with the same numbers."""
 
     stored: StoredTensor
     """Name, shape and dtype in the MLX directory."""
     name: str
     """Name in the artifact."""
     encode: Callable[[np.ndarray], np.ndarray] = np.asarray
-    """The artifact's array -> the MLX directory's."""
+    """Function from the artifact's array to that of the MLX directory."""
     decode: Callable[[np.ndarray], np.ndarray] = np.asarray
-    """The MLX directory's array -> the artifact's."""
+    """Function from the MLX directory's array to that of the artifact."""
 
 
 def needs_model_file(config: ModelConfig) -> bool:
-    """Whether mlx-lm has to be told how to build this model; its own Llama is dense, and its gate is SiLU."""
+    """Return True if mlx-lm has no model that computes this one. Its Llama is dense, and its gate is SiLU."""
     return hf_model_type(config) != "llama" or config.linear != "dense" or config.activation != "silu"
 
 
@@ -63,9 +63,10 @@ def write_mlx(
 ) -> None:
     """Write the files of an MLX directory into an existing directory that the caller seals.
 
-    `read(name)` gives each stored tensor of the packed artifact (`packed`) or of the latent one (`float`) once, in
-    file order. `model_file` is the text of the model file, given where `needs_model_file` says so. mlx-lm computes
-    in the `float_dtype` that it finds. Raises ValueError where form, model file or a tensor does not fit the config.
+    `read(name)` returns a tensor of the packed artifact (form `packed`) or of the latent one (form `float`); it is
+    called once per tensor, in file order. `model_file` is the text of the model file, or None where `needs_model_file`
+    is False. mlx-lm computes in `float_dtype`. Raises ValueError where form, model file or a tensor does not fit the
+    config.
     """
     if form == "packed" and not config.has_packed_form:
         raise ValueError("form: found 'packed' for a dense model, which has nothing to pack; write it as 'float'")
@@ -89,9 +90,9 @@ def write_mlx(
 
 
 def open_mlx(directory: Path) -> Artifact:
-    """Open an MLX directory that `write_mlx` wrote, or that mlx-lm's own tools saved after loading such a one.
+    """Open an MLX directory that `write_mlx` wrote, or that a tool of mlx-lm saved after it loaded such a directory.
 
-    Its model file is not run. Raises ValueError naming the key or the tensor that is not as expected.
+    The model file is not run. Raises ValueError naming a key or a tensor that is not as expected.
     """
     directory = Path(directory)
     config, kind, float_dtype = from_own_config(_read_config(directory), _config_json)
@@ -130,14 +131,14 @@ class _Decoded(Mapping[str, np.ndarray]):
 
 
 def mlx_tensors(config: ModelConfig, kind: Kind, float_dtype: str) -> tuple[MlxTensor, ...]:
-    """The tensors of an MLX directory, in file order."""
+    """Return the tensors of an MLX directory, in file order."""
     if needs_model_file(config):
         return module_tensors(config, kind, float_dtype)
     return tuple(MlxTensor(tensor, tensor.name) for tensor in stored_tensors(config, kind, float_dtype))
 
 
 def module_tensors(config: ModelConfig, kind: Kind, float_dtype: str = "float32") -> tuple[MlxTensor, ...]:
-    """The parameters of mlxlm's modules, by their dotted paths, from the tensors of an artifact of this kind."""
+    """Return the parameters of mlxlm's modules under their dotted paths, for an artifact of this kind."""
     return tuple(
         tensor for parameter in parameters(config) for tensor in _module_form(parameter, config, kind, float_dtype)
     )
@@ -177,7 +178,7 @@ def _module_form(parameter: Parameter, config: ModelConfig, kind: Kind, float_dt
 def _config_json(config: ModelConfig, kind: Kind, float_dtype: str) -> dict[str, Any]:
     if not needs_model_file(config):
         return to_hf_config(config, kind, float_dtype)
-    # A program that passes over the model file must not take it for a model that it knows.
+    # A program that ignores the model file must not take this for a model that it knows.
     content = {"architectures": [ARCHITECTURES["jaxlm"]], "model_type": "jaxlm", "model_file": MODEL_FILE}
     content |= {key: getattr(config, field) for field, key in HF_KEYS.items()}
     return content | {"dtype": float_dtype, "jaxlm": own_object(config, kind)}
@@ -187,16 +188,16 @@ def _read_config(directory: Path) -> dict[str, Any]:
     content = read_config(directory)
     if "quantization" in content:
         raise ValueError(
-            f"{directory}: quantization: found {content['quantization']!r}, expected none; undo what mlx-lm quantized "
-            "with `mlx_lm.convert --dequantize`"
+            f"{directory}: quantization: found {content['quantization']!r}, expected none; undo the quantization "
+            "of mlx-lm with `mlx_lm.convert --dequantize`"
         )
-    # mlx-lm saves the ids of generation_config.json here; the first stands for all.
+    # mlx-lm saves the list of generation_config.json here. Its first id is the one of the config.
     if isinstance(ids := content.get("eos_token_id"), list) and ids:
         content["eos_token_id"] = ids[0]
     return content
 
 
 def _found_dtype(found: Mapping[str, StoredTensor], name: str, default: str) -> str:
-    """How floats are stored: mlx-lm may have rounded what it saved, and does not say so in config.json."""
+    """Return the dtype of the floats on disk. mlx-lm may round them when it saves, without a note in config.json."""
     dtype = found[name].dtype if name in found else default
     return dtype if dtype in ("float32", "bfloat16") else default

@@ -1,9 +1,9 @@
-"""One door for reading: a model on disk, whoever wrote it, as an Artifact."""
+"""The one entry point for reading: a model on disk, of any program, opened as an Artifact."""
 
 from pathlib import Path
 
 from jaxlm.common.artifact.artifact import Artifact, load_artifact
-from jaxlm.common.artifact.model_files import PICKLES, find_config, read_config, refusal_of_pickle
+from jaxlm.common.artifact.model_files import PICKLES, find_config, pickle_error, read_config
 from jaxlm.common.formats.hub import open_hub
 from jaxlm.common.formats.mlx import open_mlx
 from shared_tokenizer.manifest import MANIFEST, verify_manifest
@@ -12,10 +12,10 @@ GGUF = ".gguf"
 
 
 def open_model(path: Path, *, verify: bool = True) -> Artifact:
-    """Open an artifact, a transformers directory that was not written here, an MLX directory, or a GGUF file.
+    """Open an artifact, a transformers directory of another program, an MLX directory, or a GGUF file.
 
-    `verify=False` skips the check of every file's sha256; without a manifest only an artifact is refused. Raises
-    ValueError (DamagedError for the manifest) naming what is wrong with it.
+    `verify=False` skips the check of every file's sha256. Of directories without a manifest only artifacts are refused.
+    Raises DamagedError where a file differs from the manifest, and ValueError where the model cannot be read.
     """
     path = Path(path)
     if not path.exists():
@@ -25,17 +25,17 @@ def open_model(path: Path, *, verify: bool = True) -> Artifact:
 
 def _open_file(path: Path) -> Artifact:
     if path.suffix in PICKLES:
-        raise ValueError(refusal_of_pickle(path))
+        raise ValueError(pickle_error(path))
     if path.suffix == GGUF:
-        from jaxlm.common.gguf.reader import open_gguf  # its library takes a third of a second to import
+        from jaxlm.common.gguf.reader import open_gguf  # importing the gguf library takes a third of a second
 
         return open_gguf(path)
-    raise ValueError(f"{path}: a file, expected a model directory or a {GGUF} file")
+    raise ValueError(f"{path}: found a file, expected a model directory or a {GGUF} file")
 
 
 def _open_directory(directory: Path, verify: bool) -> Artifact:
     find_config(directory)
-    if verify and (directory / MANIFEST).is_file():  # before anything that the files say is believed
+    if verify and (directory / MANIFEST).is_file():  # before any content of the files is used
         verify_manifest(directory)
         verify = False
     content = read_config(directory)

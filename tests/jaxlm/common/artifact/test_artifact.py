@@ -109,14 +109,14 @@ def test_a_truncated_file_is_refused_with_or_without_the_manifest(artifact, cut)
     file.write_bytes(file.read_bytes()[:cut])
     with pytest.raises(DamagedError, match=r"model\.safetensors: damaged"):
         load_artifact(artifact)
-    with pytest.raises(ValueError, match=r"model\.safetensors: not a whole safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: not a complete safetensors file"):
         load_artifact(artifact, verify=False)
 
 
 def test_a_header_that_claims_more_than_the_file_holds_is_refused(artifact):
     file = artifact / "model.safetensors"
     file.write_bytes((2**60).to_bytes(8, "little") + file.read_bytes()[8:])
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
         TensorFile(file)
 
 

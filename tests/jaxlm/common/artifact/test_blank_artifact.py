@@ -43,7 +43,7 @@ def test_a_model_of_many_files_is_predicted_without_making_it():
 
 
 def test_one_tensor_is_in_memory_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(tensor_file, "_PIECE", 2**14)
+    monkeypatch.setattr(tensor_file, "_CHUNK", 2**14)
     config = ModelConfig(
         vocab_size=256, hidden_size=256, intermediate_size=4096, num_layers=2, num_heads=4, num_kv_heads=2
     )

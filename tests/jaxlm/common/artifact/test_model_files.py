@@ -37,7 +37,7 @@ def test_tensors_are_found_in_the_files_of_the_index(directory):
 
 
 def test_opening_reads_no_tensor(directory, monkeypatch):
-    monkeypatch.setattr(TensorFile, "kept", lambda file, name: pytest.fail(f"{name} was read"))
+    monkeypatch.setattr(TensorFile, "raw", lambda file, name: pytest.fail(f"{name} was read"))
     tensors = open_tensors(directory)
     assert "first" in tensors and "fourth" not in tensors
 
@@ -53,7 +53,7 @@ def test_an_index_cannot_lead_outside(directory, name):
     ("weight_map", "message"),
     [
         ({"first": "model-00004-of-00003.safetensors"}, "00004-of-00003.safetensors: missing, but named in"),
-        ({"first": "model.bin"}, "model.bin: a pickle, which can run any program"),
+        ({"first": "model.bin"}, "model.bin: found a pickle, which can run any program"),
         ({"first": "model.npz"}, "names the file 'model.npz', expected .safetensors"),
         ({"first": ".."}, "names the file '..', expected .safetensors"),
         ({"first": 1}, "expected JSON with a 'weight_map' of tensor names to files"),
@@ -77,7 +77,7 @@ def test_an_index_that_is_none_is_refused(directory, content):
 def test_a_tensor_that_is_there_twice_is_refused(directory):
     (directory / FIRST).unlink()
     write_tensors(directory / FIRST, TENSORS[:2], read)
-    with pytest.raises(ValueError, match="tensor second is there twice"):
+    with pytest.raises(ValueError, match="tensor second is in two files"):
         open_tensors(directory)
 
 

@@ -151,7 +151,7 @@ WEIGHT = "layers.0.mlp.down_proj.weight"
     [
         ({"model_file": "../../other.py"}, {}, r"model_file: found '../../other.py', expected 'model.py'"),
         ({"jaxlm": None}, {}, "was not written by jaxlm"),
-        ({"quantization": {"bits": 4}}, {}, r"quantization: found .*; undo what mlx-lm quantized"),
+        ({"quantization": {"bits": 4}}, {}, r"quantization: found .*; undo the quantization of mlx-lm"),
         ({"attention_bias": True}, {}, "unknown key 'attention_bias' with value True"),
         ({"eos_token_id": []}, {}, r"eos_id: found \[\]"),
         ({}, {WEIGHT: np.zeros((32, 3), np.uint32)}, r"down_proj.weight: found uint32 \[32, 3\], expected uint32"),

@@ -79,7 +79,7 @@ def test_what_is_no_model_is_refused(tmp_path, artifact):
         open_model(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"found no config\.json, .*; its artifact is .*artifact"):
         open_model(tmp_path)
-    with pytest.raises(ValueError, match=r"model\.safetensors: a file, expected a model directory"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: found a file, expected a model directory"):
         open_model(artifact / "model.safetensors")
 
 
@@ -87,5 +87,5 @@ def test_what_is_no_model_is_refused(tmp_path, artifact):
 def test_a_pickle_is_refused_with_the_reason(foreign, name):
     (foreign / "model.safetensors").rename(foreign / name)
     for path in (foreign, foreign / name):
-        with pytest.raises(ValueError, match=rf"{name}: a pickle, which can run any program when it is read"):
+        with pytest.raises(ValueError, match=rf"{name}: found a pickle, which can run any program when it is read"):
             open_model(path)

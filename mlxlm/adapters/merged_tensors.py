@@ -1,4 +1,4 @@
-"""The tensors of an artifact with adapters added to them, one at a time."""
+"""The tensors of an artifact with adapters merged into them, one at a time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from mlxlm.model.layers import to_numpy
 
 @dataclass(frozen=True)
 class Adapter:
-    """A low-rank update: A `[in, r]`, B `[r, out]` and what their product is multiplied by."""
+    """A low-rank update of a weight: A `[in, r]`, B `[r, out]` and the LoRA scale."""
 
     a: np.ndarray
     b: np.ndarray
@@ -23,12 +23,12 @@ class Adapter:
 
     @property
     def update(self) -> np.ndarray:
-        """What is added to the weight, float32 `[out, in]`."""
+        """The matrix to add to the weight: scale * (A B)^T, float32 `[out, in]`."""
         return (self.a @ self.b).T * np.float32(self.scale)
 
 
 def adapters_of(model: LanguageModel) -> dict[str, Adapter]:
-    """The adapters of a model, by the name of the parameter that they belong to."""
+    """Return the adapters of a model, by the name of the parameter that they belong to."""
     return {
         f"{path}.weight": Adapter(to_numpy(module.lora_a), to_numpy(module.lora_b), module.scale)
         for path, module in model.named_modules()
@@ -38,21 +38,22 @@ def adapters_of(model: LanguageModel) -> dict[str, Adapter]:
 
 @dataclass(frozen=True)
 class LayerMerge:
-    """What an update did to one weight."""
+    """The change of one weight by its adapter."""
 
     name: str
     weights: int
+    """Numbers in the matrix."""
     relative_update: float
-    """Norm of the update over that of the weight, as floats."""
+    """Norm of the update divided by the norm of the weight, both as floats."""
     codes_flipped: int | None
-    """Codes that are others now; None of a dense weight."""
+    """Number of codes that changed; None for a dense weight."""
 
 
 class MergedTensors:
-    """Reads the tensors of an artifact with adapters added, in its own kind, and notes in `layers` what that did.
+    """A reader of an artifact's tensors with adapters merged in; it records the changes in `layers`.
 
-    Latent weights take an update in as floats. Of a packed model the codes are brought to where codes x scale + update
-    is nearest, and the scale stays: codes x scale, ternarised anew, would have a smaller one.
+    The kind of the artifact stays. Latent and dense weights are added as floats. For a packed weight the new codes are
+    the ones nearest to codes x scale + update, and the scale stays: ternarising codes x scale again would shrink it.
     """
 
     def __init__(self, artifact: Artifact, adapters: Mapping[str, Adapter]):
@@ -66,14 +67,14 @@ class MergedTensors:
 
     @property
     def packed_names(self) -> list[str]:
-        """The adapted weights of which only codes and scale are there."""
+        """The adapted weights that are stored only as codes and scale."""
         is_packed = self._artifact.kind == "packed"
         return [name for name, (parameter, _) in self._adapted.items() if is_packed and parameter.storage == "ternary"]
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor of the merged artifact, by the name and in the form that the artifact has it.
+        """Return a tensor of the merged artifact, in the form that the artifact stores it.
 
-        Raises ValueError where an adapter is not finite.
+        Raises ValueError if an adapter is not finite.
         """
         stored = self._artifact.tensors[name]
         if name not in self._adapted:
@@ -81,7 +82,10 @@ class MergedTensors:
         parameter, adapter = self._adapted[name]
         update = adapter.update
         if not np.isfinite(update).all():
-            raise ValueError(f"{name}: found an adapter with a number that is not finite; its training has diverged")
+            raise ValueError(
+                f"{name}: found an adapter with infinite or NaN numbers, expected finite ones; its training diverged: "
+                "train again with a lower learning rate"
+            )
         merge = self._merge_codes if name in self.packed_names else self._merge_floats
         return merge(parameter, stored, update)
 

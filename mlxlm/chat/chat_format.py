@@ -1,4 +1,4 @@
-"""How a model was taught to see a chat: as the user says, or as its adapters or the model itself came with it."""
+"""The chat format of a model: named by the user, or read from the chat template of the adapters or the model."""
 
 from pathlib import Path
 
@@ -12,9 +12,10 @@ from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 def choose_chat_format(
     model: Path, tokenizer: Tokenizer, *, choice: str = "auto", adapter_path: str | Path | None = None
 ) -> ChatFormat:
-    """The format of this name; auto is that of the adapters' chat template, or else of the model's.
+    """Return the chat format named `choice`; auto reads it from the adapters' chat template, else from the model's.
 
-    Raises ValueError where the name or the template is unknown, there is neither, or the tokenizer has not its tokens.
+    Raises ValueError if the name or the template is unknown, if auto finds no template, or if the tokenizer lacks the
+    format's tokens.
     """
     found = _from_templates(model, tokenizer, adapter_path) if choice == "auto" else named_chat_format(choice)
     encode_chat((Message("user", "a"), Message("assistant", "b")), tokenizer, found)
@@ -26,7 +27,8 @@ def _from_templates(model: Path, tokenizer: Tokenizer, adapter_path: str | Path 
     found = found or find_chat_format(model, tokenizer)
     if found is None:
         raise ValueError(
-            f"{model}: found no chat template, so it was hardly trained on chats, and `python -m mlxlm.generate` "
-            f"continues text with it; where it was, name its chat_format: {', '.join(CHAT_FORMATS)}"
+            f"{model}: found no chat template, expected one: the model was probably not trained on chats; continue "
+            f"text with `python -m mlxlm.generate`, or name the chat_format it was trained with: "
+            f"{', '.join(CHAT_FORMATS)}"
         )
     return found

@@ -1,4 +1,4 @@
-"""A conversation with a model, kept within its context."""
+"""A conversation with a model, within the length of the model's context."""
 
 from collections.abc import Callable, Generator, Iterator
 
@@ -10,14 +10,14 @@ from shared_tokenizer.chat.messages import Message, encode_generation_prompt, pa
 from shared_tokenizer.chat.reply_stream import ReplyStream
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
-# A quarter of the context is kept free for an answer, or max_tokens where that is less.
+# One part in this many of the context stays free for the answer, or max_tokens if that is less.
 SHARE_FOR_ANSWER = 4
 
 
 class Conversation:
-    """A system message, if there is one, and turns: the user's and the model's in turn.
+    """An optional system message, and turns of the user and the model.
 
-    `say` is told what was dropped to make room, and why an answer ended early.
+    `note` receives a line about each turn that was dropped to make room, and about each answer that ended early.
     """
 
     def __init__(
@@ -26,10 +26,10 @@ class Conversation:
         tokenizer: Tokenizer,
         chat_format: ChatFormat,
         sampling: Sampling,
-        say: Callable[[str], None],
+        note: Callable[[str], None],
     ):
         self._model, self._tokenizer, self._format = model, tokenizer, chat_format
-        self._sampling, self._say = sampling, say
+        self._sampling, self._note = sampling, note
         self._stop_ids = frozenset(stop_ids(tokenizer, chat_format))
         self._cache = PromptCache(model)
         self._system: tuple[Message, ...] = ()
@@ -41,18 +41,18 @@ class Conversation:
         return [*self._system, *self.turns]
 
     def set_system(self, content: str) -> None:
-        """Put another system message before all turns, or none where it is empty. Raises ValueError if not Unicode."""
+        """Replace the system message; an empty text removes it. Raises ValueError if it is not valid Unicode."""
         self._system = _parsed("system", content) if content else ()
 
     def reset(self) -> None:
-        """Forget all turns."""
+        """Remove all turns."""
         self.turns = []
 
     def ask(self, content: str) -> Generator[str, None, None]:
-        """The answer to a message, in pieces as they come.
+        """Yield the answer to a message in pieces, as they are generated.
 
-        Where it is closed or interrupted, what was answered so far stays in the conversation. A message without any
-        answer does not. Raises ValueError where a message is not Unicode, or leaves no room for an answer.
+        If the generator is closed or interrupted, the conversation keeps the answer so far. It does not keep a message
+        without any answer. Raises ValueError if the message is not valid Unicode, or leaves no room for an answer.
         """
         self.turns += _parsed("user", content)
         reply = ReplyStream(self._tokenizer, self._format)
@@ -69,27 +69,27 @@ class Conversation:
         for token in self._cache.generate(prompt, self._sampling, min(most, room)):
             if token in self._stop_ids:
                 if not reply.content.strip():
-                    self._say("the model answered nothing; your message is not kept")
+                    self._note("the model gave no answer; your message is not kept")
                 return
             yield reply.add(token)
-        self._say(f"cut here: max_tokens {most}" if most <= room else "cut here: the context is full")
+        self._note(f"cut here: max_tokens {most}" if most <= room else "cut here: the context is full")
 
     def _fitting_prompt(self) -> list[int]:
-        """Ids of the conversation, without as many of its oldest turns as it takes to leave room for an answer."""
+        """Return the ids of the conversation, after dropping its oldest turns until there is room for an answer."""
         config = self._model.config
         longest = config.max_seq_len - min(self._sampling.max_tokens, config.max_seq_len // SHARE_FOR_ANSWER)
         turns = self.turns
         while len(prompt := self._encoded(turns)) > longest:
             if len(turns) == 1:
                 raise ValueError(
-                    f"message: found {len(prompt)} tokens with what stands around it, expected at most {longest} of "
-                    f"the context of {config.max_seq_len}; shorten it or the system prompt"
+                    f"message: found {len(prompt)} tokens with the system prompt and the chat format, expected at most "
+                    f"{longest} of the context of {config.max_seq_len}; shorten the message or the system prompt"
                 )
             turns = turns[2:]
         check_prompt(prompt, config.vocab_size, config.max_seq_len)
         if dropped := len(self.turns) - len(turns):
             self.turns = turns
-            self._say(f"the context of {config.max_seq_len} tokens is full: the oldest {dropped} turns were dropped")
+            self._note(f"the context of {config.max_seq_len} tokens is full: the oldest {dropped} turns were dropped")
         return prompt
 
     def _encoded(self, turns: list[Message]) -> list[int]:

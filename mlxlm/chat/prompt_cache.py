@@ -1,4 +1,4 @@
-"""Generation that goes on from what a model has seen: of a conversation only what is new is computed."""
+"""Generation for one conversation that computes only the new tokens of each prompt."""
 
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
@@ -11,10 +11,10 @@ from mlxlm.model.language_model import LanguageModel
 
 
 class PromptCache:
-    """The cache of a model for one conversation.
+    """The cache of a model for one conversation, with the token ids that it holds.
 
-    A prompt that leaves what was seen before goes on from where they part if all layers are attention. A recurrent
-    state cannot go back, so then the whole prompt is computed.
+    If a prompt differs from these ids at some position, the keys and values after that position are dropped. A
+    recurrent state cannot go back, so a model with MLGRU layers then computes the whole prompt again.
     """
 
     def __init__(self, model: LanguageModel):
@@ -22,30 +22,32 @@ class PromptCache:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop the cache."""
         self._cache = self._model.make_cache()
-        self._seen: list[int] = []
+        self._cached_ids: list[int] = []
 
     def generate(self, prompt: Sequence[int], sampling: Sampling, max_tokens: int) -> Iterator[int]:
-        """At most `max_tokens` tokens that continue a prompt of at least one."""
-        new = prompt[self._go_back_to(prompt) :]
+        """Yield at most `max_tokens` tokens that continue a prompt of at least one token."""
+        new = prompt[self._keep_prefix(prompt) :]
         try:
-            self._seen += new
+            self._cached_ids += new
             for token in sample_tokens(self._model, new, sampling, max_tokens, self._cache):
-                self._seen.append(token)  # the generator has run it already, to be a token ahead
+                self._cached_ids.append(
+                    token
+                )  # the generator runs one token ahead, so the cache holds this one already
                 yield token
         except KeyboardInterrupt:
-            self.clear()  # some layers may have seen a token that others have not
+            self.clear()  # the interrupt may have come between two layers
             raise
 
-    def _go_back_to(self, prompt: Sequence[int]) -> int:
-        """Bring the cache to a beginning of the prompt, not all of it; returns how many tokens that is."""
-        pairs = zip(self._seen, prompt[:-1], strict=False)
+    def _keep_prefix(self, prompt: Sequence[int]) -> int:
+        """Cut the cache to a prefix of the prompt, without its last token, and return the prefix's length."""
+        pairs = zip(self._cached_ids, prompt[:-1], strict=False)
         common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        if surplus := len(self._seen) - common:
+        if surplus := len(self._cached_ids) - common:
             if can_trim_prompt_cache(self._cache):
                 trim_prompt_cache(self._cache, surplus)
-                del self._seen[common:]
+                del self._cached_ids[common:]
             else:
                 self.clear()
-        return len(self._seen)
+        return len(self._cached_ids)

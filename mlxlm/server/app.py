@@ -1,4 +1,4 @@
-"""The routes: OpenAI's models, chat and completions over one engine."""
+"""The routes of the server: models, chat and completions of OpenAI's API, answered by one engine."""
 
 import asyncio
 import contextlib
@@ -19,13 +19,13 @@ from mlxlm.server.errors import ApiError, answer_api_error, answer_fault, answer
 from mlxlm.server.guard import OPEN_ROUTE, Guard
 from mlxlm.server.json_body import read_body
 from mlxlm.server.requests import CompletionRequest, ServedModel, read_chat, read_completion
-from mlxlm.server.responses import ChatReply, Reply, TextReply, gather, model_object, stream
+from mlxlm.server.responses import ChatReply, Reply, TextReply, collect, model_object, stream
 
 
 def make_app(
     model: ServedModel, engine: Engine, *, hosts: Collection[str], api_key: str | None, max_body_bytes: int
 ) -> Starlette:
-    """The application; it starts and stops the engine. `hosts` are the values of Host that are served."""
+    """Return the application, which starts and stops the engine. `hosts` are the accepted values of Host."""
     routes = _Routes(model, engine, max_body_bytes)
 
     @contextlib.asynccontextmanager
@@ -81,11 +81,11 @@ class _Routes:
         if request.stream:
             return _EventStream(generation, stream(generation.events(), reply, request.include_usage))
         async with _cancelled_when_gone(http.receive, generation):
-            return JSONResponse(await gather(generation.events(), reply))
+            return JSONResponse(await collect(generation.events(), reply))
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events of a generation."""
+    """A stream of server-sent events, which cancels its generation when the client leaves."""
 
     def __init__(self, generation: Generation, events: AsyncIterator[str]):
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
@@ -98,7 +98,7 @@ class _EventStream(StreamingResponse):
 
 @contextlib.asynccontextmanager
 async def _cancelled_when_gone(receive: Receive, generation: Generation) -> AsyncIterator[None]:
-    """Cancel the generation when the client closes the connection, and when the answer is over, however it ended."""
+    """Cancel the generation when the client closes the connection, and when the answer has ended in any way."""
 
     async def watch() -> None:
         while (await receive())["type"] != "http.disconnect":

@@ -1,4 +1,4 @@
-"""The one thread that generates, request after request, and the queue before it."""
+"""The thread that generates, one request after another, and its queue."""
 
 import asyncio
 import contextlib
@@ -20,35 +20,37 @@ from mlxlm.server.prompt_store import PromptStore
 from mlxlm.server.reply_text import ReplyText
 
 RETRY_AFTER_S = 2
-# Longer than a step of a prompt takes; the process ends without the thread where it is not enough.
+# Longer than one prefill step takes. After this time the process ends without waiting for the thread.
 LONGEST_STOP_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What to generate: a prompt that fits the model, and what ends the text.
-
-    `reply` makes text of the tokens; it is written to by the engine's thread alone.
-    """
+    """One text to generate."""
 
     prompt: list[int]
+    """Token ids, which fit the model's context."""
     sampling: Sampling
     stop_ids: frozenset[int]
+    """Tokens that end the text."""
     reply: ReplyText
+    """Decoder of the tokens; only the engine's thread uses it."""
 
 
 @dataclass(frozen=True)
 class Finish:
-    """How a generation ended; tokens that came out of the model, and those of the prompt it had seen before."""
+    """The end of a generation, with its token counts."""
 
     reason: Literal["stop", "length"]
     prompt_tokens: int
     completion_tokens: int
+    """Generated tokens, including the one that ended the text."""
     cached_tokens: int
+    """Tokens of the prompt that were in the prompt store."""
 
 
 class Generation:
-    """One task on its way through the engine, as the event loop sees it."""
+    """A submitted task: the event loop reads its events, the engine's thread writes them."""
 
     def __init__(self, task: Task, timeout_s: float):
         self.task = task
@@ -60,22 +62,22 @@ class Generation:
 
     @property
     def cancelled(self) -> bool:
-        """Whether nobody waits for it any more."""
+        """True if no client waits for it any more."""
         return self._cancelled.is_set()
 
     def cancel(self) -> None:
-        """Let the engine drop it, and whoever still reads it end with an error."""
+        """Tell the engine to drop it, and end a reader of its events with an error."""
         if not self.cancelled:
             self._cancelled.set()
             self._events.put_nowait(ApiError(499, "the client closed the request", code="cancelled"))
 
     def emit(self, event: str | Finish | ApiError) -> None:
-        """Called by the engine's thread: the next piece of text, or the end."""
+        """Send the next piece of text, or the end, from the engine's thread to the event loop."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server ends
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     async def events(self) -> AsyncIterator[str | Finish]:
-        """Pieces of text as they come, then a `Finish`. Raises ApiError where it fails or takes too long."""
+        """Yield pieces of text as they come, then a `Finish`. Raises ApiError if it fails or takes too long."""
         while True:
             try:
                 async with asyncio.timeout_at(self._deadline):
@@ -96,14 +98,14 @@ def _stopping() -> ApiError:
 
 
 class _CancelledError(Exception):
-    """The generation at work is not wanted any more."""
+    """The current generation was cancelled, or the server stops."""
 
 
 class Engine:
-    """Generates one task at a time; at most `max_queue` wait.
+    """A thread that generates one task at a time; at most `max_queue` tasks wait.
 
-    Prompts are processed `prefill_step_size` tokens at a time; that, or one token, is how long a cancelled
-    generation goes on.
+    Prompts are processed `prefill_step_size` tokens at a time. A cancelled generation ends after the current step of
+    the prompt, or after the current token.
     """
 
     def __init__(
@@ -118,7 +120,7 @@ class Engine:
         self._model = model
         self._max_queue, self._timeout_s = max_queue, timeout_s
         self._prefill_step_size = prefill_step_size
-        self._seen = PromptStore(prompt_cache_bytes)
+        self._store = PromptStore(prompt_cache_bytes)
         self._waiting: deque[Generation] = deque()
         self._current: Generation | None = None
         self._wake = threading.Condition()
@@ -126,11 +128,11 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
 
     def start(self) -> None:
-        """Begin to work on tasks."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End every generation with an error, and take no more."""
+        """End every generation with an error, and accept no more tasks."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -145,18 +147,18 @@ class Engine:
 
     @property
     def is_alive(self) -> bool:
-        """Whether tasks are worked on."""
+        """True while the thread runs."""
         return self._thread.is_alive()
 
     def submit(self, task: Task) -> Generation:
-        """Put a task into the queue, from the event loop. Raises ApiError (503) where too many wait already."""
+        """Put a task into the queue; call it from the event loop. Raises ApiError (503) if the queue is full."""
         generation = Generation(task, self._timeout_s)
         with self._wake:
             if self._stopping:
                 raise _stopping()
             self._waiting = deque(waiting for waiting in self._waiting if not waiting.cancelled)
             if len(self._waiting) >= self._max_queue + (self._current is None):
-                message = f"found {len(self._waiting)} requests waiting, as many as may; try again later"
+                message = f"found {len(self._waiting)} requests waiting, the most that may wait; try again later"
                 raise ApiError(503, message, code="queue_full", headers={"Retry-After": str(RETRY_AFTER_S)})
             self._waiting.append(generation)
             self._wake.notify()
@@ -183,9 +185,9 @@ class Engine:
         task, reply = generation.task, generation.task.reply
         tokens: list[int] = []
         reason: Literal["stop", "length"] = "length"
-        cache, seen = self._seen.nearest(task.prompt)
+        cache, cached = self._store.nearest(task.prompt)
         cache = cache or self._model.make_cache()
-        with contextlib.closing(self._tokens(generation, cache, seen)) as steps:
+        with contextlib.closing(self._tokens(generation, cache, cached)) as steps:
             for token in steps:
                 self._check(generation)
                 tokens.append(token)
@@ -197,24 +199,24 @@ class Engine:
                     break
         if rest := reply.end():
             generation.emit(rest)
-        # mlx-lm is a token ahead: the model has seen the last one too.
-        self._seen.add([*task.prompt, *tokens], cache)
-        return Finish(reason, len(task.prompt), len(tokens), seen)
+        # mlx-lm runs one token ahead, so the cache holds the last token too.
+        self._store.add([*task.prompt, *tokens], cache)
+        return Finish(reason, len(task.prompt), len(tokens), cached)
 
-    def _tokens(self, generation: Generation, cache: list[Any], seen: int) -> Generator[int]:
-        """Tokens that continue the prompt, of which the cache has seen the first ones."""
+    def _tokens(self, generation: Generation, cache: list[Any], cached: int) -> Generator[int]:
+        """Return the tokens that continue the prompt, whose first `cached` tokens the cache holds."""
         task, sampling = generation.task, generation.task.sampling
 
         def progress(processed: int, total: int) -> None:
             self._check(generation)
             if processed == total - 1 and not can_trim_prompt_cache(cache):
-                # A state that cannot be cut back: kept before the answer goes into it.
-                self._seen.add(task.prompt[:-1], copy.deepcopy(cache))
+                # A recurrent state cannot go back, so it is stored before the answer changes it.
+                self._store.add(task.prompt[:-1], copy.deepcopy(cache))
 
         mx.random.seed(sampling.seed)
         return sample_tokens(
             self._model,
-            task.prompt[seen:],
+            task.prompt[cached:],
             sampling,
             sampling.max_tokens,
             cache,

@@ -9,12 +9,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 log = logging.getLogger("uvicorn.error")
-# Messages quote what was found; a request of a megabyte is not to come back whole.
+# Characters. Messages quote the request, which may be a megabyte long.
 LONGEST_MESSAGE = 500
 
 
 class ApiError(Exception):
-    """A request that is refused, with what the client is told."""
+    """A refusal of a request: HTTP status, and the error object for the client."""
 
     def __init__(
         self,
@@ -31,29 +31,29 @@ class ApiError(Exception):
         self._message, self._param, self._code = message, param, code
 
     def body(self) -> dict[str, Any]:
-        """The error object."""
+        """Return the error object, in OpenAI's form."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         message = self._message if len(self._message) <= LONGEST_MESSAGE else f"{self._message[:LONGEST_MESSAGE]}..."
         return {"error": {"message": message, "type": kind, "param": self._param, "code": self._code}}
 
     def response(self) -> JSONResponse:
-        """The answer to the request."""
+        """Return the HTTP response."""
         return JSONResponse(self.body(), self.status, self.headers)
 
 
 def internal_error() -> ApiError:
-    """What a client is told of a fault of ours: nothing of its inside."""
+    """Return the error for a fault of the server; it tells the client no details."""
     return ApiError(500, "the server failed on this request; its log says why", code="internal_error")
 
 
 async def answer_api_error(request: Request, error: Exception) -> JSONResponse:
-    """Starlette's handler for an `ApiError`."""
+    """Answer an `ApiError`; a handler of Starlette."""
     assert isinstance(error, ApiError)
     return error.response()
 
 
 async def answer_http_error(request: Request, error: Exception) -> JSONResponse:
-    """Starlette's handler for an unknown route or a method that the route has not."""
+    """Answer an unknown route, or a method that the route does not allow; a handler of Starlette."""
     assert isinstance(error, HTTPException)
     served = ", ".join(route.path for route in request.app.routes)
     message = f"{request.method} {request.url.path[:100]}: {error.detail}; served are {served}"
@@ -61,5 +61,5 @@ async def answer_http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def answer_fault(request: Request, error: Exception) -> JSONResponse:
-    """Starlette's handler for anything else, which it raises again for the server's log."""
+    """Answer any other exception; a handler of Starlette, which raises the exception again for the server's log."""
     return internal_error().response()

@@ -1,7 +1,7 @@
-"""What every request has to pass, whatever its route: Host, Origin and key.
+"""Checks of every request, on all routes: Host, Origin and key.
 
-A page of another site can make a browser send requests here: it gives itself away by its Origin, or, where its name
-was made to point to this machine, by the Host.
+A web page of another site can make a browser send requests to this server. Its Origin shows it, or its Host if the
+site's name resolves to this machine (DNS rebinding).
 """
 
 import hmac
@@ -16,9 +16,9 @@ OPEN_ROUTE = "/health"
 
 
 class Guard:
-    """ASGI middleware that refuses requests from elsewhere and requests without the key.
+    """ASGI middleware that refuses requests of other sites, and requests without the key.
 
-    `hosts` are the values of Host that are served. The key is asked for on every route but `/health`.
+    `hosts` are the accepted values of Host. Every route but `/health` needs the key.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str], api_key: str | None):
@@ -27,8 +27,8 @@ class Guard:
         self._authorization = None if api_key is None else f"Bearer {api_key}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand the request on, or answer it with 401 or 403."""
-        if scope["type"] != "http":  # starting and stopping; there are no WebSockets here
+        """Pass the request on, or answer it with 401 or 403."""
+        if scope["type"] != "http":  # start and stop of the server; it has no WebSockets
             await self._app(scope, receive, send)
             return
         try:
@@ -56,7 +56,10 @@ class Guard:
 
 
 def host_names(port: int, names: Collection[str]) -> list[str]:
-    """Values of Host that clients of this port send: local names and the further ones, an IPv6 address in brackets."""
+    """Return the values of Host that clients of this port send, for the local names and for `names`.
+
+    An IPv6 address is in brackets. Port 80 may be left out.
+    """
     bracketed = (f"[{name}]" if ":" in name and not name.startswith("[") else name for name in names)
     allowed = dict.fromkeys(("localhost", "127.0.0.1", "[::1]", *bracketed))
     return [*(f"{name}:{port}" for name in allowed), *(allowed if port == 80 else ())]

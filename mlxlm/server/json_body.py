@@ -1,4 +1,4 @@
-"""The body of a request, read without trusting it: JSON of a bounded size, and its fields one by one."""
+"""The body of a request: untrusted JSON of a bounded size, and the checks of its fields."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ MOST_LEVELS = 32
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """All bytes of a JSON body. Raises ApiError where it is of another type, too large or too slow."""
+    """Return the bytes of a JSON body. Raises ApiError if it has another type, is too large or comes too slowly."""
     kind = request.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, f"Content-Type: found {kind or 'none'}, expected application/json")
@@ -33,7 +33,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object of a body. Raises ApiError on anything else, and on text that is not Unicode."""
+    """Return the JSON object in a body. Raises ApiError on anything else, and on text that is not valid Unicode."""
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
         _check_value(value, MOST_LEVELS)
@@ -47,7 +47,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def _check_value(value: object, levels: int) -> None:
-    """Nothing in it may overflow the stack of what handles it later, or be text that UTF-8 cannot express."""
+    """Raise an error if the value is nested too deeply for later code, or holds text that UTF-8 cannot express."""
     if levels == 0:
         raise _nested_too_deeply()
     if isinstance(value, str):
@@ -70,24 +70,24 @@ def _refuse_constant(name: str) -> None:
 
 
 def refuse(name: str, found: object, expected: str, code: str | None = None) -> ApiError:
-    """The error of a field."""
+    """Return the error for the value of a field."""
     shown = repr(found)
     shown = shown if len(shown) <= 100 else f"{shown[:100]}..."
     return ApiError(400, f"{name}: found {shown}, expected {expected}", param=name, code=code)
 
 
 class Fields:
-    """The fields of an object, taken out one by one; null is as good as absent."""
+    """The fields of an object that are still to be read; a null field counts as absent."""
 
     def __init__(self, content: dict[str, Any]):
         self._content = {name: value for name, value in content.items() if value is not None}
 
     def take(self, name: str) -> Any:
-        """A field, None where it is absent."""
+        """Remove and return a field, or None if it is absent."""
         return self._content.pop(name, None)
 
     def number(self, name: str, default: float, low: float, high: float) -> float:
-        """A number within bounds; a truth value is none."""
+        """Take a number within bounds; true and false are not numbers. Raises ApiError on anything else."""
         value = self.take(name)
         if value is None:
             return default
@@ -96,14 +96,14 @@ class Fields:
         return float(value)
 
     def integer(self, name: str, low: int, high: int) -> int | None:
-        """A whole number within bounds, None where it is absent."""
+        """Take an integer within bounds, or None if it is absent. Raises ApiError on anything else."""
         value = self.take(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high):
             raise refuse(name, value, f"a whole number from {low} to {high}")
         return value
 
     def flag(self, name: str) -> bool:
-        """true or false; absent is false."""
+        """Take true or false; absent is false. Raises ApiError on anything else."""
         value = self.take(name)
         if not isinstance(value, bool | None):
             raise refuse(name, value, "true or false")
@@ -111,5 +111,5 @@ class Fields:
 
     @property
     def rest(self) -> dict[str, Any]:
-        """What nobody has taken."""
+        """The fields that were not taken."""
         return self._content

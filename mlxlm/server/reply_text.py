@@ -1,4 +1,4 @@
-"""Tokens to the text that a client gets, which ends before a stop sequence."""
+"""The text of an answer, decoded from tokens and cut before the first stop sequence."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,9 @@ from shared_tokenizer.tokenizers.tokenizer import TextStream
 
 
 class StopSequences:
-    """Text as a stream that ends before the first stop sequence, wherever tokens end.
+    """A filter of streamed text that ends it before the first stop sequence, also if that spans several tokens.
 
-    Where several are found, the one counts that ends first, and of those that end together the longest.
+    If the text holds several stop sequences, the one that ends first counts; if some end together, the longest.
     """
 
     def __init__(self, stops: Sequence[str]):
@@ -18,7 +18,7 @@ class StopSequences:
         self.found = False
 
     def add(self, text: str) -> str:
-        """The text that can be given out: what may yet become a stop sequence is held back."""
+        """Add a piece of text and return the text that is ready: a possible start of a stop sequence is held back."""
         if self.found or not self._stops:
             return "" if self.found else text
         self._held += text
@@ -31,32 +31,32 @@ class StopSequences:
         return out
 
     def end(self) -> str:
-        """What was held back and became no stop sequence."""
+        """Return the text that was held back and did not become a stop sequence."""
         return "" if self.found else self._held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest beginning of a stop sequence with which a text ends."""
+    """Return the length of the longest proper prefix of `stop` that `text` ends with."""
     longest = min(len(text), len(stop) - 1)
     return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)
 
 
 class ReplyText:
-    """Generated tokens as the text of an answer, up to a stop sequence; `stream` decodes them."""
+    """The text of an answer, token by token up to a stop sequence; `stream` decodes the tokens."""
 
     def __init__(self, stream: TextStream | ReplyStream, stops: Sequence[str]):
         self._stream = stream
         self._stops = StopSequences(stops)
 
     def add(self, token: int) -> str:
-        """The text that this token adds, perhaps none."""
+        """Return the text that this token adds, which may be empty."""
         return self._stops.add(self._stream.add(token))
 
     def end(self) -> str:
-        """The text that was held back."""
+        """Return the text that was held back."""
         return self._stops.add(self._stream.end()) + self._stops.end()
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop sequence was found."""
+        """True once a stop sequence was found."""
         return self._stops.found

@@ -1,7 +1,7 @@
-"""Requests of OpenAI's API, checked, as tasks for the engine.
+"""Requests in the form of OpenAI's API, checked and turned into tasks for the engine.
 
-A field that would change the answer and is not served is refused, unless its value asks for nothing; `IGNORED` ones
-change no answer.
+A request is refused if it uses a field that is not supported here and would change the answer. Two kinds of such fields
+are accepted: `IGNORED` ones do not change the answer, and `NEUTRAL_VALUES` are values that ask for nothing.
 """
 
 import secrets
@@ -36,8 +36,8 @@ IGNORED = frozenset(
         "user",
     }
 )
-# Fields of the official API that are not served, and the values by which they ask for nothing.
-ASKING_NOTHING: dict[str, tuple[Any, ...]] = {
+# Fields of the official API that are not supported here, with the values that ask for nothing.
+NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "echo": (False,),
     "frequency_penalty": (0, 0.0),
@@ -54,32 +54,33 @@ ASKING_NOTHING: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "top_logprobs": (0,),
 }
-# Names are passed over: no chat format has a place for them.
+# `name` is accepted but not used: no chat format has a field for it.
 MESSAGE_FIELDS = ("role", "content", "name", "refusal", "annotations")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """What requests are checked against. `chat_format` is None where the model has none that is known."""
+    """The properties of the model that requests are checked against."""
 
     name: str
     tokenizer: Tokenizer
     chat_format: ChatFormat | None
+    """None if the model has no chat format that is known here."""
     vocab_size: int
     max_seq_len: int
     max_tokens: int
-    """Tokens of an answer where the request does not say, at most."""
+    """Tokens of an answer at most, if the request names no limit."""
 
     def check_name(self, name: str) -> None:
-        """Raises ApiError (404) where another model is asked for."""
+        """Raise ApiError (404) if the name is not that of the model."""
         if name != self.name:
-            message = f"model: found {name[:100]!r}, expected {self.name!r}, the only one that is served"
+            message = f"model: found {name[:100]!r}, expected {self.name!r}, the only model of this server"
             raise ApiError(404, message, param="model", code="model_not_found")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompletionRequest:
-    """What to generate, and how to answer."""
+    """A checked request: the task for the engine, and the form of the answer."""
 
     task: Task
     stream: bool
@@ -87,12 +88,12 @@ class CompletionRequest:
 
 
 def read_chat(body: bytes, model: ServedModel) -> CompletionRequest:
-    """The request of /v1/chat/completions. Raises ApiError naming the field."""
+    """Read a request of /v1/chat/completions. Raises ApiError that names the field."""
     fields = _fields(body, model)
     if model.chat_format is None:
         message = (
-            f"{model.name} has no chat format that is known here; use /v1/completions, which continues a text, or let "
-            f"the server be started with the chat_format that it was trained with"
+            f"{model.name}: found no chat format that is known here; use /v1/completions, which continues a text, or "
+            f"start the server with the chat_format that the model was trained with"
         )
         raise ApiError(400, message, code="no_chat_format")
     prompt = _chat_prompt(fields.take("messages"), model.tokenizer, model.chat_format)
@@ -102,12 +103,12 @@ def read_chat(body: bytes, model: ServedModel) -> CompletionRequest:
 
 
 def read_completion(body: bytes, model: ServedModel) -> CompletionRequest:
-    """The request of /v1/completions. Raises ApiError naming the field."""
+    """Read a request of /v1/completions. Raises ApiError that names the field."""
     fields = _fields(body, model)
     prompt = _text_prompt(fields.take("prompt"), model.tokenizer)
     _check_prompt(prompt, model, "prompt")
     stream = TextStream(model.tokenizer)
-    for token in prompt:  # so that the answer goes on where the prompt ends, within a character or after a space
+    for token in prompt:  # the prompt may end inside a character or after a space, where the answer continues
         stream.add(token)
     return _request(fields, model, prompt, [model.tokenizer.eos_id], ReplyText(stream, _stops(fields)))
 
@@ -131,7 +132,7 @@ def _chat_prompt(messages: object, tokenizer: Tokenizer, chat_format: ChatFormat
 
 
 def _check_message_fields(messages: Any) -> None:
-    """Raises ValueError where a message says more than text: calls of tools, for one."""
+    """Raise ValueError if a message holds more than text, for example tool calls."""
     for number, message in enumerate(messages):
         for name, value in message.items():
             if name not in MESSAGE_FIELDS and value not in (None, []):
@@ -171,7 +172,7 @@ def _check_prompt(prompt: list[int], model: ServedModel, param: str) -> None:
 def _request(
     fields: Fields, model: ServedModel, prompt: list[int], ends: Sequence[int], reply: ReplyText
 ) -> CompletionRequest:
-    """What is the same for both routes."""
+    """Read the fields that both routes share."""
     sampling = _sampling(fields, model, model.max_seq_len - len(prompt))
     stream, include_usage = fields.flag("stream"), _include_usage(fields)
     _check_rest(fields)
@@ -180,13 +181,13 @@ def _request(
 
 
 def _sampling(fields: Fields, model: ServedModel, room: int) -> Sampling:
-    """Settings of the official API, and our own `top_k` and `min_p`."""
+    """Read the sampling settings of the official API, plus `top_k` and `min_p`, which it does not have."""
     names = ("max_completion_tokens", "max_tokens")
     asked = [most for name in names if (most := fields.integer(name, 1, model.max_seq_len)) is not None]
     if len(set(asked)) > 1:
-        raise refuse("max_tokens", asked[1], f"{asked[0]}, as max_completion_tokens says, or only one of them")
+        raise refuse("max_tokens", asked[1], f"{asked[0]}, the value of max_completion_tokens; send only one of them")
     seed = fields.integer("seed", 0, LARGEST_SEED)
-    # Clients write numbers next to 0 for the likeliest token alone.
+    # Some clients send a number close to 0 instead of 0, which takes the likeliest token.
     temperature = fields.number("temperature", 1.0, 0.0, LARGEST_TEMPERATURE)
     return Sampling(
         max_tokens=min(asked[0] if asked else model.max_tokens, room),
@@ -211,7 +212,9 @@ def _check_rest(fields: Fields) -> None:
     for name, value in fields.rest.items():
         if name in IGNORED:
             continue
-        if name not in ASKING_NOTHING:
-            raise ApiError(400, f"{name[:100]}: no field that is served here; leave it out", param=name[:100])
-        if not any(type(value) is type(nothing) and value == nothing for nothing in ASKING_NOTHING[name]):
-            raise refuse(name, value, f"{ASKING_NOTHING[name][0]!r} or nothing: it is not served here")
+        if name not in NEUTRAL_VALUES:
+            raise ApiError(
+                400, f"{name[:100]}: found a field that is not supported here; leave it out", param=name[:100]
+            )
+        if not any(type(value) is type(neutral) and value == neutral for neutral in NEUTRAL_VALUES[name]):
+            raise refuse(name, value, f"{NEUTRAL_VALUES[name][0]!r} or no such field: it is not supported here")

@@ -1,4 +1,4 @@
-"""Answers in the form of OpenAI's API, whole and as server-sent events."""
+"""Answers in the form of OpenAI's API, complete or as server-sent events."""
 
 import json
 import time
@@ -12,38 +12,41 @@ from mlxlm.server.errors import ApiError
 
 
 class Reply(ABC):
-    """The answer to one request."""
+    """The answer to one request, in the form of its route."""
 
     PREFIX: str
-    WHOLE: str
+    """Prefix of the answer's id."""
+    COMPLETE: str
+    """Type of a complete answer, its field `object`."""
     CHUNK: str
+    """Type of an event."""
 
     def __init__(self, model_name: str):
         self._head = {"id": f"{self.PREFIX}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model_name}
 
     @abstractmethod
     def _content(self, text: str) -> dict[str, Any]:
-        """What a choice holds of a whole text."""
+        """Return the fields of a choice that hold the complete text."""
 
     @abstractmethod
     def _piece(self, text: str | None) -> dict[str, Any]:
-        """What a choice holds of a piece of it, None at the end."""
+        """Return the fields of a choice that hold a piece of the text; None stands for the end."""
 
     def opening(self) -> list[dict[str, Any]]:
-        """Events before the first piece."""
+        """Return the events before the first piece."""
         return []
 
-    def whole(self, text: str, finish: Finish) -> dict[str, Any]:
-        """The answer at once."""
+    def complete(self, text: str, finish: Finish) -> dict[str, Any]:
+        """Return the complete answer."""
         choice = _choice(self._content(text), finish.reason)
-        return self._head | {"object": self.WHOLE, "choices": [choice], "usage": _usage(finish)}
+        return self._head | {"object": self.COMPLETE, "choices": [choice], "usage": _usage(finish)}
 
     def piece(self, text: str) -> dict[str, Any]:
-        """An event with a piece of the text."""
+        """Return an event with a piece of the text."""
         return self._event([_choice(self._piece(text), None)])
 
     def closing(self, finish: Finish, include_usage: bool) -> list[dict[str, Any]]:
-        """Events after the last piece."""
+        """Return the events after the last piece."""
         last = self._event([_choice(self._piece(None), finish.reason)])
         return [last, self._event([]) | {"usage": _usage(finish)}] if include_usage else [last]
 
@@ -54,10 +57,10 @@ class Reply(ABC):
 class ChatReply(Reply):
     """An answer of /v1/chat/completions."""
 
-    PREFIX, WHOLE, CHUNK = "chatcmpl", "chat.completion", "chat.completion.chunk"
+    PREFIX, COMPLETE, CHUNK = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
     def opening(self) -> list[dict[str, Any]]:
-        """The role, before any text."""
+        """Return the event with the role, before any text."""
         return [self._event([_choice({"delta": {"role": "assistant", "content": ""}}, None)])]
 
     def _content(self, text: str) -> dict[str, Any]:
@@ -70,7 +73,7 @@ class ChatReply(Reply):
 class TextReply(Reply):
     """An answer of /v1/completions."""
 
-    PREFIX, WHOLE, CHUNK = "cmpl", "text_completion", "text_completion"
+    PREFIX, COMPLETE, CHUNK = "cmpl", "text_completion", "text_completion"
 
     def _content(self, text: str) -> dict[str, Any]:
         return {"text": text}
@@ -92,18 +95,18 @@ def _usage(finish: Finish) -> dict[str, Any]:
     }
 
 
-async def gather(events: AsyncIterator[str | Finish], reply: Reply) -> dict[str, Any]:
-    """The whole answer."""
+async def collect(events: AsyncIterator[str | Finish], reply: Reply) -> dict[str, Any]:
+    """Return the complete answer, once the generation has ended. Raises ApiError if it failed."""
     pieces: list[str] = []
     async for event in events:
         if isinstance(event, Finish):
-            return reply.whole("".join(pieces), event)
+            return reply.complete("".join(pieces), event)
         pieces.append(event)
     raise AssertionError("a generation ends with a Finish or an error")
 
 
 async def stream(events: AsyncIterator[str | Finish], reply: Reply, include_usage: bool) -> AsyncIterator[str]:
-    """The answer as server-sent events; an error on the way is the last of them."""
+    """Yield the answer as server-sent events; an error during generation is the last of them."""
     for event in reply.opening():
         yield _line(event)
     try:
@@ -123,5 +126,5 @@ def _line(event: dict[str, Any]) -> str:
 
 
 def model_object(name: str, created: int) -> dict[str, Any]:
-    """An entry of /v1/models."""
+    """Return an entry of /v1/models; `created` is in seconds since 1970."""
     return {"id": name, "object": "model", "created": created, "owned_by": "local"}

@@ -122,7 +122,7 @@ def test_a_message_that_gets_no_answer_is_not_kept(model, tokenizer, prompts):
     talk = conversation(model, tokenizer, said)
     prompts.replies = [stop_ids(tokenizer, CHATML)[:1]]
     assert list(talk.ask("a")) == []
-    assert talk.messages == [] and said == ["the model answered nothing; your message is not kept"]
+    assert talk.messages == [] and said == ["the model gave no answer; your message is not kept"]
 
 
 def test_an_answer_ends_with_the_context(model, tokenizer, prompts):

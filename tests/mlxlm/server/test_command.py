@@ -206,7 +206,8 @@ def test_what_is_served_is_what_the_directory_says(tokenizer, tmp_path, capsys):
     named = ServerConfig(model=str(plain), chat_format="chatml", model_name="mine")
     assert (open_engine(named)[0].chat_format, open_engine(named)[0].name) == (CHATML, "mine")
     found_no_template = capsys.readouterr().out
-    assert found_no_template.count("no chat: ") == 1 and "name its chat_format: chatml, " in found_no_template
+    assert found_no_template.count("no chat: ") == 1
+    assert "name the chat_format it was trained with: chatml, " in found_no_template
     with pytest.raises(ValueError, match="llama-3: found no special token"):
         open_engine(ServerConfig(model=str(plain), chat_format="llama-3"))
     with pytest.raises(ValueError, match="missing"):

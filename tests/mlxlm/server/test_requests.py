@@ -118,7 +118,7 @@ def test_a_field_that_is_wrong_or_not_served_is_named(tokenizer, param, value):
 
 
 def test_two_lengths_are_one_too_many(tokenizer):
-    with pytest.raises(ApiError, match="max_tokens: found 6, expected 5, as max_completion_tokens says"):
+    with pytest.raises(ApiError, match="max_tokens: found 6, expected 5, the value of max_completion_tokens"):
         chat(tokenizer, max_tokens=6, max_completion_tokens=5)
 
 

@@ -29,7 +29,7 @@ MODULES = (
 )
 PROJECT = {module.partition(".")[0] for module in MODULES}
 WANTED = ("Model", "ModelArgs")
-HEADER = '''"""A language model for mlx-lm: ternary or dense, of attention, of MLGRU (MatMul-free), or of both.
+HEADER = '''"""A language model for mlx-lm: ternary or dense, with layers of attention, of MLGRU (MatMul-free), or both.
 
     mlx_lm.generate --model DIRECTORY --trust-remote-code --prompt TEXT
 

@@ -22,7 +22,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def prompts(monkeypatch, tokenizer):
-    """What the model is asked. It answers what is put into `replies`, where -1 is Ctrl-C, and otherwise `fine`."""
+    """The prompts that the model receives. It answers with `replies`, where -1 is Ctrl-C, or else with `fine`."""
 
     class Asked(list):
         def __init__(self):

@@ -17,7 +17,7 @@ from tests.conftest import VARIANTS
 
 @pytest.fixture(autouse=True)
 def uncompiled():
-    """On a CPU, MLX compiles with g++: seconds a test."""
+    """Turn compilation off: on a CPU, MLX compiles with g++, which takes seconds per test."""
     mx.disable_compile()
     yield
     mx.enable_compile()

@@ -52,7 +52,7 @@ def packed_values(config):
 
 
 def mlx_directory(path, config, form, **options):
-    """An MLX directory of made-up weights, the same ones in either form."""
+    """Write an MLX directory of random weights, the same in both forms."""
     values = packed_values(config) if form == "packed" else latent_values(config)
     model_file = model_file_source() if needs_model_file(config) else None
     with sealed_directory(path) as temporary:
@@ -61,13 +61,13 @@ def mlx_directory(path, config, form, **options):
 
 
 def own_model(path, config):
-    """What mlxlm makes of the same weights."""
+    """Return mlxlm's model of the same weights."""
     save_artifact(path, config, "latent", latent_values(config).__getitem__)
     return mlxlm.load.load_model(path)[0]
 
 
 def stock_model(path):
-    """What stock mlx-lm makes of a directory."""
+    """Return stock mlx-lm's model of a directory."""
     return mlx_lm.utils.load_model(path, trust_remote_code=True)[0]
 
 

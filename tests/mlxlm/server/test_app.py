@@ -35,7 +35,7 @@ def complete(client, prompt, **fields):
 
 
 def events(client, path, **fields):
-    """The events of a stream, without the sign of its end."""
+    """Return the events of a stream, without the marker of its end."""
     answered = client.post(path, json={"model": NAME, "temperature": 0, "stream": True} | fields)
     assert answered.headers["content-type"].startswith("text/event-stream")
     lines = answered.text.split("\n\n")

@@ -31,7 +31,7 @@ async def answer(generation):
 
 
 def run(engine, use):
-    """What `use` gives in an event loop while the engine works."""
+    """Return the result of `use` in an event loop while the engine runs."""
 
     async def whole():
         engine.start()

@@ -232,4 +232,4 @@ def _write_gguf(
     ]
     bytes_predicted = sum(tensor_bytes(shape, quantization) for _, shape, quantization in predicted)
     # What its reader would ask about is known here.
-    return _Written(open_gguf(path, say=lambda line: None), tensors, bytes_predicted, warnings)
+    return _Written(open_gguf(path, log=lambda line: None), tensors, bytes_predicted, warnings)

@@ -1,6 +1,6 @@
 """ModelConfig <-> the metadata of a GGUF file, for llama.cpp's architectures llama and bitnet.
 
-bitnet is llama with a norm before o_proj and down_proj; its head is always the embedding table.
+bitnet is llama with a norm before o_proj and down_proj. Its head is always the embedding table.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,9 +24,9 @@ KEYS = {
     "norm_eps": "attention.layer_norm_rms_epsilon",
     "rope_theta": "rope.freq_base",
 }
-# What llama.cpp takes from others where it is missing.
+# Fields whose default llama.cpp derives from other keys.
 OPTIONAL = ("num_kv_heads", "head_dim", "rope_theta")
-# Widths of a head that are one in our models.
+# Head widths that have to equal head_dim.
 HEAD_WIDTHS = ("attention.value_length", "rope.dimension_count")
 TOKEN_KEYS = {
     "bos_id": "tokenizer.ggml.bos_token_id",
@@ -36,10 +36,10 @@ TOKEN_KEYS = {
 VOCAB_KEY = "vocab_size"
 TOKENS_KEY = "tokenizer.ggml.tokens"
 ACTIVATION_KEY = "hidden_activation"
-# Says SiLU in the files written here. llama.cpp does not read it; builds that read its own key take "silu" there for a
-# gate fused with up, which fails.
+# The key that names SiLU in files of this project; llama.cpp ignores it. "silu" under llama.cpp's own key fails: builds
+# that read it expect a gate fused with the up projection.
 OWN_ACTIVATION_KEY = "jaxlm.activation"
-# Keys that change the model, at the values that do not.
+# Keys that change the model, with the values that leave it as it is.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
     "attention.sliding_window": (0,),
@@ -51,12 +51,12 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "rope.scaling.type": ("none", "linear"),
     "use_parallel_residual": (False,),
 }
-# Keys that say nothing about what the model computes.
-PASSED_OVER = ("rope.scaling.finetuned", "rope.scaling.original_context_length", "tensor_data_layout")
+# Keys without influence on the computation.
+IGNORED = ("rope.scaling.finetuned", "rope.scaling.original_context_length", "tensor_data_layout")
 
 
 def architecture(config: ModelConfig) -> str:
-    """llama.cpp's architecture of a model. Raises ValueError where it has none that computes it."""
+    """Return llama.cpp's architecture of a model. Raises ValueError where no architecture computes the model."""
     fits = {
         "token_mixer": not config.num_mlgru_layers,
         "linear_norm": not config.linear_norm,
@@ -83,7 +83,7 @@ def architecture(config: ModelConfig) -> str:
 
 
 def to_metadata(config: ModelConfig) -> dict[str, Any]:
-    """What llama.cpp has to know of a model, by key."""
+    """Return the GGUF metadata of a model, by key. Raises ValueError where llama.cpp cannot compute the model."""
     name = architecture(config)
     found: dict[str, Any] = {f"{name}.{key}": getattr(config, field) for field, key in KEYS.items()}
     found |= {f"{name}.{key}": config.head_dim for key in HEAD_WIDTHS}
@@ -97,11 +97,13 @@ def to_metadata(config: ModelConfig) -> dict[str, Any]:
 
 
 def from_metadata(
-    metadata: Mapping[str, Any], *, vocab_size: int, has_head: bool, say: Callable[[str], None]
+    metadata: Mapping[str, Any], *, vocab_size: int, has_head: bool, log: Callable[[str], None]
 ) -> ModelConfig:
-    """The dense model of a file whose embedding has `vocab_size` rows and which may have a head of its own.
+    """Return the dense model of a GGUF file from its metadata.
 
-    Raises ValueError naming a key that is missing, unknown, or at a value that ModelConfig cannot say.
+    `vocab_size` is the number of rows of the embedding, `has_head` is True if the file has an untied head, and `log`
+    receives a line on an assumption. Raises ValueError naming a key that is missing, unknown, or at a value that
+    ModelConfig cannot express.
     """
     name = metadata.get(ARCHITECTURE_KEY)
     if name not in ("llama", "bitnet"):
@@ -116,7 +118,7 @@ def from_metadata(
     fields = {"num_kv_heads": fields["num_heads"]} | fields
     fields |= {field: metadata[key] for field, key in TOKEN_KEYS.items() if key in metadata}
     if name == "bitnet":
-        fields |= {"sub_norm": True, "activation": _activation(own, metadata, say)}
+        fields |= {"sub_norm": True, "activation": _activation(own, metadata, log)}
     tied = name == "bitnet" or not has_head
     config = ModelConfig(**fields, vocab_size=vocab_size, tie_word_embeddings=tied)
     for key, expected in {VOCAB_KEY: vocab_size, **dict.fromkeys(HEAD_WIDTHS, config.head_dim)}.items():
@@ -127,15 +129,15 @@ def from_metadata(
 
 
 def check_tokens(metadata: Mapping[str, Any], vocab_size: int) -> None:
-    """Raise ValueError where the tokenizer in metadata has not as many tokens as the embedding has rows."""
+    """Raise ValueError where the tokenizer in the metadata does not have `vocab_size` tokens."""
     tokens = metadata.get(TOKENS_KEY)
     if tokens is not None and not (isinstance(tokens, list) and len(tokens) == vocab_size):
         found = f"{len(tokens)} tokens" if isinstance(tokens, list) else _shown(tokens)
-        raise ValueError(f"{TOKENS_KEY}: found {found}, expected {vocab_size}, as many as the embedding has rows")
+        raise ValueError(f"{TOKENS_KEY}: found {found}, expected {vocab_size}, one per row of the embedding")
 
 
 def _check_keys(own: Mapping[str, Any], name: str) -> None:
-    known = {*KEYS.values(), *HEAD_WIDTHS, VOCAB_KEY, *PASSED_OVER, *([ACTIVATION_KEY] if name == "bitnet" else [])}
+    known = {*KEYS.values(), *HEAD_WIDTHS, VOCAB_KEY, *IGNORED, *([ACTIVATION_KEY] if name == "bitnet" else [])}
     for key, value in own.items():
         if key not in known and value not in NEUTRAL.get(key, ()):
             expected = " or ".join(map(repr, NEUTRAL[key])) if key in NEUTRAL else "no such key"
@@ -152,11 +154,11 @@ def _number(own: Mapping[str, Any], key: str, name: str) -> int | float:
     return value
 
 
-def _activation(own: Mapping[str, Any], metadata: Mapping[str, Any], say: Callable[[str], None]) -> str:
+def _activation(own: Mapping[str, Any], metadata: Mapping[str, Any], log: Callable[[str], None]) -> str:
     activation = own.get(ACTIVATION_KEY, metadata.get(OWN_ACTIVATION_KEY))
     if activation is None:
-        say(
-            f"bitnet.{ACTIVATION_KEY} is missing: read as SiLU, as llama.cpp does; a model that was trained with relu2 "
+        log(
+            f"bitnet.{ACTIVATION_KEY} is missing: read as SiLU, as in llama.cpp; a model that was trained with relu2 "
             "(BitNet b1.58 2B-4T) needs activation relu2 in its config"
         )
         return "silu"

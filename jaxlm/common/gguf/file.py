@@ -1,6 +1,6 @@
-"""A GGUF file, read without trusting it: metadata, and tensors that are memory-mapped and dequantized on use.
+"""A GGUF file, read without trust in its content: metadata, and tensors that are mapped and dequantized on use.
 
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import math
@@ -19,30 +19,30 @@ from jaxlm.common.gguf.header import HeaderReader, TensorEntry
 ALIGNMENT_KEY = "general.alignment"
 DEFAULT_ALIGNMENT = 32
 LARGEST_ALIGNMENT = 2**16
-# Numbers dequantized at a time; bounds what the library needs besides the result.
+# Numbers dequantized at a time, which bounds the temporary memory of the library.
 CHUNK = 2**24
 
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """Where a tensor lies in the file and how it is kept there."""
+    """The position and type of a tensor in a GGUF file."""
 
     shape: tuple[int, ...]
     type: GGMLQuantizationType
     offset: int
-    """From the start of the file, in bytes."""
+    """Bytes from the start of the file."""
     nbytes: int
 
 
 class GGUFFile:
-    """A little-endian GGUF file of version 2 or 3.
+    """A little-endian GGUF file of version 2 or 3, opened for reading.
 
-    Raises ValueError, naming the file and what is wrong with it, where it is not whole: tensors have to lie one
-    after another from the end of the header to the end of the file, as every GGUF has them.
+    Raises ValueError on construction, naming the file and its fault, where the file is not valid and complete. Tensors
+    have to follow one another from the end of the header to the end of the file.
     """
 
     metadata: Mapping[str, Any]
-    """Values by key: int, float, bool, str, or lists of them."""
+    """Values by key: int, float, bool, str, or lists of these."""
     tensors: Mapping[str, GGUFTensor]
 
     def __init__(self, path: str | Path):
@@ -53,17 +53,17 @@ class GGUFFile:
             tensor_count, pair_count = header.counts()
             self.metadata = header.pairs(pair_count)
             entries = header.entries(tensor_count)
-            self.tensors = _place(entries, header.position, _alignment(self.metadata), size)
+            self.tensors = _locate(entries, header.position, _alignment(self.metadata), size)
         except (ValueError, OSError) as error:
-            raise ValueError(f"{self.path}: not a whole GGUF file: {error}") from error
+            raise ValueError(f"{self.path}: not a complete GGUF file: {error}") from error
 
     def blocks(self, name: str) -> np.ndarray:
-        """The bytes of a tensor, memory-mapped: uint8 `[..., bytes of a row]`."""
+        """Return the bytes of a tensor, memory-mapped: uint8 `[..., bytes per row]`."""
         tensor = self.tensors[name]
         return map_bytes(self.path, tensor.offset, tensor.nbytes).reshape(*tensor.shape[:-1], -1)
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as float32; memory-mapped where that is how it is kept.
+        """Return a tensor as float32, memory-mapped where the file holds float32.
 
         Raises ValueError where its type cannot be dequantized or a number is not finite.
         """
@@ -73,14 +73,14 @@ class GGUFFile:
         if tensor.type == GGMLQuantizationType.F32:
             array = self.blocks(name).view("<f4")
         else:
-            array = _dequantize_in_parts(self.blocks(name), tensor)
+            array = _dequantize_in_chunks(self.blocks(name), tensor)
         if not np.isfinite(array).all():
             raise ValueError(f"{self.path}: tensor {name}: found a number that is not finite")
         return array
 
 
 def can_dequantize(quantization: GGMLQuantizationType) -> bool:
-    """Whether tensors of this type can be read as floats."""
+    """Return True if the gguf library can read tensors of this type as floats."""
     _, block_bytes = GGML_QUANT_SIZES[quantization]
     try:
         dequantize(np.zeros((1, block_bytes), np.uint8), quantization)
@@ -89,11 +89,11 @@ def can_dequantize(quantization: GGMLQuantizationType) -> bool:
     return True
 
 
-def _dequantize_in_parts(blocks: np.ndarray, tensor: GGUFTensor) -> np.ndarray:
+def _dequantize_in_chunks(blocks: np.ndarray, tensor: GGUFTensor) -> np.ndarray:
     rows = blocks.reshape(-1, blocks.shape[-1])
     array = np.empty((len(rows), tensor.shape[-1]), np.float32)
     step = max(1, CHUNK // tensor.shape[-1])
-    with np.errstate(all="ignore"):  # the caller looks for what is not finite
+    with np.errstate(all="ignore"):  # the caller checks that numbers are finite
         for start in range(0, len(rows), step):
             array[start : start + step] = dequantize(rows[start : start + step], tensor.type)
     return array.reshape(tensor.shape)
@@ -106,24 +106,24 @@ def _alignment(metadata: Mapping[str, Any]) -> int:
     return alignment
 
 
-def _place(
+def _locate(
     entries: Mapping[str, TensorEntry], header_bytes: int, alignment: int, file_bytes: int
 ) -> dict[str, GGUFTensor]:
-    """Find each tensor in the data, which runs from the header to the end of the file."""
+    """Return the position of each tensor in the data, which reaches from the header to the end of the file."""
     start = end = _align(header_bytes, alignment) if entries else header_bytes
     found = {}
     for name, entry in entries.items():
         expected = _align(end, alignment) - start
         if entry.offset != expected:
             raise ValueError(
-                f"tensor {name}: found offset {entry.offset:,}, expected {expected:,}, next to the last one"
+                f"tensor {name}: found offset {entry.offset:,}, expected {expected:,}, just after the tensor before it"
             )
         tensor = GGUFTensor(entry.shape, entry.type, start + entry.offset, _entry_bytes(name, entry))
         end = tensor.offset + tensor.nbytes
         if end > file_bytes:
             raise ValueError(f"tensor {name}: ends at byte {end:,}, the file has {file_bytes:,}")
         found[name] = tensor
-    # Some writers fill up the last tensor too.
+    # Some writers pad the last tensor too.
     if not end <= file_bytes <= _align(end, alignment):
         raise ValueError(f"its tensors end at byte {end:,}, the file has {file_bytes:,}")
     return found

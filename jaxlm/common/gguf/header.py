@@ -1,6 +1,7 @@
-"""The header of a GGUF file, value by value: counts, metadata, and the entries of the tensors.
+"""The header of a GGUF file, read value by value: counts, metadata, and the entries of the tensors.
 
-Every count and length is checked against the bytes that there are, before anything is allocated.
+Every count and length is checked against the bytes of the file before anything is allocated.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import struct
@@ -12,12 +13,12 @@ from gguf.constants import GGMLQuantizationType, GGUFValueType
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_DIMENSIONS = 4
-# Far above what any model has; they bound the time that a hostile header can take.
+# Far above the counts of any model. They bound the time that a hostile header can take.
 MAX_ENTRIES = 2**16
 MAX_ARRAY_ELEMENTS = 2**22
 MAX_ARRAY_DEPTH = 4
 
-# The letters mean the same to struct and to numpy.
+# Format letters that struct and numpy share.
 _SCALARS = {
     GGUFValueType.UINT8: "<B",
     GGUFValueType.INT8: "<b",
@@ -35,17 +36,20 @@ _LENGTH = struct.Struct("<Q")
 
 
 class TensorEntry(NamedTuple):
-    """What the header says of a tensor."""
+    """The entry of a tensor in the header."""
 
     shape: tuple[int, ...]
-    """Rows first, as numpy has it; the file has the row length first."""
+    """Shape with rows first, as in numpy; the file has the row length first."""
     type: GGMLQuantizationType
     offset: int
-    """From the start of the data, in bytes."""
+    """Bytes from the start of the data."""
 
 
 class HeaderReader:
-    """Reads a header from its start, and never beyond the end of the file. Raises ValueError on what is wrong."""
+    """A reader of a header, from its start. It never reads beyond the end of the file.
+
+    Every method raises ValueError on a value that is out of range or incomplete.
+    """
 
     def __init__(self, data: memoryview):
         self.position = 0
@@ -53,7 +57,7 @@ class HeaderReader:
         self._elements_left = MAX_ARRAY_ELEMENTS
 
     def counts(self) -> tuple[int, int]:
-        """How many tensors and how many metadata pairs follow, after magic and version."""
+        """Read magic and version, and return the number of tensors and the number of metadata pairs that follow."""
         magic = bytes(self._take(4))
         if magic != MAGIC:
             raise ValueError(f"it starts with {magic!r}, expected {MAGIC!r}")
@@ -69,12 +73,12 @@ class HeaderReader:
         return tensors, pairs
 
     def pairs(self, count: int) -> dict[str, Any]:
-        """The metadata: int, float, bool, str, or lists of them, by key."""
+        """Read and return the metadata by key: int, float, bool, str, or lists of these."""
         found: dict[str, Any] = {}
         for _ in range(count):
             key = self._string()
             if not key or key in found:
-                raise ValueError(f"metadata key {key!r} is {'there twice' if key else 'empty'}")
+                raise ValueError(f"metadata key {key!r} is {'in the file twice' if key else 'empty'}")
             try:
                 found[key] = self._value()
             except ValueError as error:
@@ -82,12 +86,12 @@ class HeaderReader:
         return found
 
     def entries(self, count: int) -> dict[str, TensorEntry]:
-        """The entries of the tensors, by name."""
+        """Read and return the entries of the tensors by name."""
         found: dict[str, TensorEntry] = {}
         for _ in range(count):
             name = self._string()
             if not name or name in found:
-                raise ValueError(f"tensor {name!r} is {'there twice' if name else 'without a name'}")
+                raise ValueError(f"tensor {name!r} is {'in the file twice' if name else 'without a name'}")
             try:
                 found[name] = self._entry()
             except ValueError as error:
@@ -97,7 +101,7 @@ class HeaderReader:
     def _take(self, count: int) -> memoryview:
         start, self.position = self.position, self.position + count
         if self.position > len(self._data):
-            raise ValueError(f"byte {start} says {count:,} bytes follow, the file has {len(self._data) - start:,}")
+            raise ValueError(f"byte {start}: expected {count:,} more bytes, the file has {len(self._data) - start:,}")
         return self._data[start : self.position]
 
     def _scalar(self, letter: str) -> Any:
@@ -126,18 +130,18 @@ class HeaderReader:
             return self._strings(count)
         if kind == GGUFValueType.ARRAY:
             return [self._array(depth + 1) for _ in range(count)]
-        kept = np.dtype(_SCALARS[kind])
-        return np.frombuffer(self._take(count * kept.itemsize), kept).tolist()
+        dtype = np.dtype(_SCALARS[kind])
+        return np.frombuffer(self._take(count * dtype.itemsize), dtype).tolist()
 
     def _strings(self, count: int) -> list[str]:
-        """Many strings, faster than one by one: a vocabulary has hundreds of thousands."""
+        """Read many strings at once. One by one is too slow for a vocabulary of hundreds of thousands."""
         data, position, end = self._data, self.position, len(self._data)
         found = []
         for _ in range(count):
             start = position + _LENGTH.size
             position = start + _LENGTH.unpack_from(data, position)[0] if start <= end else start
             if position > end:
-                raise ValueError(f"string {len(found)} of {count:,} ends beyond the file")
+                raise ValueError(f"string {len(found)} of {count:,} ends beyond the end of the file")
             found.append(str(data[start:position], "utf-8"))
         self.position = position
         return found

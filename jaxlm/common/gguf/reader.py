@@ -1,4 +1,4 @@
-"""GGUF files of llama.cpp, read as one of our models: Llama, and BitNet b1.58 with its ternary codes exact."""
+"""GGUF files of llama.cpp, opened as an artifact: Llama, and BitNet b1.58 with its exact ternary codes."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -25,18 +25,18 @@ from jaxlm.common.gguf.tensors import (
 _EMBEDDING, _HEAD = gguf_name("model.embed_tokens.weight"), gguf_name("lm_head.weight")
 
 
-def open_gguf(path: str | Path, *, dequantize: bool = False, say: Callable[[str], None] = print) -> Artifact:
-    """A GGUF file of architecture llama or bitnet as an artifact whose tensors are read and converted on use.
+def open_gguf(path: str | Path, *, dequantize: bool = False, log: Callable[[str], None] = print) -> Artifact:
+    """Open a GGUF file of architecture llama or bitnet as an artifact whose tensors are read and converted on use.
 
-    Where all linears of the blocks are TQ1_0 or TQ2_0 the model is ternary and the artifact packed; otherwise, and
-    always with `dequantize`, the model is dense and its float32 weights latent. `say` is told what the file leaves
-    open. Raises ValueError naming what is wrong with the file, or what in it our model cannot compute.
+    Where all linears of the blocks are TQ1_0 or TQ2_0 the model is ternary and the artifact packed. Otherwise, and
+    always with `dequantize`, the model is dense and the artifact latent, with float32 weights. `log` receives a line on
+    each assumption. Raises ValueError naming the fault of the file, or the part of it that our model cannot compute.
     """
     file = GGUFFile(path)
     try:
-        config = _dense_config(file, say)
+        config = _dense_config(file, log)
         _check_tensors(file, config)
-        scales = {} if dequantize else _ternary_scales(file, config, say)
+        scales = {} if dequantize else _ternary_scales(file, config, log)
         if scales:
             values = np.array(list(scales.values()), np.float32)
             exact = np.array_equal(round_to_bfloat16(values, np), values)
@@ -49,10 +49,10 @@ def open_gguf(path: str | Path, *, dequantize: bool = False, say: Callable[[str]
 
 
 class _Tensors(Mapping[str, np.ndarray]):
-    """The stored tensors of a model, converted from a GGUF file one at a time."""
+    """The tensors of an artifact by name, each converted from a GGUF file on use."""
 
     def __init__(self, file: GGUFFile, config: ModelConfig, scales: Mapping[str, np.float32]):
-        """`scales` are those of the ternary matrices; none, where the model is latent."""
+        # `scales` holds one scale per ternary matrix by name, and is empty for a latent model.
         self._file = file
         self._config = config
         self._scales = {scale_name(name): scale for name, scale in scales.items()}
@@ -84,13 +84,13 @@ class _Tensors(Mapping[str, np.ndarray]):
         return len(self._names)
 
 
-def _dense_config(file: GGUFFile, say: Callable[[str], None]) -> ModelConfig:
+def _dense_config(file: GGUFFile, log: Callable[[str], None]) -> ModelConfig:
     if _EMBEDDING not in file.tensors:
         raise ValueError(f"missing tensor {_EMBEDDING}")
     vocab_size = file.tensors[_EMBEDDING].shape[0]
-    config = from_metadata(file.metadata, vocab_size=vocab_size, has_head=_HEAD in file.tensors, say=say)
+    config = from_metadata(file.metadata, vocab_size=vocab_size, has_head=_HEAD in file.tensors, log=log)
     if config.num_layers > len(file.tensors):
-        raise ValueError(f"found {config.num_layers:,} layers said and {len(file.tensors):,} tensors there")
+        raise ValueError(f"found {len(file.tensors):,} tensors, too few for block_count {config.num_layers:,}")
     return config
 
 
@@ -104,7 +104,8 @@ def _check_tensors(file: GGUFFile, config: ModelConfig) -> None:
     for name, tensor in file.tensors.items():
         if name not in expected:
             raise ValueError(
-                f"unexpected tensor {name}; our models have no biases, experts, rope scaling or whatever else it is"
+                f"unexpected tensor {name}; our models have the tensors of llama and bitnet only, without biases, "
+                "experts and rope scaling"
             )
         if tensor.shape != expected[name]:
             raise ValueError(f"tensor {name}: found {list(tensor.shape)}, expected {list(expected[name])}")
@@ -112,13 +113,13 @@ def _check_tensors(file: GGUFFile, config: ModelConfig) -> None:
             raise ValueError(f"tensor {name}: found type {tensor.type.name}, which the gguf library cannot dequantize")
 
 
-def _ternary_scales(file: GGUFFile, config: ModelConfig, say: Callable[[str], None]) -> dict[str, np.float32]:
-    """The scale of every linear of the blocks; none where one of them is not ternary."""
+def _ternary_scales(file: GGUFFile, config: ModelConfig, log: Callable[[str], None]) -> dict[str, np.float32]:
+    """Return the scale of every linear of the blocks by name; an empty dict where one of them is not ternary."""
     linears = [parameter.name for parameter in parameters(config) if is_block_linear(parameter.name)]
     others = [name for name in linears if file.tensors[gguf_name(name)].type not in TERNARY_TYPES]
     if others and (config.sub_norm or len(others) < len(linears)):
         found = file.tensors[gguf_name(others[0])].type.name
-        say(f"{gguf_name(others[0])} is {found}: the model is read as a dense one, not as ternary")
+        log(f"{gguf_name(others[0])} is {found}: the model is read as dense, not as ternary")
     return {} if others else {name: _ternary_scale(file, name) for name in linears}
 
 
@@ -128,10 +129,10 @@ def _ternary_scale(file: GGUFFile, name: str) -> np.float32:
         scale = ternary_scale(file.blocks(stored), file.tensors[stored].type)
     except ValueError as error:
         raise ValueError(
-            f"tensor {stored}: {error}; it was not trained as ternary: open it with dequantize, as a dense model"
+            f"tensor {stored}: {error}; the model was not trained as ternary: open it as dense, with dequantize=True"
         ) from error
     if factor in file.tensors:
         scale = scale * file.read(factor)[0]
         if not 0 < scale < np.inf:
-            raise ValueError(f"tensor {factor}: gives a scale of {scale}, expected a positive number")
+            raise ValueError(f"tensor {factor}: found a scale of {scale}, expected a positive number")
     return scale

@@ -1,7 +1,7 @@
-"""What GGUF does to a tensor: its name, the order of its rows, and ternary codes in blocks.
+"""The form of a tensor in GGUF: its name, the order of its rows, and ternary codes in blocks.
 
-llama.cpp turns neighbouring rows of q and k in architecture `llama` and rows half a head apart in `bitnet`; ours
-(and Hugging Face's) are half a head apart always.
+Rotary embeddings rotate pairs of rows of q and k. In llama.cpp's architecture `llama` a pair is two neighbouring rows.
+In `bitnet`, in our models and in Hugging Face's, the two rows are half a head apart.
 """
 
 import math
@@ -38,7 +38,7 @@ _IN_BLOCKS = {
 
 
 def gguf_name(name: str) -> str:
-    """llama.cpp's name of one of our parameters."""
+    """Return llama.cpp's name of one of our parameters."""
     if name in _OUTSIDE_BLOCKS:
         return _OUTSIDE_BLOCKS[name]
     _, _, layer, rest = name.split(".", 3)
@@ -46,24 +46,28 @@ def gguf_name(name: str) -> str:
 
 
 def gguf_scale_name(name: str) -> str:
-    """llama.cpp's name of the tensor `[1]` that multiplies what a linear of ours gives, where there is one."""
+    """Return llama.cpp's name of the optional tensor `[1]` that multiplies the output of one of our linears."""
     return gguf_name(name).removesuffix("weight") + "scale"
 
 
 def is_block_linear(name: str) -> bool:
-    """Whether a parameter is a linear of a block: what is ternary in a ternary model."""
+    """Return True if a parameter is the matrix of a linear in a block. These are ternary in a ternary model."""
     return name.endswith("_proj.weight")
 
 
 def interleave_rows(matrix: np.ndarray, name: str, config: ModelConfig) -> np.ndarray:
-    """A parameter of ours `[out, in]` as architecture llama has it: q and k with the rows of each head in pairs."""
+    """Return one of our parameters `[out, in]` in the row order of its architecture.
+
+    In architecture llama the rows of q and k are interleaved: rows half a head apart become neighbours. Every other
+    matrix is returned as it is.
+    """
     if not (heads := _rotary_heads(name, config)):
         return matrix
     return matrix.reshape(heads, 2, -1, matrix.shape[-1]).swapaxes(1, 2).reshape(matrix.shape)
 
 
 def separate_rows(matrix: np.ndarray, name: str, config: ModelConfig) -> np.ndarray:
-    """Undo `interleave_rows`."""
+    """Return a parameter `[out, in]` in our row order: the inverse of `interleave_rows`."""
     if not (heads := _rotary_heads(name, config)):
         return matrix
     return matrix.reshape(heads, -1, 2, matrix.shape[-1]).swapaxes(1, 2).reshape(matrix.shape)
@@ -75,42 +79,42 @@ def _rotary_heads(name: str, config: ModelConfig) -> int:
     return {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2], 0)
 
 
-def check_whole_blocks(config: ModelConfig, ternary_type: str) -> None:
-    """Raise ValueError where a row of a ternary matrix is not made of whole blocks, with a preset that fits."""
+def check_block_size(config: ModelConfig, ternary_type: str) -> None:
+    """Raise ValueError where the rows of a ternary matrix do not divide into blocks. It names a preset that fits."""
     for parameter in parameters(config):
-        if not _has_whole_blocks(parameter):
+        if not _divides_into_blocks(parameter):
             raise ValueError(
                 f"{parameter.name}: found {parameter.shape[1]} inputs, expected a multiple of {TERNARY_BLOCK}, the "
                 f"block of {ternary_type}; the nearest preset that fits is {_nearest_preset(config)}"
             )
 
 
-def _has_whole_blocks(parameter: Parameter) -> bool:
+def _divides_into_blocks(parameter: Parameter) -> bool:
     return parameter.storage != "ternary" or parameter.shape[1] % TERNARY_BLOCK == 0
 
 
 def _nearest_preset(config: ModelConfig) -> str:
-    """The ternary preset of the same architecture, nearest in size, whose matrices are all made of whole blocks."""
+    """Return the ternary preset of the same architecture, nearest in size, whose rows all divide into blocks."""
     fitting = {
         name: parameter_count(preset)
         for name, preset in PRESETS.items()
         if (preset.linear, preset.sub_norm, preset.num_mlgru_layers) == ("ternary", config.sub_norm, 0)
-        and all(map(_has_whole_blocks, parameters(preset)))
+        and all(map(_divides_into_blocks, parameters(preset)))
     }
     size = parameter_count(config)
     return min(fitting, key=lambda name: abs(math.log(fitting[name] / size)))
 
 
 def to_ternary_blocks(codes: np.ndarray, scale: np.float16, quantization: GGMLQuantizationType) -> np.ndarray:
-    """Codes `[out, in]` and their scale as TQ1_0 or TQ2_0 bytes: uint8 `[out, bytes of a row]`."""
+    """Return codes `[out, in]` and their scale as TQ1_0 or TQ2_0 bytes: uint8 `[out, bytes per row]`."""
     encoded = quantize(codes.astype(np.float32), quantization)
-    # The last two bytes of a block are its scale. Of codes alone it is 1, and 0 where all are 0.
+    # The last two bytes of a block are its scale. The library wrote 1 there, or 0 where all codes are 0.
     _by_block(encoded, quantization)[:, -2:] = np.array([scale], "<f2").view(np.uint8)
     return encoded
 
 
 def ternary_codes(encoded: np.ndarray, quantization: GGMLQuantizationType) -> np.ndarray:
-    """The int8 codes `[out, in]` of TQ1_0 or TQ2_0 bytes. Raises ValueError on a code of value 3."""
+    """Return the int8 codes `[out, in]` of TQ1_0 or TQ2_0 bytes. Raises ValueError on a code of value 3."""
     encoded = encoded.copy()
     blocks = _by_block(encoded, quantization)
     is_zero = _block_scales(blocks) == 0
@@ -123,13 +127,13 @@ def ternary_codes(encoded: np.ndarray, quantization: GGMLQuantizationType) -> np
 
 
 def ternary_scale(encoded: np.ndarray, quantization: GGMLQuantizationType) -> np.float32:
-    """The one scale of TQ1_0 or TQ2_0 bytes. Raises ValueError where blocks have different ones."""
+    """Return the one scale of TQ1_0 or TQ2_0 bytes. Raises ValueError where blocks have different scales."""
     scales = _block_scales(_by_block(encoded, quantization))
     scales = np.unique(scales[scales != 0])
     if len(scales) == 0:
-        return np.float32(SMALLEST_BFLOAT16_SCALE)  # all codes are 0, and any scale says the same
+        return np.float32(SMALLEST_BFLOAT16_SCALE)  # all codes are 0, so any scale is right
     if len(scales) > 1:
-        raise ValueError(f"found blocks of {len(scales)} different scales, expected one scale a matrix")
+        raise ValueError(f"found blocks of {len(scales)} different scales, expected one scale per matrix")
     if not 0 < scales[0] < np.inf:
         raise ValueError(f"found a scale of {scales[0]}, expected a positive number")
     return np.float32(scales[0])

@@ -1,4 +1,4 @@
-"""One of our models -> a GGUF file that llama.cpp runs, written one tensor at a time."""
+"""A GGUF file for llama.cpp, written from one of our models one tensor at a time."""
 
 import contextlib
 import math
@@ -17,7 +17,7 @@ from jaxlm.common.architecture.parameters import Kind, Parameter, parameters, sc
 from jaxlm.common.architecture.ternary import packed_rows, unpack
 from jaxlm.common.gguf.config import architecture, check_tokens, to_metadata
 from jaxlm.common.gguf.tensors import (
-    check_whole_blocks,
+    check_block_size,
     gguf_name,
     gguf_scale_name,
     interleave_rows,
@@ -39,7 +39,7 @@ _FILE_TYPES = {
     "TQ1_0": LlamaFileType.MOSTLY_TQ1_0,
     "TQ2_0": LlamaFileType.MOSTLY_TQ2_0,
 }
-# The widths that llama.cpp asks of its keys: ids are unsigned, token types in a list are not.
+# The types that llama.cpp expects: a single int is unsigned (ids), a list of int is signed (token types).
 _VALUE_TYPES = {
     bool: GGUFValueType.BOOL,
     int: GGUFValueType.UINT32,
@@ -59,23 +59,24 @@ def write_gguf(
     ternary_type: TernaryType = "TQ2_0",
     metadata: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[str]:
-    """Write a model as one GGUF file, atomically, and return what its reader has to be warned of, a line each.
+    """Write a model as one GGUF file, atomically, and return warnings for its readers, one line per warning.
 
-    `read(name)` gives each tensor of our own form of this `kind` once, in file order. Linears of a ternary model are
-    written as `ternary_type`, norms as F32, everything else as `float_type`. `metadata` are the tokenizer's keys, of
-    str, int, float, bool or lists of one of them; the ids of special tokens in it go before the config's.
+    `read(name)` returns a tensor of an artifact of this `kind`; it is called once per tensor, in file order. Linears of
+    a ternary model are written as `ternary_type`, norms as F32, everything else as `float_type`. `metadata` holds the
+    keys of the tokenizer, with values of str, int, float, bool or a list of one of these types; its ids of special
+    tokens replace those of the config.
 
-    Raises ValueError where llama.cpp cannot compute the model or its types cannot hold it; then nothing is left
-    behind.
+    Raises ValueError where the path is taken, where llama.cpp cannot compute the model, and where its types cannot hold
+    the weights; then nothing is left behind.
     """
     path = Path(path)
     if path.exists():
-        raise ValueError(f"{path}: already exists; remove it or choose another place")
+        raise ValueError(f"{path}: already exists; remove it or choose another path")
     refuse_inside_sealed(path)
     name = architecture(config)
     if config.linear == "ternary" and kind != "packed":
         raise ValueError(f"kind: found {kind!r}, expected 'packed'; llama.cpp does not ternarise latent weights")
-    check_whole_blocks(config, ternary_type)
+    check_block_size(config, ternary_type)
     pairs = _pairs(config, ternary_type if config.linear == "ternary" else float_type, metadata)
     plan = list(_plan(config, GGMLQuantizationType[float_type], GGMLQuantizationType[ternary_type]))
     rounding: list[float] = []
@@ -96,13 +97,13 @@ def write_gguf(
 
 
 def predict_tensors(config: ModelConfig, float_type: FloatType, ternary_type: TernaryType) -> list[GGUFTensorInfo]:
-    """The tensors that `write_gguf` writes, in file order."""
+    """Return the tensors that `write_gguf` writes, in file order."""
     plan = _plan(config, GGMLQuantizationType[float_type], GGMLQuantizationType[ternary_type])
     return [info for parameter, quantization in plan for info in _tensors(parameter, quantization, config)]
 
 
 def tensor_bytes(shape: tuple[int, ...], quantization: GGMLQuantizationType) -> int:
-    """Bytes of a tensor of that type."""
+    """Return the bytes of a tensor of this shape and type."""
     block, block_bytes = GGML_QUANT_SIZES[quantization]
     return math.prod(shape) // block * block_bytes
 
@@ -116,7 +117,7 @@ def _pairs(config: ModelConfig, file_type: str, metadata: Mapping[str, Any]) -> 
         "general.type": "model",
         "general.file_type": int(_FILE_TYPES[file_type]),
         "general.quantization_version": 2,
-        # Said where there is no tokenizer: llama.cpp insists on the key.
+        # llama.cpp needs the key, so a file without a tokenizer has it too.
         "tokenizer.ggml.model": "no_vocab",
         **to_metadata(config),
         **metadata,
@@ -148,15 +149,15 @@ def _plan(
 
 
 def _has_scale_tensor(parameter: Parameter, config: ModelConfig) -> bool:
-    """Whether the scale of a matrix is kept beside it in float32, which the float16 of its blocks cannot hold.
+    """Return True if the float32 scale of a matrix is a tensor of its own, since blocks hold float16 scales only.
 
-    Architecture bitnet always could have it; most builds refuse it in llama.
+    Every build of llama.cpp reads this tensor in architecture bitnet; most builds refuse it in llama.
     """
     return parameter.storage == "ternary" and config.sub_norm and config.scale_dtype == "float32"
 
 
 def _tensors(parameter: Parameter, quantization: GGMLQuantizationType, config: ModelConfig) -> Iterator[GGUFTensorInfo]:
-    """What one parameter is in the file: a tensor, or two."""
+    """Yield the one or two tensors that store a parameter."""
     yield gguf_name(parameter.name), parameter.shape, quantization
     if _has_scale_tensor(parameter, config):
         yield gguf_scale_name(parameter.name), (1,), F32
@@ -169,7 +170,7 @@ def _add_tensor(writer: GGUFWriter, name: str, shape: tuple[int, ...], quantizat
 def _arrays(
     parameter: Parameter, quantization: GGMLQuantizationType, config: ModelConfig, read: Read, rounding: list[float]
 ) -> Iterator[np.ndarray]:
-    """The arrays of `_tensors`. The error of a scale that had to be rounded is added to `rounding`."""
+    """Yield the arrays of `_tensors`. Append the relative error of a rounded scale to `rounding`."""
     name, shape = parameter.name, parameter.shape
     if parameter.storage != "ternary":
         weight = _checked(read(name), name, shape, "float32")
@@ -178,13 +179,13 @@ def _arrays(
     packed = _checked(read(name), name, (packed_rows(shape[0]), shape[1]), "uint8")
     codes = interleave_rows(unpack(packed, shape[0]), name, config)
     scale = _checked(read(scale_name(name)), scale_name(name), (1,), "float32")
-    is_apart = _has_scale_tensor(parameter, config)
+    has_scale_tensor = _has_scale_tensor(parameter, config)
     with np.errstate(over="ignore"):
-        in_blocks = np.float16(1 if is_apart else scale[0])
+        in_blocks = np.float16(1 if has_scale_tensor else scale[0])
     if not (scale[0] > 0 and 0 < in_blocks < np.inf):
         raise ValueError(f"{scale_name(name)}: found {scale[0]:.4g}, expected a positive number that float16 can hold")
     yield to_ternary_blocks(codes, in_blocks, quantization)
-    if is_apart:
+    if has_scale_tensor:
         yield scale
     elif in_blocks != scale[0]:
         rounding.append(abs(float(in_blocks) / float(scale[0]) - 1))
@@ -212,8 +213,8 @@ def _warnings(config: ModelConfig, rounding: list[float]) -> list[str]:
     lines = []
     if config.activation == "relu2":
         lines.append(
-            "bitnet.hidden_activation is relu2: builds of llama.cpp that do not read this key, as that of "
-            "llama-cpp-python 0.3.36, run SiLU and give wrong text"
+            "bitnet.hidden_activation is relu2: builds of llama.cpp that do not read this key, such as that of "
+            "llama-cpp-python 0.3.36, compute SiLU and generate wrong text"
         )
     if rounding:
         lines.append(

@@ -63,10 +63,10 @@ def random_tensors(config, kind, scale_of=bfloat16_scale):
     return found
 
 
-def open_and_listen(path, **options):
-    """An artifact, and what opening it said."""
-    said = []
-    return open_gguf(path, say=said.append, **options), said
+def open_and_log(path, **options):
+    """Open a GGUF file, and return the artifact and the lines that were logged."""
+    lines = []
+    return open_gguf(path, log=lines.append, **options), lines
 
 
 def assert_same(artifact, tensors):

@@ -128,11 +128,11 @@ REFUSED = {
     "many_strings": (content([pair("k", 9, array(8, 2**20, string("a")))]), "string 1 of 1,048,576 ends beyond"),
     "too_many_elements": (content([pair("k", 9, array(4, 2**60))]), "expected at most 4,194,304 elements"),
     "deep_array": (content([pair("k", 9, array(9, 1) * 9)]), "a depth of 4"),
-    "same_key": (content([pair("k", 7, b"\1")] * 2), "metadata key 'k' is there twice"),
+    "same_key": (content([pair("k", 7, b"\1")] * 2), "metadata key 'k' is in the file twice"),
     "empty_key": (content([pair("", 7, b"\1")]), "metadata key '' is empty"),
     "alignment": (content([pair("general.alignment", 4, struct.pack("<I", 48))]), "found 48, expected a power of two"),
     "alignment_type": (content([pair("general.alignment", 9, array(4, 0))]), r"found \[\], expected a power of two"),
-    "same_tensor": (content(entries=[ROW, ROW], data=bytes(64)), "tensor 'a' is there twice"),
+    "same_tensor": (content(entries=[ROW, ROW], data=bytes(64)), "tensor 'a' is in the file twice"),
     "dimensions": (content(entries=[entry("a", [1] * 5, 0, 0)]), "found 5 dimensions, expected 1..4"),
     "no_dimension": (content(entries=[entry("a", [], 0, 0)]), "found 0 dimensions, expected 1..4"),
     "no_element": (content(entries=[entry("a", [0, 4], 0, 0)]), r"found shape \[4, 0\]"),
@@ -148,10 +148,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_is_not_whole_is_refused(what, tmp_path):
+def test_an_incomplete_file_is_refused(what, tmp_path):
     path = tmp_path / f"{what}.gguf"
     path.write_bytes(REFUSED[what][0])
-    with pytest.raises(ValueError, match=f"{what}.gguf: not a whole GGUF file: .*{REFUSED[what][1]}"):
+    with pytest.raises(ValueError, match=f"{what}.gguf: not a complete GGUF file: .*{REFUSED[what][1]}"):
         GGUFFile(path)
 
 

@@ -10,7 +10,7 @@ from jaxlm.common.architecture.ternary import unpack
 from jaxlm.common.gguf.file import GGUFFile
 from jaxlm.common.gguf.reader import open_gguf
 from jaxlm.common.gguf.writer import write_gguf
-from tests.jaxlm.common.gguf.gguf_models import BITNET, DENSE, TERNARY, open_and_listen, random_tensors
+from tests.jaxlm.common.gguf.gguf_models import BITNET, DENSE, TERNARY, open_and_log, random_tensors
 
 F32 = GGMLQuantizationType.F32
 TQ2_0 = GGMLQuantizationType.TQ2_0
@@ -40,12 +40,12 @@ def test_silu_is_what_a_bitnet_without_the_key_runs(tmp_path):
     tensors = random_tensors(BITNET, "packed")
     write_gguf(tmp_path / "model.gguf", BITNET, tensors.__getitem__, kind="packed")
     assert "bitnet.hidden_activation" not in GGUFFile(tmp_path / "model.gguf").metadata
-    artifact, said = open_and_listen(tmp_path / "model.gguf")
-    assert (artifact.config.activation, said) == ("silu", [])  # the writer has said so in a key of our own
+    artifact, lines = open_and_log(tmp_path / "model.gguf")
+    assert (artifact.config.activation, lines) == ("silu", [])  # the writer names it in a key of our own
     elsewhere = rewrite(tmp_path / "model.gguf", tmp_path / "elsewhere.gguf", without=["jaxlm.activation"])
-    artifact, said = open_and_listen(elsewhere)
+    artifact, lines = open_and_log(elsewhere)
     assert artifact.config.activation == "silu"
-    assert len(said) == 1 and "bitnet.hidden_activation is missing: read as SiLU" in said[0]
+    assert len(lines) == 1 and "bitnet.hidden_activation is missing: read as SiLU" in lines[0]
 
 
 CANNOT_READ = {
@@ -53,7 +53,7 @@ CANNOT_READ = {
     "split": ({"pairs": {"split.count": 2}}, "llama-gguf-split --merge"),
     "missing_key": ({"without": ["llama.block_count"]}, "llama.block_count: found None, expected a number"),
     "list": ({"pairs": {"llama.feed_forward_length": [24, 24]}}, r"llama.feed_forward_length: found \[24, 24\]"),
-    "many_layers": ({"pairs": {"llama.block_count": 2**31}}, "found 2,147,483,648 layers said and 21 tensors there"),
+    "many_layers": ({"pairs": {"llama.block_count": 2**31}}, "found 21 tensors, too few for block_count 2,147,483,648"),
     "rope_scaling": ({"pairs": {"llama.rope.scaling.factor": 8.0}}, "factor: found 8.0, expected 0.0 or 1.0"),
     "yarn": ({"pairs": {"llama.rope.scaling.type": "yarn"}}, "found 'yarn', expected 'none' or 'linear'"),
     "window": ({"pairs": {"llama.attention.sliding_window": 4096}}, "sliding_window: found 4096, expected 0"),
@@ -62,7 +62,7 @@ CANNOT_READ = {
     "part_of_a_head": ({"pairs": {"llama.rope.dimension_count": 4}}, "dimension_count: found 4, expected 6"),
     "vocabulary": ({"pairs": {"llama.vocab_size": 25}}, "vocab_size: found 25, expected 24"),
     "tokens": ({"pairs": {"tokenizer.ggml.tokens": ["a"] * 25}}, "found 25 tokens, expected 24"),
-    "no_tokens": ({"pairs": {"tokenizer.ggml.tokens": 24}}, "found 24, expected 24, as many as"),
+    "no_tokens": ({"pairs": {"tokenizer.ggml.tokens": 24}}, "found 24, expected 24, one per row"),
     "not_finite": ({"pairs": {"llama.rope.freq_base": float("inf")}}, "freq_base: found inf, expected a number"),
     "token": ({"pairs": {"tokenizer.ggml.eos_token_id": 24}}, "eos_id: found 24"),
     "no_embedding": ({"without": ["token_embd.weight"]}, "missing tensor token_embd.weight"),
@@ -99,16 +99,16 @@ def test_what_is_not_ternary_is_refused_or_dequantized(ternary_file, tmp_path):
     name = "blk.0.ffn_up.weight"
     values = np.random.default_rng(0).standard_normal((512, 256)).astype(np.float32)
     path = rewrite(ternary_file, tmp_path / "many.gguf", tensors={name: (values, TQ2_0)})
-    with pytest.raises(ValueError, match=f"tensor {name}: .* different scales.*open it with dequantize"):
+    with pytest.raises(ValueError, match=f"tensor {name}: .* different scales.*dequantize=True"):
         open_gguf(path)
-    artifact, said = open_and_listen(path, dequantize=True)
-    assert (artifact.kind, artifact.config.linear, said) == ("latent", "dense", [])
+    artifact, lines = open_and_log(path, dequantize=True)
+    assert (artifact.kind, artifact.config.linear, lines) == ("latent", "dense", [])
     expected = dequantize(quantize(values, TQ2_0), TQ2_0)
     np.testing.assert_array_equal(artifact.tensors["model.layers.0.mlp.up_proj.weight"], expected)
-    # One linear that is not ternary makes the model dense, and that is said.
-    artifact, said = open_and_listen(rewrite(ternary_file, tmp_path / "float.gguf", tensors={name: (values, F32)}))
+    # One linear that is not ternary makes the model dense, and that is logged.
+    artifact, lines = open_and_log(rewrite(ternary_file, tmp_path / "float.gguf", tensors={name: (values, F32)}))
     assert (artifact.kind, artifact.config.linear) == ("latent", "dense")
-    assert said == ["blk.0.ffn_up.weight is F32: the model is read as a dense one, not as ternary"]
+    assert lines == ["blk.0.ffn_up.weight is F32: the model is read as dense, not as ternary"]
 
 
 def test_damaged_ternary_blocks_are_refused(ternary_file, tmp_path):
@@ -171,7 +171,7 @@ def test_mutated_models_are_read_or_refused(ternary_file, tmp_path):
         path.unlink(missing_ok=True)  # to write over it would wait for the disk
         path.write_bytes(found)
         try:
-            artifact, _ = open_and_listen(path)
+            artifact, _ = open_and_log(path)
             for tensor in artifact.stored:
                 assert artifact.tensors[tensor.name].shape == tensor.shape
             read += 1

@@ -23,7 +23,7 @@ from tests.jaxlm.common.gguf.gguf_models import (
     bfloat16_scale,
     float16_scale,
     float32_scale,
-    open_and_listen,
+    open_and_log,
     random_tensors,
 )
 
@@ -42,8 +42,8 @@ def test_a_dense_model_comes_back_to_the_bit(float_type, tmp_path):
     tensors = random_tensors(DENSE, "latent")
     path = tmp_path / "deep" / "model.gguf"
     assert write_gguf(path, DENSE, tensors.__getitem__, kind="latent", float_type=float_type) == []
-    artifact, said = open_and_listen(path)
-    assert (artifact.config, artifact.kind, artifact.float_dtype, said) == (DENSE, "latent", "float32", [])
+    artifact, lines = open_and_log(path)
+    assert (artifact.config, artifact.kind, artifact.float_dtype, lines) == (DENSE, "latent", "float32", [])
     assert_same(artifact, tensors)
     types = {name: tensor.type.name for name, tensor in GGUFFile(path).tensors.items()}
     assert types["blk.1.ffn_up.weight"] == types["token_embd.weight"] == types["output.weight"] == float_type
@@ -69,7 +69,7 @@ def test_codes_and_scales_come_back_equal(config, ternary_type, tmp_path):
         tensors = random_tensors(config, "packed", scale_of)
         path = tmp_path / f"{scale_dtype}.gguf"
         assert write_gguf(path, config, tensors.__getitem__, kind="packed", ternary_type=ternary_type) == []
-        artifact, _ = open_and_listen(path)
+        artifact, _ = open_and_log(path)
         assert artifact.config == dataclasses.replace(config, scale_dtype=scale_dtype)
         assert artifact.kind == "packed"
         assert_same(artifact, tensors)
@@ -81,7 +81,7 @@ def test_float32_scales_are_kept_in_bitnet_and_rounded_in_llama_with_a_warning(t
         tensors = random_tensors(config, "packed", float32_scale)
         path = tmp_path / f"{config.sub_norm}.gguf"
         warnings = write_gguf(path, config, tensors.__getitem__, kind="packed")
-        artifact, _ = open_and_listen(path)
+        artifact, _ = open_and_log(path)
         if config.sub_norm:
             assert warnings == []
             assert_same(artifact, tensors)
@@ -96,7 +96,7 @@ def test_llama_cpp_finds_what_it_looks_for(tmp_path):
     tensors = random_tensors(config, "packed")
     path = tmp_path / "model.gguf"
     (warning,) = write_gguf(path, config, tensors.__getitem__, kind="packed", float_type="BF16", metadata=TOKENIZER)
-    assert "run SiLU" in warning
+    assert "compute SiLU" in warning
     reader = GGUFReader(path)
     found = {name: (field.contents(), field.types) for name, field in reader.fields.items()}
     # The reader counts the header's numbers as keys.

@@ -62,7 +62,7 @@ def unigram_evaluation(
     for shards in train:
         for start in range(0, min(len(shards), UNIGRAM_TOKENS), UNIGRAM_CHUNK):
             span = shards.read(start, UNIGRAM_CHUNK)
-            counts += np.bincount(span.ids[span.learned], minlength=vocab_size)
+            counts += np.bincount(span.ids[span.loss_mask], minlength=vocab_size)
     nats_per_token = -np.log(counts / counts.sum())
     nats, tokens, text_bytes = 0.0, 0, 0
     for batch in batches:

@@ -1,16 +1,14 @@
 """Any text -> token shards, training a tokenizer first if none is given."""
 
 import time
-from pathlib import Path
 from typing import Any
 
-import fsspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxlm.common.command_line import make_console, run_command
-from shared_tokenizer.manifest import MANIFEST, manifest_lines, refuse_inside_sealed, seal_directory, verify_manifest
-from shared_tokenizer.preparation.prepare import PrepareConfig, prepare
+from shared_tokenizer.preparation.prepare import prepare
+from shared_tokenizer.preparation.prepare_config import PrepareConfig
 from shared_tokenizer.preparation.prepare_slice import Summary
 from shared_tokenizer.preparation.report import with_ratio
 
@@ -33,10 +31,10 @@ class _Terminal:
     def has_worked(self) -> bool:
         return self._task is not None
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self._console.print(line)
 
-    def slices(self, done: int, total: int, so_far: Summary) -> None:
+    def show_progress(self, done: int, total: int, so_far: Summary) -> None:
         if self._task is None:
             self._start = time.perf_counter()
             self._task = self.progress.add_task("slices", total=total, speed="")
@@ -53,23 +51,10 @@ class _Terminal:
 
 def main(config: PrepareConfig) -> None:
     """Turn text into token shards, training a tokenizer first if none is given."""
-    filesystem, output = fsspec.url_to_fs(config.output_dir)
-    is_local = "file" in filesystem.protocol
-    if is_local:
-        refuse_inside_sealed(Path(output))
-
-    def seal(sha256: dict[str, str]) -> None:
-        if is_local:
-            seal_directory(Path(output), sha256)
-        else:
-            filesystem.pipe_file(f"{output}/{MANIFEST}", manifest_lines(sha256))
-
     console = make_console()
     terminal = _Terminal(console)
     with terminal.progress:
-        manifest = prepare(config, seal, terminal)
-    if is_local:
-        verify_manifest(Path(output))
+        manifest = prepare(config, terminal)
     if not terminal.has_worked:
         console.print(f"{config.output_dir}: holds this corpus already")
     for split, found in manifest["splits"].items():

@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 
 from jaxlm.common.architecture.config import ModelConfig
-from shared_tokenizer.manifest import seal_directory
-from shared_tokenizer.preparation.prepare import PrepareConfig, prepare
+from shared_tokenizer.preparation.prepare import prepare
+from shared_tokenizer.preparation.prepare_config import PrepareConfig
 from shared_tokenizer.preparation.prepare_slice import Summary
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 from shared_tokenizer.tokenizers.train import train_tokenizer
@@ -44,16 +44,17 @@ def tokenizer() -> Tokenizer:
 
 
 class Silent:
-    """A reporter that keeps what it is told."""
+    """A reporter that prints nothing and keeps the lines."""
 
     def __init__(self):
-        self.said: list[str] = []
+        self.lines: list[str] = []
+        self.has_progress = False
 
-    def say(self, line: str) -> None:
-        self.said.append(line)
+    def log(self, line: str) -> None:
+        self.lines.append(line)
 
-    def slices(self, done: int, total: int, so_far: Summary) -> None:
-        pass
+    def show_progress(self, done: int, total: int, so_far: Summary) -> None:
+        self.has_progress = True
 
 
 def prepare_texts(directory: Path, texts: Sequence[str], tokenizer: Tokenizer, **options: Any) -> Path:
@@ -66,7 +67,7 @@ def prepare_texts(directory: Path, texts: Sequence[str], tokenizer: Tokenizer, *
     (source / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
     options = {"val_fraction": 0.2, "num_workers": 1} | options
     config = PrepareConfig(input=[str(source)], tokenizer=str(tokenizer_dir), output_dir=str(directory), **options)
-    prepare(config, lambda sha256: seal_directory(directory, sha256), Silent())
+    prepare(config, Silent())
     return directory
 
 

@@ -24,7 +24,6 @@ from shared_tokenizer.data.batches import Batch, BatchOrder, training_batches
 from shared_tokenizer.data.data_sets import DataSets
 from shared_tokenizer.data.evaluation import Evaluation
 from shared_tokenizer.data.shards import TokenShards
-from shared_tokenizer.manifest import verify_manifest
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 
@@ -69,7 +68,7 @@ def open_sets(config: TrainConfig) -> DataSets:
         config.seq_len,
         packing=config.packing,
         document_mask=config.document_mask,
-        verify=verify_manifest if config.verify_data else lambda directory: None,
+        verify=config.verify_data,
     )
 
 

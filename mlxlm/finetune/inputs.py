@@ -30,8 +30,8 @@ from shared_tokenizer.data.data_sets import DataSets
 from shared_tokenizer.data.examples import Example
 from shared_tokenizer.data.shards import MANIFEST
 from shared_tokenizer.load import find_tokenizer, tokenizer_directory
-from shared_tokenizer.manifest import seal_directory, verify_manifest
-from shared_tokenizer.preparation.prepare import PrepareConfig, prepare
+from shared_tokenizer.preparation.prepare import prepare
+from shared_tokenizer.preparation.prepare_config import PrepareConfig
 from shared_tokenizer.preparation.prepare_slice import Summary
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
@@ -209,7 +209,7 @@ def _open_data(
         seq_len,
         packing=config.packing,
         document_mask=config.document_mask,
-        verify=verify_manifest if config.verify_data else lambda directory: None,
+        verify=config.verify_data,
     )
     if tokenizer is not None and tokenizer.fingerprint != sets.tokenizer.fingerprint:
         raise ValueError(
@@ -237,15 +237,15 @@ def _prepare(
             max_bad_rows=config.max_bad_rows,
             num_workers=1,
         )
-        prepare(settings, lambda sha256: seal_directory(run.data, sha256), _Reporter(console))
+        prepare(settings, _Reporter(console))
 
 
 class _Reporter:
     def __init__(self, console: Console):
         self._console = console
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self._console.print(line)
 
-    def slices(self, done: int, total: int, so_far: Summary) -> None:
+    def show_progress(self, done: int, total: int, so_far: Summary) -> None:
         pass

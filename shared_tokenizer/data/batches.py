@@ -1,4 +1,4 @@
-"""Shard sets -> shuffled, mixed, host-sharded batches (grain): the same ones for every framework."""
+"""Shard sets -> shuffled, mixed, host-sharded batches (grain), the same for every framework."""
 
 import math
 from collections.abc import Sequence
@@ -13,15 +13,18 @@ from shared_tokenizer.data.examples import Example, Examples, PackedDocuments, W
 from shared_tokenizer.data.shards import Split, TokenShards, read_manifest
 
 Packing = Literal["auto", "windows", "best_fit"]
-# A batch has the fields of an example, with the examples along the first axis.
+# A batch has the arrays of an example with a batch axis in front: `[B, L]`.
 Batch = Example
-# Far more examples than any run takes; grain's own end of endless data overflows where a host's batch is one example.
+# More examples than any run takes. grain's own length of endless data overflows where a host's batch is one example.
 ENDLESS = 2**62
 
 
 @dataclass(frozen=True)
 class BatchOrder:
-    """What decides which examples a host gets at which step."""
+    """The settings that decide which examples a host gets at which step.
+
+    `batch_size` counts the examples of all hosts together. Raises ValueError where it is no multiple of `num_hosts`.
+    """
 
     batch_size: int
     seed: int
@@ -36,34 +39,38 @@ class BatchOrder:
 def open_examples(
     data_dir: Path, split: Split, seq_len: int, *, packing: Packing = "auto", document_mask: bool = True
 ) -> Examples:
-    """The examples of one split of a shard set; auto packs chats best fit and cuts text into windows.
+    """Return the examples of one split of a shard set, each of `seq_len` tokens.
 
-    Raises ValueError where the set is damaged or holds nothing to learn.
+    Packing auto takes best_fit for chats and windows for text. Raises ValueError where the set is damaged or holds
+    nothing to learn, and for best_fit without `document_mask`.
     """
-    what = f"{data_dir} ({split})"
+    name = f"{data_dir} ({split})"
     shards = TokenShards.open(data_dir, split)
     if packing == "best_fit" or (packing == "auto" and read_manifest(data_dir)["masked"]):
         if not document_mask:
             raise ValueError(
-                "document_mask: found false with packing best_fit, expected true; packed documents are apart"
+                "document_mask: false is not possible with packing best_fit, which always separates documents; use "
+                "--packing windows"
             )
-        return PackedDocuments(shards, seq_len, what)
-    return Windows(shards, seq_len, what, document_mask=document_mask)
+        return PackedDocuments(shards, seq_len, name)
+    return Windows(shards, seq_len, name, document_mask=document_mask)
 
 
 def training_batches(
     sets: Sequence[Examples], order: BatchOrder, weights: Sequence[float] | None = None
 ) -> grain.IterDataset[Example]:
-    """Endless batches `[batch_size / num_hosts, L]`, each set shuffled anew every epoch.
+    """Return an endless stream of batches `[batch_size / num_hosts, L]`, each set shuffled anew every epoch.
 
-    `weights` are the shares of the examples that each set gives, by default its size. The batch of step k, all
-    hosts together, depends on (sets, weights, batch_size, seed, k) alone, so a run may go on with another
-    number of hosts, and within an epoch of a set every example comes once. Raises ValueError where the weights do
-    not fit, or all examples together make no batch.
+    `weights` are the shares of the sets among the examples, by default their sizes. The batch of step k of all hosts
+    together depends on (sets, weights, batch_size, seed, k) alone, so a run may resume with another number of hosts.
+    Within an epoch of a set every example comes once. Raises ValueError where the weights do not fit the sets, and
+    where all examples together are fewer than one batch.
     """
     weights = [len(examples) for examples in sets] if weights is None else weights
     if len(weights) != len(sets) or not all(weight > 0 and math.isfinite(weight) for weight in weights):
-        raise ValueError(f"data_weights: found {list(weights)}, expected {len(sets)} positive numbers, one a data_dir")
+        raise ValueError(
+            f"data_weights: found {list(weights)}, expected {len(sets)} positive numbers, one per data_dir"
+        )
     if (examples := sum(map(len, sets))) < order.batch_size:
         raise ValueError(
             f"batch_size: found {order.batch_size}, but the training data holds only {examples} examples; "
@@ -76,9 +83,10 @@ def training_batches(
 
 
 def evaluation_batches(sets: Sequence[Examples], batch_size: int, max_batches: int) -> list[Example]:
-    """The first examples of each set in order, at most `max_batches` batches in all, shared evenly among the sets.
+    """Return the first examples of each set, in order, as batches `[batch_size, L]`.
 
-    The last batch of a set is filled up with masked rows.
+    Every set gets the same share of `max_batches`, at least one batch. The last batch of a set is filled with rows
+    that are masked from the loss.
     """
     share = max(1, max_batches // len(sets))
     return [batch for examples in sets for batch in _in_order(examples, batch_size, share)]

@@ -1,6 +1,6 @@
-"""One or several shard sets, ready to be trained on."""
+"""One or several shard sets of one tokenizer, opened for training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -10,12 +10,13 @@ from shared_tokenizer.data.batches import Packing, evaluation_batches, open_exam
 from shared_tokenizer.data.examples import Example, Examples, PackedDocuments
 from shared_tokenizer.data.shards import MANIFEST, TOKENIZER, Split, read_manifest
 from shared_tokenizer.load import load_tokenizer
+from shared_tokenizer.manifest import verify_manifest
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class DataSets:
-    """One or several shard sets of one tokenizer, ready to be drawn from."""
+    """The examples of one or several shard sets of one tokenizer, and that tokenizer."""
 
     directories: tuple[Path, ...]
     train: tuple[Examples, ...]
@@ -31,15 +32,17 @@ class DataSets:
         *,
         packing: Packing = "auto",
         document_mask: bool = True,
-        verify: Callable[[Path], None] = lambda directory: None,
+        verify: bool = False,
     ) -> "DataSets":
-        """Open both splits of every set, after `verify` has found each directory whole.
+        """Open both splits of every set. `verify` first compares every file with its sha256.
 
-        Raises ValueError where a set is damaged, holds nothing to learn or belongs to another tokenizer.
+        Raises ValueError where a set is damaged (DamagedError with `verify`), holds nothing to learn, or belongs to
+        another tokenizer than the first.
         """
         tokenizer_dir, tokenizer = _common_tokenizer(directories)
-        for directory in directories:
-            verify(Path(directory))
+        if verify:
+            for directory in directories:
+                verify_manifest(Path(directory))
 
         def open_split(split: Split) -> tuple[Examples, ...]:
             return tuple(
@@ -51,14 +54,19 @@ class DataSets:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of what the sets say they hold: a run goes on only with the data it began with."""
+        """Return the sha256 of all manifest.json, as hex. A run resumes only with the same data."""
         digest = sha256()
         for directory in self.directories:
             digest.update((directory / MANIFEST).read_bytes())
         return digest.hexdigest()
 
+    @property
+    def train_examples(self) -> int:
+        """Number of training examples of all sets: one epoch."""
+        return sum(map(len, self.train))
+
     def packing_reports(self) -> list[str]:
-        """A line for each packed split."""
+        """Return one line of statistics per packed split."""
         return [
             f"{directory} ({split}): {examples.report}"
             for split, sets in (("train", self.train), ("val", self.val))
@@ -67,25 +75,25 @@ class DataSets:
         ]
 
     def evaluation_batches(self, batch_size: int, max_batches: int) -> list[Example]:
-        """The first held-out batches, in order."""
+        """Return the first batches `[batch_size, L]` of the validation splits, in order."""
         return evaluation_batches(self.val, batch_size, max_batches)
 
 
 def _common_tokenizer(directories: Sequence[Path]) -> tuple[Path, Tokenizer]:
-    """The tokenizer of all sets, from the first that has a chat template beside it."""
+    """Return the tokenizer of all sets and its directory: of the first set with a chat template, else of the first."""
     first = read_manifest(directories[0])["tokenizer_fingerprint"]
     for directory in directories:
         if (found := read_manifest(directory)["tokenizer_fingerprint"]) != first:
             raise ValueError(
                 f"{directory}: shards were made with tokenizer {found[:12]}..., those of {directories[0]} with "
-                f"{first[:12]}...; prepare one with the other's tokenizer"
+                f"{first[:12]}...; prepare one of them with the tokenizer of the other"
             )
-    places = [Path(directory) / TOKENIZER for directory in directories]
-    place = next((place for place in places if read_chat_template(place) is not None), places[0])
-    tokenizer = load_tokenizer(place)
+    paths = [Path(directory) / TOKENIZER for directory in directories]
+    path = next((path for path in paths if read_chat_template(path) is not None), paths[0])
+    tokenizer = load_tokenizer(path)
     if tokenizer.fingerprint != first:
         raise ValueError(
-            f"{place.parent}: shards were made with tokenizer {first[:12]}..., found "
+            f"{path.parent}: shards were made with tokenizer {first[:12]}..., found "
             f"{tokenizer.fingerprint[:12]}... in {TOKENIZER}/; prepare the data again"
         )
-    return place, tokenizer
+    return path, tokenizer

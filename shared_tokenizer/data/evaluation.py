@@ -1,4 +1,7 @@
-"""Loss on text in nats per token and in bits per byte, which no tokenizer can flatter; the same in every framework."""
+"""Loss on text, in nats per token and in bits per byte, the same in every framework.
+
+Bits per byte can be compared between models of different tokenizers; nats per token cannot.
+"""
 
 import math
 from collections.abc import Callable, Iterable
@@ -12,13 +15,13 @@ from shared_tokenizer.data.examples import Example, Windows
 from shared_tokenizer.data.shards import TokenShards
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
-# The summed loss of a batch in nats over the tokens of its loss mask, and how many they are.
+# Returns the summed loss of a batch in nats over the tokens of its loss mask, and the number of these tokens.
 LossSum = Callable[[Example], tuple[SupportsFloat, SupportsInt]]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Totals over the predicted tokens."""
+    """Totals over the predicted tokens: summed loss in nats, tokens, and UTF-8 bytes of their text."""
 
     nats: float
     tokens: int
@@ -26,15 +29,17 @@ class Evaluation:
 
     @property
     def loss(self) -> float:
-        """Nats per token."""
+        """Return the loss in nats per token."""
         return self.nats / self.tokens
 
     @property
     def perplexity(self) -> float:
+        """Return exp(loss)."""
         return math.exp(self.loss)
 
     @property
     def bits_per_byte(self) -> float:
+        """Return the loss in bits per UTF-8 byte of text."""
         return self.nats / math.log(2) / self.text_bytes
 
 
@@ -44,7 +49,11 @@ def evaluate_batches(
     token_bytes: np.ndarray,
     check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Total loss over batches. `token_bytes` is the tokenizer's table; `check` runs between batches."""
+    """Return the totals over batches of `[B, L]`.
+
+    `token_bytes` int32 `[vocab_size]` is `Tokenizer.token_bytes`. `check` is called before every batch; it may raise,
+    to stop the evaluation.
+    """
     nats, tokens, text_bytes = 0.0, 0, 0
     for batch in batches:
         check()
@@ -56,14 +65,14 @@ def evaluate_batches(
 
 
 def count_bytes(batch: Example, token_bytes: np.ndarray) -> int:
-    """UTF-8 bytes of the text that the batch's targets stand for."""
+    """Return the UTF-8 bytes of the targets in the loss mask. `token_bytes` is int32 `[vocab_size]`."""
     return int(token_bytes[batch["targets"][batch["loss_mask"]]].sum())
 
 
 def text_batches(
     tokenizer: Tokenizer, texts: Iterable[str], seq_len: int, batch_size: int, vocab_size: int
 ) -> list[Example]:
-    """Documents one after another, in windows of `seq_len` tokens.
+    """Return texts as documents in windows of `seq_len` tokens, in batches `[batch_size, seq_len]`.
 
     Raises ValueError where there is no text, or a token lies outside the `vocab_size` of the model.
     """

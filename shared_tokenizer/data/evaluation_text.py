@@ -1,4 +1,4 @@
-"""What the evaluating commands of every framework have in common: the text that they take, and the table they show."""
+"""The text of the evaluation commands, and the table of their results, shared by all frameworks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,20 +10,19 @@ from shared_tokenizer.sources.documents import cut_document, is_validation, read
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationText:
-    """Which text of the sources is evaluated, and in what windows. Raises ValueError on a value out of range."""
+    """Settings that choose the evaluated text and its windows. Raises ValueError on a value out of range."""
 
     text_column: str | None = None
-    """Column that holds the text, where it is not found by itself."""
+    """Column that holds the text; by default one with a well-known name."""
     document_characters: int = 0
-    """Cut texts into documents of about this many characters, as prepare_data.py did with the same setting; 0 leaves
-    each text whole."""
+    """Characters of a document, about, as in prepare_data.py: longer texts are cut. 0 cuts no text."""
     held_out: float | None = None
-    """Evaluate only on this fraction of the documents: what prepare_data.py held out with the same val_fraction and
-    document_characters."""
+    """Fraction of the documents to evaluate on: the same documents that prepare_data.py holds out with this
+    val_fraction and the same document_characters. By default all."""
     seq_len: int = 256
-    """Tokens per window, at most; a shorter context of the model makes them shorter."""
+    """Tokens per window; at most the context length of the model."""
     batch_size: int = 8
-    """Windows at a time."""
+    """Windows per batch."""
 
     def __post_init__(self) -> None:
         for name in ("seq_len", "batch_size"):
@@ -33,7 +32,7 @@ class EvaluationText:
             raise ValueError(f"held_out: found {self.held_out}, expected more than 0 and at most 1")
 
     def read(self, sources: Sequence[str]) -> list[str]:
-        """The texts of files, folders or `stdlib`. Raises ValueError where a source holds none, or none is held out."""
+        """Return the texts of files, folders or `stdlib`. Raises ValueError where there is none, or none held out."""
         documents = (
             document
             for whole in read_documents(sources, self.text_column)
@@ -44,14 +43,14 @@ class EvaluationText:
         texts = [document.text for document in documents]
         if not texts:
             raise ValueError(
-                f"held_out: found no document in a fraction of {self.held_out}; give more of them, or cut long ones "
+                f"held_out: found no document in a fraction of {self.held_out}; give more documents, or cut long ones "
                 "with document_characters"
             )
         return texts
 
 
 def evaluation_table(found: Mapping[str, Evaluation]) -> Any:
-    """A rich table of evaluations on the same text, a row each."""
+    """Return a rich table of evaluations on the same text, one row per model."""
     from rich.table import Table
 
     table = Table()

@@ -1,4 +1,4 @@
-"""Token shards -> training examples of one length: windows over the concatenated text, or whole documents packed."""
+"""Token shards -> training examples of one length: windows over the concatenated text, or packed documents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,21 +8,25 @@ import numpy as np
 
 from shared_tokenizer.data.shards import Span, TokenShards
 
+# A larger fraction of dropped documents is reported with a remedy.
 MUCH_DROPPED = 0.05
 
 
 class Example(TypedDict):
-    """Arrays `[L]`, or `[B, L]` in a batch. Mixing stays within a segment; positions count from its start."""
+    """Arrays `[L]`, or `[B, L]` in a batch: all int32, but for `loss_mask`, bool.
+
+    Attention and recurrent state stay within a segment; positions count from its start.
+    """
 
     inputs: np.ndarray
     targets: np.ndarray
     positions: np.ndarray
-    segment_ids: NotRequired[np.ndarray]  # left out where every row is one segment, for which there are faster kernels
+    segment_ids: NotRequired[np.ndarray]  # left out where every row is one segment, which has faster kernels
     loss_mask: np.ndarray
 
 
 class Examples(Protocol):
-    """Examples by index, in a fixed order."""
+    """A sequence of examples in a fixed order."""
 
     def __len__(self) -> int: ...
 
@@ -30,17 +34,17 @@ class Examples(Protocol):
 
 
 class Windows:
-    """Windows of `seq_len` tokens and the token after them: example i starts at token i * seq_len.
+    """Examples that cut a sequence of tokens at every multiple of `seq_len`.
 
-    The last one is filled up with masked tokens, so each token but the first is predicted once, unless it
-    begins a document. Without `document_mask` attention and state cross from one document to the next.
-    Raises ValueError where there is nothing to predict.
+    Example i has the inputs from token i * seq_len on. The last one is filled with masked tokens. So each token is
+    predicted once, except the first of every document. Without `document_mask` attention and state cross from one
+    document to the next. `name` stands in messages. Raises ValueError where there are fewer than two tokens.
     """
 
-    def __init__(self, shards: TokenShards, seq_len: int, what: str, *, document_mask: bool = True):
+    def __init__(self, shards: TokenShards, seq_len: int, name: str, *, document_mask: bool = True):
         self._shards, self._seq_len, self._document_mask = shards, seq_len, document_mask
         if len(shards) < 2:
-            raise ValueError(f"{what}: found {len(shards)} tokens, expected at least two; prepare more text")
+            raise ValueError(f"{name}: found {len(shards)} tokens, expected at least two; prepare more text")
 
     def __len__(self) -> int:
         return -(-(len(self._shards) - 1) // self._seq_len)
@@ -51,47 +55,47 @@ class Windows:
 
 
 def to_example(spans: Sequence[Span], seq_len: int, *, document_mask: bool = True) -> Example:
-    """Lay spans of tokens one after another, each with the tokens that follow as targets, and fill up to `seq_len`.
+    """Return an example `[seq_len]` of spans one after another, with the next token of each as its target.
 
-    A target is learned where its mask says so and it does not begin a document. Each span and what fills up
-    are segments of their own.
+    A span of n tokens makes n - 1 pairs of input and target. The first token of a document is never a target of the
+    loss. Each document and each span is a segment, and so is the filling at the end.
     """
     inputs, targets = np.zeros(seq_len, np.int32), np.zeros(seq_len, np.int32)
-    loss_mask, begins = np.zeros(seq_len, bool), np.zeros(seq_len, bool)
+    loss_mask, is_segment_start = np.zeros(seq_len, bool), np.zeros(seq_len, bool)
     end = 0
     for span in spans:
         start, end = end, end + len(span.ids) - 1
         inputs[start:end], targets[start:end] = span.ids[:-1], span.ids[1:]
-        loss_mask[start:end] = (span.learned & ~span.begins)[1:]
-        begins[start:end] = span.begins[:-1]
-        begins[start] = True
-    begins[end : end + 1] = True
+        loss_mask[start:end] = (span.loss_mask & ~span.is_document_start)[1:]
+        is_segment_start[start:end] = span.is_document_start[:-1]
+        is_segment_start[start] = True
+    is_segment_start[end : end + 1] = True
     index = np.arange(seq_len, dtype=np.int32)
     if not document_mask:
         return Example(inputs=inputs, targets=targets, positions=index, loss_mask=loss_mask)
     return Example(
         inputs=inputs,
         targets=targets,
-        positions=index - np.maximum.accumulate(np.where(begins, index, 0)),
-        segment_ids=(np.cumsum(begins) - 1).astype(np.int32),
+        positions=index - np.maximum.accumulate(np.where(is_segment_start, index, 0)),
+        segment_ids=(np.cumsum(is_segment_start) - 1).astype(np.int32),
         loss_mask=loss_mask,
     )
 
 
 @dataclass(frozen=True)
 class PackingReport:
-    """What became of the documents of a packed split."""
+    """Statistics of a packed split."""
 
     documents: int
     examples: int
     cut: int
-    """Too long for an example: a chat ends at its last turn that fits, a text goes on in the next piece."""
+    """Documents that are longer than an example: a chat is cut after a turn, a text into several pieces."""
     dropped: int
-    """Nothing of them that fits is learned: chats whose first answer ends too late."""
+    """Documents without a token in the loss mask that fits: chats whose first answer ends too late."""
     fill: float
-    """Share of the tokens of all examples that are not filling."""
+    """Fraction of the tokens of all examples that are not filling."""
     usual_length: int
-    """Tokens that 95 % of the documents have at most."""
+    """95th percentile of the documents' lengths, in tokens."""
 
     def __str__(self) -> str:
         line = (
@@ -99,23 +103,23 @@ class PackingReport:
             f"{self.cut:,} cut to fit, {self.dropped:,} dropped"
         )
         if self.dropped > MUCH_DROPPED * self.documents:
-            line += f" because no answer of theirs fits; seq_len {self.usual_length} would hold 95 % of all whole"
+            line += f" because none of their answers fits; seq_len {self.usual_length} would hold 95 % of all uncut"
         return line
 
 
 class PackedDocuments:
-    """Whole documents, packed best fit into examples of `seq_len` tokens; none is shared between two.
+    """Examples of `seq_len` tokens into which documents are packed by best fit; each lies in one example.
 
-    A longer chat is cut after the last assistant turn that fits; a longer text is cut into pieces. Raises
-    ValueError where nothing is left to learn.
+    A longer chat is cut after the last assistant turn that fits; a longer text is cut into pieces. `name` stands in
+    messages. Raises ValueError where no token is left for the loss.
     """
 
-    def __init__(self, shards: TokenShards, seq_len: int, what: str):
+    def __init__(self, shards: TokenShards, seq_len: int, name: str):
         self._shards, self._seq_len = shards, seq_len
         pieces, cut, dropped = _cut_to_fit(shards, seq_len)
         if not len(pieces):
             raise ValueError(
-                f"{what}: found nothing to learn in {len(shards.document_ends)} documents of at most seq_len {seq_len} "
+                f"{name}: found nothing to learn in {len(shards.document_ends)} documents of at most seq_len {seq_len} "
                 "tokens; set a longer seq_len or prepare other documents"
             )
         self._pieces = pieces
@@ -135,7 +139,7 @@ class PackedDocuments:
 
 
 def _cut_to_fit(shards: TokenShards, seq_len: int) -> tuple[np.ndarray, int, int]:
-    """Start and length of every piece `[pieces, 2]` int64, and how many documents were cut and dropped."""
+    """Return start and length of every piece, int64 `[pieces, 2]`, and the numbers of documents cut and dropped."""
     ends = shards.document_ends
     starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
     pieces: list[tuple[int, int]] = []
@@ -144,31 +148,35 @@ def _cut_to_fit(shards: TokenShards, seq_len: int) -> tuple[np.ndarray, int, int
         if length <= seq_len + 1 and shards.masks is None:
             found = [(start, length)] if length > 1 else []
         else:
-            found = _fitting_pieces(shards.read(start, length).learned, start, seq_len + 1)
+            found = _fitting_pieces(shards.read(start, length).loss_mask, start, seq_len + 1)
         cut += bool(found) and length > seq_len + 1
         dropped += not found
         pieces += found
     return np.array(pieces, np.int64).reshape(-1, 2), cut, dropped
 
 
-def _fitting_pieces(learned: np.ndarray, start: int, longest: int) -> list[tuple[int, int]]:
-    """What is kept of one document; a token that begins a piece is not predicted in it."""
-    if learned.all():
-        # One token is shared between two pieces: the target that ends one is the input that begins the next.
-        cuts = range(0, max(len(learned) - 1, 0), longest - 1)
-        return [(start + at, min(longest, len(learned) - at)) for at in cuts]
-    turn_ends = np.flatnonzero(learned[:-1] & ~learned[1:]) + 1
-    if len(learned) > longest:
+def _fitting_pieces(loss_mask: np.ndarray, start: int, longest: int) -> list[tuple[int, int]]:
+    """Return start and length of the pieces to keep of a document at `start` with loss mask `[tokens]`.
+
+    The first token of a piece is never a target.
+    """
+    if loss_mask.all():
+        # Two pieces share one token: it is the last target of one and the first input of the next.
+        cuts = range(0, max(len(loss_mask) - 1, 0), longest - 1)
+        return [(start + cut, min(longest, len(loss_mask) - cut)) for cut in cuts]
+    turn_ends = np.flatnonzero(loss_mask[:-1] & ~loss_mask[1:]) + 1
+    if len(loss_mask) > longest:
         fitting = turn_ends[turn_ends <= longest]
-        learned = learned[: fitting[-1] if len(fitting) else 0]
-    return [(start, len(learned))] if learned[1:].any() else []
+        loss_mask = loss_mask[: fitting[-1] if len(fitting) else 0]
+    return [(start, len(loss_mask))] if loss_mask[1:].any() else []
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
-    """Best-fit-decreasing packing (Johnson 1974): each item, longest first, goes where it leaves the least room.
+    """Pack items by best-fit decreasing: each, longest first, goes into the bin that it leaves the least room in.
 
-    Returns the items bin by bin `[items]`, and where each bin begins in them `[bins + 1]`. `lengths` are from
-    1 to `capacity`.
+    `lengths` int64 `[items]` are from 1 to `capacity`. Returns the indices of the items, bin by bin, int64 `[items]`,
+    and the start of each bin among them, int64 `[bins + 1]`. Source: D. S. Johnson, Fast algorithms for bin packing,
+    J. Comput. Syst. Sci. 8 (1974).
     """
     assigned = np.zeros(len(lengths), np.int64)
     room: list[int] = []

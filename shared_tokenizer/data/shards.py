@@ -1,8 +1,11 @@
-"""Token shards: plain .npy files of ids that anyone can open, and a manifest.json that says what they are.
+"""Token shards: plain .npy files of ids, and a manifest.json that describes them.
 
-Shard NAME is NAME.npy, the ids of its documents one after another (uint16 or uint32); NAME.ends.npy, where each
-document ends (int64); and, in a set that holds chats, NAME.mask.npy, which ids are learned (bool). A text is stored as
-begin-of-text (where the tokenizer has one), its ids, end-of-text. A document never crosses from one shard to the next.
+A shard NAME consists of
+- NAME.npy: the ids of its documents one after another, uint16 or uint32 `[tokens]`;
+- NAME.ends.npy: the position after the last token of each document, int64 `[documents]`;
+- NAME.mask.npy, in a set of chats: the loss mask, bool `[tokens]`.
+A text is stored as begin-of-text (where the tokenizer has one), its ids, and end-of-text. A document never crosses
+the border of a shard.
 """
 
 import hashlib
@@ -25,12 +28,15 @@ SPLITS: tuple[Split, ...] = ("train", "val")
 
 
 def ids_dtype(vocab_size: int) -> str:
-    """The smallest dtype that holds every id."""
+    """Return the smallest dtype that holds every id: uint16 or uint32."""
     return "uint16" if vocab_size <= 2**16 else "uint32"
 
 
 class ShardWriter:
-    """Collects documents and writes a shard whenever `shard_tokens` have come together."""
+    """Writer of the shards of one slice and split: it starts a new shard after every `shard_tokens` tokens.
+
+    `shards` holds the manifest entries of the written shards, `sha256` the digest of each file.
+    """
 
     def __init__(
         self,
@@ -54,7 +60,7 @@ class ShardWriter:
         self._ends: list[int] = []
 
     def add(self, ids: np.ndarray, mask: np.ndarray | None) -> None:
-        """Add a document `[tokens]`; without a mask all of it is learned."""
+        """Add a document: ids `[tokens]` and its loss mask, bool `[tokens]`; None counts every token."""
         self._ids.append(ids.astype(self._dtype))
         if self._masked:
             self._masks.append(np.ones(len(ids), bool) if mask is None else mask)
@@ -63,7 +69,7 @@ class ShardWriter:
             self._write()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the last shard."""
         if self._ends:
             self._write()
 
@@ -91,7 +97,7 @@ class ShardWriter:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of a shard set; raises ValueError where the directory does not hold one."""
+    """Return the manifest of a shard set. Raises ValueError where the directory holds none."""
     path = Path(directory) / MANIFEST
     if not path.is_file():
         raise ValueError(
@@ -101,7 +107,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def parse_manifest(content: bytes, path: str) -> dict[str, Any]:
-    """A manifest from its bytes; raises ValueError where they are none."""
+    """Return the manifest that a file holds. Raises ValueError where it is damaged or of another format version."""
     try:
         manifest = json.loads(content)
     except ValueError as error:
@@ -119,16 +125,19 @@ def parse_manifest(content: bytes, path: str) -> dict[str, Any]:
 
 
 class Span(NamedTuple):
-    """Consecutive tokens `[count]`: ids (int32), which are learned, and which begin a document."""
+    """Consecutive tokens: ids int32, loss mask bool, and True at the first token of a document, all `[count]`."""
 
     ids: np.ndarray
-    learned: np.ndarray
-    begins: np.ndarray
+    loss_mask: np.ndarray
+    is_document_start: np.ndarray
 
 
 @dataclass(frozen=True)
 class TokenShards:
-    """One split as a single sequence of ids, memory-mapped. `masks` is None where everything is learned."""
+    """One split as a single, memory-mapped sequence of ids.
+
+    `arrays`, `ends` and `masks` hold one array per shard; `masks` is None where the loss counts every token.
+    """
 
     arrays: tuple[np.ndarray, ...]
     ends: tuple[np.ndarray, ...]
@@ -136,7 +145,7 @@ class TokenShards:
 
     @classmethod
     def open(cls, directory: Path, split: Split) -> "TokenShards":
-        """Open a split; raises ValueError where a shard is not the arrays that the manifest describes."""
+        """Open a split. Raises ValueError where a shard does not have the dtypes and shapes of the manifest."""
         directory = Path(directory)
         manifest = read_manifest(directory)
         shards = manifest["splits"][split]["shards"]
@@ -149,7 +158,7 @@ class TokenShards:
 
     @classmethod
     def from_documents(cls, documents: Iterable[Sequence[int]]) -> "TokenShards":
-        """Documents in memory, all of them learned."""
+        """Return documents in memory, with every token in the loss mask."""
         arrays = [np.asarray(document, np.int32) for document in documents]
         ends = np.cumsum([len(array) for array in arrays], dtype=np.int64)
         return cls((np.concatenate([np.zeros(0, np.int32), *arrays]),), (ends,))
@@ -159,17 +168,17 @@ class TokenShards:
 
     @cached_property
     def _offsets(self) -> np.ndarray:
-        """Where each shard begins, and the end of the last."""
+        """Return the start position of each shard and the end of the last, int64 `[shards + 1]`."""
         return np.cumsum([0, *(len(array) for array in self.arrays)])
 
     @cached_property
     def document_ends(self) -> np.ndarray:
-        """Where each document ends, int64 `[documents]`, counted through all shards."""
+        """Return the end position of each document in the whole sequence, int64 `[documents]`."""
         parts = [ends + offset for ends, offset in zip(self.ends, self._offsets, strict=False)]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def read(self, start: int, count: int) -> Span:
-        """`count` tokens from position `start` on, across shard borders; fewer at the end."""
+        """Return `count` tokens from position `start` on, across shard borders; fewer at the end."""
         first = int(np.searchsorted(self._offsets, start, "right")) - 1
         parts = []
         for i in range(first, len(self.arrays)):
@@ -182,13 +191,15 @@ class TokenShards:
         return Span(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def _part(self, i: int, start: int, count: int) -> Span:
+        """Return at most `count` tokens of shard `i`, from its position `start` on."""
         ids = self.arrays[i][start : start + count].astype(np.int32)
-        learned = np.ones(len(ids), bool) if self.masks is None else np.asarray(self.masks[i][start : start + count])
-        begins = np.zeros(len(ids), bool)
+        loss_mask = np.ones(len(ids), bool) if self.masks is None else np.asarray(self.masks[i][start : start + count])
+        is_document_start = np.zeros(len(ids), bool)
+        # A document begins where the one before ends.
         inside = np.searchsorted(self.ends[i], [start, start + len(ids)])
-        begins[np.asarray(self.ends[i][inside[0] : inside[1]]) - start] = True
-        begins[0] |= start == 0
-        return Span(ids, learned, begins)
+        is_document_start[np.asarray(self.ends[i][inside[0] : inside[1]]) - start] = True
+        is_document_start[0] |= start == 0
+        return Span(ids, loss_mask, is_document_start)
 
 
 def _load(path: Path, dtype: str, count: int) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""Who does the work: this process, several local ones, or a Ray cluster. A job that a kill cut short is done again."""
+"""Run jobs in this process, in several local processes, or on a Ray cluster.
+
+A job whose worker is killed is run again.
+"""
 
 import contextlib
 import logging
@@ -14,16 +17,16 @@ from typing import Any, Literal, TypeVar
 Executor = Literal["local", "ray"]
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-# A job that ends its process this often is at fault itself.
+# A job that ends its worker this often is not tried again.
 TRIES = 3
 
 
 def run_jobs(
     function: Callable[[Job], Result], jobs: Sequence[Job], executor: Executor, num_workers: int
 ) -> Iterator[Result]:
-    """The result of each job, in order. Close the iterator to drop the jobs that have not begun.
+    """Yield the result of each job, in order. Closing the iterator drops the jobs that have not begun.
 
-    Raises what a job raises, and ValueError where a job killed its process three times.
+    Raises the exception of a job, and ValueError where a job has ended its worker three times, or there is no Ray.
     """
     if executor == "ray":
         return _run_ray(function, jobs)
@@ -47,13 +50,17 @@ def _run_processes(function: Callable[[Job], Result], jobs: Sequence[Job], num_w
             tries += 1
             if tries == TRIES:
                 raise ValueError(
-                    f"worker: ended {TRIES} times at slice {done}, perhaps for lack of memory; set fewer num_workers"
+                    f"worker: ended {TRIES} times at slice {done}, perhaps for lack of memory; "
+                    "set a smaller num_workers"
                 ) from None
 
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Put off Ctrl-C, and for good in processes that start meanwhile: they finish their jobs, this one answers it."""
+    """Delay Ctrl-C in this process, and block it for good in processes that start meanwhile.
+
+    Those finish their jobs; this process answers the signal.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -62,7 +69,7 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _start_worker() -> None:
-    """Let no worker outlive a killed parent."""
+    """End this worker when its parent ends, even by a kill."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -82,7 +89,7 @@ def _run_ray(function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator
     try:
         ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
     except ConnectionError as error:
-        raise ValueError("executor: found no Ray cluster; start one with `ray start --head`") from error
+        raise ValueError("executor: found no running Ray cluster; start one with `ray start --head`") from error
     remote: Any = ray.remote(max_retries=TRIES)(function)
     pending = [remote.remote(job) for job in jobs]
     try:

@@ -1,6 +1,6 @@
-"""Where a preparation writes: the output directory, and beside it the journal, `OUTPUT.partial/`.
+"""The directories that a preparation writes: the output directory and next to it the journal, `OUTPUT.partial/`.
 
-Both may be on any filesystem that fsspec knows. Nothing is removed there but what a preparation has written.
+Both may be on any filesystem that fsspec knows. Only files that a preparation has written are ever removed.
 """
 
 import contextlib
@@ -13,6 +13,8 @@ from pathlib import Path
 import fsspec
 
 from shared_tokenizer.data.shards import MANIFEST, TOKENIZER
+from shared_tokenizer.manifest import MANIFEST as SEAL
+from shared_tokenizer.manifest import manifest_lines, refuse_inside_sealed, seal_directory, verify_manifest
 
 STATISTICS = "stats.json"
 PICTURE = "documents.png"
@@ -23,7 +25,10 @@ JOURNAL_FILES = re.compile(rf"{PLAN}|slice-.*\.json(\.tmp)?")
 
 
 class PreparationOutput:
-    """The two directories. Raises ValueError where fsspec cannot open such a path."""
+    """Output directory and journal. Raises ValueError where fsspec cannot open such a path.
+
+    `sha256` holds the digest of every file of the output directory, as hex, by its name.
+    """
 
     def __init__(self, path: str):
         self._given = path
@@ -36,12 +41,17 @@ class PreparationOutput:
         self.sha256: dict[str, str] = {}
 
     @property
+    def is_local(self) -> bool:
+        """Return True if the directories are on a filesystem of this machine."""
+        return "file" in self.filesystem.protocol
+
+    @property
     def is_begun(self) -> bool:
-        """Whether there is the journal of a preparation that was not finished."""
+        """Return True if the journal of an unfinished preparation exists."""
         return self.filesystem.exists(self.plan)
 
     def read(self, name: str) -> bytes | None:
-        """A file of the output directory, None where there is none."""
+        """Return the content of a file of the output directory, None where it does not exist."""
         path = f"{self.output}/{name}"
         return self.filesystem.cat_file(path) if self.filesystem.exists(path) else None
 
@@ -52,22 +62,31 @@ class PreparationOutput:
         self.filesystem.pipe_file(path, content)
         self.sha256[name] = hashlib.sha256(content).hexdigest()
 
-    def refuse_what_is_not_ours(self) -> None:
-        """Raise ValueError where something else is in the place of either directory."""
+    def local_directories(self) -> list[Path]:
+        """Return both directories, which may lie inside an input; empty where they are not on this machine."""
+        return [Path(path).resolve() for path in (self.output, self.journal)] if self.is_local else []
+
+    def refuse_foreign_files(self) -> None:
+        """Raise ValueError where either path holds files of somebody else, or lies inside a sealed directory."""
+        if self.is_local:
+            refuse_inside_sealed(Path(self.output))
         if self.filesystem.isfile(self.output):
             raise ValueError(f"{self._given}: is a file, expected a directory to create")
         if self.is_begun or self.filesystem.exists(f"{self.output}/{MANIFEST}"):
             return
         for path in (self.output, self.journal):
             if self.filesystem.exists(path) and [name for name in self._names(path) if name != LOCK]:
-                raise ValueError(f"{path}: already exists and is not empty; remove it or choose another place")
+                raise ValueError(f"{path}: already exists and is not empty; remove it or choose another path")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold both against another preparation, where the filesystem is this machine's."""
+        """Lock out other preparations of the same output. Only a local filesystem is locked.
+
+        Raises ValueError where another process holds the lock.
+        """
         self.filesystem.makedirs(self.journal, exist_ok=True)
         try:
-            if "file" in self.filesystem.protocol:
+            if self.is_local:
                 with _locked_file(Path(self.journal, LOCK), self._given):
                     yield
             else:
@@ -76,12 +95,12 @@ class PreparationOutput:
             self._remove_if_empty(self.journal)
 
     def begin(self) -> None:
-        """Take away what an unfinished preparation has written, and make room for this one."""
+        """Remove all files of an unfinished preparation and create the output directory."""
         self.remove()
         self.filesystem.makedirs(self.output, exist_ok=True)
 
     def remove(self) -> None:
-        """Take away what an unfinished preparation has written."""
+        """Remove all files of an unfinished preparation."""
         for directory, pattern in ((self.journal, JOURNAL_FILES), (self.output, OUTPUT_FILES)):
             if self.filesystem.exists(directory):
                 for name in self._names(directory):
@@ -90,20 +109,32 @@ class PreparationOutput:
         self._remove_if_empty(self.output)
 
     def remove_journal(self) -> None:
-        """The preparation is finished."""
+        """Remove the plan and the summaries of a finished preparation."""
         for name in self._names(self.journal):
             if JOURNAL_FILES.fullmatch(name):
                 self.filesystem.rm_file(f"{self.journal}/{name}")
 
     def remove_other_shards(self) -> None:
-        """Take away the shards of slices beyond a limit: those without a sha256 here."""
+        """Remove the shards of slices beyond a limit: those that have no digest in `sha256`."""
         for name in self._names(self.output):
             if SHARD_FILES.fullmatch(name) and name not in self.sha256:
                 self.filesystem.rm_file(f"{self.output}/{name}")
 
+    def seal(self) -> None:
+        """Write the digest of every file; a local directory is flushed to disk first."""
+        if self.is_local:
+            seal_directory(Path(self.output), self.sha256)
+        else:
+            self.filesystem.pipe_file(f"{self.output}/{SEAL}", manifest_lines(self.sha256))
+
+    def verify(self) -> None:
+        """Raise DamagedError where a local directory does not match its seal. Remote ones are not read again."""
+        if self.is_local:
+            verify_manifest(Path(self.output))
+
     @property
     def has_finished_slices(self) -> bool:
-        """Whether there is work in the journal to go on from."""
+        """Return True if the journal holds a finished slice to resume from."""
         return bool(self.filesystem.glob(f"{self.journal}/slice-*.json"))
 
     def _names(self, directory: str) -> list[str]:
@@ -115,10 +146,10 @@ class PreparationOutput:
 
 
 @contextlib.contextmanager
-def _locked_file(path: Path, what: str) -> Iterator[None]:
+def _locked_file(path: Path, output: str) -> Iterator[None]:
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{what}: another process is preparing it; wait for it") from None
+            raise ValueError(f"{output}: another process is preparing it; wait for it to end") from None
         yield

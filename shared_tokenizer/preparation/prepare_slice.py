@@ -1,4 +1,4 @@
-"""One slice of the input -> its token shards: a pure function, to the byte, wherever it runs."""
+"""One slice of the input -> its token shards. The bytes of the shards depend on the job alone."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ BAD_ROWS_SHOWN = 10
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
-    """What the result depends on, beside the input and the tokenizer."""
+    """Settings that the shards depend on, next to input and tokenizer. `PrepareConfig` describes them."""
 
     val_fraction: float = 0.05
     document_characters: int = 0
@@ -41,7 +41,7 @@ class PrepareOptions:
 
 @dataclass(frozen=True)
 class SliceJob:
-    """All that a worker needs to make the shards of one slice. `output` and `journal` are fsspec paths."""
+    """Everything that a worker needs to prepare one slice. `output` and `journal` are fsspec paths."""
 
     slice: Slice
     output: str
@@ -49,31 +49,33 @@ class SliceJob:
     options: PrepareOptions
     tokenizer_fingerprint: str
     chat_format: str | None
-    """Name of the format of a set that holds chats."""
+    """Name of the chat format, None in a set of texts."""
     max_bad_rows: int
     duplicates: frozenset[int] = frozenset()
-    """Documents to leave out, by their place in the slice."""
+    """Indices, in the slice, of the documents to leave out."""
 
 
 @dataclass(kw_only=True)
 class Summary:
-    """What became of a slice, or of all of them: everything that the manifest and the statistics say."""
+    """Counts, shards and digests of one slice, or of several: the content of the manifest and the statistics."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    """Rows and documents left out, by reason, and conversations."""
+    """Rows and documents that were left out, by reason, and conversations that were kept."""
     bad_rows: list[str] = field(default_factory=list)
-    """The first of them, in words."""
+    """Messages of the first bad rows."""
     sources: dict[str, Counter[str]] = field(default_factory=dict)
-    """Documents, bytes, tokens and learned tokens of each input."""
+    """Documents, UTF-8 bytes, tokens, and tokens in the loss mask (`learned`) of each source."""
     splits: dict[str, Counter[str]] = field(default_factory=dict)
-    """The same of each split."""
+    """The same counts of each split."""
     lengths: Counter[str] = field(default_factory=Counter)
-    """Documents by the number of binary digits of their length in tokens."""
+    """Documents by the bit length of their number of tokens: the bins of the histogram."""
     shards: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Manifest entries of the shards of each split."""
     sha256: dict[str, str] = field(default_factory=dict)
+    """Digest of each file, as hex, by its name."""
 
     def add_document(self, source: str, split: Split, document: Document, tokens: int, learned: int) -> None:
-        """Count a document that was kept."""
+        """Count a document that is kept, with its tokens and the tokens of them in the loss mask."""
         text_bytes = document.size_bytes
         for counts in (self.sources.setdefault(source, Counter()), self.splits.setdefault(split, Counter())):
             counts["documents"] += 1
@@ -84,7 +86,7 @@ class Summary:
         self.counts["conversations"] += not isinstance(document.content, str)
 
     def merge(self, other: "Summary") -> None:
-        """Take in the summary of the next slice."""
+        """Add the summary of the next slice."""
         self.counts.update(other.counts)
         self.lengths.update(other.lengths)
         self.bad_rows = (self.bad_rows + other.bad_rows)[:BAD_ROWS_SHOWN]
@@ -97,17 +99,17 @@ class Summary:
 
     @property
     def documents(self) -> int:
-        """Documents kept."""
+        """Return the number of documents kept."""
         return sum(split["documents"] for split in self.splits.values())
 
     @property
     def tokens(self) -> int:
-        """Tokens written."""
+        """Return the number of tokens written."""
         return sum(split["tokens"] for split in self.splits.values())
 
     @classmethod
     def from_json(cls, content: str | bytes) -> "Summary":
-        """A summary as the journal holds it."""
+        """Return the summary of a file of the journal."""
         found = json.loads(content)
         for name in ("counts", "lengths"):
             found[name] = Counter(found[name])
@@ -117,9 +119,9 @@ class Summary:
 
 
 def prepare_slice(job: SliceJob) -> Summary:
-    """Write the shards of one slice, then its summary into the journal; a slice that is whole is not done again.
+    """Write the shards of one slice, then its summary into the journal. Return the summary.
 
-    Raises ValueError where the slice alone holds more bad rows than are allowed.
+    A complete slice is not prepared again. Raises ValueError where the slice alone holds more bad rows than allowed.
     """
     filesystem, journal = fsspec.url_to_fs(job.journal)
     done = f"{journal}/{_summary_name(job)}"
@@ -131,13 +133,13 @@ def prepare_slice(job: SliceJob) -> Summary:
 
 
 def write_atomically(filesystem: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
-    """Write beside and move, so that a file is whole or absent."""
+    """Write to `PATH.tmp` and rename, so that the file is complete or absent."""
     filesystem.pipe_file(f"{path}.tmp", content)
     filesystem.mv(f"{path}.tmp", path)
 
 
 def _finished(filesystem: fsspec.AbstractFileSystem, path: str, job: SliceJob) -> Summary | None:
-    """The summary of a slice whose files are all there as they were written; None where it has to be done."""
+    """Return the summary of a slice whose files all match their digests, None where it has to be prepared."""
     try:
         summary = Summary.from_json(filesystem.cat_file(path))
         output = fsspec.url_to_fs(job.output)[1]
@@ -156,10 +158,12 @@ def _summary_name(job: SliceJob) -> str:
 
 
 class _SliceWork:
+    """One slice in preparation: its tokenizer, its open shards and the counts so far."""
+
     def __init__(self, job: SliceJob):
         self._job, self._options = job, job.options
         filesystem, output = fsspec.url_to_fs(job.output)
-        self._tokenizer = _tokenizer(job.output, job.tokenizer_fingerprint)
+        self._tokenizer = _cached_tokenizer(job.output, job.tokenizer_fingerprint)
         self._start = self._tokenizer.start_ids
         self._format = None if job.chat_format is None else named_chat_format(job.chat_format)
         self._summary = Summary()
@@ -186,14 +190,14 @@ class _SliceWork:
         return self._summary
 
     def _wanted_documents(self) -> Iterator[tuple[str, Document]]:
-        for place, found in enumerate(_kept_documents(self._job, self._summary)):
-            if place in self._job.duplicates:
+        for index, found in enumerate(_kept_documents(self._job, self._summary)):
+            if index in self._job.duplicates:
                 self._summary.counts["duplicates"] += 1
             else:
                 yield found
 
     def _write(self, batch: Sequence[tuple[str, Document]]) -> bool:
-        """Encode and write; False once a limit is reached, at a document's border."""
+        """Encode and write documents. Return False before the first document that exceeds a limit."""
         options, summary = self._options, self._summary
         for (source, document), encoded in zip(batch, self._encode([found for _, found in batch]), strict=True):
             if encoded is None:
@@ -209,7 +213,10 @@ class _SliceWork:
         return True
 
     def _encode(self, documents: Sequence[Document]) -> Iterator[tuple[np.ndarray, np.ndarray | None] | None]:
-        """Ids and mask of each document; None for a chat that its format cannot express, which is counted."""
+        """Yield ids int32 `[tokens]` and loss mask bool `[tokens]` of each document; the mask of a text is None.
+
+        A chat that its format cannot express is counted as a bad row and yields None.
+        """
         texts = [document.content for document in documents if isinstance(document.content, str)]
         encoded = iter(self._tokenizer.encode_batch(texts, num_threads=1))
         for document in documents:
@@ -219,7 +226,7 @@ class _SliceWork:
                 yield self._encode_chat(document)
 
     def _framed(self, ids: list[int]) -> np.ndarray:
-        """Begin-of-text, the ids, end-of-text."""
+        """Return begin-of-text, the ids and end-of-text, int32 `[tokens]`."""
         framed = np.empty(len(self._start) + len(ids) + 1, np.int32)
         framed[: len(self._start)] = self._start
         framed[len(self._start) : -1] = np.fromiter(ids, np.int32, len(ids))
@@ -237,7 +244,7 @@ class _SliceWork:
 
 
 def _kept_documents(job: SliceJob, summary: Summary) -> Iterator[tuple[str, Document]]:
-    """Source and document of everything in a slice that is long enough; what is left out is counted."""
+    """Yield source and document of all rows that are long enough; count the others in `summary`."""
     for source, read in job.slice.read():
         if isinstance(read, Rejected):
             _count_bad_row(job, summary, f"{read.where}: {read.reason}")
@@ -259,15 +266,16 @@ def _count_bad_row(job: SliceJob, summary: Summary, line: str) -> None:
 
 
 def refuse_too_many_bad_rows(summary: Summary, max_bad_rows: int) -> None:
-    """Raise ValueError where more rows could not be read than the user allows."""
+    """Raise ValueError where more rows are bad than the user allows."""
     if (count := summary.counts["bad_rows"]) > max_bad_rows:
         raise ValueError(
-            f"{summary.bad_rows[0]} (bad rows: {count}, max_bad_rows: {max_bad_rows}); mend it, or raise max_bad_rows "
-            "to skip such rows"
+            f"{summary.bad_rows[0]} (bad rows: {count}, max_bad_rows: {max_bad_rows}); correct the row, or raise "
+            "max_bad_rows to skip such rows"
         )
 
 
 def _batches(documents: Iterator[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:
+    """Yield lists of documents that hold about BATCH_CHARACTERS together."""
     batch: list[tuple[str, Document]] = []
     characters = 0
     for found in documents:
@@ -281,30 +289,33 @@ def _batches(documents: Iterator[tuple[str, Document]]) -> Iterator[list[tuple[s
 
 
 def digest_slice(job: SliceJob) -> np.ndarray:
-    """The hashes of a slice's documents, in order, `[documents]` of 16 bytes."""
+    """Return the hashes of a slice's documents, in order, V16 `[documents]`: 16 bytes each."""
     digests = [found.digest[:DIGEST_BYTES] for _, found in _kept_documents(job, Summary())]
     return np.frombuffer(b"".join(digests), f"V{DIGEST_BYTES}")
 
 
 def find_duplicates(digests: Sequence[np.ndarray]) -> list[frozenset[int]]:
-    """For each slice the places of documents that came before, in it or in an earlier one."""
+    """Return, per slice, the indices of documents that occur before, in the same or an earlier slice.
+
+    `digests` holds one array `[documents]` per slice, from `digest_slice`.
+    """
     everything = np.concatenate(digests)
     first = np.unique(everything, return_index=True)[1]
-    again = np.ones(len(everything), bool)
-    again[first] = False
+    is_copy = np.ones(len(everything), bool)
+    is_copy[first] = False
     borders = np.cumsum([len(part) for part in digests])[:-1]
-    return [frozenset(np.flatnonzero(part).tolist()) for part in np.split(again, borders)]
+    return [frozenset(np.flatnonzero(part).tolist()) for part in np.split(is_copy, borders)]
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(output: str, fingerprint: str) -> Tokenizer:
-    tokenizer = load_beside(*fsspec.url_to_fs(output))
+def _cached_tokenizer(output: str, fingerprint: str) -> Tokenizer:
+    tokenizer = load_output_tokenizer(*fsspec.url_to_fs(output))
     assert tokenizer.fingerprint == fingerprint, f"{output}: its tokenizer was replaced"
     return tokenizer
 
 
-def load_beside(filesystem: fsspec.AbstractFileSystem, output: str) -> Tokenizer:
-    """The tokenizer that lies beside the shards, wherever that is."""
+def load_output_tokenizer(filesystem: fsspec.AbstractFileSystem, output: str) -> Tokenizer:
+    """Load the tokenizer of an output directory on any filesystem."""
     with TemporaryDirectory() as local:
         for path in filesystem.ls(f"{output}/{TOKENIZER}", detail=False):
             filesystem.get_file(path, f"{local}/{path.rpartition('/')[2]}")

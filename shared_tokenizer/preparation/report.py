@@ -1,4 +1,4 @@
-"""What a preparation found, in numbers and as a picture."""
+"""Statistics of a preparation: numbers for stats.json and a histogram of document lengths."""
 
 import io
 from typing import Any
@@ -7,7 +7,7 @@ from shared_tokenizer.preparation.prepare_slice import Summary
 
 
 def statistics(summary: Summary) -> dict[str, Any]:
-    """Everything that was counted, for stats.json."""
+    """Return all counts, as stats.json holds them."""
     return {
         "documents": summary.documents,
         "tokens": summary.tokens,
@@ -24,13 +24,13 @@ def statistics(summary: Summary) -> dict[str, Any]:
 
 
 def with_ratio(counts: dict[str, int]) -> dict[str, Any]:
-    """Counts with the bytes that a token stands for."""
+    """Return counts plus their ratio of UTF-8 bytes per token."""
     return {**counts, "bytes_per_token": round(counts["bytes"] / max(counts["tokens"], 1), 4)}
 
 
 def draw_lengths(summary: Summary) -> bytes:
-    """A PNG of how long the documents are."""
-    # Imported here: workers need no picture.
+    """Return a histogram of document lengths in tokens, as the bytes of a PNG."""
+    # Imported here: workers do not draw.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -39,7 +39,7 @@ def draw_lengths(summary: Summary) -> bytes:
     axes = figure.add_subplot()
     bits = range(min(map(int, summary.lengths)), max(map(int, summary.lengths)) + 1)
     axes.bar([str(2**bit // 2) for bit in bits], [summary.lengths[str(bit)] for bit in bits], width=0.9)
-    axes.set_xlabel("tokens in a document, from")
+    axes.set_xlabel("tokens per document, from")
     axes.set_ylabel("documents")
     axes.set_title(f"{summary.documents:,} documents, {summary.tokens:,} tokens")
     content = io.BytesIO()

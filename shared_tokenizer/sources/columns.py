@@ -1,4 +1,4 @@
-"""Which column of a row holds the text, and a row -> its document."""
+"""Columns of a row -> the text or the chat that they hold; the columns are found by well-known names."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ LAST_COLUMN = "output"
 
 @dataclass(frozen=True)
 class Columns:
-    """The chosen columns: one that holds a text or a chat, or an instruction, perhaps its input, and an answer."""
+    """The columns that are read: either `content`, or `instruction`, an optional `input` and `answer`."""
 
     content: str | None = None
     instruction: str | None = None
@@ -29,7 +29,7 @@ class Columns:
 
 
 def choose_columns(names: Iterable[str]) -> Columns | None:
-    """The columns to read among those that a source has; None where none of them is known."""
+    """Return the columns to read among those of a source, None where no name is known."""
     present = set(names)
     for name in (*CHAT_COLUMNS, *TEXT_COLUMNS):
         if name in present:
@@ -41,9 +41,9 @@ def choose_columns(names: Iterable[str]) -> Columns | None:
 
 
 def find_columns(rows: Iterable[Mapping[str, Any]], text_column: str | None = None) -> tuple[Columns, bool]:
-    """The columns to read, and whether they hold chats: of the first row that has them.
+    """Return the columns of the first row that has known ones, and True if they hold chats.
 
-    `text_column` names one oneself. Raises ValueError where rows have columns but none that is known.
+    `text_column` names the column instead. Raises ValueError where rows have columns, but none of them is known.
     """
     names: dict[str, None] = {}
     for row in rows:
@@ -52,9 +52,9 @@ def find_columns(rows: Iterable[Mapping[str, Any]], text_column: str | None = No
             return columns, columns.content is None or isinstance(_content(row, columns.content), list)
         names |= dict.fromkeys(row)
     if names:
-        wanted = "none of them known; name one with text_column" if text_column is None else f"expected {text_column!r}"
+        wanted = "expected a known name; set text_column" if text_column is None else f"expected {text_column!r}"
         raise ValueError(f"found the columns {', '.join(names)}, {wanted}")
-    return Columns(content="text"), False  # no row can be read: each will say why
+    return Columns(content="text"), False  # no row can be read: each one becomes an error of its own
 
 
 def _first(names: Iterable[str], present: set[str]) -> str | None:
@@ -62,7 +62,7 @@ def _first(names: Iterable[str], present: set[str]) -> str | None:
 
 
 def read_columns(row: Mapping[str, Any], columns: Columns) -> str | tuple[Message, ...]:
-    """The text or the chat of a row. Raises ValueError where a column is missing or holds something else."""
+    """Return the text or the chat of a row. Raises ValueError where a column is missing or has another type."""
     if columns.content is None:
         assert columns.instruction and columns.answer
         given = None if columns.input is None else row.get(columns.input)
@@ -74,7 +74,7 @@ def read_columns(row: Mapping[str, Any], columns: Columns) -> str | tuple[Messag
 
 
 def _content(row: Mapping[str, Any], column: str) -> Any:
-    """What a column holds; messages that were written as JSON, as a CSV must, are read."""
+    """Return the value of a column. Messages that are written as JSON text, as in a CSV file, are parsed."""
     value = row.get(column)
     if column in CHAT_COLUMNS and isinstance(value, str) and value.lstrip().startswith("["):
         try:

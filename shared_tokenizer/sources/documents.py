@@ -1,4 +1,4 @@
-"""Where text comes from: files, folders, and the corpus that every Python carries with it -> documents."""
+"""Sources of text -> documents: files, folders, and the source code of the Python standard library."""
 
 import hashlib
 import itertools
@@ -17,29 +17,29 @@ from shared_tokenizer.sources.readers import ROW_SUFFIXES, TEXT_SUFFIXES, BadRow
 
 STDLIB = "stdlib"
 SNIFFED_ROWS = 100
-# What this project writes carries it (shared_tokenizer.manifest), and is no text.
+# A folder with this file is a directory that this project has written (shared_tokenizer.manifest), not a text.
 SEAL = "MANIFEST.sha256"
-# Tests repeat themselves, installed packages differ from machine to machine, and the last two are tables of data.
+# Tests repeat themselves, installed packages differ between machines, and the last two are tables of data.
 _STDLIB_LEFT_OUT = {"test", "tests", "site-packages", "dist-packages", "encodings", "pydoc_data"}
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text, or one chat, and where it came from."""
+    """One text or one chat. `name` says where it was read: a path, and a line or row number."""
 
     name: str
     content: str | tuple[Message, ...]
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """What people wrote: the text, or the contents of the messages."""
+        """Return the text, or the contents of the messages."""
         if isinstance(self.content, str):
             return (self.content,)
         return tuple(message.content for message in self.content)
 
     @property
     def text(self) -> str:
-        """All of it as one text."""
+        """Return the content as one text."""
         return "\n".join(self.texts)
 
     @cached_property
@@ -48,12 +48,12 @@ class Document:
 
     @property
     def size_bytes(self) -> int:
-        """UTF-8 bytes of the texts. Raises UnicodeEncodeError where they are not Unicode."""
+        """Return the UTF-8 bytes of the texts. Raises UnicodeEncodeError where they hold lone surrogates."""
         return sum(map(len, self._encoded))
 
     @cached_property
     def digest(self) -> bytes:
-        """sha256 of the content, 32 bytes."""
+        """Return the sha256 of the content, 32 bytes."""
         if isinstance(self.content, str):
             return hashlib.sha256(self._encoded[0]).digest()
         turns = [[message.role, message.content] for message in self.content]
@@ -62,7 +62,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A row that became no document: where it stands, and why."""
+    """A row that is not a document. `where` is its path and row number."""
 
     where: str
     reason: str
@@ -70,7 +70,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a source, and how it is read."""
+    """One file of a source, with its format and columns."""
 
     source: str
     path: Path
@@ -79,11 +79,11 @@ class SourceFile:
     columns: Columns = field(default_factory=Columns)
     holds_chats: bool = False
     problem: str | None = None
-    """Why nothing in it can be read."""
+    """Reason why no row of the file can be read, None for a readable file."""
 
 
 def read_documents(sources: Iterable[str], text_column: str | None = None) -> Iterator[Document]:
-    """Documents of files, folders and `stdlib`, in a stable order; empty ones are passed over.
+    """Yield the documents of files, folders and `stdlib` in a stable order, without the empty ones.
 
     Raises ValueError on a source that is missing or holds no text, and on the first row that cannot be read.
     """
@@ -101,7 +101,7 @@ def read_documents(sources: Iterable[str], text_column: str | None = None) -> It
 
 
 def find_files(source: str, text_column: str | None = None, leave_out: Collection[Path] = ()) -> list[SourceFile]:
-    """The files of a source that can be read, in a stable order, each with its columns; none below `leave_out`.
+    """Return the readable files of a source in a stable order, without those below the folders of `leave_out`.
 
     Raises ValueError where the source is missing or holds no such file.
     """
@@ -111,7 +111,7 @@ def find_files(source: str, text_column: str | None = None, leave_out: Collectio
         if not any(path.resolve().is_relative_to(folder) for folder in leave_out)
     ]
     if not files:
-        raise ValueError(f"{source}: found no file that can be read, expected {_EXPECTED}")
+        raise ValueError(f"{source}: found no readable file, expected {_EXPECTED}")
     return files
 
 
@@ -122,7 +122,7 @@ _EXPECTED = (
 
 
 def _list_files(source: str) -> Iterator[tuple[Path, str, str]]:
-    """Path, name and format of every file."""
+    """Yield path, name and format of every file."""
     if source == STDLIB:
         root = Path(sysconfig.get_paths()["stdlib"])
         names = (path.relative_to(root) for path in root.rglob("*.py"))
@@ -141,12 +141,12 @@ def _list_files(source: str) -> Iterator[tuple[Path, str, str]]:
 
 
 def _printable(path: Path) -> str:
-    """A name that can be written, also of a path that is not UTF-8."""
+    """Return a path as UTF-8 text; bytes that are not UTF-8 are escaped."""
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Every file below a folder, but for shard sets and models."""
+    """Yield every file below a folder, without sealed directories (shard sets, models)."""
     for root, folders, names in os.walk(folder):
         if SEAL in names:
             folders.clear()
@@ -155,7 +155,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _inspect(file: SourceFile, text_column: str | None) -> SourceFile:
-    """The file with the columns that its first rows have."""
+    """Return the file with the columns of its first rows."""
     if file.format == "text":
         return file
     first_rows = itertools.islice(read_rows(file.path, file.format), SNIFFED_ROWS)
@@ -168,7 +168,7 @@ def _inspect(file: SourceFile, text_column: str | None) -> SourceFile:
 
 
 def read_file(file: SourceFile, piece: Piece | None = None) -> Iterator[Document | Rejected]:
-    """The documents of a file or of a piece of it, and what became none."""
+    """Yield the documents of a file, or of a piece of it, and its rejected rows."""
     path = _printable(file.path)
     if file.problem is not None:
         yield Rejected(path, file.problem)
@@ -182,26 +182,26 @@ def read_file(file: SourceFile, piece: Piece | None = None) -> Iterator[Document
 
 
 def to_document(row: Any, columns: Columns, where: str, *, holds_chats: bool) -> Document | Rejected:
-    """The document of a text or of an object with these columns, or why it is none."""
+    """Return the document of a row: a text, or an object with these columns. A bad row is returned as rejected."""
     try:
         document = Document(where, row if isinstance(row, str) else read_columns(row, columns))
         document.size_bytes  # noqa: B018 - raises on lone surrogates, which JSON can hold
     except UnicodeEncodeError:
-        return Rejected(where, "holds half a surrogate pair, which is no character")
+        return Rejected(where, "found half a surrogate pair, expected Unicode text")
     except ValueError as error:
         return Rejected(where, str(error))
     if isinstance(document.content, str) == holds_chats:
         kinds = ("a chat", "a text") if holds_chats else ("a text", "a chat")
         return Rejected(where, f"found {kinds[1]}, expected {kinds[0]} as in the first rows")
     if any("\0" in text for text in document.texts):
-        return Rejected(where, "holds a NUL byte, so it is not text")
+        return Rejected(where, "found a NUL byte, expected text")
     return document
 
 
 def cut_document(document: Document, characters: int) -> Iterator[Document]:
-    """Cut a text into pieces of about `characters`, at line ends where they come in time; nothing is lost.
+    """Yield pieces of a text, each of `characters` to twice as many, cut at line ends where possible.
 
-    A chat stays whole, and 0 leaves a text whole.
+    The pieces together are the text. A chat is never cut; `characters` 0 cuts nothing.
     """
     text = document.content
     if not characters or not isinstance(text, str):
@@ -215,7 +215,7 @@ def cut_document(document: Document, characters: int) -> Iterator[Document]:
 
 
 def is_validation(document: Document, fraction: float) -> bool:
-    """Whether a document is held out: decided by its own hash, so stable when others come and go."""
-    # Salted: a set that somebody split by its plain hash has none of the smallest left.
+    """Return True if a document is held out. Its own hash decides, so other documents have no influence."""
+    # Salted, because a data set that was split by its plain hash before has no small hashes left.
     digest = hashlib.sha256(b"held out" + document.digest).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64

@@ -15,7 +15,7 @@ ROWS_PER_SLICE = 50_000
 
 @dataclass(frozen=True)
 class HubSource:
-    """One split of a dataset: its name on the hub, or a folder."""
+    """One split of a dataset. `name` is that of the hub, or a folder."""
 
     name: str
     config: str | None
@@ -23,7 +23,7 @@ class HubSource:
     streaming: bool
 
     def open(self) -> Any:
-        """The split as `datasets` opens it. Raises ValueError where it cannot."""
+        """Open the split with `datasets`. Raises ValueError where that fails."""
         datasets = _import_datasets()
         try:
             return datasets.load_dataset(self.name, self.config, split=self.split, streaming=self.streaming)
@@ -43,11 +43,11 @@ class HubPart:
 
     @property
     def source(self) -> str:
-        """The name of the dataset."""
+        """Return the name of the dataset."""
         return self.hub.name
 
     def read(self) -> Iterator[Document | Rejected]:
-        """The documents in it."""
+        """Yield the documents of the part."""
         split = self.hub.open()
         if self.hub.streaming:
             rows, first, name = split.shard(num_shards=self.stop, index=self.start), 0, f"{self.source}#{self.start}"
@@ -58,7 +58,7 @@ class HubPart:
 
 
 def _rows(rows: Any, name: str) -> Iterator[Any]:
-    """The rows; what the library raises over a damaged file, which is of many kinds, names the dataset."""
+    """Yield the rows. Every error of the library, which has many kinds for a damaged file, becomes a ValueError."""
     try:
         yield from rows
     except Exception as error:
@@ -66,9 +66,10 @@ def _rows(rows: Any, name: str) -> Iterator[Any]:
 
 
 def plan_hub(hub: HubSource, text_column: str | None) -> tuple[Plan, HubPart]:
-    """The slices of a hub dataset, and one part as an example of how it is read.
+    """Return the plan of a hub dataset and its first part.
 
-    The fingerprint is that of the files as the hub names them (with their revision), not of their content.
+    The fingerprint covers the names and revisions of the files on the hub, not their content. Raises ValueError where
+    the dataset cannot be opened or no column of it is known.
     """
     split = hub.open()
     try:
@@ -81,7 +82,7 @@ def plan_hub(hub: HubSource, text_column: str | None) -> tuple[Plan, HubPart]:
         ranges = [(start, min(start + ROWS_PER_SLICE, len(split))) for start in range(0, len(split), ROWS_PER_SLICE)]
     parts = [HubPart(hub, columns, holds_chats, *bounds) for bounds in ranges]
     slices = [Slice(index, [part]) for index, part in enumerate(parts)]
-    return Plan(slices, _fingerprint(hub, columns)), parts[0]
+    return Plan(slices, _fingerprint(hub, columns), holds_chats), parts[0]
 
 
 def _fingerprint(hub: HubSource, columns: Columns) -> str:

@@ -1,7 +1,7 @@
-"""One file -> its rows, whatever its format, a piece at a time: memory does not grow with the file.
+"""One file of any format -> its rows, in memory that does not grow with the file.
 
-A row is a text (of a text file) or an object (of everything else). What cannot be read is a BadRow that says
-where and why; nothing is dropped in silence.
+A row is a text (of a text file) or an object (of any other format). An unreadable row is returned as a BadRow; no row
+is dropped silently.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ _PARQUET = b"PAR1"
 
 @dataclass(frozen=True)
 class Row:
-    """A text or an object, and where in its file it stands (a line or row number, from 1; 0 for a whole file)."""
+    """A text or an object. `number` is its line or row in the file, from 1; 0 stands for the whole file."""
 
     number: int
     value: Any
@@ -50,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True)
 class BadRow:
-    """Something that is not a row, and why."""
+    """A row that cannot be read, and the reason."""
 
     number: int
     reason: str
@@ -58,8 +58,10 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a file: bytes `start` to `stop` (row groups of parquet), None to its end. `line` is the number of its
-    first line."""
+    """A part of a file: bytes `start` to `stop`, or row groups of parquet. None stands for the end of the file.
+
+    `line` is the number of its first line or row, from 1.
+    """
 
     start: int = 0
     stop: int | None = None
@@ -67,9 +69,9 @@ class Piece:
 
 
 def format_of(path: Path) -> str | None:
-    """The format of a file: text, jsonl, json, csv, tsv, parquet; None where it is none that can be read.
+    """Return the format of a file: text, jsonl, json, csv, tsv or parquet; None where it cannot be read.
 
-    Decided by the extension (before .gz or .zst), and for parquet by the content.
+    The extension (before .gz or .zst) decides; parquet is also found by its content.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSION_SUFFIXES:
@@ -83,7 +85,7 @@ def format_of(path: Path) -> str | None:
 
 
 def is_compressed(path: Path) -> bool:
-    """Whether the content is gzip or zstd, whatever the name says."""
+    """Return True if the content is gzip or zstd; the name does not matter."""
     return _compression(path) is not None
 
 
@@ -93,14 +95,14 @@ def _compression(path: Path) -> str | None:
 
 
 def read_rows(path: Path, file_format: str, piece: Piece | None = None) -> Iterator[Row | BadRow]:
-    """Rows of a file or of a piece of it. Raises OSError where it cannot be opened."""
+    """Yield the rows of a file or of a piece of it. Raises OSError where the file cannot be opened."""
     reader = _READERS[file_format]
     try:
         yield from reader(path, piece or Piece())
     except OSError as error:
         if error.errno is not None:
             raise
-        yield BadRow(0, f"damaged compression: {error}")  # arrow's, which has no errno
+        yield BadRow(0, f"damaged compression: {error}")  # errors of arrow have no errno
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -110,12 +112,12 @@ def _first_bytes(path: Path) -> bytes:
 
 @contextlib.contextmanager
 def _open(path: Path, piece: Piece) -> Iterator[tuple[io.BufferedReader, int]]:
-    """The decompressed content from the piece's start on, without a byte-order mark, and the position in it."""
+    """Open the decompressed content at the start of the piece, after a byte-order mark. Yields file and position."""
     compression = _compression(path)
     with path.open("rb") as raw:
         file: Any = raw
         if compression is not None:
-            # Unlike the stream readers of gzip and zstandard, arrow's tells when a file was cut short.
+            # Unlike the stream readers of gzip and zstandard, arrow's raises an error on a truncated file.
             stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), compression)
             file = io.BufferedReader(cast(io.RawIOBase, stream))
         position = piece.start
@@ -127,7 +129,7 @@ def _open(path: Path, piece: Piece) -> Iterator[tuple[io.BufferedReader, int]]:
 
 
 def _read_text(path: Path, piece: Piece) -> Iterator[Row | BadRow]:
-    """A file is one text; longer than MAX_TEXT_BYTES it is several, cut at line ends (or between characters)."""
+    """Yield a file as one text, or as several of about MAX_TEXT_BYTES, cut at line ends or else between characters."""
     with _open(path, piece) as (file, start):
         while block := file.read(_text_bytes(piece, start)):
             if len(block) >= MAX_TEXT_BYTES:
@@ -146,7 +148,7 @@ def _text_bytes(piece: Piece, start: int) -> int:
 
 
 def _read_lines(path: Path, piece: Piece) -> Iterator[Row | BadRow]:
-    """A JSON object per line."""
+    """Yield one JSON object per line."""
     number = piece.line - 1
     with _open(path, piece) as (file, position):
         while piece.stop is None or position < piece.stop:
@@ -186,7 +188,7 @@ def _object(value: Any, number: int) -> Row | BadRow:
 
 
 def _read_json(path: Path, piece: Piece) -> Iterator[Row | BadRow]:
-    """An array of objects, an object per line, or one object over several lines."""
+    """Yield the objects of an array, one object per line, or one object over several lines."""
     with _open(path, piece) as (file, _):
         start = file.peek(1 << 12).lstrip()[:1]
         if start == b"[":
@@ -209,12 +211,12 @@ def _read_array(file: io.BufferedReader) -> Iterator[Row | BadRow]:
             number += 1
             yield _object(value, number)
     except (ijson.JSONError, ValueError, OverflowError) as error:
-        # Nothing after this point can be read.
+        # The parser cannot continue after an error.
         yield BadRow(number + 1, f"not JSON from here on: {' '.join(str(error).split())}")
 
 
 def _array_values(file: io.BufferedReader) -> Iterator[Any]:
-    """The values of an array, one at a time. Raises ValueError where they are nested too deeply."""
+    """Yield the values of an array. Raises ValueError where they are nested deeper than MAX_DEPTH."""
     depth, builder = 0, ijson.ObjectBuilder()
     for event, value in ijson.basic_parse(file, use_float=True):
         begins, ends = event.startswith("start_"), event.startswith("end_")
@@ -233,7 +235,7 @@ def _array_values(file: io.BufferedReader) -> Iterator[Any]:
 def _read_csv(path: Path, piece: Piece, delimiter: str = ",") -> Iterator[Row | BadRow]:
     csv.field_size_limit(min(MAX_ROW_BYTES, sys.maxsize))
     with _open(path, piece) as (file, _):
-        # Invalid bytes become surrogates, so that they are found in the row that holds them.
+        # Invalid bytes become surrogates, so that the error names the row that holds them.
         text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
         reader = csv.reader(text, delimiter=delimiter, strict=True)
         header: list[str] | None = None
@@ -257,9 +259,9 @@ def _read_csv(path: Path, piece: Piece, delimiter: str = ",") -> Iterator[Row | 
 
 def _header_problem(header: list[str], delimiter: str) -> str | None:
     if len(set(header)) < len(header):
-        return f"the header names a column twice: {header}"
+        return f"found a column name twice in the header {header}, expected each name once"
     if len(header) == 1 and ";" in header[0]:
-        return f"found columns separated by ';', expected {delimiter!r}; save it with that"
+        return f"found columns separated by ';', expected {delimiter!r}; save the file with that separator"
     return None
 
 
@@ -285,7 +287,7 @@ def _read_parquet(path: Path, piece: Piece) -> Iterator[Row | BadRow]:
                     yield Row(number, value)
                     number += 1
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        yield BadRow(0, f"not a whole parquet file: {error}")
+        yield BadRow(0, f"not a complete parquet file: {error}")
 
 
 _READERS: dict[str, Callable[[Path, Piece], Iterator[Row | BadRow]]] = {

@@ -1,4 +1,7 @@
-"""The plan of a preparation: the inputs, cut into slices that can each be read alone, anywhere, in any order."""
+"""The plan of a preparation: files, cut into slices.
+
+A worker can read any slice alone, on any machine that sees the files, in any order.
+"""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,40 +21,44 @@ _BLOCK = 1 << 20
 
 
 class Part(Protocol):
-    """Something that documents can be read from, alone."""
+    """A portion of an input whose documents can be read without the rest of it."""
 
     @property
-    def source(self) -> str: ...
+    def source(self) -> str:
+        """Return the name of the input that the part belongs to."""
+        ...
 
-    def read(self) -> Iterator[Document | Rejected]: ...
+    def read(self) -> Iterator[Document | Rejected]:
+        """Yield the documents of the part."""
+        ...
 
 
 @dataclass(frozen=True)
 class FilePart:
-    """A piece of a file."""
+    """A piece of a file, as a part."""
 
     file: SourceFile
     piece: Piece
 
     @property
     def source(self) -> str:
-        """The input that the file belongs to."""
+        """Return the input that the file belongs to."""
         return self.file.source
 
     def read(self) -> Iterator[Document | Rejected]:
-        """The documents in it."""
+        """Yield the documents of the piece."""
         return read_file(self.file, self.piece)
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Parts that are read together, in this order."""
+    """The work of one job: parts that are read one after another."""
 
     index: int
     parts: Sequence[Part]
 
     def read(self) -> Iterator[tuple[str, Document | Rejected]]:
-        """The source and the document of every row."""
+        """Yield source and document of every row."""
         for part in self.parts:
             for document in part.read():
                 yield part.source, document
@@ -59,14 +66,18 @@ class Slice:
 
 @dataclass(frozen=True)
 class Plan:
-    """All slices, and the sha256 of what they read (contents and order)."""
+    """All slices of an input. `fingerprint` is the sha256, as hex, of the contents and their order."""
 
     slices: Sequence[Slice]
     fingerprint: str
+    holds_chats: bool
 
 
 def plan_files(files: Sequence[SourceFile]) -> Plan:
-    """Cut files into slices. The cuts depend on the content alone; every file is read once, for its sha256."""
+    """Cut files into slices of 4 to 32 MiB. The cuts depend on the content of the files alone.
+
+    Every file is read once, for its sha256.
+    """
     total = sum(file.path.stat().st_size for file in files)
     slice_bytes = min(max(SMALLEST_SLICE_BYTES, total // 64), LARGEST_SLICE_BYTES)
     digest = hashlib.sha256()
@@ -75,10 +86,12 @@ def plan_files(files: Sequence[SourceFile]) -> Plan:
         content, pieces = _scan(file, slice_bytes)
         digest.update(f"{file.name}\0{file.format}\0{file.columns}\0".encode() + content)
         parts += [(FilePart(file, piece), size) for piece, size in pieces]
-    return Plan(list(_group(parts, slice_bytes)), digest.hexdigest())
+    holds_chats = any(file.holds_chats for file in files)
+    return Plan(list(_group(parts, slice_bytes)), digest.hexdigest(), holds_chats)
 
 
 def _group(parts: Iterable[tuple[FilePart, int]], slice_bytes: int) -> Iterator[Slice]:
+    """Yield slices of consecutive parts, each of at most `slice_bytes` where a part is not larger by itself."""
     index, group, size = 0, [], 0
     for part, part_bytes in parts:
         if group and size + part_bytes > slice_bytes:
@@ -91,7 +104,7 @@ def _group(parts: Iterable[tuple[FilePart, int]], slice_bytes: int) -> Iterator[
 
 
 def _scan(file: SourceFile, slice_bytes: int) -> tuple[bytes, list[tuple[Piece, int]]]:
-    """The sha256 of a file, and the pieces that can be read alone with their sizes in bytes."""
+    """Return the sha256 of a file (32 bytes), and its pieces that can be read alone, with their sizes in bytes."""
     every = {"text": MAX_TEXT_BYTES, "jsonl": slice_bytes}.get(file.format)
     if every is not None and not is_compressed(file.path):
         return _scan_lines(file.path, every)
@@ -102,7 +115,7 @@ def _scan(file: SourceFile, slice_bytes: int) -> tuple[bytes, list[tuple[Piece, 
 
 
 def _scan_lines(path: Path, every: int | None) -> tuple[bytes, list[tuple[Piece, int]]]:
-    """Cut at the first line end after each `every` bytes."""
+    """Return the sha256 of a file, and pieces that end at the first line end after `every` bytes; None cuts nothing."""
     digest = hashlib.sha256()
     position, lines = 0, 1
     start, start_line = 0, 1
@@ -124,11 +137,11 @@ def _scan_lines(path: Path, every: int | None) -> tuple[bytes, list[tuple[Piece,
 
 
 def _row_groups(path: Path, slice_bytes: int) -> list[tuple[Piece, int]]:
-    """Row groups, gathered up to the size of a slice."""
+    """Return pieces of consecutive row groups, each of about `slice_bytes`."""
     try:
         metadata = pyarrow.parquet.read_metadata(path)
     except (pyarrow.ArrowException, OSError):
-        return [(Piece(), path.stat().st_size)]  # reading it will say what is wrong
+        return [(Piece(), path.stat().st_size)]  # the reader reports the error
     pieces = []
     start, row, size, rows = 0, 1, 0, 0
     for group in range(metadata.num_row_groups):

@@ -93,7 +93,7 @@ def test_a_stopped_preparation_goes_on_and_leaves_no_worker_behind(workplace, nu
     kept = {path: path.stat().st_mtime_ns for path in (workplace / f"{name}.partial").glob("slice-*.json")}
     assert kept
     done = run(*words(workplace, name))
-    assert done.returncode == 0 and "going on with a preparation" in done.stdout, done.stderr
+    assert done.returncode == 0 and "resuming an interrupted preparation" in done.stdout, done.stderr
     assert_same(workplace / name, workplace / "straight")
 
 

@@ -110,5 +110,5 @@ def test_chats_are_packed_and_texts_cut_into_windows(tmp_path, tokenizer):
     texts = prepare_texts(tmp_path / "texts", [f"text {i} " * 9 for i in range(20)], tokenizer)
     assert isinstance(open_examples(texts, "train", 16), Windows)
     assert isinstance(open_examples(texts, "train", 16, packing="best_fit"), PackedDocuments)
-    with pytest.raises(ValueError, match="document_mask: found false with packing best_fit"):
+    with pytest.raises(ValueError, match="document_mask: false is not possible with packing best_fit"):
         open_examples(texts, "train", 16, packing="best_fit", document_mask=False)

@@ -110,7 +110,7 @@ def test_what_packing_did_is_counted():
     assert report.examples == 2 and report.fill == pytest.approx((10 + 3) / 20)
     assert str(report) == (
         "4 documents packed into 2 examples, 65.0% full; 1 cut to fit, 2 dropped "
-        "because no answer of theirs fits; seq_len 22 would hold 95 % of all whole"
+        "because none of their answers fits; seq_len 22 would hold 95 % of all uncut"
     )
 
 

@@ -50,8 +50,8 @@ def test_what_is_written_is_read_across_shard_borders(tmp_path_factory, document
     span = shards.read(start, where[1])
     stop = start + where[1]
     assert span.ids.tolist() == ids[start:stop]
-    assert span.learned.tolist() == learned[start:stop]
-    assert span.begins.tolist() == begins[start:stop]
+    assert span.loss_mask.tolist() == learned[start:stop]
+    assert span.is_document_start.tolist() == begins[start:stop]
 
 
 def test_what_is_not_a_shard_set_is_refused(shards_dir, tmp_path):

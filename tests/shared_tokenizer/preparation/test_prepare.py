@@ -1,4 +1,3 @@
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,8 +13,10 @@ from shared_tokenizer.chat.messages import encode_chat
 from shared_tokenizer.chat.template import read_chat_format
 from shared_tokenizer.data.shards import TokenShards, read_manifest
 from shared_tokenizer.load import load_tokenizer
+from shared_tokenizer.manifest import DamagedError, verify_manifest
 from shared_tokenizer.preparation import prepare_slice
-from shared_tokenizer.preparation.prepare import PrepareConfig, prepare
+from shared_tokenizer.preparation.prepare import prepare
+from shared_tokenizer.preparation.prepare_config import PrepareConfig
 from shared_tokenizer.preparation.prepare_slice import find_duplicates
 from shared_tokenizer.sources import slices
 from shared_tokenizer.sources.documents import Document, is_validation, read_documents
@@ -50,16 +51,14 @@ def texts_of(shards_dir, split, tokenizer):
 
 
 def run(source, output, tokenizer_dir, **options):
-    """Prepare; the result is the manifest, and everything that was sealed is as it was written."""
+    """Prepare, and return the manifest plus all logged lines; `is_new` tells that a slice was prepared."""
     options = {"val_fraction": 0.3, "num_workers": 1, "tokenizer": str(tokenizer_dir)} | options
     if options.get("vocab_size"):
         options["tokenizer"] = None
-    sealed: dict[str, str] = {}
     reporter = Silent()
-    manifest = prepare(PrepareConfig(input=[str(source)], output_dir=str(output), **options), sealed.update, reporter)
-    for name, digest in sealed.items():
-        assert hashlib.sha256((Path(output) / name).read_bytes()).hexdigest() == digest
-    return manifest | {"said": reporter.said, "sealed": sealed}
+    manifest = prepare(PrepareConfig(input=[str(source)], output_dir=str(output), **options), reporter)
+    verify_manifest(Path(output))
+    return manifest | {"lines": reporter.lines, "is_new": reporter.has_progress}
 
 
 def content(directory):
@@ -149,10 +148,10 @@ def test_chats_are_rendered_with_their_mask_and_carry_their_template(tmp_path, t
     )
     chat = encode_chat(first.content, tokenizer, CHATML)
     span = shards.read(0, int(shards.document_ends[0]))
-    assert (span.ids.tolist(), span.learned.tolist()) == (chat.ids, chat.loss_mask)
+    assert (span.ids.tolist(), span.loss_mask.tolist()) == (chat.ids, chat.loss_mask)
     assert read_chat_format(tmp_path / "out" / "tokenizer").name == "chatml"
     assert load_tokenizer(tmp_path / "out" / "tokenizer").fingerprint == tokenizer.fingerprint
-    assert any("add 0 | return 3" in line for line in manifest["said"])
+    assert any("add 0 | return 3" in line for line in manifest["lines"])
 
 
 def test_chats_that_the_format_cannot_express_are_bad_rows(tmp_path, tokenizer_dir):
@@ -203,7 +202,7 @@ def test_an_interrupted_preparation_goes_on_and_does_no_slice_twice(texts, tmp_p
         prepare_slice._SliceWork, "run", lambda self: done.append(self._job.slice.index) or real_run(self)
     )
     manifest = run(texts, tmp_path / "out", tokenizer_dir)
-    assert any("going on with a preparation that was interrupted" in line for line in manifest["said"])
+    assert any("resuming an interrupted preparation" in line for line in manifest["lines"])
     assert done == list(range(len(done)))
     assert content(tmp_path / "out") == content(tmp_path / "straight")
 
@@ -248,10 +247,10 @@ def test_a_damaged_plan_or_tokenizer_is_said(texts, tmp_path, tokenizer_dir, mon
         with pytest.raises(KeyboardInterrupt):
             run(texts, tmp_path / "out", tokenizer_dir, **options)
     (tmp_path / "out" / "tokenizer" / "tokenizer.model").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"out/tokenizer: damaged, so the preparation cannot go on; remove"):
+    with pytest.raises(ValueError, match=r"out/tokenizer: damaged, so the preparation cannot resume; remove"):
         run(texts, tmp_path / "out", tokenizer_dir, **options)
     (tmp_path / "out.partial" / "plan.json").write_text("{")
-    with pytest.raises(ValueError, match=r"plan\.json: damaged, so the preparation cannot go on; remove"):
+    with pytest.raises(ValueError, match=r"plan\.json: damaged, so the preparation cannot resume; remove"):
         run(texts, tmp_path / "out", tokenizer_dir, **options)
 
 
@@ -271,7 +270,7 @@ def test_what_is_not_ours_is_never_removed(texts, tmp_path, tokenizer_dir):
 
 def test_a_second_preparation_of_the_same_place_is_refused(texts, tmp_path, tokenizer_dir, monkeypatch):
     def second(summary):
-        with pytest.raises(ValueError, match="out: another process is preparing it; wait for it"):
+        with pytest.raises(ValueError, match="out: another process is preparing it; wait for it to end"):
             run(texts, tmp_path / "out", tokenizer_dir)
         return b""
 
@@ -284,7 +283,7 @@ def test_a_finished_set_is_kept_and_another_refused(texts, tmp_path, tokenizer_d
     run(texts, tmp_path / "out", tokenizer_dir)
     before = content(tmp_path / "out")
     moved = shutil.copy(texts, tmp_path / "in2.jsonl")
-    assert run(texts, tmp_path / "out", tokenizer_dir)["sealed"] == {}
+    assert run(texts, tmp_path / "out", tokenizer_dir)["is_new"] is False
     with pytest.raises(ValueError, match=r"holds another corpus: input_sha256 was .* and is now"):
         run(moved, tmp_path / "out", tokenizer_dir)
     with pytest.raises(ValueError, match=r"holds another corpus: dedup was False and is now True"):
@@ -299,10 +298,24 @@ def test_a_finished_set_is_kept_and_another_refused(texts, tmp_path, tokenizer_d
     assert (tmp_path / "full" / "mine").read_text() == "keep me"
 
 
+def test_a_damaged_set_is_not_kept(texts, tmp_path, tokenizer_dir):
+    run(texts, tmp_path / "out", tokenizer_dir)
+    (tmp_path / "out" / "stats.json").write_text("{}")
+    with pytest.raises(DamagedError, match=r"stats\.json: damaged"):
+        run(texts, tmp_path / "out", tokenizer_dir)
+
+
+def test_nothing_is_prepared_inside_a_sealed_directory(texts, tmp_path, tokenizer_dir):
+    run(texts, tmp_path / "out", tokenizer_dir)
+    with pytest.raises(ValueError, match=r"inner: lies inside .*out, which is sealed"):
+        run(texts, tmp_path / "out" / "inner", tokenizer_dir)
+    assert not (tmp_path / "out" / "inner.partial").exists()
+
+
 def test_the_output_may_lie_inside_the_input_and_is_not_read(texts, tmp_path, tokenizer_dir):
     first = run(texts.parent, tmp_path / "out", tokenizer_dir)
     again = run(texts.parent, tmp_path / "out", tokenizer_dir)
-    assert first["options"] == again["options"] and again["sealed"] == {}
+    assert first["options"] == again["options"] and again["is_new"] is False
 
 
 def test_shards_may_be_written_to_any_filesystem(texts, tmp_path, tokenizer_dir):
@@ -310,10 +323,11 @@ def test_shards_may_be_written_to_any_filesystem(texts, tmp_path, tokenizer_dir)
     config = PrepareConfig(
         input=[str(texts)], output_dir="memory://sets/a", tokenizer=str(tokenizer_dir), val_fraction=0.3, num_workers=1
     )
-    prepare(config, lambda sha256: None, Silent())
+    prepare(config, Silent())
     filesystem = fsspec.filesystem("memory")
     local = content(tmp_path / "local")
-    assert {Path(path).relative_to("/sets/a") for path in filesystem.find("/sets/a")} == set(local)
+    found = {Path(path).relative_to("/sets/a") for path in filesystem.find("/sets/a")}
+    assert found == set(local) and Path("MANIFEST.sha256") in found
     assert all(filesystem.cat_file(f"/sets/a/{name}") == expected for name, expected in local.items())
 
 

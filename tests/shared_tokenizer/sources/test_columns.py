@@ -51,7 +51,7 @@ def test_a_row_without_its_columns_says_so(row, columns, message):
 def test_the_columns_are_those_of_the_first_row_that_has_known_ones():
     assert find_columns([{"id": 1}, {"text": "a"}]) == (Columns(content="text"), False)
     assert find_columns([{"talk": [], "text": "a"}], "talk") == (Columns(content="talk"), True)
-    with pytest.raises(ValueError, match="found the columns id, url, none of them known; name one with"):
+    with pytest.raises(ValueError, match="found the columns id, url, expected a known name; set text_column"):
         find_columns([{"id": 1, "url": 2}])
     with pytest.raises(ValueError, match=r"found the columns id, expected 'talk'"):
         find_columns([{"id": 1}], "talk")

@@ -46,7 +46,7 @@ def test_sources_without_text_are_refused(tmp_path):
     with pytest.raises(ValueError, match="missing: no such file or folder"):
         list(read_documents([str(tmp_path / "missing")]))
     (tmp_path / "image.png").write_bytes(b"\x89PNG")
-    with pytest.raises(ValueError, match="found no file that can be read, expected a text file"):
+    with pytest.raises(ValueError, match="found no readable file, expected a text file"):
         list(read_documents([str(tmp_path)]))
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(ValueError, match=r"empty\.txt: found no text"):
@@ -66,7 +66,7 @@ def test_files_without_a_known_column_and_what_is_our_own(tmp_path):
     assert [file.name for file in files] == ["a.txt", "package.json"]
     (rejected,) = read_file(files[1])
     assert isinstance(rejected, Rejected) and rejected.where == str(tmp_path / "package.json")
-    assert rejected.reason == "found the columns name, version, none of them known; name one with text_column"
+    assert rejected.reason == "found the columns name, version, expected a known name; set text_column"
 
 
 def test_what_is_no_document_says_where_and_why(tmp_path):

@@ -3,7 +3,8 @@ import pyarrow.parquet
 import pytest
 
 from shared_tokenizer.data.shards import TokenShards
-from shared_tokenizer.preparation.prepare import PrepareConfig, prepare
+from shared_tokenizer.preparation.prepare import prepare
+from shared_tokenizer.preparation.prepare_config import PrepareConfig
 from shared_tokenizer.sources import hub
 from tests.conftest import Silent
 
@@ -49,8 +50,8 @@ def test_a_hub_dataset_becomes_shards(dataset, tmp_path, tokenizer, monkeypatch,
         num_workers=1,
         max_samples=50,
     )
-    manifest = prepare(config, lambda sha256: None, reporter)
-    assert reporter.said[0] == f"{dataset}: reading text"
+    manifest = prepare(config, reporter)
+    assert reporter.lines[0] == f"{dataset}: reading text"
     found = []
     for split in ("train", "val"):
         shards = TokenShards.open(tmp_path / "out", split)
@@ -60,7 +61,8 @@ def test_a_hub_dataset_becomes_shards(dataset, tmp_path, tokenizer, monkeypatch,
         ]
     everything = [f"part {part} document {i}" for part in range(3) for i in range(20)]
     assert sorted(found) == sorted(everything[:50])
-    assert prepare(config, lambda sha256: pytest.fail("was finished"), Silent()) == manifest
+    again = Silent()
+    assert prepare(config, again) == manifest and not again.has_progress
 
 
 def test_a_dataset_that_is_not_there_is_refused(dataset):

@@ -147,7 +147,7 @@ def test_ragged_and_broken_csv_rows_are_named(tmp_path, monkeypatch):
     path.write_text("id;text\n1;a\n")
     assert "separated by ';', expected ','" in reasons(path, "csv")[0][1]
     path.write_text("a,a\n1,2\n")
-    assert reasons(path, "csv") == [(1, "the header names a column twice: ['a', 'a']")]
+    assert reasons(path, "csv") == [(1, "found a column name twice in the header ['a', 'a'], expected each name once")]
     monkeypatch.setattr(readers, "MAX_ROW_BYTES", 100)
     path.write_text('id,text\n1,"' + "x\n" * 300)  # a quote that is never closed
     assert "field larger" in reasons(path, "csv")[0][1]

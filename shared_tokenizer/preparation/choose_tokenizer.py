@@ -1,0 +1,74 @@
+"""The tokenizer and the chat format of a preparation: given ones, or a tokenizer trained on a sample of the input."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+from shared_tokenizer.chat.formats import CHATML, ChatFormat, named_chat_format
+from shared_tokenizer.chat.messages import Message, encode_chat
+from shared_tokenizer.chat.template import read_chat_format
+from shared_tokenizer.load import load_tokenizer
+from shared_tokenizer.preparation.prepare_config import PrepareConfig
+from shared_tokenizer.preparation.reporter import Reporter
+from shared_tokenizer.sources.documents import Document
+from shared_tokenizer.sources.slices import Plan
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
+from shared_tokenizer.tokenizers.train import sample_texts, train_tokenizer
+
+# The tokenizer's sample is drawn from enough slices to hold this many times its size.
+OVERSAMPLING = 4
+
+
+def load_given_tokenizer(config: PrepareConfig, reporter: Reporter) -> Tokenizer | None:
+    """Return the tokenizer that the settings name, None where one is to be trained.
+
+    Logs a warning where it lacks bytes. Raises ValueError where it cannot be read.
+    """
+    if config.tokenizer is None:
+        return None
+    tokenizer = load_tokenizer(Path(config.tokenizer))
+    if tokenizer.missing_bytes:
+        lost = " ".join(f"{byte:02X}" for byte in sorted(tokenizer.missing_bytes))
+        reporter.log(f"the tokenizer has no token for bytes {lost}: characters that need one are left out")
+    return tokenizer
+
+
+def train_on_sample(config: PrepareConfig, plan: Plan, reporter: Reporter) -> Tokenizer:
+    """Train a tokenizer on a sample of the input. Raises ValueError where there is no text, or too little of it."""
+    assert config.vocab_size is not None
+    reporter.log(f"training a tokenizer of {config.vocab_size} tokens")
+    sample = sample_texts(_texts_to_sample(plan, OVERSAMPLING * config.train_size), config.train_size)
+    if not sample:
+        raise ValueError(f"{config.input_name}: found no text to train a tokenizer on")
+    return train_tokenizer(
+        sample, config.vocab_size, model_type=config.model_type, special_tokens=config.special_tokens
+    )
+
+
+def _texts_to_sample(plan: Plan, size_bytes: int) -> Iterator[str]:
+    """Yield the texts of slices in random order, until they hold `size_bytes` of UTF-8."""
+    slices, size = list(plan.slices), 0
+    Random(0).shuffle(slices)
+    for part in slices:
+        for _, document in part.read():
+            if isinstance(document, Document):
+                size += document.size_bytes
+                yield from document.texts
+        if size >= size_bytes:
+            return
+
+
+def choose_chat_format(config: PrepareConfig, plan: Plan, tokenizer: Tokenizer) -> ChatFormat | None:
+    """Return the format in which the chats of the input are written, None where the input holds none.
+
+    Raises ValueError where the tokenizer lacks a special token that the format needs.
+    """
+    if not plan.holds_chats:
+        return None
+    if config.chat_format != "auto":
+        found = named_chat_format(config.chat_format)
+    else:
+        given = Path(config.tokenizer) if config.tokenizer else None
+        found = (read_chat_format(given if given.is_dir() else given.parent) if given else None) or CHATML
+    encode_chat((Message("user", "a"), Message("assistant", "b")), tokenizer, found)
+    return found

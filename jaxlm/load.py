@@ -1,4 +1,4 @@
-"""Open a model for use from JAX: a run directory, or what `open_model` opens."""
+"""Open a model for use from JAX: a run directory, or any model that `open_model` opens."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,16 +19,18 @@ from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 
 def load_model(
-    path: str | Path, *, dtype: Any = jnp.float32, verify: bool = True, say: Callable[[str], None] = print
+    path: str | Path, *, dtype: Any = jnp.float32, verify: bool = True, log: Callable[[str], None] = print
 ) -> tuple[LanguageModel, Params, Tokenizer | None]:
-    """Model, parameters and tokenizer (None where there is none) of a run directory, or of what `open_model` opens.
+    """Return model, parameters and tokenizer (None where there is none) of a run directory or any other model.
 
-    `model.apply({"params": params}, token_ids)` gives logits `[B, L, V]`. A run gives its newest whole
-    checkpoint. Raises ValueError naming what is wrong with it.
+    `model.apply({"params": params}, token_ids)` returns logits `[B, L, V]` for token ids `[B, L]`. `dtype` is the
+    precision of activations. A run has the parameters of its newest complete checkpoint; `log` receives one line per
+    damaged checkpoint. `verify=False` skips the check of every file's sha256. Raises ValueError where the model cannot
+    be read.
     """
     path = Path(path)
     if is_run_directory(path):
-        config, params = load_run(path, say)
+        config, params = load_run(path, log)
         return LanguageModel(config, dtype), params, load_tokenizer(RunDirectory(path).tokenizer)
     artifact = open_model(path, verify=verify)
     tokenizer = find_tokenizer(path, artifact.tokenizer_metadata)
@@ -36,21 +38,27 @@ def load_model(
 
 
 def open_weights(
-    path: str | Path, *, verify: bool = True, say: Callable[[str], None] = print
+    path: str | Path, *, verify: bool = True, log: Callable[[str], None] = print
 ) -> tuple[ModelConfig, Weights, Tokenizer | None]:
-    """Config, weights and tokenizer of what `load_model` opens; only a run's weights are in memory together."""
+    """Return config, weights and tokenizer of a model that `load_model` opens.
+
+    Weights are read one at a time; only those of a run are in memory together. Raises ValueError as `load_model` does.
+    """
     path = Path(path)
     if is_run_directory(path):
-        config, params = load_run(path, say)
+        config, params = load_run(path, log)
         return config, tree_weights(params), load_tokenizer(RunDirectory(path).tokenizer)
     artifact = open_model(path, verify=verify)
     tokenizer = find_tokenizer(path, artifact.tokenizer_metadata)
     return artifact.config, artifact_weights(artifact), tokenizer
 
 
-def load_run(path: Path, say: Callable[[str], None] = print) -> tuple[ModelConfig, Params]:
-    """Config and latent parameters of a run's newest whole checkpoint."""
+def load_run(path: Path, log: Callable[[str], None] = print) -> tuple[ModelConfig, Params]:
+    """Return the config and the latent parameters of a run's newest complete checkpoint.
+
+    Raises ValueError where the run has none.
+    """
     config = config_from_dict(read_run_config(path)["model"])
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    _, params = restore_params(RunDirectory(path).checkpoints, shapes, say)
+    _, params = restore_params(RunDirectory(path).checkpoints, shapes, log)
     return config, params

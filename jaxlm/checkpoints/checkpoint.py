@@ -1,7 +1,7 @@
-"""Training checkpoints: orbax, written in the background, each sealed by a sha256 manifest.
+"""Training checkpoints of orbax, written in the background, each sealed by a sha256 manifest.
 
-A checkpoint without a valid manifest does not count: one that a kill cut short, or that a disk has damaged
-since, is passed over for the one before it, aloud.
+A checkpoint is complete if its manifest holds. A damaged one (interrupted save, flipped bit) is moved to `damaged/`
+with a warning, and training resumes from the previous one.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from jaxlm.common.run.complete_checkpoints import checkpoint_steps, set_aside_damaged
+from jaxlm.common.run.complete_checkpoints import checkpoint_steps, quarantine_damaged
 from jaxlm.parallel.distributed import is_first, wait_for_all
 from shared_tokenizer.manifest import DamagedError, verify_manifest, write_manifest
 
@@ -24,7 +24,7 @@ VAL_LOSS = "val_loss"
 
 @dataclass(frozen=True)
 class Restored:
-    """What a checkpoint held. The data iterator was set to its place."""
+    """The training state of a checkpoint."""
 
     step: int
     params: Any
@@ -32,7 +32,7 @@ class Restored:
 
 
 class Checkpoints:
-    """The checkpoints of one run, open for writing. `say` receives a line on anything unusual."""
+    """The checkpoints of one run, open for writing. `log` receives one line per damaged checkpoint."""
 
     def __init__(
         self,
@@ -42,24 +42,23 @@ class Checkpoints:
         keep_best: int,
         tokenizer_fingerprint: str,
         data_fingerprint: str,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ):
         self._directory = directory.resolve()
         self._directory.mkdir(exist_ok=True)
         self._belongs_to = {"tokenizer": tokenizer_fingerprint, "data": data_fingerprint}
-        self._say = say
         if is_first():
-            set_aside_damaged(self._directory, say)
-        wait_for_all("damaged checkpoints are set aside")
+            quarantine_damaged(self._directory, log)
+        wait_for_all("damaged checkpoints are quarantined")
         policies: list[Any] = [LatestN(keep_last)]
         if keep_best:
-            best = BestN(get_metric_fn=_rank, n=keep_best, keep_checkpoints_without_metrics=False)
+            best = BestN(get_metric_fn=_negative_loss, n=keep_best, keep_checkpoints_without_metrics=False)
             policies.append(best)
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
-                best_fn=_rank,  # without it orbax does not write the metrics
+                best_fn=_negative_loss,  # without it orbax does not write the metrics
                 cleanup_tmp_directories=True,
             ),
         )
@@ -69,16 +68,16 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest checkpoint."""
+        """Step of the newest checkpoint, or None."""
         return self._manager.latest_step()
 
     def save(self, step: int, params: Any, opt_state: Any, data: grain.DatasetIterator, val_loss: float | None) -> None:
-        """Start to save; the arrays are copied before this returns, the files are written behind it."""
+        """Start to save a checkpoint. The arrays are copied before this returns; the files are written afterwards."""
         self.finish()
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(params),
             opt_state=ocp.args.StandardSave(opt_state),
-            # The place in the data is the same on every host, so another number of hosts can go on from it.
+            # The position in the data is the same on every host, so another number of hosts can resume from it.
             meta=ocp.args.JsonSave({"step": step, "data_state": data.get_state(), **self._belongs_to}),
         )
         metrics = None if val_loss is None else {VAL_LOSS: val_loss}
@@ -86,7 +85,7 @@ class Checkpoints:
         self._unsealed = step
 
     def poll(self) -> None:
-        """Seal the last save once its files are all there. Cheap; call it every step."""
+        """Seal the last save if all of its files are written. It is cheap, so call it every step."""
         if self._unsealed is not None and not self._manager.is_saving_in_progress():
             self._seal()
 
@@ -105,9 +104,10 @@ class Checkpoints:
         self._unsealed = None
 
     def restore_latest(self, params: Any, opt_state: Any, data: grain.DatasetIterator) -> Restored | None:
-        """Restore the newest checkpoint into trees of these shapes and shardings, and set `data` to its place.
+        """Restore the newest checkpoint into trees of these shapes and shardings, and set `data` to its position.
 
-        Returns None where there is none. Raises ValueError where it belongs to another tokenizer or other data.
+        Returns None where there is no checkpoint. Raises ValueError where the checkpoint was trained with another
+        tokenizer or other data.
         """
         step = self.latest
         if step is None:
@@ -136,35 +136,38 @@ class Checkpoints:
         self._manager.close()
 
 
-def restore_params(directory: Path, params: Any, say: Callable[[str], None]) -> tuple[int, Any]:
-    """Parameters of the newest whole checkpoint below `directory`, read only: step and tree.
+def restore_params(directory: Path, params: Any, log: Callable[[str], None]) -> tuple[int, Any]:
+    """Return the step and the parameters of the newest complete checkpoint below `directory`, which is only read.
 
-    Raises ValueError where there is none.
+    `params` has the shapes and, where set, the shardings. Raises ValueError where there is no complete checkpoint.
     """
-    step = newest_whole_step(directory, say)
+    step = newest_complete_step(directory, log)
     with ocp.CheckpointManager(directory.resolve(), options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
         args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(params)))
         return step, manager.restore(step, args=args)["params"]
 
 
-def newest_whole_step(directory: Path, say: Callable[[str], None]) -> int:
-    """Step of the newest checkpoint whose manifest holds; raises ValueError where there is none."""
+def newest_complete_step(directory: Path, log: Callable[[str], None]) -> int:
+    """Return the step of the newest complete checkpoint. `log` receives one line per damaged checkpoint.
+
+    Raises ValueError where there is no complete checkpoint.
+    """
     for step in reversed(checkpoint_steps(directory)):
         try:
             verify_manifest(directory / str(step))
         except DamagedError as error:
-            say(f"checkpoint {step} is not whole and is passed over: {error}")
+            log(f"checkpoint {step} is damaged and is ignored: {error}")
         else:
             return step
-    raise ValueError(f"{directory}: found no whole checkpoint")
+    raise ValueError(f"{directory}: found no complete checkpoint; train the run further, or use another one")
 
 
-def _rank(metrics: dict[str, float]) -> float:
-    """Orbax keeps the highest: the lowest loss."""
+def _negative_loss(metrics: dict[str, float]) -> float:
+    """Return the number that orbax ranks checkpoints by, the highest first."""
     return -metrics[VAL_LOSS]
 
 
 def _abstract(tree: Any) -> Any:
-    # Whatever devices it was saved from: what says no place goes to one device.
-    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or one), tree)
+    # The devices that saved the checkpoint do not matter: a leaf without a sharding goes to one device of this process.
+    one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or one_device), tree)

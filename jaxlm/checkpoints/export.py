@@ -1,4 +1,4 @@
-"""Parameter tree -> artifact. The one place where a trained model is quantized for shipping."""
+"""Parameter tree -> artifact. Only this module quantizes a trained model for release."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,11 +26,12 @@ def export_artifact(
 ) -> None:
     """Write parameters as an artifact: latent floats, or packed codes and scales.
 
-    Every process of a run has to call it, and the first one writes. Raises ValueError where latent weights are asked
-    of a packed model, which has none.
+    Every process of a run has to call it; the first one writes. Raises ValueError where the directory is taken, and
+    where `kind` is latent but the model is packed.
     """
     read = stored_tensor_reader(tree_weights(params), config, kind)
     if not is_first():
+        # Reading a sharded parameter is collective, so the other processes read in the same order.
         for tensor in stored_tensors(config, kind, float_dtype):
             read(tensor.name)
         return
@@ -38,12 +39,13 @@ def export_artifact(
 
 
 def stored_tensor_reader(weights: Weights, config: ModelConfig, kind: Kind) -> Callable[[str], np.ndarray]:
-    """A function from the name of a stored tensor to its array; one layer is read and quantized at a time.
+    """Return a function from the name of a stored tensor to its array. It reads and quantizes one layer at a time.
 
-    A scale has to be asked for after its weight. Raises ValueError where latent weights are asked of a packed model.
+    The function has to be called for a weight before it is called for the scale of that weight. It raises ValueError
+    where `kind` is latent but the model is packed.
     """
     by_name = {parameter.name: parameter for parameter in parameters(config)}
-    scales: dict[str, np.ndarray] = {}  # of the weight read last
+    scales: dict[str, np.ndarray] = {}  # the scale of the weight that was read last
 
     def read(name: str) -> np.ndarray:
         if name not in by_name:
@@ -51,31 +53,32 @@ def stored_tensor_reader(weights: Weights, config: ModelConfig, kind: Kind) -> C
         parameter = by_name[name]
         weight = weights(parameter)
         if kind == "packed" and parameter.storage == "ternary":
-            codes, scale = _ternary_form(weight, config)
+            codes, scale = _ternary_codes(weight, config)
             scales[scale_name(name)] = scale.reshape(1)
             return pack(codes)
         if kind == "packed" and parameter.storage == "int8":
-            codes, scales[scale_name(name)] = _row_form(weight)
+            codes, scales[scale_name(name)] = _row_codes(weight)
             return codes
         if not isinstance(weight, np.ndarray):
             raise ValueError(
-                f"{name}: latent weights were asked of a packed model, which holds none; start from its run directory "
-                "or latent artifact"
+                f"{name}: found packed weights, expected latent ones, which a packed model does not hold; use its run "
+                "directory or its latent artifact"
             )
         return weight.astype(np.float32, copy=False)
 
     return read
 
 
-def _ternary_form(weight: Weight, config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Codes `[out, in]` and scale of one ternary parameter, quantized here only if it is latent."""
+def _ternary_codes(weight: Weight, config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return the int8 codes `[out, in]` and the float32 scale `[]` of a latent or a ternary weight."""
     if isinstance(weight, TernaryWeight):
         return weight.codes, weight.scale
     codes, scale = quantize_weight(weight, config.scale_dtype, np)
     return codes, np.asarray(scale)
 
 
-def _row_form(weight: Weight) -> tuple[np.ndarray, np.ndarray]:
+def _row_codes(weight: Weight) -> tuple[np.ndarray, np.ndarray]:
+    """Return the int8 codes `[rows, columns]` and the float32 scales `[rows, 1]` of a float or an int8 table."""
     if isinstance(weight, QuantizedRows):
         return weight.codes, weight.scale
     return quantize_rows(weight, np)

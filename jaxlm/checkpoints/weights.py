@@ -1,4 +1,4 @@
-"""A model's weights one at a time, from a parameter tree in memory or from an artifact on disk."""
+"""The weights of a model, read one at a time from a parameter tree in memory or from an artifact on disk."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -18,12 +18,12 @@ from jaxlm.ops.ternary_linear import Params, TernaryWeight, ternarize_weight
 from jaxlm.parallel.distributed import to_host
 
 Weight = np.ndarray | TernaryWeight | QuantizedRows
-# The weight of one parameter, so of one layer; read on every call.
+# Function from a parameter (so one layer of a stacked leaf) to its weight, which it reads on every call.
 Weights = Callable[[Parameter], Weight]
 
 
 def tree_weights(params: Params) -> Weights:
-    """Weights of a parameter tree, whose layers are stacked."""
+    """Return the weights of a parameter tree, whose layers are stacked. Each is copied to the host."""
     flat = flatten_dict(params)
 
     def weight(parameter: Parameter) -> Weight:
@@ -34,7 +34,7 @@ def tree_weights(params: Params) -> Weights:
 
 
 def artifact_weights(artifact: Artifact) -> Weights:
-    """Weights of an artifact: floats, and where it is packed ternary and 8-bit ones."""
+    """Return the weights of an artifact: floats, and of a packed artifact ternary and int8 weights too."""
     tensors = artifact.tensors
 
     def weight(parameter: Parameter) -> Weight:
@@ -50,25 +50,25 @@ def artifact_weights(artifact: Artifact) -> Weights:
 
 
 def artifact_params(artifact: Artifact) -> Params:
-    """The parameter tree of an artifact: float leaves, and ternary ones where it is packed."""
+    """Return the parameter tree of an artifact: float leaves, and of a packed artifact ternary and int8 leaves too."""
     return stack_weights(artifact_weights(artifact), parameters(artifact.config))
 
 
 def ternary_weights(weights: Weights, config: ModelConfig) -> Weights:
-    """The same weights with latent matrices quantized by training's own function where the config says ternary."""
+    """Return the same weights with every ternary matrix quantized by the compiled function of training."""
     quantize = jax.jit(ternarize_weight, static_argnums=1)
 
     def weight(parameter: Parameter) -> Weight:
-        found = weights(parameter)
-        if parameter.storage != "ternary" or isinstance(found, TernaryWeight):
-            return found
-        return jax.tree.map(np.asarray, quantize(found, config.scale_dtype))
+        latent = weights(parameter)
+        if parameter.storage != "ternary" or isinstance(latent, TernaryWeight):
+            return latent
+        return jax.tree.map(np.asarray, quantize(latent, config.scale_dtype))
 
     return weight
 
 
 def stack_weights(weights: Weights, parameters: Iterable[Parameter]) -> Params:
-    """The parameter tree of some parameters: the layers of a stacked leaf together, in the order given."""
+    """Return the parameter tree of some parameters, with the layers of a leaf stacked in the order given."""
     groups: dict[tuple[str, ...], list[Parameter]] = defaultdict(list)
     for parameter in parameters:
         groups[parameter.path].append(parameter)
@@ -79,7 +79,12 @@ def _leaf(weights: Weights, group: list[Parameter]) -> Any:
     first = weights(group[0])
     if group[0].layer is None:
         return jax.tree.map(jnp.asarray, first)
+    # Filled layer by layer: a list of all layers to stack would need the memory twice.
     stacked = jax.tree.map(lambda array: np.empty((len(group), *array.shape), array.dtype), first)
-    for place, parameter in enumerate(group):
-        jax.tree.map(lambda whole, layer, place=place: np.copyto(whole[place, ...], layer), stacked, weights(parameter))
+    for index, parameter in enumerate(group):
+
+        def fill(array: np.ndarray, layer: np.ndarray, index: int = index) -> None:
+            array[index] = layer
+
+        jax.tree.map(fill, stacked, weights(parameter))
     return jax.tree.map(jnp.asarray, stacked)

@@ -85,7 +85,7 @@ class _Trainer:
             keep_best=config.keep_best_checkpoints,
             tokenizer_fingerprint=self._tokenizer.fingerprint,
             data_fingerprint=self._data.fingerprint,
-            say=self._console.print,
+            log=self._console.print,
         )
         try:
             with jax.set_mesh(self._mesh):

@@ -12,7 +12,7 @@ import mlx.core as mx
 from jaxlm.common.architecture.parameters import StoredTensor
 from jaxlm.common.artifact.model_files import check_tensors, read_json_object
 from jaxlm.common.artifact.safetensors import TensorFile, write_tensors
-from jaxlm.common.run.complete_checkpoints import checkpoint_steps, set_aside_damaged
+from jaxlm.common.run.complete_checkpoints import checkpoint_steps, quarantine_damaged
 from mlxlm.finetune.optimizer import Arrays, OptimizerState
 from mlxlm.finetune.processes import is_first, wait_for_all
 from mlxlm.model.layers import to_numpy
@@ -45,7 +45,7 @@ class Checkpoints:
             directory.mkdir(exist_ok=True)
             for unfinished in directory.glob(".*"):
                 shutil.rmtree(unfinished)
-            set_aside_damaged(directory, say)
+            quarantine_damaged(directory, say)
         wait_for_all()
 
     @property

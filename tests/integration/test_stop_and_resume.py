@@ -115,7 +115,7 @@ def test_killed_while_saving_and_resumed_equals_never_stopped(workplace, straigh
     assert killed.returncode == -signal.SIGKILL
     resumed = train(["--config", str(workplace / broken / "config.yaml"), "--resume", "true"])
     assert resumed.returncode == 0, resumed.stderr
-    assert "checkpoint 20 is not whole" in resumed.stdout
+    assert "checkpoint 20 is damaged" in resumed.stdout
     assert "resuming after step 10" in resumed.stdout
     expected, found = final_state(straight(kind)), final_state(workplace / broken)
     jax.tree.map(np.testing.assert_array_equal, found, expected)

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.checkpoints.checkpoint import Checkpoints, newest_whole_step, restore_params
+from jaxlm.checkpoints.checkpoint import Checkpoints, newest_complete_step, restore_params
 from shared_tokenizer.data.batches import BatchOrder, training_batches
 from shared_tokenizer.data.examples import Windows
 from shared_tokenizer.data.shards import TokenShards
@@ -19,9 +19,9 @@ class Run:
     """A pretended training run: parameters that count steps, and a data iterator."""
 
     def __init__(self, directory, **settings):
-        self.said: list[str] = []
+        self.logged: list[str] = []
         settings = {"keep_last": 2, "keep_best": 0, "tokenizer_fingerprint": "a", "data_fingerprint": "d"} | settings
-        self.checkpoints = Checkpoints(directory, say=self.said.append, **settings)
+        self.checkpoints = Checkpoints(directory, log=self.logged.append, **settings)
         self.iterator = make_iterator()
 
     def save(self, step, val_loss=None):
@@ -52,7 +52,7 @@ def test_everything_comes_back(tmp_path):
     np.testing.assert_array_equal(restored.params["layer"]["weight"], 3.0)
     np.testing.assert_array_equal(restored.opt_state[1]["mu"]["layer"]["weight"], 3.0)
     np.testing.assert_array_equal(next(again.iterator)["inputs"], expected)
-    assert not again.said
+    assert not again.logged
     again.checkpoints.close()
     for step in (2, 3):
         verify_manifest(tmp_path / "checkpoints" / str(step))
@@ -81,25 +81,26 @@ def two_checkpoints(tmp_path):
     return tmp_path / "checkpoints"
 
 
-def test_one_that_was_not_sealed_is_passed_over_aloud(two_checkpoints):
+def test_an_unsealed_checkpoint_is_quarantined_with_a_warning(two_checkpoints):
     (two_checkpoints / "2" / MANIFEST).unlink()
     run = Run(two_checkpoints)
     restored = run.restore()
     assert restored is not None and restored.step == 1
-    assert len(run.said) == 1 and "checkpoint 2 is not whole" in run.said[0]
+    assert len(run.logged) == 1 and "checkpoint 2 is damaged" in run.logged[0]
     run.save(2)  # the step can be saved again
     run.checkpoints.close()
     verify_manifest(two_checkpoints / "2")
+    assert (two_checkpoints.parent / "damaged" / "2").is_dir()
 
 
 def test_a_flipped_bit_anywhere_is_never_trained_on(two_checkpoints):
     files = [path for path in (two_checkpoints / "2").rglob("*") if path.is_file() and path.stat().st_size]
     rng = np.random.default_rng(0)
     for _ in range(200):
-        said: list[str] = []
+        logged: list[str] = []
         with flipped_bit(files, rng):
-            assert newest_whole_step(two_checkpoints, said.append) == 1
-        assert "checkpoint 2 is not whole" in said[0]
+            assert newest_complete_step(two_checkpoints, logged.append) == 1
+        assert "checkpoint 2 is damaged" in logged[0]
     assert restore_params(two_checkpoints, params(0), print)[0] == 2
 
 
@@ -114,6 +115,6 @@ def test_another_tokenizer_and_other_data_are_refused(two_checkpoints, what, bef
 def test_no_checkpoint_is_no_error_for_the_trainer_alone(tmp_path):
     run = Run(tmp_path / "checkpoints")
     assert run.restore() is None
-    with pytest.raises(ValueError, match="found no whole checkpoint"):
+    with pytest.raises(ValueError, match="found no complete checkpoint"):
         restore_params(tmp_path / "checkpoints", params(0), print)
     run.checkpoints.close()

@@ -58,7 +58,7 @@ def test_bfloat16_rounds_what_is_not_ternary_and_says_by_how_much(latent, tmp_pa
 
 def test_latent_weights_of_a_packed_model_are_refused(latent, tmp_path):
     convert(latent, tmp_path / "packed", Conversion(form="packed"))
-    with pytest.raises(ValueError, match="latent weights were asked of a packed model, which holds none"):
+    with pytest.raises(ValueError, match="expected latent ones, which a packed model does not hold"):
         convert(tmp_path / "packed", tmp_path / "latent2", Conversion(form="latent"))
     assert not (tmp_path / "latent2").exists()
 

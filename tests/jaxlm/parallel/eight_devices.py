@@ -142,7 +142,7 @@ def test_a_ternary_linear_on_a_mesh_is_equal_to_the_bit(name, mesh_name):
 
 def test_a_checkpoint_goes_from_any_mesh_to_any_other(tmp_path):
     state, _ = train("ternary", "fsdp 8", 1)
-    settings = {"keep_last": 1, "keep_best": 0, "tokenizer_fingerprint": "a", "data_fingerprint": "b", "say": print}
+    settings = {"keep_last": 1, "keep_best": 0, "tokenizer_fingerprint": "a", "data_fingerprint": "b", "log": print}
     checkpoints = Checkpoints(tmp_path / "checkpoints", **settings)
     checkpoints.save(20, state.params, state.opt_state, make_iterator(), None)
     checkpoints.finish()

@@ -1,4 +1,4 @@
-"""Two models compared: ternary codes and scales one by one, floats, and logits on the same tokens."""
+"""A comparison of two models: ternary codes and scales one by one, floats, and logits on the same tokens."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,17 +21,16 @@ PROBE_TOKENS = 64
 
 @dataclass(frozen=True)
 class WeightComparison:
-    """What the weights of two models have in common."""
+    """Counts and differences of the weights of two models."""
 
     ternary_codes: int = 0
-    """Codes compared; latent weights are quantized by the training program's own compiled function."""
+    """Codes compared. The compiled function of training quantizes latent weights first."""
     codes_differing: int = 0
     scales_differing: int = 0
     scales_max_difference: float = 0.0
-    """Relative to the first model's scale."""
+    """Largest difference of a scale, relative to the first model's scale."""
     floats: int = 0
-    """Numbers compared that are not codes: norms, embeddings, dense weights, and latent ones where both sides have
-    them."""
+    """Floats compared: norms, embeddings, dense weights, and latent weights where both models have them."""
     floats_differing: int = 0
     floats_max_difference: float = 0.0
 
@@ -49,30 +48,30 @@ class WeightComparison:
 
 @dataclass(frozen=True)
 class LogitComparison:
-    """What the logits of two models have in common, on `probe_tokens` in float32."""
+    """Differences of the float32 logits of two models on `probe_tokens`."""
 
     max_difference: float
     mean_difference: float
     kl_divergence: float
     """Mean over positions of KL(first || second), in nats."""
     top1_agreement: float
-    """Share of positions with the same likeliest token."""
+    """Share of positions with the same most likely token, from 0 to 1."""
 
 
 def compare_weights(
     config: ModelConfig, weights: Weights, other_config: ModelConfig, other_weights: Weights
 ) -> WeightComparison:
-    """Compare two models of the same shape, one weight of each at a time.
+    """Return the comparison of two models of the same shape, one weight of each in memory at a time.
 
-    Where one side holds ternary weights as floats of a dense model, they count as the codes and scale that they are.
-    Raises ValueError where the shapes differ.
+    Where one model is dense and holds `scale * codes` as floats, its codes and scale are compared. Raises ValueError
+    where the shapes differ.
     """
-    places, other_places = _by_place(config), _by_place(other_config)
-    _check_shapes(places, other_places)
+    table, other_table = _by_position(config), _by_position(other_config)
+    _check_shapes(table, other_table)
     quantized, other_quantized = ternary_weights(weights, config), ternary_weights(other_weights, other_config)
     total = WeightComparison()
-    for place, parameter in places.items():
-        other = other_places[place]
+    for position, parameter in table.items():
+        other = other_table[position]
         if "ternary" in (parameter.storage, other.storage):
             total += _compare_codes(_as_ternary(quantized(parameter)), _as_ternary(other_quantized(other)))
         if parameter.storage != other.storage:
@@ -84,18 +83,18 @@ def compare_weights(
 
 
 def probe_tokens(config: ModelConfig) -> np.ndarray:
-    """The fixed sequence `[1, L]` that logits are compared on."""
+    """Return the fixed token ids `[1, L]` that logits are compared on."""
     length = min(PROBE_TOKENS, config.max_seq_len)
     return np.random.default_rng(0).integers(0, config.vocab_size, (1, length))
 
 
 def probe_logits(config: ModelConfig, weights: Weights) -> np.ndarray:
-    """Logits `[1, L, V]` of `probe_tokens`."""
+    """Return the logits `[1, L, V]` of `probe_tokens`."""
     return streamed_logits(config, weights, probe_tokens(config))
 
 
 def compare_logits(logits: np.ndarray, other: np.ndarray) -> LogitComparison:
-    """Compare logits `[1, L, V]` of two models."""
+    """Return the comparison of logits `[1, L, V]` of two models."""
     log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(other)
     difference = np.abs(logits - other)
     return LogitComparison(
@@ -106,43 +105,44 @@ def compare_logits(logits: np.ndarray, other: np.ndarray) -> LogitComparison:
     )
 
 
-Place = tuple[tuple[str, ...], int | None]
+# Path and layer of a parameter. Names differ between formats.
+Position = tuple[tuple[str, ...], int | None]
 
 
-def _by_place(config: ModelConfig) -> dict[Place, Parameter]:
+def _by_position(config: ModelConfig) -> dict[Position, Parameter]:
     return {(parameter.path, parameter.layer): parameter for parameter in parameters(config)}
 
 
-def _check_shapes(ours: Mapping[Place, Parameter], theirs: Mapping[Place, Parameter]) -> None:
-    for place in (*ours, *theirs):
-        found = [list(each[place].shape) if place in each else None for each in (ours, theirs)]
-        if found[0] != found[1]:
-            path = ".".join(place[0])
+def _check_shapes(first: Mapping[Position, Parameter], second: Mapping[Position, Parameter]) -> None:
+    for position in (*first, *second):
+        shapes = [list(each[position].shape) if position in each else "none" for each in (first, second)]
+        if shapes[0] != shapes[1]:
+            path = ".".join(position[0])
             raise ValueError(
-                f"models of different shapes: {path}: found {found[0] or 'none'} here and {found[1] or 'none'} there"
+                f"models of different shapes: {path}: found {shapes[0]} in the first and {shapes[1]} in the second"
             )
 
 
 def _as_ternary(weight: Any) -> TernaryWeight:
-    """A ternary weight as it is; floats that should be `codes * scale`, with a code of 2 where they are not."""
+    """Return a ternary weight as it is, or the codes of floats `codes * scale`. Any other float has the code 2."""
     if isinstance(weight, TernaryWeight):
         return weight
     magnitude = np.abs(weight)
     scale = magnitude.max()
-    # Compared, not divided: a division may round.
+    # A comparison, because a division may round.
     is_code = (weight == 0) | (magnitude == scale)
     return TernaryWeight(np.where(is_code, np.sign(weight), 2).astype(np.int8), scale)
 
 
 def _float_form(weight: Any, parameter: Parameter) -> np.ndarray | jax.Array:
-    """A weight as floats; a table that is quantized by row as those that it stands for."""
+    """Return a weight as floats. An int8 table is dequantized, and a latent one quantized first."""
     if parameter.storage == "int8" and not isinstance(weight, QuantizedRows):
         weight = QuantizedRows(*quantize_rows(jnp.asarray(weight), jnp))
     return weight.codes * weight.scale if isinstance(weight, QuantizedRows) else weight
 
 
 def _compare_codes(ours: TernaryWeight, theirs: TernaryWeight) -> WeightComparison:
-    with np.errstate(divide="ignore", invalid="ignore"):  # floats that are all 0 have a scale of 0
+    with np.errstate(divide="ignore", invalid="ignore"):  # floats that are all 0 have the scale 0
         difference = abs(theirs.scale / ours.scale - 1)
     return WeightComparison(
         ternary_codes=ours.codes.size,
@@ -157,6 +157,6 @@ def _compare_floats(ours: np.ndarray | jax.Array, theirs: np.ndarray | jax.Array
     return WeightComparison(floats=ours.size, floats_differing=int(differing), floats_max_difference=float(largest))
 
 
-@jax.jit  # as one program, which keeps no array of differences
+@jax.jit  # one compiled program holds no array of differences
 def _difference(ours: jax.Array, theirs: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.sum(ours != theirs), jnp.max(jnp.abs(ours - theirs))

@@ -1,4 +1,4 @@
-"""Conversion that proves itself: write a model, read it back, compare it with its source, keep the report."""
+"""Conversion with a proof: write a model, read it back, compare it with its source, and keep the report."""
 
 import contextlib
 import json
@@ -41,25 +41,26 @@ FLOAT16_ROUNDING = 2.0**-11
 _GGUF_FLOATS: dict[FloatType, Any] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 Read = Callable[[str], np.ndarray]
-# Computes the logits `[1, L, V]` of a directory by another program; None where that cannot be done here.
+# Function from a model directory and token ids `[1, L]` to the name of another program and its logits `[1, L, V]`, or to
+# None where no other program can compute them.
 RunElsewhere = Callable[[Path, np.ndarray], tuple[str, np.ndarray] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What to write."""
+    """The form to write, and the limits of the proof."""
 
     form: Form
     float_dtype: FloatType = "float32"
     ternary_type: TernaryType = "TQ2_0"
     with_tokenizer: bool = True
     model_file: str | None = None
-    """Text of the model file of an MLX directory, for models that need one."""
+    """Text of the model file of an MLX directory, used where the model needs one."""
     logits_tolerance: float | None = None
-    """Largest mean difference of logits; None allows any, and only reports it."""
+    """Largest mean difference of logits that is accepted; None accepts any."""
 
     def kind(self, config: ModelConfig) -> Kind:
-        """The form of the tensors that the writer asks for."""
+        """Return the kind of the tensors that the writer reads."""
         if self.form == "latent" or not config.has_packed_form:
             return "latent"
         return "packed"
@@ -67,28 +68,28 @@ class Conversion:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What a conversion wrote, compared with what it was made from."""
+    """The result of a conversion, compared with its source."""
 
     tensors: list[dict[str, Any]]
-    """Name, shape, dtype and bytes of every tensor in the file."""
+    """Name, shape, dtype and bytes of every tensor written."""
     bytes_predicted: int
     bytes_found: int
     weights: WeightComparison
     logits: LogitComparison
     logits_by: str
-    """The program that computed the logits of what was written."""
+    """Name of the program that computed the logits of the written model."""
     warnings: list[str]
 
     def check(self, destination: Path, conversion: Conversion) -> None:
-        """Raise ValueError where a size, a code or a scale, or the logits, are not as they should be."""
+        """Raise ValueError where a size, a code, a scale or the logits differ by more than the form allows."""
         weights = self.weights
-        # A GGUF keeps scales in float16, and its writer warns of those that are rounded.
+        # A GGUF stores scales in float16; its writer warns where it rounds them.
         allowed = FLOAT16_ROUNDING if conversion.form == "gguf" else 0.0
         same_weights = not weights.codes_differing and weights.scales_max_difference <= allowed
         if self.bytes_predicted != self.bytes_found or not same_weights:
             raise ValueError(
-                f"{destination}: not written: found {self.bytes_found} bytes of {self.bytes_predicted} predicted, "
-                f"{weights.codes_differing} codes and {weights.scales_differing} scales unlike the source"
+                f"{destination}: not written: found {self.bytes_found} bytes, expected {self.bytes_predicted}; "
+                f"{weights.codes_differing} codes and {weights.scales_differing} scales differ from the source"
             )
         tolerance, difference = conversion.logits_tolerance, self.logits.mean_difference
         if tolerance is not None and not difference <= tolerance:
@@ -100,7 +101,7 @@ class ConversionReport:
 
 @dataclass(frozen=True)
 class _Written:
-    """What was written, as it reads back."""
+    """A written model, opened again."""
 
     artifact: Artifact
     tensors: list[dict[str, Any]]
@@ -114,42 +115,42 @@ def convert(
     conversion: Conversion,
     run_elsewhere: RunElsewhere = lambda path, token_ids: None,
 ) -> ConversionReport:
-    """Write a model that `load_model` opens in another form, atomically, with its report in it or beside a GGUF.
+    """Write a model that `load_model` opens in another form, atomically, with a report.
 
-    Raises ValueError, leaving nothing behind, where the source has not what is asked for or where a size, a code or a
-    scale of what was written is not that of the source.
+    The report is a file in the directory written, or next to a GGUF. Raises ValueError, and leaves nothing behind,
+    where the source does not have the form or where a size, a code or a scale differs from the source.
     """
     config, weights, tokenizer = open_weights(source)
     _check(source, config, conversion)
     with (
         _tokenizer_directory(source, tokenizer, conversion) as tokenizer_dir,
-        _place(destination, conversion.form) as place,
+        _atomic_output(destination, conversion.form) as output,
     ):
         read = stored_tensor_reader(weights, config, conversion.kind(config))
         write = _write_gguf if conversion.form == "gguf" else _write_directory
-        written = write(place, config, read, conversion, tokenizer_dir)
-        there = written.artifact
-        comparison = compare_weights(config, weights, there.config, artifact_weights(there))
+        written = write(output, config, read, conversion, tokenizer_dir)
+        artifact = written.artifact
+        comparison = compare_weights(config, weights, artifact.config, artifact_weights(artifact))
         logits = probe_logits(config, weights)
-        del weights, read  # those of a run are all in memory, and another program needs as much
-        elsewhere = None if conversion.form == "gguf" else run_elsewhere(place, probe_tokens(config))
-        by, found = elsewhere or ("jaxlm", probe_logits(there.config, artifact_weights(there)))
+        del weights, read  # the weights of a run are all in memory, and the other program needs as much
+        elsewhere = None if conversion.form == "gguf" else run_elsewhere(output, probe_tokens(config))
+        program, written_logits = elsewhere or ("jaxlm", probe_logits(artifact.config, artifact_weights(artifact)))
         report = ConversionReport(
             tensors=written.tensors,
             bytes_predicted=written.bytes_predicted,
             bytes_found=sum(tensor["bytes"] for tensor in written.tensors),
             weights=comparison,
-            logits=compare_logits(logits, found),
-            logits_by=by,
+            logits=compare_logits(logits, written_logits),
+            logits_by=program,
             warnings=written.warnings,
         )
         report.check(destination, conversion)
-        report_path(place, conversion.form).write_text(json.dumps(asdict(report), indent=2) + "\n", "utf-8")
+        report_path(output, conversion.form).write_text(json.dumps(asdict(report), indent=2) + "\n", "utf-8")
     return report
 
 
 def report_path(destination: Path, form: Form) -> Path:
-    """Where the report of a conversion lies: in the directory written, or beside the GGUF."""
+    """Return the path of the report of a conversion: in the directory written, or next to the GGUF."""
     return destination.with_suffix(f".{REPORT}") if form == "gguf" else destination / REPORT
 
 
@@ -157,14 +158,14 @@ def _check(source: Path, config: ModelConfig, conversion: Conversion) -> None:
     form = conversion.form
     if form in ("packed", "dequantized") and not config.has_packed_form:
         word = "pack" if form == "packed" else "dequantize"
-        raise ValueError(f"{source}: a dense model, which has nothing to {word}; convert it to latent")
+        raise ValueError(f"{source}: found a dense model, which has nothing to {word}; convert it to latent")
     if conversion.float_dtype == "float16" and form != "gguf":
-        raise ValueError("float_dtype: found 'float16', which only a GGUF is written in; choose float32 or bfloat16")
+        raise ValueError("float_dtype: found 'float16', which only a GGUF may have; choose float32 or bfloat16")
 
 
 @contextlib.contextmanager
 def _tokenizer_directory(source: Path, tokenizer: Tokenizer | None, conversion: Conversion) -> Iterator[Path | None]:
-    """The directory with the source's tokenizer files."""
+    """Yield the directory with the source's tokenizer files, or None without a tokenizer."""
     if tokenizer is None or not conversion.with_tokenizer:
         yield None
     elif is_run_directory(source):
@@ -175,14 +176,14 @@ def _tokenizer_directory(source: Path, tokenizer: Tokenizer | None, conversion: 
 
 
 @contextlib.contextmanager
-def _place(destination: Path, form: Form) -> Iterator[Path]:
-    """Where to write: a directory that is sealed at the end, or a GGUF that is removed where something fails."""
+def _atomic_output(destination: Path, form: Form) -> Iterator[Path]:
+    """Yield the path to write to: a directory that is sealed at the end, or a GGUF that is removed on an error."""
     if form != "gguf":
         with sealed_directory(destination) as temporary:
             yield temporary
         return
     if destination.exists():
-        raise ValueError(f"{destination}: already exists; remove it or choose another place")
+        raise ValueError(f"{destination}: already exists; remove it or choose another path")
     try:
         yield destination
     except BaseException:
@@ -214,7 +215,7 @@ def _write_gguf(
     path: Path, config: ModelConfig, read: Read, conversion: Conversion, tokenizer_dir: Path | None
 ) -> _Written:
     from jaxlm.common.gguf.file import GGUFFile
-    from jaxlm.common.gguf.reader import open_gguf  # its library takes a third of a second to import
+    from jaxlm.common.gguf.reader import open_gguf  # importing the gguf library takes a third of a second
     from jaxlm.common.gguf.writer import predict_tensors, tensor_bytes, write_gguf
 
     float_type, ternary_type = _GGUF_FLOATS[conversion.float_dtype], conversion.ternary_type
@@ -231,5 +232,5 @@ def _write_gguf(
         for name, tensor in GGUFFile(path).tensors.items()
     ]
     bytes_predicted = sum(tensor_bytes(shape, quantization) for _, shape, quantization in predicted)
-    # What its reader would ask about is known here.
+    # The reader's assumptions need no line here: the config is known.
     return _Written(open_gguf(path, log=lambda line: None), tensors, bytes_predicted, warnings)

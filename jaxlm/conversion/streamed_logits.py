@@ -1,4 +1,4 @@
-"""Logits of a model whose weights are read as its layers run, so that it may be larger than memory."""
+"""Logits of a model whose weights are read while its layers run, so that it may be larger than memory."""
 
 import functools
 from dataclasses import replace
@@ -15,7 +15,10 @@ from jaxlm.ops.ternary_linear import Params
 
 
 def streamed_logits(config: ModelConfig, weights: Weights, token_ids: np.ndarray) -> np.ndarray:
-    """Logits `[B, L, V]` float32 of token ids `[B, L]`; the layers of one repeat are in memory at a time."""
+    """Return the float32 logits `[B, L, V]` of token ids `[B, L]`, with the layers of one repeat in memory at a time.
+
+    A repeat is one run of the pattern of token mixers.
+    """
     weights = ternary_weights(weights, config)
     table = parameters(config)
 

@@ -79,7 +79,7 @@ def test_a_code_that_differs_fails_the_conversion_and_leaves_nothing(latent, tmp
         return one_code_off
 
     monkeypatch.setattr(jaxlm.conversion.convert, "stored_tensor_reader", lying)
-    with pytest.raises(ValueError, match=r"not written: .* 1 codes and 0 scales unlike the source"):
+    with pytest.raises(ValueError, match=r"not written: .* 1 codes and 0 scales differ from the source"):
         convert(latent, tmp_path / "packed", Conversion(form="packed"))
     assert not (tmp_path / "packed").exists()
 
@@ -88,7 +88,7 @@ def test_a_dense_model_has_nothing_to_pack(tiny_config, tmp_path):
     config = dataclasses.replace(tiny_config, linear="dense")
     params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
     export_artifact(tmp_path / "dense", config, params, "latent")
-    with pytest.raises(ValueError, match="a dense model, which has nothing to pack"):
+    with pytest.raises(ValueError, match="found a dense model, which has nothing to pack"):
         convert(tmp_path / "dense", tmp_path / "packed", Conversion(form="packed"))
 
 

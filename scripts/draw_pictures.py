@@ -47,7 +47,7 @@ PROGRAMS = (
     ("transformers", "loads it unmodified"),
     ("llama.cpp", "as a GGUF file"),
 )
-LABELS = {"jaxlm": "jaxlm: front doors and commands", "mlxlm": "mlxlm: front doors and commands"}
+LABELS = {"jaxlm": "jaxlm: load, generate, evaluate", "mlxlm": "mlxlm: load, generate, evaluate, merge"}
 BOX, GAP, TOP = (116, 74), 44, 86
 
 
@@ -187,7 +187,7 @@ def direct_arrows(rooms: Mapping[str, set[str]]) -> dict[str, list[str]]:
 
 def rooms_mermaid(rooms: Mapping[str, set[str]]) -> str:
     """Return picture C: an arrow from each room to every room that it may import and reaches through no other."""
-    lines = ["```mermaid", "flowchart BT"]
+    lines = ["```mermaid", "flowchart TB"]
     for room, used in direct_arrows(rooms).items():
         names = " & ".join(f"{_node(other)}" for other in used)
         label = f'{_node(room)}["{LABELS.get(room, room)}"]'
@@ -200,14 +200,15 @@ def _node(room: str) -> str:
     return room.replace(".", "_")
 
 
-def spine_table() -> str:
-    """Return the files to read in order, with their lines rounded to tens."""
+def spine_table(*, linked: bool) -> str:
+    """Return the files to read in order, with their lines rounded to tens; `linked` from the root of the checkout."""
     rows = ["| file | lines | shows |", "|---|---|---|"]
     total = 0
     for name, shows in SPINE:
         lines = len((ROOT / name).read_text("utf-8").splitlines())
         total += lines
-        rows.append(f"| [`{name}`]({name}) | {round(lines, -1)} | {shows} |")
+        shown = f"[`{name}`]({name})" if linked else f"`{name}`"
+        rows.append(f"| {shown} | {round(lines, -1)} | {shows} |")
     return "\n".join([*rows, "", f"About {round(total, -2):,} lines in all."])
 
 
@@ -239,8 +240,9 @@ def main() -> None:
     (ROOT / PIPELINE).write_text(pipeline_svg(), "utf-8")
     draw_losses()
     write_part(README, "rooms", rooms_mermaid(folded(rooms)))
-    write_part(README, "spine", spine_table())
+    write_part(README, "spine", spine_table(linked=True))
     write_part(CODE_MAP, "rooms", rooms_mermaid(rooms))
+    write_part(CODE_MAP, "spine", spine_table(linked=False))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,3 @@
+"""Train ternary language models in JAX."""
+
+__version__ = "0.1.0"

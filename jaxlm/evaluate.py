@@ -43,12 +43,13 @@ def evaluate_text(
     texts: Iterable[str],
     seq_len: int,
     batch_size: int,
+    track: Callable[[Sequence[Batch]], Iterable[Batch]] = iter,
 ) -> Evaluation:
     """Evaluate on documents, in windows of `seq_len` tokens. Raises ValueError as `text_batches` does."""
     config = model.config
     batches = text_batches(tokenizer, texts, min(seq_len, config.max_seq_len), batch_size, config.vocab_size)
     ternary = ternarize(params, config)
-    return evaluate(make_loss_function(model), ternary, batches, tokenizer.token_bytes)
+    return evaluate(make_loss_function(model), ternary, track(batches), tokenizer.token_bytes)
 
 
 def unigram_evaluation(

@@ -2,27 +2,25 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxlm.common.command_line import quiet_libraries, run_command
+import mlx.core as mx
+from mlx_lm.generate import generate_step
+from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
-quiet_libraries()
-
-import mlx.core as mx  # noqa: E402
-from mlx_lm.generate import generate_step  # noqa: E402
-from mlx_lm.sample_utils import make_sampler  # noqa: E402
-
-from jaxlm.common.sampling import GenerateConfig, Sampling, check_prompt  # noqa: E402
-from mlxlm.load import load_model  # noqa: E402
-from mlxlm.model.language_model import LanguageModel  # noqa: E402
-from shared_tokenizer.tokenizers.tokenizer import TextStream  # noqa: E402
+from jaxlm.common.command_line import run_command
+from jaxlm.common.sampling import PENALTY_WINDOW, GenerateConfig, Sampling, check_prompt, print_speed
+from mlxlm.load import load_model
+from mlxlm.model.language_model import LanguageModel
+from shared_tokenizer.tokenizers.tokenizer import TextStream
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptedGenerateConfig(GenerateConfig):
-    """What to generate, and from which model with which adapters."""
+    """A model, its adapters, a prompt, and the choice of tokens."""
 
     adapter_path: str | None = None
     """Directory of adapters to put on the model."""
@@ -61,6 +59,10 @@ def sample_tokens(
     top_p = sampling.top_p if sampling.top_p < 1 else 0.0
     top_k = sampling.top_k if sampling.top_k < model.config.vocab_size else 0
     sampler = make_sampler(sampling.temperature, top_p=top_p, min_p=sampling.min_p, top_k=top_k)
+    if sampling.repetition_penalty != 1:
+        options["logits_processors"] = make_logits_processors(
+            repetition_penalty=sampling.repetition_penalty, repetition_context_size=PENALTY_WINDOW
+        )
     ids = mx.array(list(prompt))
     steps = generate_step(ids, model, max_tokens=max_tokens, sampler=sampler, prompt_cache=cache, **options)
     with contextlib.closing(steps):
@@ -76,11 +78,14 @@ def main(config: AdaptedGenerateConfig) -> None:
     prompt = tokenizer.encode_prompt(config.prompt)
     stream = TextStream(tokenizer)
     sys.stdout.write(config.prompt)
+    times = []
     for token in generate(model, prompt, config, tokenizer.eos_id):
+        times.append(time.perf_counter())
         sys.stdout.write(stream.add(token))
         sys.stdout.flush()
     print(stream.end())
+    print_speed(times)
 
 
 if __name__ == "__main__":
-    run_command(main, AdaptedGenerateConfig)
+    run_command(main)

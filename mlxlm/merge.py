@@ -11,24 +11,21 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from jaxlm.common.command_line import make_console, quiet_libraries, run_command
+from rich.table import Table
 
-quiet_libraries()
-
-from rich.table import Table  # noqa: E402
-
-from jaxlm.common.artifact.artifact import write_artifact  # noqa: E402
-from jaxlm.common.formats.open_model import open_model  # noqa: E402
-from mlxlm.adapters.merged_tensors import LayerMerge, MergedTensors, adapters_of  # noqa: E402
-from mlxlm.evaluate import evaluate_text  # noqa: E402
-from mlxlm.load import load_model  # noqa: E402
-from mlxlm.model.language_model import LanguageModel  # noqa: E402
-from shared_tokenizer.chat.template import copy_chat_template  # noqa: E402
-from shared_tokenizer.data.evaluation import Evaluation  # noqa: E402
-from shared_tokenizer.data.evaluation_text import EvaluationText, evaluation_table  # noqa: E402
-from shared_tokenizer.load import tokenizer_directory  # noqa: E402
-from shared_tokenizer.manifest import sealed_directory  # noqa: E402
-from shared_tokenizer.tokenizers.tokenizer import Tokenizer  # noqa: E402
+from jaxlm.common.artifact.artifact import write_artifact
+from jaxlm.common.command_line import make_console, run_command
+from jaxlm.common.formats.open_model import open_model
+from mlxlm.adapters.merged_tensors import LayerMerge, MergedTensors, adapters_of
+from mlxlm.evaluate import evaluate_text
+from mlxlm.load import load_model
+from mlxlm.model.language_model import LanguageModel
+from shared_tokenizer.chat.template import copy_chat_template
+from shared_tokenizer.data.evaluation import Evaluation
+from shared_tokenizer.data.evaluation_text import EvaluationText, evaluation_table
+from shared_tokenizer.load import tokenizer_directory
+from shared_tokenizer.manifest import sealed_directory
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 REPORT = "merge.json"
 
@@ -143,4 +140,4 @@ def _layer_table(layers: list[LayerMerge]) -> Table:
 
 
 if __name__ == "__main__":
-    run_command(main, MergeConfig)
+    run_command(main)

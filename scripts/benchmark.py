@@ -1,26 +1,20 @@
 """Benchmarks: two things side by side in one run, quoted as a ratio. `scripts/benchmark.py quality --help`."""
 
-import importlib
 import sys
 
-from jaxlm.common.command_line import quiet_libraries, run_command
+from jaxlm import __version__
+from jaxlm.common.command_line import choose_command
 
-# Each is a module of scripts/benchmarks with a `benchmark` function of a `Settings`.
-BENCHMARKS = ("quality", "data", "mixers", "train", "scaling", "mlx")
-
-
-def main() -> None:
-    name = sys.argv[1] if len(sys.argv) > 1 else "none"
-    if name in ("-h", "--help"):
-        print(f"usage: benchmark.py {{{','.join(BENCHMARKS)}}} [--help]")
-        return
-    if name not in BENCHMARKS:
-        sys.stderr.write(f"error: benchmark: found {name!r}, expected one of {', '.join(BENCHMARKS)}\n")
-        sys.exit(2)
-    quiet_libraries()
-    module = importlib.import_module(f"benchmarks.{name}")
-    run_command(module.benchmark, module.Settings, argv=sys.argv[2:])
-
+# Each is a module of scripts/benchmarks with a function `benchmark`.
+BENCHMARKS = {
+    "quality": "presets side by side on the same tokens: held-out loss and speed",
+    "train": "the training step against PyTorch's: tokens/s, peak memory, utilization",
+    "data": "preparation against the bare tokenizer library; the cost of batches in a training step",
+    "mixers": "MLGRU against attention: training by sequence length, decoding by context",
+    "mlx": "fine-tuning and generation against stock mlx-lm: tokens/s, peak memory",
+    "scaling": "the cost of a step when the sequence, batch, layers or devices double",
+}
 
 if __name__ == "__main__":
-    main()
+    commands = {name: (f"benchmarks.{name}:benchmark", text) for name, text in BENCHMARKS.items()}
+    choose_command("benchmark.py", commands, sys.argv[1:], version=__version__)

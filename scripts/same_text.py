@@ -1,71 +1,10 @@
 """Show that MLX says what JAX says: greedy text from the trained run and from the artifact made of it."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-from jaxlm.common.command_line import quiet_libraries, run_command
+from jaxlm.common.command_line import run_command
 
-quiet_libraries()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-
-import jaxlm.generate  # noqa: E402
-import jaxlm.load  # noqa: E402
-import mlxlm.generate  # noqa: E402
-import mlxlm.load  # noqa: E402
-from jaxlm.common.sampling import Sampling  # noqa: E402
-
-# A last-bit difference can push an activation over a rounding border, which moves logits by about 1e-2; where
-# the two best tokens lie closer together than this, either is right.
-NEAR_TIE = 3e-2
-
-
-@dataclass(frozen=True, kw_only=True)
-class SameTextConfig:
-    """What to compare."""
-
-    run: str
-    """Run directory (or artifact) that JAX reads."""
-    artifact: str | None = None
-    """Artifact that MLX reads; the run's own if not given."""
-    prompt: str = "def get"
-    """Start of the text."""
-    max_tokens: int = 64
-    """Tokens to generate, at most."""
-
-
-def main(config: SameTextConfig) -> None:
-    """Generate greedily with JAX and with MLX, print both texts and say whether they are equal."""
-    artifact = config.artifact or str(Path(config.run) / "artifact")
-    jax_model, params, tokenizer = jaxlm.load.load_model(config.run)
-    mlx_model, mlx_tokenizer = mlxlm.load.load_model(artifact)
-    if tokenizer is None or mlx_tokenizer is None or tokenizer.fingerprint != mlx_tokenizer.fingerprint:
-        raise ValueError(f"{config.run}, {artifact}: expected the same tokenizer in both")
-    prompt = tokenizer.encode_prompt(config.prompt)
-    sampling = Sampling(max_tokens=config.max_tokens)
-    from_jax = list(jaxlm.generate.generate(jax_model, params, prompt, sampling))
-    from_mlx = list(mlxlm.generate.generate(mlx_model, prompt, sampling))
-    print(f"--- JAX, from {config.run}\n{config.prompt}{tokenizer.decode(from_jax)}")
-    print(f"--- MLX, from {artifact}\n{config.prompt}{tokenizer.decode(from_mlx)}\n---")
-    if from_jax == from_mlx:
-        print(f"JAX and MLX say the same {len(from_jax)} tokens")
-        return
-    place = next(i for i, (a, b) in enumerate(zip(from_jax, from_mlx, strict=True)) if a != b)
-    gap = _gap(jax_model, params, [*prompt, *from_jax[:place]], from_jax[place], from_mlx[place])
-    if gap >= NEAR_TIE:
-        raise ValueError(f"JAX and MLX differ at token {place}, where JAX prefers its own by {gap:.4f}: a fault")
-    print(f"JAX and MLX say the same {place} tokens, then part at a near tie ({gap:.1e} between the two logits)")
-
-
-def _gap(model, params, token_ids: Sequence[int], ours: int, theirs: int) -> float:
-    """By how much JAX prefers its own next token to MLX's."""
-    logits = np.asarray(model.apply({"params": params}, jnp.array([list(token_ids)])))[0, -1]
-    return float(logits[ours] - logits[theirs])
-
-
 if __name__ == "__main__":
-    run_command(main, SameTextConfig)
+    run_command("jaxlm.commands.same_text:main")

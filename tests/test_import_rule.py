@@ -17,6 +17,7 @@ MOST_FILES = 15
 # import itself. A name that ends with ".*" stands for all rooms of that package.
 ROOMS: dict[str, tuple[str, ...]] = {
     "shared_tokenizer.manifest": (),
+    "shared_tokenizer.settings": (),
     "shared_tokenizer.tokenizers": ("shared_tokenizer.manifest",),
     "shared_tokenizer.chat": ("shared_tokenizer.tokenizers",),
     "shared_tokenizer.gguf": ("shared_tokenizer.tokenizers", "shared_tokenizer.chat"),
@@ -37,7 +38,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "shared_tokenizer.data",
         "shared_tokenizer",
     ),
-    "jaxlm.common": (),
+    "jaxlm.common": ("shared_tokenizer.settings",),
     "jaxlm.common.architecture": ("jaxlm.common",),
     "jaxlm.common.run": ("shared_tokenizer.*", "jaxlm.common", "jaxlm.common.architecture"),
     "jaxlm.common.artifact": ("shared_tokenizer.*", "jaxlm.common", "jaxlm.common.architecture"),
@@ -84,6 +85,19 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "mlxlm.finetune": ("shared_tokenizer.*", "jaxlm.common.*", "mlxlm.model", "mlxlm.adapters", "mlxlm"),
     "mlxlm.chat": ("shared_tokenizer.*", "jaxlm.common.*", "mlxlm.model", "mlxlm"),
     "mlxlm.server": ("shared_tokenizer.*", "jaxlm.common.*", "mlxlm.model", "mlxlm", "mlxlm.chat"),
+    "jaxlm.commands": (
+        "shared_tokenizer.*",
+        "jaxlm.common.*",
+        "jaxlm.ops",
+        "jaxlm.model",
+        "jaxlm.training",
+        "jaxlm.planning",
+        "jaxlm.conversion",
+        "jaxlm.parallel",
+        "jaxlm",
+        "mlxlm.model",
+        "mlxlm",
+    ),
     "scripts": ("shared_tokenizer.*", "jaxlm.*", "mlxlm.*"),
     "scripts.benchmarks": ("shared_tokenizer.*", "jaxlm.*", "mlxlm.*"),
 }

@@ -1,26 +1,25 @@
-"""The weights that a run starts from instead of fresh ones, where they mean the same in the model to train."""
+"""The model on disk that a run starts from instead of fresh weights, if its weights mean the same in both."""
 
 import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxlm.checkpoints.weights import artifact_params
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.formats.open_model import open_model
-from jaxlm.ops.ternary_linear import Params
 
-# Fields that may differ. These say nothing of what the model computes from its weights and tokens,
+# Fields that may differ: these do not change what the model computes from its weights and tokens,
 _UNRELATED = {"max_seq_len", "initializer_range", "embedding_range", "bos_id", "eos_id", "pad_id"}
-# and these what is made of float weights: a ternary model may start from a dense one.
+# and these say how float weights are quantized: a ternary model may start from a dense one.
 _QUANTIZATION = {"linear", "embedding", "ternary_head", "scale_dtype"}
 
 
-def initial_params(path: Path, config: ModelConfig, say: Callable[[str], None]) -> Params:
-    """The latent weights of a model on disk for training the model of `config`.
+def open_initial(path: Path, config: ModelConfig, say: Callable[[str], None]) -> Artifact:
+    """Open the model on disk whose latent weights the model of `config` starts from.
 
-    `say` is told what is quantized otherwise from now on. Raises ValueError where there are none, or where a field of
-    the architecture differs, naming each.
+    `say` logs what is quantized differently from now on. Raises ValueError where there are no latent weights, or where
+    a field of the architecture differs, naming each.
     """
     artifact = open_model(path)
     if artifact.kind != "latent":
@@ -33,7 +32,7 @@ def initial_params(path: Path, config: ModelConfig, say: Callable[[str], None]) 
         raise ValueError(f"init_from: {path} is another model: found {found}; train that one with {flags}")
     for name in differing:
         say(f"init_from: weights of a model with {name} {there[name]}, trained from now on with {here[name]}")
-    return artifact_params(artifact)
+    return artifact
 
 
 def _flag(value: object) -> str:

@@ -1,41 +1,45 @@
-"""How every command reads its settings and reports a user's mistake.
+"""Reads the settings of every command from its flags and reports a user's mistakes.
 
-A command is a function of one frozen dataclass; its flags are generated from the fields, so a default and its
-help live in one place.
+A command is a function of one frozen dataclass. Its flags are generated from the fields, so that a default and its
+help live in one line. The function is named by its module: libraries are quieted before they are imported.
 """
 
+import contextlib
+import importlib
+import itertools
 import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar, get_origin, get_type_hints
 
+from jaxlm.common.help import arrange_help, explain_unknown, nearest
+from shared_tokenizer.settings import with_new_names
+
 Settings = TypeVar("Settings")
+Command = Callable[[Any], Any]
 USER_ERRORS = (ValueError, OSError, FloatingPointError, OverflowError, MemoryError)
+# Flags of every command that are no settings of it.
+_COMMON_FLAGS = ("config", "debug", "help_all")
 
 
-def run_command(
-    function: Callable[[Settings], Any],
-    settings_class: type[Settings],
-    *,
-    argv: list[str] | None = None,
-    positional: bool = False,
-) -> None:
-    """Parse flags into `settings_class`, call `function`, and exit: 0 when done, 2 on a user's mistake.
+def run_command(command: str | Command, *, argv: list[str] | None = None, positional: bool = False) -> None:
+    """Parse the flags of a command, call it, and exit: 0 when done, 2 on a user's mistake.
 
-    A mistake is one line on stderr; `--debug` shows the traceback instead. With `positional` the settings
-    that have no default are given by place.
+    `command` is a function of one settings dataclass, or "module:function". A mistake is one line on stderr; `--debug`
+    shows the traceback instead. With `positional` the settings that have no default are given by position.
     """
     argv = sys.argv[1:] if argv is None else argv
     for number in (signal.SIGTERM, signal.SIGHUP):
-        # Leave by an exception, so that what is half written is cleaned up.
+        # Leave by an exception, so that half-written files are cleaned up.
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
     debug = "--debug" in argv
     try:
-        settings = parse(settings_class, argv, function.__doc__, positional=positional)
-        function(settings)
+        quiet_libraries()
+        function = _import_function(command) if isinstance(command, str) else command
+        function(parse(settings_class_of(function), argv, function.__doc__, positional=positional))
     except KeyboardInterrupt:
         sys.stdout.flush()
         sys.stderr.write("interrupted\n")
@@ -50,6 +54,47 @@ def run_command(
         sys.exit(2)
 
 
+def choose_command(
+    program: str,
+    commands: Mapping[str, tuple[str, str]],
+    argv: list[str],
+    *,
+    positional: Collection[str] = (),
+    version: str,
+) -> None:
+    """Run the command that the first word names, with the words after it.
+
+    `commands` maps a name to ("module:function", one line of help). Without a name, or with an unknown one, the list
+    of commands is shown.
+    """
+    name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if name in ("--version", "-V"):
+        print(f"{program} {version}")
+    elif name in ("--help", "-h", "help"):
+        print(f"usage: {program} COMMAND [settings]\n\ncommands:")
+        for command, (_, text) in commands.items():
+            print(f"  {command:<10} {text}")
+        print(f"\n{program} COMMAND --help shows the settings of a command.")
+    elif name in commands:
+        sys.argv[1:] = rest
+        run_command(commands[name][0], argv=rest, positional=name in positional)
+    else:
+        hint = nearest(name, commands) or f", expected one of {', '.join(commands)}"
+        sys.stderr.write(f"error: {program}: found no command {name!r}{hint}\n")
+        sys.exit(2)
+
+
+def _import_function(target: str) -> Command:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def settings_class_of(command: Command) -> type:
+    """Return the dataclass that a command takes, by the annotation of its one parameter."""
+    (settings_class,) = (kind for name, kind in get_type_hints(command).items() if name != "return")
+    return settings_class
+
+
 def parse(
     settings_class: type[Settings],
     argv: list[str],
@@ -57,21 +102,30 @@ def parse(
     *,
     positional: bool = False,
 ) -> Settings:
-    """Settings from flags, over those of a `--config` file; raises ValueError on what does not fit."""
-    # Imported here: the rest of the contract needs numpy and safetensors only.
+    """Read settings from flags, over those of a `--config` file. Raises ValueError on what does not fit.
+
+    `--help` prints the flags that matter first and exits, `--help_all` prints all.
+    """
+    # Imported here: the other files of this package need numpy and safetensors only.
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of these settings; flags go over it")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--help_all", action="store_true", help="show all settings and exit")
     parser.add_class_arguments(settings_class, as_positional=positional)
+    if "--help_all" in argv or "--help" in argv or "-h" in argv:
+        arrange_help(parser, settings_class, full="--help_all" in argv)
+        parser.print_help()
+        sys.exit(0)
     try:
-        values = parser.parse_args(_gather_lists(argv, settings_class))
+        words = _with_values(_gather_lists(argv, settings_class), settings_class)
+        values = parser.parse_args(_with_new_names(words, settings_class))
     except jsonargparse.ArgumentError as error:
-        raise ValueError(f"{_one_line(error)}; see --help") from error
+        raise ValueError(explain_unknown(parser, _one_line(error)) or f"{_one_line(error)}; see --help") from error
     fields = parser.instantiate(values).as_dict()
-    return settings_class(**{name: value for name, value in fields.items() if name not in ("config", "debug")})
+    return settings_class(**{name: value for name, value in fields.items() if name not in _COMMON_FLAGS})
 
 
 def _gather_lists(argv: list[str], settings_class: type) -> list[str]:
@@ -93,9 +147,34 @@ def _gather_lists(argv: list[str], settings_class: type) -> list[str]:
 
 
 def _split_list_flag(word: str, lists: set[str]) -> list[str]:
-    """`--input=a` as two words."""
+    """Return `--input=a` as two words."""
     flag, separator, value = word.partition("=")
     return [flag, value] if separator and flag in lists else [word]
+
+
+def _with_values(argv: list[str], settings_class: type) -> list[str]:
+    """Let a flag of a bool stand alone: `--resume` becomes `--resume true`."""
+    switches = {f"--{name}" for name, kind in get_type_hints(settings_class).items() if kind is bool}
+    found: list[str] = []
+    for word, following in itertools.pairwise([*argv, "--"]):
+        found.append(word)
+        if word in switches and following.startswith("--"):
+            found.append("true")
+    return found
+
+
+def _with_new_names(argv: list[str], settings_class: type) -> list[str]:
+    """Let `--config` read a file of an earlier version, whose fields have been renamed since."""
+    import yaml
+
+    found = list(argv)
+    for index, (word, following) in enumerate(itertools.pairwise(argv)):
+        if word == "--config" and os.path.isfile(following):
+            with open(following, encoding="utf-8") as file, contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):
+                content = yaml.safe_load(file)
+                if isinstance(content, dict) and (renamed := with_new_names(settings_class, content)) != content:
+                    found[index + 1] = yaml.safe_dump(renamed)
+    return found
 
 
 def _one_line(error: BaseException) -> str:
@@ -104,7 +183,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def make_console() -> Any:
-    """A rich console for tables and progress; a pipe gets the width that the tables need."""
+    """Return a rich console for tables and progress; a pipe gets the width that the tables need."""
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True, markup=False)
@@ -114,7 +193,7 @@ def make_console() -> Any:
 
 
 def quiet_libraries() -> None:
-    """Keep the log lines of XLA, absl and transformers off the terminal; call before they are imported."""
+    """Keep the log lines of XLA, absl and transformers off the terminal. Call it before they are imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("absl").setLevel(logging.ERROR)

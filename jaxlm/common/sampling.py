@@ -1,50 +1,56 @@
-"""Settings of text generation, the same for JAX and MLX."""
+"""The settings of text generation, the same for JAX and MLX."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxlm.common.bounds import check_bounds
+from shared_tokenizer.settings import check_bounds, setting
 
 LARGEST_SEED = 2**31 - 1
-# Beyond these float32 has no number left for what logits are divided by, or for a probability.
+# Beyond these float32 cannot hold the divided logits, or a probability.
 SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-6, 1e3
 SMALLEST_TOP_P = 1e-6
+LARGEST_PENALTY = 10.0
+# Tokens back that the repetition penalty looks.
+PENALTY_WINDOW = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen. Raises ValueError on a value out of range."""
+    """The choice of the next token. Raises ValueError on a value out of range."""
 
-    max_tokens: int = 128
+    max_tokens: int = setting(128, at_least=1)
     """Tokens to generate, at most."""
-    temperature: float = 0.0
+    temperature: float = setting(0.0, at_least=0, at_most=LARGEST_TEMPERATURE)
     """0 takes the likeliest token; higher is more varied."""
-    top_k: int = 0
+    top_k: int = setting(0, at_least=0)
     """Choose among this many likeliest tokens; 0 does not limit."""
-    top_p: float = 1.0
+    top_p: float = setting(1.0, at_least=SMALLEST_TOP_P, at_most=1)
     """Choose among the likeliest tokens that together reach this probability; 1 does not limit."""
-    min_p: float = 0.0
+    min_p: float = setting(0.0, at_least=0, at_most=1)
     """Leave out tokens less likely than this fraction of the likeliest; 0 does not limit."""
-    seed: int = 0
+    repetition_penalty: float = setting(1.0, more_than=0, at_most=LARGEST_PENALTY)
+    """Divide the positive logits of the last 64 tokens by this, multiply their negative ones; 1 changes nothing."""
+    seed: int = setting(0, at_least=0, at_most=LARGEST_SEED)
     """Seed of the random choice."""
 
     def __post_init__(self) -> None:
-        low, high = SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE
-        bounds = {
-            "max_tokens": (self.max_tokens >= 1, "at least 1"),
-            "temperature": (self.temperature == 0 or low <= self.temperature <= high, f"0, or {low:g} to {high:g}"),
-            "top_k": (self.top_k >= 0, "0 or more"),
-            "top_p": (SMALLEST_TOP_P <= self.top_p <= 1, f"{SMALLEST_TOP_P:g} to 1"),
-            "min_p": (0 <= self.min_p <= 1, "0 to 1"),
-            "seed": (0 <= self.seed <= LARGEST_SEED, f"0 to {LARGEST_SEED}"),
-        }
-        check_bounds(self, bounds)
+        check_bounds(self)
+        if 0 < self.temperature < SMALLEST_TEMPERATURE:
+            raise ValueError(
+                f"temperature: found {self.temperature}, expected 0, or {SMALLEST_TEMPERATURE:g} to "
+                f"{LARGEST_TEMPERATURE:g}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(Sampling):
-    """What to generate, and from which model."""
+    """A model, a prompt, and the choice of tokens. Its defaults suit a base model."""
 
+    temperature: float = setting(0.8, at_least=0, at_most=LARGEST_TEMPERATURE)
+    """0 takes the likeliest token; higher is more varied."""
+    top_p: float = setting(0.95, at_least=SMALLEST_TOP_P, at_most=1)
+    """Choose among the likeliest tokens that together reach this probability; 1 does not limit."""
     model: str
     """Artifact, transformers or MLX directory or GGUF file; JAX opens a run directory too."""
     prompt: str = ""
@@ -61,3 +67,11 @@ def check_prompt(prompt: Sequence[int], vocab_size: int, max_seq_len: int) -> No
         )
     if not all(0 <= token < vocab_size for token in prompt):
         raise ValueError(f"prompt: found a token id outside 0..{vocab_size - 1}; it belongs to another tokenizer")
+
+
+def print_speed(times: Sequence[float]) -> None:
+    """Print the tokens per second of a generation, on stderr. `times` are the moments in seconds when they came."""
+    if len(times) > 1:
+        # The first token waits for the prompt, and for the compiler.
+        speed = (len(times) - 1) / (times[-1] - times[0])
+        sys.stderr.write(f"{len(times)} tokens, {speed:,.1f} tokens/s after the first\n")

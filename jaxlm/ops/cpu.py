@@ -15,6 +15,27 @@ _OPTIONS = {
 }
 
 
+# Features by which a kernel is chosen here or by a library, as Linux names them (x86, then ARM).
+_FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx_vnni",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
+    "i8mm",
+    "bf16",
+)
+
+
+def processor_features() -> list[str]:
+    """Return the features of this processor that matter for speed; an empty list where it does not say."""
+    words = set(_CPU_INFO.read_text().split()) if _CPU_INFO.exists() else set()
+    return [feature for feature in _FEATURES if feature in words]
+
+
 @functools.cache
 def has_vnni() -> bool:
     """Whether it is an x86 processor with AVX-512 VNNI, which multiplies bytes four times as fast as float32."""

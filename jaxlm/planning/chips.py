@@ -1,4 +1,4 @@
-"""Data sheets of TPU chips, and the slices that each is rented in."""
+"""Data sheets of TPU chips, and the slices in which they are rented."""
 
 from dataclasses import dataclass
 
@@ -7,24 +7,24 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """One chip. Rates are peaks of the data sheet, per second."""
+    """One chip. Rates are the peaks of the data sheet, per second."""
 
     name: str
     hbm_bytes: int
     hbm_bandwidth: float
-    """Bytes read or written."""
+    """Bytes read or written per second."""
     bfloat16_flops: float
     int8_flops: float
     ici_bandwidth: float
-    """Bytes over all links of the chip to its neighbours, both directions together."""
+    """Bytes per second over all links of the chip to its neighbours, both directions together."""
     slices: tuple[str, ...]
     """Shapes of slices, smallest first."""
     chip_config_name: str = "default"
-    """How the compiler is told to see one chip as one device."""
+    """Option of the compiler that makes one chip one device."""
 
     @property
     def receive_bandwidth(self) -> float:
-        """Bytes that the chip can take in from its neighbours: one direction of every link."""
+        """Bytes per second that the chip can receive from its neighbours: one direction of every link."""
         return self.ici_bandwidth / 2
 
 
@@ -45,7 +45,7 @@ CHIPS = {
 
 
 def chip_of(topology: str) -> Chip:
-    """The chip of a topology such as v5e:16x16; raises ValueError where it is unknown."""
+    """Return the chip of a topology such as v5e:16x16. Raises ValueError where the chip is unknown."""
     name = topology.partition(":")[0]
     if name not in CHIPS:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Compile the real training step for a slice of TPUs without one, and say what it would need and cost there.
+"""Compile the real training step for a slice of TPUs that is not here, and report its memory, costs and time.
 
-The compiler is libtpu's own, so memory and collectives are those of the program that would run. Times are estimates:
-what the program does over the data sheet's peaks, not measurements.
+The compiler is libtpu's, so memory and collectives are those of the program that would run. Times are estimates, not
+measurements: operations and bytes of the program, divided by the peaks of the data sheet.
 """
 
 import dataclasses
@@ -29,13 +29,13 @@ from jaxlm.training.device_memory import Memory, bytes_per_device, compiled_memo
 from jaxlm.training.train_step import TrainState
 from shared_tokenizer.data.batches import Batch
 
-# What the compiler keeps for the system: it grants 15.75 GiB of the 16 of a v5e.
-_RESERVED = GIB // 4
+# Memory that the compiler reserves for the system: it grants 15.75 GiB of the 16 GiB of a v5e.
+_RESERVED_BYTES = GIB // 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What to compile, and for which chips."""
+class CompileForConfig:
+    """Model, batch and slice to compile for."""
 
     topology: str
     """Slice of TPUs to compile for: chip and shape, for example v5e:16x16 or v5p:4x4x4."""
@@ -44,33 +44,34 @@ class Settings:
     model: dict[str, Any] = field(default_factory=dict)
     """Fields of the model that replace the preset's, for example --model.num_layers 6."""
     mesh: MeshConfig = field(default_factory=lambda: MeshConfig(data=1, fsdp=-1))
-    """How the chips share the work; by default all of them split the parameters."""
+    """Mesh of the chips; by default all of them split the parameters."""
     batch_size: int | None = None
-    """Sequences per optimizer step, over all chips; by default one for each part of the batch."""
+    """Sequences per optimizer step, over all chips; by default one per micro-batch and part of the batch."""
     seq_len: int = 2048
     """Tokens per sequence."""
     grad_accumulation_steps: int = 1
-    """Micro-batches that a batch is split into."""
+    """Micro-batches per batch."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of activations over float32 weights."""
     unroll_layers: bool = False
-    """Compile the layers one after another instead of as a loop."""
+    """Layers compiled one after another instead of as a loop."""
     remat: Remat = "products"
-    """What the backward pass finds kept of each block: none, everything; products, what linear layers take and give;
-    ternary, what ternary linears take; blocks, their input alone."""
+    """Gradient checkpointing: arrays of each block that are saved for the backward pass. none: all; products: linear
+    outputs and the int8 inputs of o_proj and down_proj; ternary: int8 inputs of ternary linears; blocks: the input of
+    the block."""
     attention: Literal["xla", "splash"] = "xla"
-    """What computes attention: xla, by blocks; splash, the kernel for TPUs, whose operations the report leaves out."""
+    """Implementation of attention: xla, by blocks; splash, the kernel for TPUs, whose operations the report omits."""
     loss_chunks: int = 0
-    """Chunks of the sequence that the loss is computed in; 0 takes as few as keep the logits small."""
+    """Chunks of the sequence in which the loss is computed; 0 chooses the fewest that keep the logits small."""
     find_smallest: bool = False
-    """Compile for smaller or larger slices too, until the smallest that fits is found (a minute or two each)."""
+    """Search for the smallest slice that fits; each slice takes a minute or two to compile."""
     output: str | None = None
-    """Write the report to this file as JSON."""
+    """File for the report as JSON."""
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """Seconds of one step at the data sheet's peaks: an ESTIMATE, not a measurement."""
+    """Seconds of one step at the peaks of the data sheet: an ESTIMATE, not a measurement."""
 
     compute: float
     memory: float
@@ -78,34 +79,34 @@ class Roofline:
 
     @property
     def fastest(self) -> float:
-        """All three hidden behind the slowest."""
+        """Seconds where the slowest of the three hides the other two."""
         return max(self.compute, self.memory, self.interconnect)
 
     @property
     def slowest(self) -> float:
-        """Nothing hidden: one after another."""
+        """Seconds where the three run one after another."""
         return self.compute + self.memory + self.interconnect
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the compiled step needs and costs, for one chip and one step."""
+    """Memory and costs of the compiled step, for one chip and one step."""
 
     topology: str
     mesh: dict[str, int]
     batch_size: int
     fits: bool
     hbm_bytes: int
-    """Of the chip."""
+    """Memory of the chip, in bytes."""
     memory: Memory
     costs: Costs
     model_flops: float
-    """What the products of the model take on paper, for all chips together."""
+    """Operations of the model on paper, for all chips together, see `model_flops`."""
     chip: Chip
     state_bytes: int
-    """Of the parts that each chip holds of parameters, optimizer state and codes."""
+    """Bytes per chip of parameters, optimizer state and codes."""
     gradient_bytes: int
-    """Of the parts that each chip holds of the gradient."""
+    """Bytes per chip of the gradient."""
 
     @property
     def num_chips(self) -> int:
@@ -118,20 +119,21 @@ class Report:
         return Roofline(compute, costs.hbm_bytes / chip.hbm_bandwidth, costs.wire_bytes / chip.receive_bandwidth)
 
     def mfu(self, seconds: float) -> float:
-        """Model FLOPs utilisation at that time per step, against the bfloat16 peak."""
+        """Return the model FLOPs utilisation at this many seconds per step, relative to the bfloat16 peak."""
         return self.model_flops / (seconds * self.num_chips * self.chip.bfloat16_flops)
 
 
-def compile_for(settings: Settings) -> Report:
-    """Compile the step for the slice and read off what it costs.
+def compile_for(settings: CompileForConfig) -> Report:
+    """Compile the step for the slice, and return its memory and costs.
 
-    Raises ValueError on a topology, mesh, batch or model that does not fit together, and where libtpu is missing.
+    Raises ValueError where topology, mesh, batch and model do not fit together, and where libtpu is missing.
     """
     chip = chip_of(settings.topology)
     config = resolve_model(settings)
     mesh = make_mesh(settings.mesh, topology_devices(settings.topology, chip))
-    ways = mesh.shape["data"] * mesh.shape["fsdp"] * settings.grad_accumulation_steps
-    batch_size = ways if settings.batch_size is None else settings.batch_size
+    data_parallel_size = mesh.shape["data"] * mesh.shape["fsdp"]
+    smallest_batch = data_parallel_size * settings.grad_accumulation_steps
+    batch_size = smallest_batch if settings.batch_size is None else settings.batch_size
     check_batch(mesh, batch_size, settings.grad_accumulation_steps)
     step, state = abstract_step(
         LanguageModel(config, jnp.dtype(settings.dtype), settings.unroll_layers, settings.remat, settings.attention),
@@ -155,19 +157,22 @@ def compile_for(settings: Settings) -> Report:
     )
 
 
-def resolve_model(settings: Settings) -> ModelConfig:
-    """The preset with its replaced fields; a longer sequence than the model's is allowed for, since positions are not
-    parameters. Raises ValueError on fields that do not fit together.
+def resolve_model(settings: CompileForConfig) -> ModelConfig:
+    """Return the preset with its replaced fields.
+
+    max_seq_len grows to seq_len, since positions are not parameters. Raises ValueError on fields that do not fit
+    together.
     """
     fields = dataclasses.asdict(preset(settings.preset))
     if {"hidden_size", "num_heads"} & set(settings.model) and "head_dim" not in settings.model:
-        fields["head_dim"] = 0  # derived anew
+        fields["head_dim"] = 0  # derived from hidden_size and num_heads
     fields["max_seq_len"] = max(fields["max_seq_len"], settings.seq_len)
     return config_from_dict(fields | settings.model)
 
 
 def topology_devices(topology: str, chip: Chip) -> list[Any]:
-    """The devices of a slice, described by libtpu; raises ValueError where it is missing or knows no such slice."""
+    """Return the devices of a slice as libtpu describes them. Raises ValueError where it is missing or knows no such
+    slice."""
     try:
         described = topologies.get_topology_desc(
             platform="tpu", topology_name=topology, chip_config_name=chip.chip_config_name
@@ -182,10 +187,13 @@ def topology_devices(topology: str, chip: Chip) -> list[Any]:
 
 
 def compile_step(step: jax.stages.Wrapped, state: TrainState, batch: Batch, mesh: Mesh) -> tuple[Memory, Costs, bool]:
-    """Memory and costs per device of the compiled step, and whether the compiler accepted its size."""
+    """Compile a step, and return its memory and costs per device, and True if the compiler accepted its memory.
+
+    Raises ValueError where the compiler fails for another reason.
+    """
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
-        # The compiler writes the text itself: it does so for programs that are too large as well, and of some
-        # asynchronous instructions jax cannot make text.
+        # The compiler writes the text itself: it does so for programs that are too large as well, and jax cannot write
+        # the text of some asynchronous instructions.
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         compiled = None
         lowered = step.lower(state, batch)
@@ -203,25 +211,29 @@ def compile_step(step: jax.stages.Wrapped, state: TrainState, batch: Batch, mesh
 
 
 def predict_smallest(report: Report) -> str | None:
-    """The smallest slice of the same chip that should fit with the same batch per chip, when all of its chips split the
-    parameters; None where none does. State and gradient shrink with the chips that split them, all else stays.
+    """Return the smallest slice of the same chip that should fit with the same batch per chip, or None.
+
+    All chips of the slice split the parameters. State and gradient per chip shrink with the number of these chips;
+    everything else stays.
     """
     parts = report.mesh["fsdp"] * report.mesh["tensor"]
     split = report.state_bytes + report.gradient_bytes
-    # What the compiler has turned down is too much, however near the limit.
-    limit = report.hbm_bytes - _RESERVED if report.fits else min(report.hbm_bytes - _RESERVED, report.memory.total - 1)
+    limit = report.hbm_bytes - _RESERVED_BYTES
+    if not report.fits:  # the compiler refused this much memory, even where it is below the limit
+        limit = min(limit, report.memory.total - 1)
     for shape in report.chip.slices:
         if report.memory.total + (parts / chips_of(shape) - 1) * split <= limit:
             return f"{report.chip.name}:{shape}"
     return None
 
 
-def find_smallest(settings: Settings, report: Report) -> str | None:
-    """The smallest slice that fits with the same batch per chip, by compiling from the predicted one up or down."""
+def find_smallest(settings: CompileForConfig, report: Report) -> str | None:
+    """Return the smallest slice that fits with the same batch per chip, or None. Compiles up or down from the predicted
+    slice."""
     shapes = [f"{report.chip.name}:{shape}" for shape in report.chip.slices]
     predicted = predict_smallest(report)
-    place = len(shapes) - 1 if predicted is None else shapes.index(predicted)
-    # A report with copies of the model is of another program.
+    index = len(shapes) - 1 if predicted is None else shapes.index(predicted)
+    # A mesh with copies of the model is another program, so its report does not count here.
     fits = {report.topology: report.fits} if report.mesh["data"] == 1 else {}
 
     def compiles(shape: str) -> bool:
@@ -229,15 +241,18 @@ def find_smallest(settings: Settings, report: Report) -> str | None:
             fits[shape] = compile_for(resized(settings, report, shape)).fits
         return fits[shape]
 
-    while place < len(shapes) and not compiles(shapes[place]):
-        place += 1
-    while 0 < place < len(shapes) and compiles(shapes[place - 1]):
-        place -= 1
-    return shapes[place] if place < len(shapes) else None
+    while index < len(shapes) and not compiles(shapes[index]):
+        index += 1
+    while 0 < index < len(shapes) and compiles(shapes[index - 1]):
+        index -= 1
+    return shapes[index] if index < len(shapes) else None
 
 
-def resized(settings: Settings, report: Report, topology: str) -> Settings:
-    """The same batch per chip on another slice, whose chips all split the parameters; the tensor axis stays."""
+def resized(settings: CompileForConfig, report: Report, topology: str) -> CompileForConfig:
+    """Return the settings of another slice with the same batch per chip, whose chips all split the parameters.
+
+    The tensor axis stays.
+    """
     chips = chips_of(topology.partition(":")[2])
     return dataclasses.replace(
         settings,
@@ -248,12 +263,15 @@ def resized(settings: Settings, report: Report, topology: str) -> Settings:
 
 
 def chips_of(shape: str) -> int:
-    """Chips of a slice of that shape, such as 4x4x8."""
+    """Return the number of chips of a slice of this shape, such as 4x4x8."""
     return math.prod(int(size) for size in shape.split("x"))
 
 
 def _temporaries(buffer_assignment: str) -> int:
-    """Bytes of main memory for temporaries, of a program that the compiler turned down; other memories have a color."""
+    """Return the bytes of temporaries in main memory of a program that the compiler refused.
+
+    The dump marks other memories with a color.
+    """
     line = r"^allocation \d+: size (\d+), (?:page \d+, )?preallocated-temp:"
     found = re.findall(line, buffer_assignment, re.MULTILINE)
     if not found:
@@ -262,8 +280,8 @@ def _temporaries(buffer_assignment: str) -> int:
 
 
 def _dumped(folder: str, ending: str) -> str:
-    """The largest file of that ending: the step's module, not that of a part."""
+    """Return the text of the largest file with this ending: the module of the step, not that of a part."""
     files = sorted(Path(folder).glob(f"*{ending}"), key=lambda path: path.stat().st_size)
     if not files:
-        raise ValueError(f"compiler: found no *{ending} in its dump, expected that of libtpu 0.0.40 or newer")
+        raise ValueError(f"compiler: found no *{ending} in its dump, expected the files of libtpu 0.0.40 or newer")
     return files[-1].read_text()

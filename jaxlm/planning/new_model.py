@@ -1,4 +1,4 @@
-"""A model of a wanted size: its config, what it needs on disk and in training, and a blank artifact of it."""
+"""A model of a given size on paper: its config, its bytes on disk, and its memory in training."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -9,35 +9,35 @@ from jaxlm.common.architecture.model_size import TOKENS_PER_PARAMETER, Architect
 from jaxlm.common.architecture.parameters import parameter_count, ternary_parameter_count
 from jaxlm.common.architecture.training_memory import TrainingMemory, training_memory
 from jaxlm.common.artifact.artifact import weight_file_bytes
-from jaxlm.training.train_config import model_flags
+from jaxlm.training.resolve import model_flags
 
 _ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What size of which architecture. Raises ValueError on a value out of range."""
+class NewModelConfig:
+    """Size and architecture of a new model. Raises ValueError on a value out of range."""
 
     params: str | None = None
-    """Parameters wanted, for example 350M, 1.5B or 1200000."""
+    """Number of parameters, for example 350M, 1.5B or 1200000."""
     arch: Architecture = "ternary"
-    """ternary: BitNet b1.58 with sub-norms; mmfree: the MatMul-free model; dense: a Llama."""
+    """Architecture: ternary, a BitNet b1.58 with sub-norms; mmfree, a MatMul-free model; dense, a Llama."""
     vocab_size: int | None = None
-    """Rows of the embedding table, in tokens; by default what suits the size."""
+    """Size of the vocabulary, in tokens; by default chosen by the number of parameters."""
     batch_size: int = 8
     """Sequences per optimizer step."""
     seq_len: int | None = None
-    """Tokens per sequence; by default as many as suit the size. More of them raise the model's max_seq_len."""
+    """Tokens per sequence; by default chosen by the number of parameters. A longer one raises max_seq_len."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of activations over float32 weights in training."""
     output_dir: str | None = None
-    """Write a blank latent artifact there: fresh weights for train_jax.py --init_from."""
+    """Directory for a blank latent artifact: fresh weights that training starts from with --init_from."""
     float_dtype: Literal["float32", "bfloat16"] = "float32"
-    """How artifacts store what is not ternary codes; bfloat16 rounds it."""
+    """Precision of floats in artifacts; bfloat16 rounds them."""
     seed: int = 0
     """Seed of the blank artifact's weights."""
     table: bool = False
-    """Print docs/sizes.md instead: ten sizes of each architecture."""
+    """Print the page docs/sizes.md instead: ten sizes of each architecture."""
 
     def __post_init__(self) -> None:
         changed = [f.name for f in dataclasses.fields(self) if f.name != "table" and getattr(self, f.name) != f.default]
@@ -61,23 +61,23 @@ class NewModel:
     parameters: int
     ternary_parameters: int
     latent_bytes: int
-    """Of the weight files of a latent artifact."""
+    """Bytes of the weight files of a latent artifact."""
     packed_bytes: int | None
-    """Of those of a packed artifact; None where the model has no packed form."""
+    """Bytes of the weight files of a packed artifact; None where the model has no packed form."""
     seq_len: int
     memory: TrainingMemory
-    """Of training on one device."""
+    """Memory of training on one device."""
     flags: list[str]
-    """What scripts/train_jax.py is given to train it."""
+    """Flags of the training command that make this model."""
 
     @property
     def tokens(self) -> int:
-        """To train on, at least."""
+        """Number of tokens to train on, at least."""
         return TOKENS_PER_PARAMETER * self.parameters
 
 
-def new_model(settings: Settings) -> NewModel:
-    """The model of the wanted size, on paper: nothing is allocated. Raises ValueError where there is none so small."""
+def new_model(settings: NewModelConfig) -> NewModel:
+    """Return the model of this size, on paper: nothing is allocated. Raises ValueError where the size is too small."""
     assert settings.params is not None
     config = config_of_size(parse_size(settings.params), settings.arch, settings.vocab_size)
     seq_len = config.max_seq_len if settings.seq_len is None else settings.seq_len

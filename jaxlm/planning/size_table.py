@@ -1,4 +1,4 @@
-"""docs/sizes.md: ten sizes of each architecture, predicted."""
+"""The page docs/sizes.md: ten sizes of each architecture, predicted."""
 
 from typing import get_args
 
@@ -20,7 +20,7 @@ _PACKED = "packed bytes"
 
 
 def size_table() -> str:
-    """The page, in Markdown."""
+    """Return the page in Markdown."""
     return "\n".join([_INTRODUCTION, *map(_section, get_args(Architecture))])
 
 

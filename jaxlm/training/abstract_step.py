@@ -49,7 +49,7 @@ def step_of_run(config: TrainConfig, model: LanguageModel, mesh: Mesh) -> tuple[
         model,
         mesh,
         recipe=config.optimizer,
-        num_train_steps=config.num_train_steps,
+        num_train_steps=config.total_steps,
         grad_accumulation_steps=config.grad_accumulation_steps,
         loss_chunks=config.loss_chunks,
     )

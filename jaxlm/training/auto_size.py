@@ -22,7 +22,8 @@ from jaxlm.parallel.distributed import least_of_all
 from jaxlm.parallel.sharding import check_model, make_mesh
 from jaxlm.training.abstract_step import abstract_batch, step_of_run
 from jaxlm.training.device_memory import GIB, bytes_per_device, compiled_memory, free_bytes
-from jaxlm.training.train_config import TrainConfig, resolve_model, training_model
+from jaxlm.training.resolve import resolve_model, training_model
+from jaxlm.training.train_config import TrainConfig
 from shared_tokenizer.data.data_sets import DataSets
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
@@ -57,7 +58,7 @@ class Choice:
     @property
     def tokens(self) -> int:
         """Of the whole run."""
-        return self.config.tokens_per_step * self.config.num_train_steps
+        return self.config.tokens_per_step * self.config.total_steps
 
 
 def choose_sizes(config: TrainConfig, sets: DataSets, say: Callable[[str], None]) -> TrainConfig:
@@ -71,7 +72,7 @@ def choose_sizes(config: TrainConfig, sets: DataSets, say: Callable[[str], None]
     if config.resume and is_run_directory(Path(config.output_dir)):
         return _as_recorded(config)
     device = Device(make_mesh(config.mesh), _budget())
-    examples = sum(map(len, sets.train))
+    examples = sets.train_examples
     if config.preset == "auto":
         choice = _choose_preset(config, sets.tokenizer, examples, device, say)
     else:
@@ -149,7 +150,7 @@ def _choose_preset(
     larger = "there is none larger"
     for name, model in presets.items():
         named, parameters = replace(config, preset=name), parameter_count(model)
-        tokens = _batch_size(named, model, examples, device) * config.seq_len * config.num_train_steps
+        tokens = _batch_size(named, model, examples, device) * config.seq_len * config.total_steps
         if tokens < TOKENS_PER_PARAMETER * parameters and name != list(presets)[-1]:
             larger = f"{name} would get {tokens / parameters:.3g}, expected {TOKENS_PER_PARAMETER}"
             continue
@@ -187,7 +188,7 @@ def _batch_size(config: TrainConfig, model: ModelConfig, examples: int, device: 
     """Sequences of a step, before they are split."""
     if config.batch_size != "auto":
         return config.batch_size
-    suitable = suitable_batch(model, config.seq_len, config.num_train_steps) / config.seq_len
+    suitable = suitable_batch(model, config.seq_len, config.total_steps) / config.seq_len
     return device.ways * max(1, min(round(suitable / device.ways), examples // device.ways))
 
 

@@ -1,4 +1,8 @@
-"""All that a run needs, opened before it writes a file: what may be refused is refused here."""
+"""Everything that a run needs, opened before it writes a file: what may be refused is refused here.
+
+The order is a contract: first what can be refused without reading data (mesh, batch), then the shard sets, then what
+depends on them (model, schedule, prompt, batches, initial weights), and the run directory last, which writes.
+"""
 
 import contextlib
 from dataclasses import asdict, dataclass
@@ -8,18 +12,19 @@ import grain
 from jax.sharding import Mesh
 from rich.console import Console
 
-from jaxlm.checkpoints.init_from import initial_params
+from jaxlm.checkpoints.init_from import open_initial
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.artifact.artifact import Artifact
+from jaxlm.common.run.optimizer_config import check_schedule
 from jaxlm.common.run.run_directory import RunDirectory
 from jaxlm.common.run.stop_request import StopRequest
 from jaxlm.common.sampling import check_prompt
 from jaxlm.evaluate import unigram_evaluation
-from jaxlm.ops.ternary_linear import Params
 from jaxlm.parallel.distributed import is_first
 from jaxlm.parallel.sharding import batch_share, check_batch, check_model, make_mesh
 from jaxlm.training.open_run import open_run
-from jaxlm.training.optimizer import learning_rate_schedule
-from jaxlm.training.train_config import TrainConfig, resolve_model
+from jaxlm.training.resolve import resolve_model
+from jaxlm.training.train_config import TrainConfig
 from shared_tokenizer.data.batches import Batch, BatchOrder, training_batches
 from shared_tokenizer.data.data_sets import DataSets
 from shared_tokenizer.data.evaluation import Evaluation
@@ -29,36 +34,39 @@ from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Batches of both splits."""
+    """The batches of both splits."""
 
     fingerprint: str
-    """sha256 of what the shard sets say they hold."""
+    """sha256 of the shard sets' manifests."""
     train: grain.DatasetIterator[Batch]
     """Endless; this process's share of each batch."""
     val: list[Batch]
     """Whole micro-batches, the same on every process."""
     unigram: Evaluation
-    """Of the held-out batches under the training tokens' frequencies."""
+    """Loss of the held-out batches under the frequencies of the training tokens."""
+    tokens_per_epoch: int
+    """Tokens of one pass over the training examples, all hosts together."""
 
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """What a run works with."""
+    """Everything that a run works with."""
 
     config: TrainConfig
     model_config: ModelConfig
     tokenizer: Tokenizer
     data: TrainingData
-    initial: Params | None
-    """The weights of `init_from`; None to start fresh."""
+    initial: Artifact | None
+    """The model of `init_from`, checked and not yet read; None to start fresh."""
     run: RunDirectory
     mesh: Mesh
     stop: StopRequest
 
 
 def open_sets(config: TrainConfig) -> DataSets:
-    """The shard sets of a run. Raises ValueError where they are damaged, empty or do not go together, and before that
-    where mesh and batch do not.
+    """Open the shard sets of a run.
+
+    Raises ValueError where mesh and batch do not go together, then where the sets are damaged, empty or do not.
     """
     mesh = make_mesh(config.mesh)
     if config.batch_size != "auto":
@@ -77,30 +85,34 @@ def open_inputs(config: TrainConfig, sets: DataSets, console: Console, stack: co
 
     Raises ValueError on settings, data or a run directory that do not fit, before any file is written.
     """
-    mesh = make_mesh(config.mesh)
-    tokenizer = sets.tokenizer
+    mesh, tokenizer = make_mesh(config.mesh), sets.tokenizer
     model_config = resolve_model(config, tokenizer)
-    check_model(mesh, model_config)
-    learning_rate_schedule(config.optimizer, config.num_train_steps)
+    _validate(config, model_config, mesh, tokenizer)
     stop = stack.enter_context(StopRequest())
-    if config.sample_tokens:
-        prompt = tokenizer.encode_prompt(config.sample_prompt)
-        check_prompt(prompt, model_config.vocab_size, model_config.max_seq_len)
     for line in sets.packing_reports():
         console.print(line)
     data = _open_data(config, model_config, sets, mesh)
     initial = None
     if config.init_from is not None:
-        initial = initial_params(Path(config.init_from), model_config, console.print)
+        initial = open_initial(Path(config.init_from), model_config, console.print)
     # One process writes, and holds the lock.
     opened = open_run(config, asdict(model_config)) if is_first() else None
     run = RunDirectory(Path(config.output_dir)) if opened is None else stack.enter_context(opened)
     return TrainingInputs(config, model_config, tokenizer, data, initial, run, mesh, stop)
 
 
+def _validate(config: TrainConfig, model_config: ModelConfig, mesh: Mesh, tokenizer: Tokenizer) -> None:
+    """Raise ValueError where the settings do not go together with the model, the mesh or the tokenizer."""
+    check_model(mesh, model_config)
+    check_schedule(config.optimizer, config.total_steps)
+    if config.sample_tokens:
+        prompt = tokenizer.encode_prompt(config.sample_prompt)
+        check_prompt(prompt, model_config.vocab_size, model_config.max_seq_len)
+
+
 def _open_data(config: TrainConfig, model_config: ModelConfig, sets: DataSets, mesh: Mesh) -> TrainingData:
     batch_size, parts = config.sequences_per_step, config.grad_accumulation_steps
-    # As large as a micro-batch, so that evaluation fits where training does.
+    # Batches of the size of a micro-batch, so that evaluation fits where training does.
     val = sets.evaluation_batches(batch_size // parts, config.eval_batches * parts)
     order = BatchOrder(batch_size, config.seed, *batch_share(mesh))
     tokens = [TokenShards.open(directory, "train") for directory in sets.directories]
@@ -109,4 +121,5 @@ def _open_data(config: TrainConfig, model_config: ModelConfig, sets: DataSets, m
         train=iter(training_batches(sets.train, order, config.data_weights or None)),
         val=val,
         unigram=unigram_evaluation(tokens, model_config.vocab_size, val, sets.tokenizer.token_bytes),
+        tokens_per_epoch=sets.train_examples * config.seq_len,
     )

@@ -1,5 +1,7 @@
 """The training step: a pure function (state, batch) -> (state, metrics), jitted once with the state donated."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import flax.struct
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax.training.dynamic_scale import DynamicScale
 
+from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.model.language_model import LanguageModel, init_params
 from jaxlm.model.loss import loss_sum
 from jaxlm.ops.cpu import compiler_options
@@ -15,30 +18,34 @@ from jaxlm.ops.ternary_linear import Params, TernaryWeight, quantize_params, wit
 from shared_tokenizer.data.batches import Batch
 
 Metrics = dict[str, jax.Array]
+TernaryTree = dict[str, TernaryWeight]
+# (params, ternary, batch) -> summed nats, and the number of tokens that they are summed over.
+LossFunction = Callable[[Params, TernaryTree, Batch], tuple[jax.Array, jax.Array]]
+Step = Callable[["TrainState", Batch], tuple["TrainState", Metrics]]
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything a step changes. `ternary` follows from `params`, so checkpoints leave it out."""
+    """Everything that a step changes. `ternary` is computed from `params`, so checkpoints leave it out."""
 
     step: Any
     params: Any
     opt_state: Any
     ternary: Any  # TernaryWeight by dotted path
-    loss_scale: Any = None  # DynamicScale, in float16 alone
+    loss_scale: Any = None  # DynamicScale, in float16 only
 
-    def optimizer_memory(self) -> Any:
-        """All that a checkpoint holds of a state beside its parameters."""
+    def optimizer_state(self) -> Any:
+        """Return all that a checkpoint holds of a state next to its parameters."""
         return self.opt_state if self.loss_scale is None else {"opt_state": self.opt_state, "scale": self.loss_scale}
 
-    def restored(self, step: Any, params: Params, memory: Any, ternary: dict[str, TernaryWeight]) -> "TrainState":
-        """The state of a checkpoint of a run like this one."""
+    def restored(self, step: Any, params: Params, optimizer_state: Any, ternary: TernaryTree) -> "TrainState":
+        """Return the state of a checkpoint that was saved by a run like this one."""
         if self.loss_scale is None:
-            return TrainState(step, params, memory, ternary)
-        return TrainState(step, params, memory["opt_state"], ternary, memory["scale"])
+            return TrainState(step, params, optimizer_state, ternary)
+        return TrainState(step, params, optimizer_state["opt_state"], ternary, optimizer_state["scale"])
 
 
 def init_state(model: LanguageModel, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """The state before the first step."""
+    """Return the state before the first step."""
     params = init_params(model.config, jax.random.key(seed))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -63,91 +70,116 @@ def make_train_step(
     out_shardings: Any = None,
     platform: str | None = None,
 ) -> jax.stages.Wrapped:
-    """Build the step. The gradient is that of the mean loss over all tokens of the batch, however many
-    micro-batches it is computed in; weights are ternarised once, after the update, for the next step.
-    On a mesh, `out_shardings` are those of (state, metrics) and `platform` is its devices'.
+    """Build the step.
 
-    In float16 the loss is scaled so that small gradients do not vanish, and a step whose gradient overflows changes
-    nothing but the scale (arXiv 1710.03740); its gradient norm is given as 0.
+    The gradient is that of the mean loss over all tokens of the batch, however many micro-batches it is computed in.
+    Weights are ternarised once, after the update, for the next step. On a mesh, `out_shardings` are those of (state,
+    metrics) and `platform` is that of its devices. In float16 the loss is scaled (see `_with_loss_scale`).
     """
-    config = model.config
 
-    def micro_loss(params: Params, ternary: dict[str, TernaryWeight], batch: Batch):
+    def loss(params: Params, ternary: TernaryTree, batch: Batch) -> tuple[jax.Array, jax.Array]:
         return loss_sum(model, with_ternary(params, ternary), batch, loss_chunks)
 
-    def gradient(scale: Any, state: TrainState, batch: Batch) -> tuple[Any, Any, Any]:
-        """The next loss scale, whether the gradient is finite (looked at with a scale only), ((loss, tokens), grads)"""
-        if scale is None:
-            return None, True, jax.value_and_grad(micro_loss, has_aux=True)(state.params, state.ternary, batch)
-        scale, finite, sums, grads = scale.value_and_grad(micro_loss, has_aux=True)(state.params, state.ternary, batch)
-        return scale, finite, (sums, grads)
+    def step_of_loss(loss: LossFunction) -> Step:
+        def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+            mean, grads = accumulate_gradients(loss, state, batch, grad_accumulation_steps)
+            after = apply_update(optimizer, model.config, state, grads)
+            return after, step_metrics(mean, grads, learning_rate(state.step), state, after)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        def accumulate(carry, micro_batch):
-            scale, all_finite, total = carry
-            scale, finite, found = gradient(scale, state, micro_batch)
-            return (scale, all_finite & finite, jax.tree.map(jnp.add, total, found)), None
+        return train_step
 
-        if grad_accumulation_steps == 1:
-            scale, finite, ((loss, tokens), grads) = gradient(state.loss_scale, state, batch)
-        else:
-            micro_batches = jax.tree.map(lambda x: _split_rows(x, grad_accumulation_steps), batch)
-            first = jax.tree.map(lambda x: x[0], micro_batches)
-            shapes = jax.eval_shape(gradient, state.loss_scale, state, first)[2]
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            carry = (state.loss_scale, jnp.array(True), zeros)
-            (scale, finite, ((loss, tokens), grads)), _ = jax.lax.scan(accumulate, carry, micro_batches)
-        grads = jax.tree.map(lambda g: g / tokens, grads)
-        norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params: Params = cast(Params, optax.apply_updates(state.params, updates))
-        if scale is not None:
-            took, stayed = (norm, params, opt_state), (0.0, state.params, state.opt_state)
-            norm, params, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), took, stayed)
-        ternary = quantize_params(params, config)
-        changes = _count_changes(state.ternary, ternary)
-        ternary = _overwriting(ternary, changes)
-        metrics = {
-            "train/loss": loss / tokens,
-            "train/grad_norm": norm,
-            "train/param_norm": optax.tree.norm(params),
-            "train/learning_rate": learning_rate(state.step),
-            **({} if scale is None else {"train/loss_scale": scale.scale}),
-            **_ternary_health(ternary, changes),
-        }
-        return TrainState(state.step + 1, params, opt_state, ternary, scale), metrics
-
+    step = _with_loss_scale(step_of_loss, loss) if model.dtype == jnp.float16 else step_of_loss(loss)
     options = compiler_options(platform or jax.default_backend())
-    return jax.jit(train_step, donate_argnums=0, out_shardings=out_shardings, compiler_options=options)
+    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=options)
 
 
-def _split_rows(x: jax.Array, parts: int) -> jax.Array:
-    """Rows `[B, ...]` as `[parts, B / parts, ...]`, every part spread over all devices that hold the rows."""
-    return jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
+def accumulate_gradients(
+    loss: LossFunction, state: TrainState, batch: Batch, micro_batches: int
+) -> tuple[jax.Array, Params]:
+    """Return the mean loss over all tokens of a batch `[B, L]` and its gradient, from micro-batches `[B / n, L]`."""
+    value_and_grad = partial(jax.value_and_grad(loss, has_aux=True), state.params, state.ternary)
+    if micro_batches == 1:
+        (nats, tokens), grads = value_and_grad(batch)
+    else:
+        stacked = jax.tree.map(lambda rows: _split_rows(rows, micro_batches), batch)
+        shapes = jax.eval_shape(value_and_grad, jax.tree.map(lambda rows: rows[0], stacked))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+        def add(total, micro_batch):
+            return jax.tree.map(jnp.add, total, value_and_grad(micro_batch)), None
+
+        ((nats, tokens), grads), _ = jax.lax.scan(add, zeros, stacked)
+    return nats / tokens, jax.tree.map(lambda grad: grad / tokens, grads)
 
 
-def _count_changes(before: dict[str, TernaryWeight], after: dict[str, TernaryWeight]) -> dict[str, jax.Array]:
-    """Codes that a step changed, by matrix; in float32, which XLA for CPUs adds three times as fast as integers."""
-    return {name: jnp.sum(before[name].codes != after[name].codes, dtype=jnp.float32) for name in after}
+def _split_rows(rows: jax.Array, parts: int) -> jax.Array:
+    """Return rows `[B, ...]` as `[parts, B / parts, ...]`, every part spread over all devices that hold the rows."""
+    return jnp.moveaxis(rows.reshape(-1, parts, *rows.shape[1:]), 1, 0)
 
 
-def _overwriting(after: dict[str, TernaryWeight], changes: dict[str, jax.Array]) -> dict[str, TernaryWeight]:
-    """`after`, which waits for the count of its changes.
+def apply_update(
+    optimizer: optax.GradientTransformation, config: ModelConfig, state: TrainState, grads: Params
+) -> TrainState:
+    """Return the state after the optimizer's update, with the weights ternarised for the next step."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = cast(Params, optax.apply_updates(state.params, updates))
+    return TrainState(state.step + 1, params, opt_state, quantize_params(params, config), state.loss_scale)
 
-    It takes the donated place of the codes before. Without an order between their last use and the first write, XLA
-    copies all of them at the start of a step.
-    """
-    # A count is never negative, which XLA does not know.
-    return {name: weight.replace(codes=weight.codes | (changes[name] < 0)) for name, weight in after.items()}
 
-
-def _ternary_health(ternary: dict[str, TernaryWeight], changes: dict[str, jax.Array]) -> Metrics:
-    """Share of zero codes after a step, and share of codes that the step changed."""
-    if not ternary:
-        return {}
-    count = jnp.float32(sum(weight.codes.size for weight in ternary.values()))
-    others = [jnp.sum(jnp.abs(weight.codes), dtype=jnp.float32) for weight in ternary.values()]
+def step_metrics(loss: jax.Array, grads: Params, learning_rate: Any, before: TrainState, after: TrainState) -> Metrics:
+    """Return the numbers of a step: the loss in nats per token before it, norms, and the health of the codes."""
     return {
-        "ternary/zero_fraction": 1 - jnp.sum(jnp.stack(others)) / count,
-        "ternary/flip_rate": jnp.sum(jnp.stack(list(changes.values()))) / count,
+        "train/loss": loss,
+        "train/grad_norm": optax.tree.norm(grads),
+        "train/param_norm": optax.tree.norm(after.params),
+        "train/learning_rate": learning_rate,
+        **_ternary_health(before.ternary, after.ternary),
     }
+
+
+def _ternary_health(before: TernaryTree, after: TernaryTree) -> Metrics:
+    """Return the share of zero codes after a step, and the share of codes that the step changed."""
+    if not after:
+        return {}
+    count = jnp.float32(sum(weight.codes.size for weight in after.values()))
+    # In float32, which XLA for CPUs adds three times as fast as integers.
+    nonzero = [jnp.sum(jnp.abs(weight.codes), dtype=jnp.float32) for weight in after.values()]
+    flips = [jnp.sum(before[name].codes != after[name].codes, dtype=jnp.float32) for name in after]
+    return {
+        "ternary/zero_fraction": 1 - jnp.sum(jnp.stack(nonzero)) / count,
+        "ternary/flip_rate": jnp.sum(jnp.stack(flips)) / count,
+    }
+
+
+def _with_loss_scale(step_of_loss: Callable[[LossFunction], Step], loss: LossFunction) -> Step:
+    """Return a step that multiplies the loss, so that small float16 gradients do not vanish (arXiv 1710.03740).
+
+    Nats and tokens are multiplied alike, by a power of two, so the mean loss and its gradient come out as they are. A
+    step whose gradient overflows changes nothing but the scale; its gradient norm is reported as 0.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        scale: DynamicScale = state.loss_scale
+
+        def scaled_loss(*arguments: Any) -> tuple[jax.Array, jax.Array]:
+            nats, tokens = loss(*arguments)
+            return nats * scale.scale, tokens * scale.scale
+
+        after, metrics = step_of_loss(scaled_loss)(state, batch)
+        is_finite = jnp.isfinite(metrics["train/grad_norm"])
+        unchanged = state.replace(step=state.step + 1)
+        after = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, unchanged)
+        after = after.replace(loss_scale=_next_loss_scale(scale, is_finite))
+        norm = jnp.where(is_finite, metrics["train/grad_norm"], 0)
+        return after, metrics | {"train/grad_norm": norm, "train/loss_scale": after.loss_scale.scale}
+
+    return step
+
+
+def _next_loss_scale(scale: DynamicScale, is_finite: jax.Array) -> DynamicScale:
+    """Return half the scale after an overflow, twice the scale after many steps without one."""
+    grows = is_finite & (scale.fin_steps == scale.growth_interval)
+    factor = jnp.where(is_finite, jnp.where(grows, scale.growth_factor, 1.0), scale.backoff_factor)
+    smallest = 0.0 if scale.minimum_scale is None else scale.minimum_scale
+    steps = jnp.where(grows | ~is_finite, 0, scale.fin_steps + 1)
+    return scale.replace(fin_steps=steps, scale=jnp.maximum(scale.scale * factor, smallest))

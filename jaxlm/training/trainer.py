@@ -1,280 +1,197 @@
-"""Trainer: the loop around the training step, and everything that must survive its end."""
+"""The trainer: open, compile, take the steps, and keep everything that must survive the end."""
 
 import contextlib
-import shlex
-import time
 import warnings
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import SupportsFloat
 
 import jax
-import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 from jaxlm.checkpoints.checkpoint import Checkpoints
 from jaxlm.checkpoints.export import export_artifact
 from jaxlm.common.command_line import make_console
-from jaxlm.common.run.metrics_log import read_metrics
+from jaxlm.common.next_command import next_command
 from jaxlm.common.run.stop_request import StopRequested
-from jaxlm.common.run.summary import coverage_table, plot_losses
-from jaxlm.common.run.training_report import TrainingReport
-from jaxlm.common.sampling import Sampling
-from jaxlm.evaluate import evaluate, make_loss_function
+from jaxlm.common.run.summary import run_table
+from jaxlm.common.run.training_loop import sample_settings, train_steps, write_sample
+from jaxlm.common.run.training_report import ReportPlan, TrainingReport
+from jaxlm.evaluate import evaluate
 from jaxlm.generate import generate
-from jaxlm.ops.cpu import compiler_options
-from jaxlm.ops.ternary_linear import Params, TernaryWeight, quantize_params, with_ternary
+from jaxlm.ops.ternary_linear import with_ternary
 from jaxlm.parallel.distributed import SharedStop, all_or_none, is_first
-from jaxlm.parallel.sharding import (
-    batch_sharding,
-    batch_ways,
-    describe_mesh,
-    global_batch,
-    place,
-)
-from jaxlm.training.abstract_step import abstract_batch, step_of_run
+from jaxlm.parallel.sharding import describe_mesh
 from jaxlm.training.auto_size import choose_sizes
-from jaxlm.training.device_memory import check_state_fits, check_step_fits
 from jaxlm.training.host_allocator import keep_freed_memory, release_freed_memory
 from jaxlm.training.inputs import TrainingInputs, open_inputs, open_sets
-from jaxlm.training.optimizer import make_optimizer
-from jaxlm.training.train_config import TrainConfig, describe_model, training_model
-from jaxlm.training.train_step import TrainState, init_state
-from shared_tokenizer.data.batches import Batch
+from jaxlm.training.program import Program, ProgramBuilder
+from jaxlm.training.resolve import describe_model, resolve_steps
+from jaxlm.training.train_config import TrainConfig
+from jaxlm.training.train_step import TrainState
 from shared_tokenizer.data.evaluation import Evaluation
 from shared_tokenizer.manifest import sealed_directory
-
-Result = TypeVar("Result")
 
 
 def train(config: TrainConfig) -> bool:
     """Train as configured. Returns True when all steps are done, False when a signal ended the run early.
 
-    Raises ValueError on settings, data or a run directory that do not fit, FloatingPointError when the loss
-    is no longer finite. In either case the last checkpoint stays as it was.
+    Raises ValueError on settings, data or a run directory that do not fit, FloatingPointError when the loss is no
+    longer finite. In either case the last checkpoint stays as it was.
     """
     keep_freed_memory()
     if config.compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache_dir)
-        # Said in our words when the step is compiled.
+        # The trainer says this in its own words when it compiles the step.
         warnings.filterwarnings("ignore", "Error writing persistent compilation cache .*onednn")
     console = make_console()
     console.quiet = not is_first()
     with contextlib.ExitStack() as stack:
         sets = all_or_none(lambda: open_sets(config))
-        chosen = all_or_none(lambda: choose_sizes(config, sets, console.print))
-        # No name holds the inputs: the weights among them are let go once they are placed.
-        return _Trainer(all_or_none(lambda: open_inputs(chosen, sets, console, stack)), console).run()
+        counted = resolve_steps(config, sets.train_examples)
+        chosen = all_or_none(lambda: choose_sizes(counted, sets, console.print))
+        inputs = all_or_none(lambda: open_inputs(chosen, sets, console, stack))
+        checkpoints = stack.enter_context(contextlib.closing(_open_checkpoints(inputs, console)))
+        stack.enter_context(jax.set_mesh(inputs.mesh))
+        return _train(inputs, checkpoints, console)
 
 
-class _Trainer:
-    def __init__(self, inputs: TrainingInputs, console: Console):
-        config, model_config, mesh = inputs.config, inputs.model_config, inputs.mesh
-        self._config, self._model_config, self._mesh = config, model_config, mesh
-        self._tokenizer, self._data, self._initial = inputs.tokenizer, inputs.data, inputs.initial
-        self._run, self._stop, self._console = inputs.run, SharedStop(inputs.stop), console
-        self._model = training_model(config, model_config, mesh.devices.flat[0])
-        self._iterator = inputs.data.train
-        self._state: TrainState | None = None  # of the last whole step
+def _open_checkpoints(inputs: TrainingInputs, console: Console) -> Checkpoints:
+    return Checkpoints(
+        inputs.run.checkpoints,
+        keep_last=inputs.config.keep_last_checkpoints,
+        keep_best=inputs.config.keep_best_checkpoints,
+        tokenizer_fingerprint=inputs.tokenizer.fingerprint,
+        data_fingerprint=inputs.data.fingerprint,
+        log=console.print,
+    )
 
-    def run(self) -> bool:
-        config = self._config
-        self._checkpoints = Checkpoints(
-            self._run.checkpoints,
-            keep_last=config.keep_last_checkpoints,
-            keep_best=config.keep_best_checkpoints,
-            tokenizer_fingerprint=self._tokenizer.fingerprint,
-            data_fingerprint=self._data.fingerprint,
-            log=self._console.print,
+
+def _train(inputs: TrainingInputs, checkpoints: Checkpoints, console: Console) -> bool:
+    """Do all steps that are left. Returns False where a stop was asked for."""
+    config, stop, run = inputs.config, SharedStop(inputs.stop), None
+    try:
+        _print_start(inputs, console)
+        builder = ProgramBuilder(inputs, stop, console)
+        console.print(f"{describe_mesh(inputs.mesh)}; {describe_model(builder.model)}")
+        run = _Run(inputs, checkpoints, stop, builder.first_state(checkpoints), console)
+        run.program = builder.compile(run.state)
+        train_steps(run, config, run.report, int(run.state.step) + 1, config.total_steps)
+        stop.check()
+        evaluation = run.evaluate(config.total_steps)
+        run.save(evaluation)
+        checkpoints.finish()
+        run.finish(evaluation)
+    except StopRequested as request:
+        if run is not None:
+            run.save(None)
+            checkpoints.finish()
+        saved = "nothing to save yet" if run is None else f"saved step {int(run.state.step)}"
+        _print_resume_command(f"{request}: {saved}", inputs, console)
+        return False
+    return True
+
+
+class _Run:
+    """The state between two steps, and what is done there (see `TrainingRun` of jaxlm.common)."""
+
+    program: Program
+
+    def __init__(
+        self, inputs: TrainingInputs, checkpoints: Checkpoints, stop: SharedStop, state: TrainState, console: Console
+    ):
+        self.inputs, self.checkpoints, self.stop, self.console = inputs, checkpoints, stop, console
+        self.state = state
+        config, first = inputs.config, int(state.step)
+        self.first_step = first + 1
+        plan = ReportPlan(
+            config.total_steps, config.log_every_steps, config.tokens_per_step, inputs.data.tokens_per_epoch
         )
-        try:
-            with jax.set_mesh(self._mesh):
-                return self._run_to_the_end()
-        finally:
-            self._checkpoints.close()
+        run = inputs.run if is_first() else None
+        self.report = TrainingReport(plan, run, first, lambda: checkpoints.latest, console)
 
-    def _run_to_the_end(self) -> bool:
-        if is_first() and not self._run.tokenizer.exists():
-            with sealed_directory(self._run.tokenizer) as directory:
-                self._tokenizer.save(directory)
-        self._console.print(coverage_table(self._model_config))
-        self._console.print(describe_mesh(self._mesh))
-        self._console.print(describe_model(self._model))
-        try:
-            state = self._start()
-            step_function, self._loss_function = self._compile(state)
-            state = self._loop(state, step_function)
-            self._stop.check()
-            evaluation = self._evaluate(state, self._config.num_train_steps)
-            self._save(state, evaluation)
-            self._checkpoints.finish()
-            self._finish(state, evaluation)
-        except StopRequested as request:
-            if self._state is not None:
-                self._save(self._state, None)
-                self._checkpoints.finish()
-            self._say_how_to_resume(str(request))
-            return False
-        return True
+    def take_step(self, step: int) -> Mapping[str, SupportsFloat]:
+        self.checkpoints.poll()
+        self.state, metrics = self.program.take_step(self.state, next(self.inputs.data.train))
+        if step == self.first_step:
+            release_freed_memory()
+        return metrics
 
-    def _start(self) -> TrainState:
-        """The state to train from: fresh, from an artifact, or restored with the data iterator in its place."""
-        config = self._config
-        self._step, shapes = step_of_run(config, self._model, self._mesh)
-        self._shardings = shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-        check_state_fits(shapes, jax.local_devices()[0])
-        optimizer = make_optimizer(config.optimizer, config.num_train_steps)
-        # Made where it will live: no device ever holds more than its part.
-        initialise = jax.jit(lambda: init_state(self._model, optimizer, config.seed), out_shardings=shardings)
-        state = self._watch(lambda: jax.block_until_ready(initialise()))
-        restored = self._checkpoints.restore_latest(state.params, state.optimizer_memory(), self._iterator)
-        if restored is not None:
-            self._console.print(f"resuming after step {restored.step}")
-            step = place(np.int32(restored.step), shardings.step)
-            state = state.restored(step, restored.params, restored.opt_state, self._ternary(restored.params))
-        elif self._initial is not None:
-            params, self._initial = place(self._initial, shardings.params), None
-            state = state.replace(params=params, ternary=self._ternary(params))
-        self._report = TrainingReport(
-            config,
-            self._run.metrics if is_first() else None,
-            int(state.step),
-            lambda: self._checkpoints.latest,
-            self._console,
-        )
-        self._state = state
-        return state
+    def check_stop(self) -> None:
+        self.stop.check_step()
 
-    def _ternary(self, params: Params) -> dict[str, TernaryWeight]:
-        quantize = jax.jit(quantize_params, static_argnums=1, out_shardings=self._shardings.ternary)
-        return quantize(params, self._model_config)
-
-    def _compile(self, state: TrainState) -> tuple[Callable, Callable]:
-        config = self._config
-        if config.compilation_cache_dir and compiler_options(self._mesh.devices.flat[0].platform):
-            self._console.print(
-                "compilation_cache_dir: the training step is not kept there, for its oneDNN products cannot be"
-            )
-        batch = abstract_batch(self._mesh, config.sequences_per_step, config.seq_len, config.document_mask)
-        compiled = self._phase("compiling the training step", lambda: self._step.lower(state, batch).compile())
-        check_step_fits(
-            compiled, config.sequences_per_step, batch_ways(), config.grad_accumulation_steps, jax.local_devices()[0]
-        )
-        whole = NamedSharding(self._mesh, PartitionSpec())  # the loss is read by every process
-        loss = make_loss_function(self._model, whole)
-        weights = with_ternary(state.params, state.ternary)
-        val_batch = self._place(self._data.val[0])
-        compiled_loss = self._phase("compiling the evaluation", lambda: loss.lower(weights, val_batch).compile())
-        release_freed_memory()
-        return compiled, lambda weights, batch: compiled_loss(weights, self._place(batch))
-
-    def _place(self, batch: Batch) -> dict[str, jax.Array]:
-        """A batch that every process has whole."""
-        return place(dict(batch), dict.fromkeys(batch, batch_sharding(self._mesh)))
-
-    def _watch(self, work: Callable[[], Result]) -> Result:
-        def in_mesh() -> Result:
-            # The work may be done by another thread, which has a mesh of its own.
-            with jax.set_mesh(self._mesh):
-                return work()
-
-        return self._stop.watch(in_mesh)
-
-    def _phase(self, name: str, work: Callable[[], Result]) -> Result:
-        start = time.perf_counter()
-        self._console.print(f"{name} ...")
-        result = self._watch(work)
-        self._console.print(f"{name}: {time.perf_counter() - start:.1f} s")
-        return result
-
-    def _loop(self, state: TrainState, step_function: Callable) -> TrainState:
-        config = self._config
-        with self._report.training():
-            first = int(state.step) + 1
-            for step in range(first, config.num_train_steps + 1):
-                state, metrics = step_function(state, global_batch(self._mesh, next(self._iterator)))
-                if step == first:
-                    release_freed_memory()
-                # The device works on this step while the last one's numbers are read.
-                self._report.step(step, metrics)
-                self._state = state
-                self._stop.check_step()
-                evaluation = None
-                if _due(step, config.eval_every_steps, config.num_train_steps):
-                    evaluation = self._evaluate(state, step)
-                if _due(step, config.sample_every_steps, config.num_train_steps):
-                    self._sample(state, step)
-                if _due(step, config.checkpoint_every_steps, config.num_train_steps):
-                    self._save(state, evaluation)
-                self._checkpoints.poll()
-            self._report.flush()
-        return state
-
-    def _evaluate(self, state: TrainState, step: int) -> Evaluation:
-        """Held-out loss; raises StopRequested between batches."""
-        with self._report.pause():
-            weights = with_ternary(state.params, state.ternary)
-            token_bytes = self._tokenizer.token_bytes
-            found = evaluate(self._loss_function, weights, self._data.val, token_bytes, self._stop.check)
-            self._report.evaluation(step, found.loss, found.bits_per_byte)
+    def evaluate(self, step: int) -> Evaluation:
+        with self.report.pause():
+            weights = with_ternary(self.state.params, self.state.ternary)
+            token_bytes = self.inputs.tokenizer.token_bytes
+            found = evaluate(self.program.loss, weights, self.inputs.data.val, token_bytes, self.stop.check)
+            self.report.evaluation(step, found.loss, found.bits_per_byte)
         return found
 
-    def _sample(self, state: TrainState, step: int) -> str:
-        """Write a text sample to samples.txt; its random choices depend on (seed, step) alone."""
-        config = self._config
+    def sample(self, step: int) -> str:
+        config, tokenizer = self.inputs.config, self.inputs.tokenizer
         if config.sample_tokens == 0:
             return ""
-        with self._report.pause():
-            prompt = self._tokenizer.encode_prompt(config.sample_prompt)
-            sampling = Sampling(max_tokens=config.sample_tokens, temperature=0.7, top_p=0.95, seed=config.seed + step)
-            weights = with_ternary(state.params, state.ternary)
+        with self.report.pause():
+            prompt = tokenizer.encode_prompt(config.sample_prompt)
+            weights = with_ternary(self.state.params, self.state.ternary)
             ids = []
-            for token in generate(self._model, weights, prompt, sampling, self._tokenizer.eos_id):
-                self._stop.check()
+            for token in generate(self.program.model, weights, prompt, sample_settings(config, step), tokenizer.eos_id):
+                self.stop.check()
                 ids.append(token)
-            text = config.sample_prompt + self._tokenizer.decode(ids)
+            text = config.sample_prompt + tokenizer.decode(ids)
             if is_first():
-                with self._run.samples.open("a", encoding="utf-8") as file:
-                    file.write(f"=== step {step}\n{text}\n")
+                write_sample(self.inputs.run.samples, step, text)
         return text
 
-    def _save(self, state: TrainState, evaluation: Evaluation | None) -> None:
-        with self._report.pause():  # which refuses what is not finite: it must not be saved
-            step = int(state.step)
-            if step == self._checkpoints.latest:
-                return
-            loss = None if evaluation is None else evaluation.loss
-            self._checkpoints.save(step, state.params, state.optimizer_memory(), self._iterator, loss)
+    def save(self, evaluation: Evaluation | None) -> None:
+        with self.report.pause():  # which refuses a state that is not finite: it must not be saved
+            step = int(self.state.step)
+            if step != self.checkpoints.latest:
+                loss = None if evaluation is None else evaluation.loss
+                self.checkpoints.save(
+                    step, self.state.params, self.state.optimizer_state(), self.inputs.data.train, loss
+                )
 
-    def _finish(self, state: TrainState, evaluation: Evaluation) -> None:
-        say = self._console.print
-        text = self._sample(state, self._config.num_train_steps)
-        if is_first():
-            plot_losses(read_metrics(self._run.metrics), self._run.loss_plot)
-        kind = "packed" if self._model_config.has_packed_form else "latent"
-        # All processes have to see the same.
-        # None begins to write before all have looked.
-        if not all_or_none(self._run.artifact.exists):
+    def finish(self, evaluation: Evaluation) -> None:
+        """Write the last sample and the artifact, and print the result and the next commands."""
+        inputs, log = self.inputs, self.console.print
+        text = self.sample(inputs.config.total_steps)
+        kind = "packed" if inputs.model_config.has_packed_form else "latent"
+        # All processes have to see the same: none begins to write before all have looked.
+        if not all_or_none(inputs.run.artifact.exists):
             export_artifact(
-                self._run.artifact, self._model_config, state.params, kind, tokenizer_dir=self._run.tokenizer
+                inputs.run.artifact, inputs.model_config, self.state.params, kind, tokenizer_dir=inputs.run.tokenizer
             )
         if text:
-            say(f"--- sample\n{text}\n---")
-        unigram = self._data.unigram
-        say(f"held-out loss      {evaluation.loss:.4f} nats per token  {evaluation.bits_per_byte:.4f} bits per byte")
-        say(f"of a unigram model {unigram.loss:.4f} nats per token  {unigram.bits_per_byte:.4f} bits per byte")
-        say(f"{kind} artifact: {self._run.artifact}")
+            log(f"--- sample\n{text}\n---")
+        unigram = inputs.data.unigram
+        log(f"held-out loss    {evaluation.loss:.4f} nats per token  {evaluation.bits_per_byte:.4f} bits per byte")
+        log(f"unigram model    {unigram.loss:.4f} nats per token  {unigram.bits_per_byte:.4f} bits per byte")
+        log(f"{kind} artifact  {inputs.run.artifact}")
+        log(f"loss curve       {inputs.run.loss_plot}")
+        log(f"write with it:   {next_command('generate', '--model', str(inputs.run.path), '--prompt', '...')}")
+        log(f"on a Mac:        {next_command('mlx-generate', '--model', str(inputs.run.artifact), '--prompt', '...')}")
 
-    def _say_how_to_resume(self, signal_name: str) -> None:
-        config = shlex.quote(str(self._run.path / "config.yaml"))
-        saved = "nothing to save yet" if self._state is None else f"saved step {int(self._state.step)}"
-        everywhere = "" if self._config.distributed.alone else " on every host, each with its --distributed flags,"
-        self._console.print(
-            f"{signal_name}: {saved}. Resume{everywhere} with\n"
-            f"  python scripts/train_jax.py --config {config} --resume true"
+
+def _print_start(inputs: TrainingInputs, console: Console) -> None:
+    """Save the tokenizer of a fresh run, and print what will be trained."""
+    if is_first() and not inputs.run.tokenizer.exists():
+        with sealed_directory(inputs.run.tokenizer) as directory:
+            inputs.tokenizer.save(directory)
+    config = inputs.config
+    console.print(
+        run_table(
+            config.preset,
+            inputs.model_config,
+            steps=config.total_steps,
+            batch=f"{config.sequences_per_step} x {config.seq_len}",
+            tokens_per_step=config.tokens_per_step,
+            tokens_per_epoch=inputs.data.tokens_per_epoch,
         )
+    )
 
 
-def _due(step: int, every: int, last: int) -> bool:
-    """Whether something done every `every` steps is due; the last step's is done after the loop."""
-    return every > 0 and step % every == 0 and step != last
+def _print_resume_command(what: str, inputs: TrainingInputs, console: Console) -> None:
+    everywhere = "" if inputs.config.distributed.alone else " on every host, each with its --distributed flags,"
+    command = next_command("train", "--config", str(inputs.run.path / "config.yaml"), "--resume", "true")
+    console.print(f"{what}. Resume{everywhere} with\n  {command}")

@@ -10,10 +10,10 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
-from jaxlm.common.bounds import check_bounds
 from mlxlm.model.language_model import LanguageModel
 from mlxlm.model.layers import BitLinear
 from mlxlm.model.trees import flat_arrays
+from shared_tokenizer.settings import check_bounds, setting
 
 # The settings that mlx-lm keeps in an object of this name.
 LORA_PARAMETERS = ("rank", "scale", "dropout", "keys")
@@ -23,25 +23,19 @@ LORA_PARAMETERS = ("rank", "scale", "dropout", "keys")
 class AdapterConfig:
     """Which linear layers get an adapter, and of what size. Raises ValueError on a value out of range."""
 
-    rank: int = 8
+    rank: int = setting(8, at_least=1)
     """Rank of every adapter."""
-    scale: float = 20.0
+    scale: float = setting(20.0, more_than=0)
     """LoRA scale: the output is `W x + scale * B A x` (mlx-lm's convention, not alpha / rank)."""
-    dropout: float = 0.0
+    dropout: float = setting(0.0, at_least=0, less_than=1)
     """Share of the adapter's inputs that training sets to zero."""
     keys: tuple[str, ...] = ()
     """Linear layers by name, q_proj or self_attn.q_proj; an empty list means all linear layers of the blocks."""
-    num_layers: int = 0
+    num_layers: int = setting(0, at_least=0)
     """Number of blocks to adapt, counted from the last; 0 means all."""
 
     def __post_init__(self) -> None:
-        bounds = {
-            "rank": (self.rank >= 1, "at least 1"),
-            "scale": (0 < self.scale < float("inf"), "more than 0 and finite"),
-            "dropout": (0 <= self.dropout < 1, "at least 0, less than 1"),
-            "num_layers": (self.num_layers >= 0, "0 or more"),
-        }
-        check_bounds(self, bounds)
+        check_bounds(self)
 
     @property
     def lora_parameters(self) -> dict[str, Any]:

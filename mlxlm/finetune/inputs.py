@@ -1,7 +1,6 @@
-"""All that a fine-tuning run needs; what may be refused is refused here, and then nothing is left behind."""
+"""Everything that a fine-tuning run needs. What may be refused is refused here, and then nothing is left behind."""
 
 import contextlib
-import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,14 +12,15 @@ from rich.console import Console
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.formats.open_model import open_model
-from jaxlm.common.run.optimizer_config import learning_rate_pieces
+from jaxlm.common.run.optimizer_config import check_schedule
+from jaxlm.common.run.run_config import steps_of_epochs
 from jaxlm.common.run.run_directory import RunDirectory, open_run_directory
 from jaxlm.common.run.stop_request import StopRequest
 from jaxlm.common.sampling import check_prompt
 from mlxlm.adapters.adapters import AdapterConfig, add_adapters, base_fingerprint
 from mlxlm.finetune.data import ProcessBatches
 from mlxlm.finetune.distillation import open_teacher
-from mlxlm.finetune.finetune_config import LONGEST_DEFAULT, RESUMABLE_CHANGES, FinetuneConfig
+from mlxlm.finetune.finetune_config import LONGEST_DEFAULT, FinetuneConfig
 from mlxlm.finetune.processes import any_of, is_first
 from mlxlm.finetune.qat import latent_model
 from mlxlm.finetune.warm_start import ramp_steps, warm_start_model
@@ -36,42 +36,43 @@ from shared_tokenizer.preparation.prepare_slice import Summary
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 SETTINGS = "finetune.yaml"
+DEFAULT_EPOCHS = 1.0
 
 
 @dataclass(frozen=True)
 class FinetuneInputs:
-    """What a run works with."""
+    """Everything that a run works with."""
 
     config: FinetuneConfig
     model: LanguageModel
     """With its trainable parameters unfrozen and all else frozen."""
     teacher: LanguageModel | None
-    """What it is distilled from."""
+    """The frozen model that it is distilled from."""
     adapters: AdapterConfig | None
-    """Of method lora."""
+    """Those of method lora."""
     fingerprint: str
     """sha256 of the model before the run."""
     tokenizer: Tokenizer
     tokenizer_dir: Path
-    """Its files."""
+    """The directory of its files."""
     data_fingerprint: str
     train: ProcessBatches
     val: list[Example]
     """Whole batches, the same on every process."""
     num_train_steps: int
     quantize_steps: int
-    """Steps before the model is ternary, where it is quantized on the way."""
+    """Steps until a model that is quantized little by little is ternary."""
     seq_len: int
+    """Tokens per sequence."""
+    tokens_per_epoch: int
+    """Tokens of one pass over the training examples, all processes together."""
     run: RunDirectory
     stop: StopRequest
 
     @property
     def tokens_per_step(self) -> int:
+        """Tokens that an optimizer step sees, all processes together."""
         return self.config.batch_size * self.seq_len
-
-    @property
-    def log_every_steps(self) -> int:
-        return self.config.log_every_steps
 
 
 def open_inputs(config: FinetuneConfig, console: Console, stack: contextlib.ExitStack) -> FinetuneInputs:
@@ -101,8 +102,8 @@ def open_inputs(config: FinetuneConfig, console: Console, stack: contextlib.Exit
         for line in sets.packing_reports():
             console.print(line)
         train = ProcessBatches(sets, config.batch_size, config.seed)
-        steps = _num_train_steps(config, sum(map(len, sets.train)))
-        learning_rate_pieces(config.optimizer, steps)
+        steps = _num_train_steps(config, sets.train_examples)
+        check_schedule(config.optimizer, steps)
         quantize_steps = ramp_steps(config.quantize_steps, steps)
         if config.sample_tokens:
             prompt = sets.tokenizer.encode_prompt(config.sample_prompt)
@@ -121,6 +122,7 @@ def open_inputs(config: FinetuneConfig, console: Console, stack: contextlib.Exit
             num_train_steps=steps,
             quantize_steps=quantize_steps,
             seq_len=seq_len,
+            tokens_per_epoch=sets.train_examples * seq_len,
             run=run,
             stop=stack.enter_context(StopRequest()),
         )
@@ -141,12 +143,11 @@ def _seq_len(config: FinetuneConfig, model: ModelConfig) -> int:
 def _num_train_steps(config: FinetuneConfig, examples: int) -> int:
     if config.num_train_steps is not None:
         return config.num_train_steps
-    epochs = 1.0 if config.epochs is None else config.epochs
-    return max(1, math.ceil(epochs * examples / config.batch_size))
+    return steps_of_epochs(config.num_epochs or DEFAULT_EPOCHS, examples, config.batch_size)
 
 
 def _trainable(config: FinetuneConfig, artifact: Artifact) -> tuple[LanguageModel, AdapterConfig | None, str]:
-    """The model as the method trains it, its adapters, and its fingerprint before."""
+    """Return the model as the method trains it, its adapters, and its fingerprint before."""
     has_quantized = artifact.config.has_packed_form
     if config.method == "lora":
         model = built_model(artifact)
@@ -167,14 +168,14 @@ def _trainable(config: FinetuneConfig, artifact: Artifact) -> tuple[LanguageMode
 
 @contextlib.contextmanager
 def _run_directory(config: FinetuneConfig) -> Iterator[RunDirectory]:
-    """The run directory, made and locked by the first process before the others go on."""
+    """Let the first process make and lock the run directory before the others go on."""
     path = Path(config.output_dir)
     with contextlib.ExitStack() as stack:
         run, error = RunDirectory(path), None
         if is_first():
             try:
                 opened = open_run_directory(
-                    path, asdict(config), resume=config.resume, may_change=RESUMABLE_CHANGES, settings_file=SETTINGS
+                    path, FinetuneConfig, asdict(config), resume=config.resume, settings_file=SETTINGS
                 )
                 run = stack.enter_context(opened)
             except (ValueError, OSError) as found:
@@ -184,7 +185,7 @@ def _run_directory(config: FinetuneConfig) -> Iterator[RunDirectory]:
 
 
 def _agree(error: Exception | None) -> None:
-    """Raise the error of this process, or that another has one."""
+    """Raise the error of this process, or say that the first process has one."""
     if any_of(error is not None):
         raise error or ValueError(f"process {mx.distributed.init().rank()}: ended, because the first process did")
 
@@ -192,7 +193,7 @@ def _agree(error: Exception | None) -> None:
 def _open_data(
     config: FinetuneConfig, tokenizer: Tokenizer | None, run: RunDirectory, seq_len: int, console: Console
 ) -> DataSets:
-    """The shard sets that are named, and one of all texts and chats that are named."""
+    """Open the shard sets that are named, and make one of all texts and chats that are named."""
     shards = [Path(path) for path in config.data if (Path(path) / MANIFEST).is_file()]
     texts = [path for path in config.data if Path(path) not in shards]
     if texts:
@@ -222,7 +223,7 @@ def _open_data(
 def _prepare(
     config: FinetuneConfig, texts: list[str], tokenizer: Tokenizer | None, run: RunDirectory, console: Console
 ) -> None:
-    """Texts and chats -> token shards in the run directory, by the model's own tokenizer and chat template."""
+    """Write texts and chats as token shards into the run directory, by the model's own tokenizer and chat template."""
     if tokenizer is None:
         raise ValueError(f"{config.model}: found no tokenizer, so text cannot be read; name token shards as data")
     with tokenizer_directory(Path(config.model), tokenizer) as source:

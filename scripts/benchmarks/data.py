@@ -23,7 +23,7 @@ from jaxlm.common.command_line import make_console
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
-from jaxlm.training.train_config import choose_remat
+from jaxlm.training.resolve import choose_remat
 from jaxlm.training.train_step import init_state, make_train_step
 from shared_tokenizer.data.batches import Batch, BatchOrder, training_batches
 from shared_tokenizer.data.data_sets import DataSets
@@ -35,7 +35,7 @@ BATCH_CHARACTERS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class DataBenchmark:
     """What to measure on."""
 
     data_dir: str = "data/stdlib"
@@ -58,7 +58,7 @@ class Settings:
     """Steps in each of the blocks that take turns."""
 
 
-def benchmark(settings: Settings) -> None:
+def benchmark(settings: DataBenchmark) -> None:
     """Compare preparation with the bare tokenizer library, and training batches with a constant one."""
     with tempfile.TemporaryDirectory() as directory:
         _preparation(settings, Path(directory))
@@ -83,7 +83,7 @@ def _short_documents(source: str) -> Iterator[Document]:
         yield from cut_document(document, 4000)
 
 
-def _preparation(settings: Settings, directory: Path) -> None:
+def _preparation(settings: DataBenchmark, directory: Path) -> None:
     corpus = directory / "corpus.jsonl"
     _write_corpus(corpus, settings.input, settings.megabytes)
     bare, ours = [], []
@@ -101,13 +101,13 @@ def _preparation(settings: Settings, directory: Path) -> None:
     console.print(f"preparation / library = {bare_median / our_median:.2f}")
 
 
-def _prepare(corpus: Path, output: Path, settings: Settings, num_workers: int) -> None:
+def _prepare(corpus: Path, output: Path, settings: DataBenchmark, num_workers: int) -> None:
     command = [sys.executable, "scripts/prepare_data.py", "--input", str(corpus), "--output_dir", str(output)]
     command += ["--tokenizer", f"{settings.data_dir}/{TOKENIZER}", "--num_workers", str(num_workers)]
     subprocess.run(command, check=True, capture_output=True)
 
 
-def _bare_seconds(corpus: Path, settings: Settings) -> float:
+def _bare_seconds(corpus: Path, settings: DataBenchmark) -> float:
     """The slowest process's time to encode its share of the texts, which it holds in memory."""
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(settings.num_workers, context) as pool:
@@ -153,7 +153,7 @@ def _batched(texts: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _memory(settings: Settings, directory: Path) -> None:
+def _memory(settings: DataBenchmark, directory: Path) -> None:
     peaks = []
     for megabytes in settings.memory_megabytes:
         corpus = directory / f"{megabytes}.jsonl"
@@ -167,13 +167,13 @@ def _memory(settings: Settings, directory: Path) -> None:
     console.print(f"large / small = {peaks[1] / peaks[0]:.2f}")
 
 
-def _peak_of_preparing(corpus: Path, output: Path, settings: Settings) -> int:
+def _peak_of_preparing(corpus: Path, output: Path, settings: DataBenchmark) -> int:
     _prepare(corpus, output, settings, 1)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
 
 
-def _batches(settings: Settings) -> None:
+def _batches(settings: DataBenchmark) -> None:
     sets = DataSets.open([Path(settings.data_dir)], settings.seq_len)
     config = replace(preset(settings.preset), vocab_size=sets.tokenizer.vocab_size)
     recipe = OptimizerConfig()

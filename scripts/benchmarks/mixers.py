@@ -27,7 +27,7 @@ from jaxlm.ops.ternary_linear import ternarize
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class MixersBenchmark:
     """What to measure."""
 
     preset: str = "ternary-tiny"
@@ -44,7 +44,7 @@ class Settings:
     """Turns that the contestants take."""
 
 
-def benchmark(settings: Settings) -> None:
+def benchmark(settings: MixersBenchmark) -> None:
     """Compare MLGRU with attention: time and memory of training, speed of decoding in JAX and MLX."""
     attention = replace(preset(settings.preset), max_seq_len=2 * max(*settings.contexts, *settings.seq_lens))
     mlgru = replace(attention, token_mixer="mlgru", num_heads=0, num_kv_heads=0, head_dim=0)
@@ -54,7 +54,7 @@ def benchmark(settings: Settings) -> None:
     _decoding(settings, models)
 
 
-def _scans(settings: Settings, width: int) -> None:
+def _scans(settings: MixersBenchmark, width: int) -> None:
     """The recurrence and its gradient alone: as trained here, and by two scans that jax differentiates."""
     ways = {
         "ours": linear_recurrence.linear_recurrence,
@@ -96,7 +96,7 @@ def _associative_scan(decays: jax.Array, updates: jax.Array, initial: jax.Array)
     return jax.lax.associative_scan(join, (decays, updates), axis=1)[1]
 
 
-def _training(settings: Settings, models: dict[str, ModelConfig]) -> None:
+def _training(settings: MixersBenchmark, models: dict[str, ModelConfig]) -> None:
     table = Table(title=f"training step of {settings.tokens_per_step:,} tokens")
     headings = ("seq_len", "attention ms", "mlgru ms", "time ratio", "attention MB", "mlgru MB", "memory ratio")
     for heading in headings:
@@ -138,7 +138,7 @@ def _take_turns(contestants: dict[str, Callable[[], Any]], turns: int) -> dict[s
     return {name: statistics.median(found[1:]) for name, found in seconds.items()}
 
 
-def _decoding(settings: Settings, models: dict[str, ModelConfig]) -> None:
+def _decoding(settings: MixersBenchmark, models: dict[str, ModelConfig]) -> None:
     table = Table(title="decoding, tokens/s")
     for heading in ("model", *(f"after {context:,}" for context in settings.contexts), "last / first"):
         table.add_column(heading, justify="left" if heading == "model" else "right")

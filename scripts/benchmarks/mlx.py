@@ -35,7 +35,7 @@ from mlxlm.load import load_model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class MlxBenchmark:
     """What to measure."""
 
     preset: str = "dense-5m"
@@ -60,14 +60,14 @@ class Settings:
     """Tokens of the step that this memory is measured in: few, so that it is that of weights."""
 
 
-def benchmark(settings: Settings) -> None:
+def benchmark(settings: MlxBenchmark) -> None:
     """Print tokens/s and peak memory of LoRA training and of generation by mlx-lm and by us, and bits per weight."""
     with tempfile.TemporaryDirectory() as folder:
         _against_stock(settings, Path(folder))
         _ternary_memory(settings, Path(folder))
 
 
-def _against_stock(settings: Settings, folder: Path) -> None:
+def _against_stock(settings: MlxBenchmark, folder: Path) -> None:
     config = preset(settings.preset)
     save_blank_artifact(folder / "artifact", config)
     directory = folder / "mlx"
@@ -166,7 +166,7 @@ def _our_generation(directory: Path, prompt: list[int], tokens: int) -> OnDevice
     return _measured(lambda: list(generate(model, prompt, Sampling(max_tokens=tokens, temperature=0.0))))
 
 
-def _ternary_memory(settings: Settings, folder: Path) -> None:
+def _ternary_memory(settings: MlxBenchmark, folder: Path) -> None:
     """What a packed model and its float twin hold, and what a step of LoRA takes beside it.
 
     Over so few tokens that activations are next to nothing, a dequantized copy of a weight would show in the peak.

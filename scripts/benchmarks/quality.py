@@ -18,7 +18,7 @@ from jaxlm.evaluate import evaluate, make_loss_function
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.ops.ternary_linear import with_ternary
 from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
-from jaxlm.training.train_config import choose_remat
+from jaxlm.training.resolve import choose_remat
 from jaxlm.training.train_step import init_state, make_train_step
 from shared_tokenizer.data.batches import Batch, BatchOrder, training_batches
 from shared_tokenizer.data.data_sets import DataSets
@@ -26,7 +26,7 @@ from shared_tokenizer.data.evaluation import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class QualityBenchmark:
     """Models trained side by side, on the same tokens in the same order from the same seed."""
 
     data_dir: str = "data/stdlib"
@@ -65,7 +65,7 @@ class Settings:
 class Contestant:
     """A model in training, with the seconds that its steps took."""
 
-    def __init__(self, name: str, config: ModelConfig, learning_rate: float, settings: Settings):
+    def __init__(self, name: str, config: ModelConfig, learning_rate: float, settings: QualityBenchmark):
         self.name, self.config, self.learning_rate = name, config, learning_rate
         self._model = LanguageModel(config, remat=choose_remat("auto", config, jax.devices()[0]))
         optimizer = replace(settings.optimizer, learning_rate=learning_rate)
@@ -89,7 +89,7 @@ class Contestant:
         return evaluate(make_loss_function(self._model), weights, batches, token_bytes)
 
 
-def benchmark(settings: Settings) -> None:
+def benchmark(settings: QualityBenchmark) -> None:
     """Train models side by side and print their held-out losses and speeds."""
     sets = DataSets.open([Path(settings.data_dir)], settings.seq_len)
     tokenizer = sets.tokenizer
@@ -110,7 +110,7 @@ def benchmark(settings: Settings) -> None:
     _print_quality(settings, contestants, [c.evaluate(batches, tokenizer.token_bytes) for c in contestants])
 
 
-def _print_quality(settings: Settings, contestants: list[Contestant], found: list[Evaluation]) -> None:
+def _print_quality(settings: QualityBenchmark, contestants: list[Contestant], found: list[Evaluation]) -> None:
     tokens = settings.num_train_steps * settings.batch_size * settings.seq_len
     table = Table(title=f"{tokens:,} tokens, seed {settings.seed}")
     headings = ("rate", "parameters", "artifact bytes", "nats per token", "bits per byte", "tokens/s", "speed")

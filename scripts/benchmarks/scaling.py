@@ -33,7 +33,7 @@ FEW, MANY = 4, 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class ScalingBenchmark:
     """Where the doubling starts."""
 
     preset: str = "ternary-tiny"
@@ -58,7 +58,7 @@ class Cost:
     """Bytes of the arrays that are brought together."""
 
 
-def benchmark(settings: Settings) -> None:
+def benchmark(settings: ScalingBenchmark) -> None:
     """Double one size after the other, and compare what the compiled step costs with what it should."""
     if len(jax.devices()) < 2 * settings.devices:
         raise ValueError(
@@ -105,7 +105,7 @@ def _seconds_to_compile(config: ModelConfig) -> float:
     return time.process_time() - start
 
 
-def measure(settings: Settings) -> Cost:
+def measure(settings: ScalingBenchmark) -> Cost:
     """Compile the step and read off its cost."""
     mesh = make_mesh(MeshConfig(data=1, fsdp=-1), jax.devices()[: settings.devices])
     check_batch(mesh, settings.batch_size, 1)
@@ -117,16 +117,16 @@ def measure(settings: Settings) -> Cost:
     return Cost(sum(costs.flops.values()), compiled_memory(compiled).temporaries, gathered)
 
 
-def flops_on_paper(settings: Settings) -> float:
+def flops_on_paper(settings: ScalingBenchmark) -> float:
     """Of one device."""
     return model_flops(_model(settings), settings.batch_size, settings.seq_len) / settings.devices
 
 
-def gathered_on_paper(settings: Settings) -> int:
+def gathered_on_paper(settings: ScalingBenchmark) -> int:
     """Codes once forward and once backward, the float32 embedding table once."""
     config = _model(settings)
     return 2 * ternary_parameter_count(config) + 4 * config.vocab_size * config.hidden_size
 
 
-def _model(settings: Settings) -> ModelConfig:
+def _model(settings: ScalingBenchmark) -> ModelConfig:
     return replace(preset(settings.preset), num_layers=settings.layers)

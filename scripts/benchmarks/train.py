@@ -36,7 +36,7 @@ LARGEST_PRODUCT = {"cpu": 4096, "gpu": 8192}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class TrainBenchmark:
     """What to measure."""
 
     presets: list[str] = field(default_factory=lambda: ["ternary-tiny", "ternary-25m"])
@@ -53,7 +53,7 @@ class Settings:
     """PyTorch's forms to compare with."""
 
 
-def benchmark(settings: Settings) -> None:
+def benchmark(settings: TrainBenchmark) -> None:
     """Print tokens/s, peak memory and utilization of every form of the same model and batch."""
     if settings.peers and importlib.util.find_spec("torch") is None:
         raise ValueError("peers: torch is not installed; pip install '.[witness]', or set --peers '[]'")
@@ -67,7 +67,7 @@ def benchmark(settings: Settings) -> None:
         _print(settings, name, ternary, found)
 
 
-def _contestants(settings: Settings, ternary: ModelConfig, dense: ModelConfig, folder: Path) -> dict[str, Setup]:
+def _contestants(settings: TrainBenchmark, ternary: ModelConfig, dense: ModelConfig, folder: Path) -> dict[str, Setup]:
     shape, dtype = (settings.batch_size, settings.seq_len), settings.dtype
     contestants: dict[str, Setup] = {
         "jaxlm ternary": functools.partial(training_step, ternary, *shape, dtype=dtype),
@@ -151,7 +151,7 @@ def _best_product(dtype: str) -> Callable[[], Any]:
     return on_device(lambda: jax.block_until_ready(product(matrix, matrix)))
 
 
-def _print(settings: Settings, name: str, config: ModelConfig, found: dict[str, Measured]) -> None:
+def _print(settings: TrainBenchmark, name: str, config: ModelConfig, found: dict[str, Measured]) -> None:
     tokens = settings.batch_size * settings.seq_len
     size = LARGEST_PRODUCT[_device()]
     peak = 2 * size**3 / found.pop(BEST_PRODUCT).seconds

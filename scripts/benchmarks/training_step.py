@@ -14,7 +14,7 @@ from jaxlm.model.language_model import LanguageModel, Remat
 from jaxlm.ops.attention import choose_kernel
 from jaxlm.training.host_allocator import keep_freed_memory, release_freed_memory
 from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
-from jaxlm.training.train_config import choose_remat
+from jaxlm.training.resolve import choose_remat
 from jaxlm.training.train_step import init_state, make_train_step
 from shared_tokenizer.data.examples import Example
 

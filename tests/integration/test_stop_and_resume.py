@@ -164,7 +164,7 @@ def stop_at(arguments, line_start: str, number: int):
     [
         ("compiling the training step", signal.SIGTERM),
         ("step 5/", signal.SIGINT),
-        ("step 10  held-out", signal.SIGHUP),
+        ("step 10  epoch", signal.SIGHUP),
     ],
 )
 def test_a_signal_saves_and_leaves_with_the_resume_command(workplace, line_start, number):

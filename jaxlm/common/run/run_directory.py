@@ -1,4 +1,4 @@
-"""A run's directory: its files, its lock, its settings."""
+"""The directory of a run: its files, its lock, its settings."""
 
 import contextlib
 import fcntl
@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from shared_tokenizer.manifest import refuse_inside_sealed, write_file
+from shared_tokenizer.settings import resumable_fields, with_new_names
 
 CONFIG = "config.yaml"
 LOCK = "run.lock"
@@ -18,7 +19,7 @@ LOCK = "run.lock"
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Where a run keeps its files."""
+    """The places of a run's files."""
 
     path: Path
 
@@ -56,11 +57,12 @@ class RunDirectory:
 
 
 def is_run_directory(path: Path, settings_file: str = CONFIG) -> bool:
+    """Return True if a directory holds the settings of a run."""
     return (path / settings_file).is_file()
 
 
 def read_settings(path: Path, settings_file: str = CONFIG) -> dict[str, Any]:
-    """The resolved settings of a run, as plain values. Raises ValueError where the file does not hold settings."""
+    """Read the resolved settings of a run, as plain values. Raises ValueError where the file holds no settings."""
     try:
         content = yaml.safe_load((path / settings_file).read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -80,17 +82,12 @@ def read_run_config(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def open_run_directory(
-    path: Path,
-    settings: Mapping[str, Any],
-    *,
-    resume: bool,
-    may_change: Collection[str],
-    settings_file: str = CONFIG,
+    path: Path, settings_class: type, settings: Mapping[str, Any], *, resume: bool, settings_file: str = CONFIG
 ) -> Iterator[RunDirectory]:
     """Create a run directory, or open it again with `resume`, and hold its lock.
 
-    The settings are written before anything else; `may_change` names those that a resumed run may have anew. Raises
-    ValueError where the directory is in use, holds a run and resume was not asked for, or holds a run of other
+    The settings are written before anything else; the fields of their class say which ones a resumed run may have anew.
+    Raises ValueError where the directory is in use, holds a run and resume was not asked for, or holds a run of other
     settings.
     """
     exists = is_run_directory(path, settings_file)
@@ -108,12 +105,13 @@ def open_run_directory(
     with _locked(path / LOCK):
         if exists and not resume:
             raise ValueError(
-                f"{path}: already holds a run; continue it with --resume true or choose another output_dir"
+                f"{path}: already holds a run; continue it with --resume or choose another output_dir"
             )
         # As the file has it: tuples are lists there.
         resolved = yaml.safe_load(yaml.safe_dump({**settings, "resume": resume}))
         if exists:
-            _check_same_run(path / settings_file, read_settings(path, settings_file), resolved, may_change)
+            before = with_new_names(settings_class, read_settings(path, settings_file))
+            _check_same_run(path / settings_file, before, resolved, resumable_fields(settings_class))
         text = yaml.safe_dump(resolved | {"resume": False}, sort_keys=False, allow_unicode=True)
         write_file(path / settings_file, text.encode())
         yield RunDirectory(path)

@@ -1,4 +1,4 @@
-"""What a run shows of its model and of its loss: the table of what is ternary, the loss plot."""
+"""Tables of a model and of a run, and the plot of its losses."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from jaxlm.common.architecture.parameters import (
 
 
 def coverage_table(config: ModelConfig) -> Table:
-    """Which matrices are ternary, how many parameters they hold, and the bytes that a packed artifact will have."""
+    """Return a table of all matrices: which are ternary, their parameters, and their bytes in a packed artifact."""
     table = Table(title="Model")
     for heading in ("parameter", "shape", "stored as"):
         table.add_column(heading, no_wrap=True)
@@ -42,6 +42,29 @@ def coverage_table(config: ModelConfig) -> Table:
     table.add_section()
     table.add_row("total", "", f"{ternary / total:.0%} ternary", f"{total:,}", f"{tensor_bytes(config, 'packed'):,}")
     return table
+
+
+def run_table(
+    name: str, config: ModelConfig, *, steps: int, batch: str, tokens_per_step: int, tokens_per_epoch: int
+) -> Table:
+    """Return a short table of a run: the model, its size, and the tokens that it will see."""
+    total, ternary = parameter_count(config), ternary_parameter_count(config)
+    tokens = steps * tokens_per_step
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("model", f"{name}: {total:,} parameters, {ternary / total:.0%} ternary")
+    if config.has_packed_form:
+        table.add_row("file", f"{_size(tensor_bytes(config, 'packed'))} packed")
+    table.add_row("steps", f"{steps:,} of {batch} = {tokens_per_step:,} tokens")
+    table.add_row("tokens", f"{tokens:,}, {tokens / total:.2g} per parameter")
+    table.add_row("epochs", f"{tokens / tokens_per_epoch:.2f} of {tokens_per_epoch:,} training tokens")
+    return table
+
+
+def _size(nbytes: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if nbytes >= size:
+            return f"{nbytes / size:.1f} {unit}"
+    return f"{nbytes / 1e3:.1f} kB"
 
 
 def plot_losses(lines: Sequence[dict[str, Any]], path: Path) -> None:

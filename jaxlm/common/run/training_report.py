@@ -1,70 +1,73 @@
-"""What a run says while it trains: progress on the terminal and lines of metrics.jsonl, as long as its numbers are
-finite.
-"""
+"""The report of a run while it trains: a progress bar, lines of history, metrics.jsonl and loss.png."""
 
 import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, Protocol, SupportsFloat
+from dataclasses import dataclass
+from typing import Any, SupportsFloat
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxlm.common.run.metrics_log import MetricsLog
+from jaxlm.common.run.metrics_log import MetricsLog, read_metrics
+from jaxlm.common.run.run_directory import RunDirectory
+from jaxlm.common.run.summary import plot_losses
+
+# Steps after which the time of the whole run is estimated.
+_STEPS_TO_TIME = 10
 
 
-class ReportSettings(Protocol):
-    """What a report needs to know of a run's settings."""
+@dataclass(frozen=True)
+class ReportPlan:
+    """The size of a run, as its report counts it."""
 
-    @property
-    def num_train_steps(self) -> int: ...
-
-    @property
-    def log_every_steps(self) -> int: ...
-
-    @property
-    def tokens_per_step(self) -> int: ...
+    num_train_steps: int
+    log_every_steps: int
+    tokens_per_step: int
+    tokens_per_epoch: int
+    """Tokens of one pass over the training data."""
 
 
 class TrainingReport:
     """Reads the numbers of each step while the device works on the next, and reports them.
 
-    Speed is counted from one step that is handed over to the next, less the pauses: when numbers are read says little
-    of when a step was done, because some devices work while the next step is handed over, and others before.
-    `metrics` is the file to write, None for none; `last_checkpoint` gives the step of the newest checkpoint, for the
-    message of a run that has diverged.
+    Speed is counted between the moments when steps are dispatched, less the pauses: the moment when numbers are read
+    tells little, because some devices work while the next step is dispatched and others before. `metrics` and
+    `loss_plot` are the files to write, None for none; `last_checkpoint` returns the step of the newest checkpoint, for
+    the message of a run that has diverged.
     """
 
     def __init__(
         self,
-        config: ReportSettings,
-        metrics: Path | None,
+        plan: ReportPlan,
+        run: RunDirectory | None,
         first_step: int,
         last_checkpoint: Callable[[], int | None],
         console: Console,
     ):
-        self._config, self._console, self._last_checkpoint = config, console, last_checkpoint
-        self._metrics = None if metrics is None else MetricsLog(metrics, first_step)
-        self._pending: tuple[int, Mapping[str, SupportsFloat], float] | None = None  # and when it was handed over
+        self._plan, self._console, self._last_checkpoint = plan, console, last_checkpoint
+        self._run = run
+        self._metrics = None if run is None else MetricsLog(run.metrics, first_step)
+        self._pending: tuple[int, Mapping[str, SupportsFloat], float] | None = None  # and when it was dispatched
         self._first = first_step + 1
-        self._last_log = (first_step, 0.0)  # step of the last line, and when it was handed over
+        self._last_log = (first_step, 0.0)  # step of the last line, and when it was dispatched
+        self._latest: dict[str, float] = {}  # the numbers of the last line
         self._progress = _progress_bar(console)
         self._task = self._progress.add_task(
-            "training", total=config.num_train_steps, completed=first_step, loss="", speed=""
+            "training", total=plan.num_train_steps, completed=first_step, loss="", speed=""
         )
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """While entered, time counts as training and the progress bar is shown."""
+        """Count time as training and show the progress bar while entered."""
         self._last_log = (self._last_log[0], time.perf_counter())
         with self._progress:
             yield
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Read what is pending, then keep the time spent inside out of the training speed."""
+        """Report the pending step, then keep the time spent inside out of the training speed."""
         self.flush()
         start = time.perf_counter()
         yield
@@ -72,79 +75,106 @@ class TrainingReport:
         self._last_log = (step, before + time.perf_counter() - start)
 
     def step(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
-        """Report the step before; this one's numbers wait until its device has them, except for the first's."""
+        """Report the step before. The numbers of this one wait until its device has them, except those of the first."""
         self.flush()
-        handed_over = time.perf_counter()
-        self._pending = (step, metrics, handed_over)
+        dispatched = time.perf_counter()
+        self._pending = (step, metrics, dispatched)
         if step == self._first:
-            # No step was handed over before it to count from, so it counts by itself.
+            # No step was dispatched before it to count from, so it is timed alone.
             self.flush()
-            self._last_log = (step, handed_over)
+            self._last_log = (step, dispatched)
+            self._started = dispatched
 
     def flush(self) -> None:
-        """Report the step whose numbers wait; raises FloatingPointError where they are not finite."""
+        """Report the pending step. Raises FloatingPointError where its numbers are not finite."""
         if self._pending is None:
             return
-        (step, metrics, handed_over), self._pending = self._pending, None
+        (step, metrics, dispatched), self._pending = self._pending, None
         for name in ("train/loss", "train/grad_norm", "train/param_norm"):
             if not math.isfinite(value := float(metrics[name])):
                 raise FloatingPointError(
-                    f"step {step}: {name} is {value}; {self._left()}. Lower optimizer.learning_rate and start a new run"
+                    f"step {step}: {name} is {value}; {self._newest_checkpoint()}. Lower optimizer.learning_rate and "
+                    "start a new run"
                 )
         if float(metrics.get("train/loss_scale", 1)) < 1:
             raise FloatingPointError(
-                f"step {step}: gradients overflow float16 even unscaled; {self._left()}. Lower "
+                f"step {step}: gradients overflow float16 even unscaled; {self._newest_checkpoint()}. Lower "
                 f"optimizer.learning_rate and start a new run, or take --dtype float32"
             )
         shown: dict[str, Any] = {"loss": f"loss {float(metrics['train/loss']):.4f}"}
         if self._is_log_step(step):
-            end = time.perf_counter() if step == self._first else handed_over
+            end = time.perf_counter() if step == self._first else dispatched
             shown["speed"] = f"{self._log(step, metrics, end):,.0f} tokens/s"
+        if step == self._first + _STEPS_TO_TIME and step < self._plan.num_train_steps:
+            seconds = (dispatched - self._started) / _STEPS_TO_TIME * (self._plan.num_train_steps - step)
+            self._console.print(f"about {duration(seconds)} to go, at the speed of the first {_STEPS_TO_TIME} steps")
         self._progress.update(self._task, completed=step, **shown)
 
     def evaluation(
         self, step: int, loss: float, bits_per_byte: float, metrics: Mapping[str, float] | None = None
     ) -> None:
-        """Report the held-out loss, in nats per token and in bits per byte, with other numbers of the model then."""
+        """Report the held-out loss in nats per token and in bits per byte: a line of history, and loss.png anew."""
+        plan = self._plan
+        tokens = step * plan.tokens_per_step
         line = {"step": step, "val/loss": loss, "val/bits_per_byte": bits_per_byte, **(metrics or {})}
-        self._write(line | {"data/tokens_seen": step * self._config.tokens_per_step})
-        self._console.print(f"step {step}  held-out loss {loss:.4f}  {bits_per_byte:.4f} bits per byte")
+        self._write(line | {"data/tokens_seen": tokens})
+        if self._run is not None:
+            plot_losses(read_metrics(self._run.metrics), self._run.loss_plot)
+        history = [f"step {step}", f"epoch {tokens / plan.tokens_per_epoch:.2f}"]
+        if "train/learning_rate" in self._latest:
+            history.append(f"lr {self._latest['train/learning_rate']:.1e}")
+        if self._latest:
+            history.append(f"loss {self._latest['train/loss']:.3f}")
+        history.append(f"held-out {loss:.3f}")
+        if self._latest:
+            history.append(f"{self._latest['perf/tokens_per_second']:,.0f} tokens/s")
+        self._console.print("  ".join(history))
 
-    def _left(self) -> str:
-        """What there is to go back to."""
+    def _newest_checkpoint(self) -> str:
         step = self._last_checkpoint()
         return "there is no checkpoint yet" if step is None else f"the last checkpoint is of step {step}"
 
     def _is_log_step(self, step: int) -> bool:
-        return step == 1 or step % self._config.log_every_steps == 0 or step == self._config.num_train_steps
+        return step == 1 or step % self._plan.log_every_steps == 0 or step == self._plan.num_train_steps
 
     def _log(self, step: int, metrics: Mapping[str, SupportsFloat], end: float) -> float:
-        """Write a line, and return the tokens per second from the last until `end`."""
-        config = self._config
+        """Write a line of metrics, and return the tokens per second since the one before."""
+        plan = self._plan
         last_step, last_end = self._last_log
         self._last_log = (step, end)
-        speed = (step - last_step) * config.tokens_per_step / (end - last_end)
+        speed = (step - last_step) * plan.tokens_per_step / (end - last_end)
         line = {"step": step, **{name: float(value) for name, value in metrics.items()}}
         line |= {
-            "data/tokens_seen": step * config.tokens_per_step,
+            "data/tokens_seen": step * plan.tokens_per_step,
             "perf/tokens_per_second": round(speed, 1),
             "perf/step_time_ms": round(1000 * (end - last_end) / (step - last_step), 2),
         }
         self._write(line)
+        self._latest = line
         if not self._console.is_terminal:
-            eta = (config.num_train_steps - step) * config.tokens_per_step / speed
+            seconds = (plan.num_train_steps - step) * plan.tokens_per_step / speed
             health = ""
             if "ternary/flip_rate" in line:
                 health = f"  zeros {line['ternary/zero_fraction']:.1%}  flips {line['ternary/flip_rate']:.2%}"
             self._console.print(
-                f"step {step}/{config.num_train_steps}  loss {line['train/loss']:.4f}{health}  "
-                f"{speed:,.0f} tokens/s  {eta:.0f} s left"
+                f"step {step}/{plan.num_train_steps}  loss {line['train/loss']:.4f}{health}  "
+                f"{speed:,.0f} tokens/s  {duration(seconds)} left"
             )
         return speed
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._metrics is not None:
             self._metrics.write(line)
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people: `42 s`, `3 min 20 s`, `5 h 12 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _progress_bar(console: Console) -> Progress:

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlm.checkpoints.init_from import initial_params
+from jaxlm.checkpoints.init_from import open_initial
 from jaxlm.checkpoints.weights import artifact_params
 from jaxlm.common.artifact.artifact import load_artifact
 from tests.golden.golden_models import write_golden_artifact
@@ -18,7 +18,8 @@ def dense(tiny_config, tmp_path):
 
 def test_a_ternary_model_starts_from_a_dense_one_aloud(dense, tiny_config):
     said = []
-    found = initial_params(dense, dataclasses.replace(tiny_config, max_seq_len=128, eos_id=1), said.append)
+    opened = open_initial(dense, dataclasses.replace(tiny_config, max_seq_len=128, eos_id=1), said.append)
+    found = artifact_params(opened)
     jax.tree.map(np.testing.assert_array_equal, found, artifact_params(load_artifact(dense)))
     assert said == ["init_from: weights of a model with linear dense, trained from now on with ternary"]
 
@@ -37,10 +38,10 @@ def test_a_ternary_model_starts_from_a_dense_one_aloud(dense, tiny_config):
 )
 def test_weights_that_would_mean_something_else_are_refused(dense, tiny_config, changed, message):
     with pytest.raises(ValueError, match=rf"is another model: found {message}"):
-        initial_params(dense, dataclasses.replace(tiny_config, **changed), print)
+        open_initial(dense, dataclasses.replace(tiny_config, **changed), print)
 
 
 def test_packed_weights_are_refused(tiny_config, tmp_path):
     write_golden_artifact(tmp_path / "packed", tiny_config, "packed")
     with pytest.raises(ValueError, match="is packed and holds no latent weights"):
-        initial_params(tmp_path / "packed", tiny_config, print)
+        open_initial(tmp_path / "packed", tiny_config, print)

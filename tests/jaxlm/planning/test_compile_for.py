@@ -8,8 +8,8 @@ import pytest
 
 from jaxlm.planning.chips import CHIPS, GIB, chip_of
 from jaxlm.planning.compile_for import (
+    CompileForConfig,
     Report,
-    Settings,
     _temporaries,
     chips_of,
     find_smallest,
@@ -87,11 +87,11 @@ def test_the_smallest_slice_is_found_by_compiling(smallest, monkeypatch):
         "jaxlm.planning.compile_for.compile_for", lambda settings: report(fits=settings.topology in large_enough)
     )
     first = report(fits="v5e:4x4" in large_enough)
-    assert find_smallest(Settings(topology="v5e:4x4"), first) == smallest
+    assert find_smallest(CompileForConfig(topology="v5e:4x4"), first) == smallest
 
 
 def test_another_slice_keeps_the_batch_of_a_chip():
-    settings = resized(Settings(topology="v5e:4x4", batch_size=32), report(), "v5e:2x4")
+    settings = resized(CompileForConfig(topology="v5e:4x4", batch_size=32), report(), "v5e:2x4")
     assert (settings.topology, settings.batch_size) == ("v5e:2x4", 16)
     assert settings.mesh.sizes(8) == (1, 8, 1)
 
@@ -106,7 +106,7 @@ def test_temporaries_of_main_memory_only():
 
 
 def test_a_longer_sequence_than_the_presets_is_allowed():
-    assert resolve_model(Settings(topology="", seq_len=4096)).max_seq_len == 4096
+    assert resolve_model(CompileForConfig(topology="", seq_len=4096)).max_seq_len == 4096
 
 
 MISTAKES = {

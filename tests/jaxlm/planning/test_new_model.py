@@ -1,5 +1,4 @@
 import dataclasses
-import runpy
 from typing import get_args
 
 import jax
@@ -11,9 +10,10 @@ from jaxlm.common.architecture.parameters import parameter_count, tensor_bytes
 from jaxlm.common.artifact.artifact import load_artifact
 from jaxlm.common.command_line import parse
 from jaxlm.model.language_model import init_params
-from jaxlm.planning.new_model import Settings, new_model
-from jaxlm.training.train_config import TrainConfig, resolve_model
-from tests.commands import ROOT, run
+from jaxlm.planning.new_model import NewModelConfig, new_model
+from jaxlm.training.resolve import resolve_model
+from jaxlm.training.train_config import TrainConfig
+from tests.commands import run
 
 ARCHITECTURES = get_args(Architecture)
 
@@ -21,14 +21,15 @@ ARCHITECTURES = get_args(Architecture)
 @pytest.fixture(scope="module")
 def command():
     """The command, in this process."""
-    main = runpy.run_path(str(ROOT / "scripts" / "new_model.py"))["main"]
-    return lambda *arguments: main(parse(Settings, [*map(str, arguments)], None))
+    from jaxlm.commands.new_model import main
+
+    return lambda *arguments: main(parse(NewModelConfig, [*map(str, arguments)], None))
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("size", ["2M", "400M", "2.4B", "70B"])
 def test_the_flags_make_the_model(size, arch, tokenizer):
-    model = new_model(Settings(params=size, arch=arch))
+    model = new_model(NewModelConfig(params=size, arch=arch))
     argv = ["--output_dir", "run", "--data_dir", "data", *model.flags]
     made = resolve_model(parse(TrainConfig, argv, None), tokenizer)
     ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
@@ -36,17 +37,17 @@ def test_the_flags_make_the_model(size, arch, tokenizer):
 
 
 def test_what_is_reported_of_a_model():
-    model = new_model(Settings(params="20M", arch="mmfree", float_dtype="bfloat16", batch_size=2, seq_len=128))
+    model = new_model(NewModelConfig(params="20M", arch="mmfree", float_dtype="bfloat16", batch_size=2, seq_len=128))
     assert model.parameters == parameter_count(model.config) > model.ternary_parameters
     assert 0 < model.latent_bytes - tensor_bytes(model.config, "latent", "bfloat16") < 20_000
     assert model.packed_bytes is not None
     assert 0 < model.packed_bytes - tensor_bytes(model.config, "packed", "bfloat16") < 20_000
     assert model.tokens == 20 * model.parameters
-    assert new_model(Settings(params="20M", arch="dense")).packed_bytes is None
+    assert new_model(NewModelConfig(params="20M", arch="dense")).packed_bytes is None
 
 
 def test_a_longer_sequence_makes_the_model_longer():
-    short, long = (new_model(Settings(params="20M", seq_len=length)) for length in (None, 8192))
+    short, long = (new_model(NewModelConfig(params="20M", seq_len=length)) for length in (None, 8192))
     assert (short.seq_len, short.config.max_seq_len) == (1024, 1024)
     assert (long.seq_len, long.config.max_seq_len) == (8192, 8192)
     assert long.parameters == short.parameters and long.memory.activations == 8 * short.memory.activations
@@ -66,7 +67,7 @@ def test_a_longer_sequence_makes_the_model_longer():
 )
 def test_settings_that_do_not_fit_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        Settings(**settings)
+        NewModelConfig(**settings)
 
 
 def test_the_command_writes_what_training_starts_from(command, tmp_path, capsys):
@@ -74,7 +75,7 @@ def test_the_command_writes_what_training_starts_from(command, tmp_path, capsys)
     command("--params", "700K", "--arch", "dense", "--output_dir", blank, "--seed", 5)
     said = capsys.readouterr().out
     artifact = load_artifact(blank)
-    model = new_model(Settings(params="700K", arch="dense"))
+    model = new_model(NewModelConfig(params="700K", arch="dense"))
     assert artifact.config == model.config and artifact.kind == "latent"
     assert (blank / "model.safetensors").stat().st_size == model.latent_bytes
     for shown in (

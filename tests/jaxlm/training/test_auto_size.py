@@ -13,7 +13,8 @@ from jaxlm.training.auto_size import Device, _step_bytes, choose_sizes, largest_
 from jaxlm.training.device_memory import GIB
 from jaxlm.training.inputs import open_sets
 from jaxlm.training.open_run import open_run
-from jaxlm.training.train_config import TrainConfig, resolve_model
+from jaxlm.training.resolve import resolve_model
+from jaxlm.training.train_config import TrainConfig
 from tests.conftest import prepare_texts
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_layers": 2, "num_heads": 2}

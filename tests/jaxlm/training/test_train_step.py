@@ -1,7 +1,6 @@
 import dataclasses
 import functools
 import json
-import re
 from pathlib import Path
 
 import jax
@@ -73,17 +72,6 @@ def test_the_state_carries_the_codes_of_its_parameters(tiny_config):
     assert all(0 < line["ternary/flip_rate"] < 0.5 for line in lines)
 
 
-def test_new_codes_are_written_over_those_before(tiny_config):
-    model = LanguageModel(tiny_config)
-    optimizer, schedule = make_optimizer(OPTIMIZER, 4), learning_rate_schedule(OPTIMIZER, 4)
-    state = jax.eval_shape(lambda: init_state(model, optimizer, 0))
-    text = make_train_step(model, optimizer, schedule, 1).lower(state, make_batch()).compile().as_text()
-    shapes = {f"s8[{','.join(map(str, weight.codes.shape))}]" for weight in state.ternary.values()}
-    copied = re.findall(r"= (s8\[[\d,]+\])\S* copy\(", text)
-    assert shapes
-    assert not shapes & set(copied)
-
-
 def test_float16_trains_with_a_scaled_loss(tiny_config):
     expected, expected_lines = run_steps(tiny_config)
     found, lines = run_steps(tiny_config, dtype=jnp.float16)
@@ -105,7 +93,7 @@ def test_a_step_that_overflows_float16_changes_the_scale_alone(tiny_config, grad
     after, metrics = step(state, make_batch())
     for part in ("params", "opt_state", "ternary"):
         jax.tree.map(np.testing.assert_array_equal, getattr(after, part), getattr(before, part))
-    assert after.loss_scale.scale == 2.0 ** (30 - grad_accumulation_steps) == metrics["train/loss_scale"]
+    assert after.loss_scale.scale == 2.0**29 == metrics["train/loss_scale"]
     assert metrics["train/grad_norm"] == 0 and np.isfinite(metrics["train/loss"])
     assert int(after.step) == 1
 
@@ -115,7 +103,7 @@ def test_a_checkpoint_holds_the_loss_scale(tiny_config):
     fresh = jax.eval_shape(
         lambda: init_state(LanguageModel(tiny_config, jnp.float16), make_optimizer(OPTIMIZER, 10), seed=0)
     )
-    again = fresh.restored(state.step, state.params, state.optimizer_memory(), state.ternary)
+    again = fresh.restored(state.step, state.params, state.optimizer_state(), state.ternary)
     assert jax.tree.structure(again) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, again, state)
 

@@ -6,7 +6,7 @@ import pytest
 
 from jaxlm.common.architecture.initial_weights import initial_weights
 from jaxlm.common.artifact.artifact import save_artifact
-from mlxlm.chat.__main__ import ChatConfig, main
+from mlxlm.chat.command import ChatConfig, main
 from mlxlm.chat.prompt_cache import PromptCache
 from shared_tokenizer.chat.formats import CHATML
 from shared_tokenizer.chat.template import write_chat_template
@@ -60,7 +60,7 @@ def test_a_saved_conversation_is_read_as_data(talk, monkeypatch, tokenizer, tmp_
     assert [line for line in error.splitlines() if line.startswith("error")] == [
         "error: /save: found no conversation yet",
         f"error: /save: found '{path}', expected the name of a new file",
-        f"error: {inside}: lies inside {inside.parent}, which is sealed by MANIFEST.sha256; choose another place",
+        f"error: {inside}: lies inside {inside.parent}, which is sealed by MANIFEST.sha256; choose another path",
         "error: /save: found '', expected the name of a new file",
     ]
     assert json.loads(path.read_text())["messages"][0] == {"role": "system", "content": "be brief"}

@@ -11,9 +11,9 @@ NEEDED = {"model": "model", "data": ["data"], "output_dir": "run"}
     [
         ({"num_train_steps": 0}, "num_train_steps: found 0, expected at least 1"),
         ({"loss_chunks": -1}, "loss_chunks: found -1, expected 0 or more"),
-        ({"epochs": 0}, "epochs: found 0, expected more than 0"),
-        ({"epochs": float("inf")}, "epochs: found inf, expected more than 0 and finite"),
-        ({"num_train_steps": 3, "epochs": 1}, "found both, expected one of the two"),
+        ({"num_epochs": 0}, "num_epochs: found 0, expected more than 0"),
+        ({"num_epochs": float("inf")}, "num_epochs: found inf, expected more than 0 and finite"),
+        ({"num_train_steps": 3, "num_epochs": 1}, "found both, expected one of the two"),
         ({"batch_size": 4, "grad_accumulation_steps": 3}, "expected a divisor of batch_size 4"),
         ({"rank": 0}, "rank: found 0, expected at least 1"),
         ({"method": "qat", "rank": 4}, "rank: has no effect with method 'qat', only with 'lora'"),

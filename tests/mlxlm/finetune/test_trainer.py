@@ -111,7 +111,7 @@ def test_lora_leaves_the_model_as_it_was_and_lowers_the_loss_of_chats(place):
         "data": [str(place / "chats.jsonl")],
         "seq_len": 96,
         "num_train_steps": None,
-        "epochs": 3,
+        "num_epochs": 3,
         "val_fraction": 0.2,
     }
     assert finetune(config(place, "chats", sample_tokens=0, **settings | {"scale": 4.0, "eval_every_steps": 1}))

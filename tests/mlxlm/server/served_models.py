@@ -12,8 +12,8 @@ import uvicorn
 from jaxlm.common.architecture.initial_weights import initial_weights
 from jaxlm.common.artifact.artifact import save_artifact
 from mlxlm.load import load_model
-from mlxlm.server.__main__ import listen
 from mlxlm.server.app import make_app
+from mlxlm.server.command import listen
 from mlxlm.server.engine import Engine
 from mlxlm.server.guard import host_names
 from mlxlm.server.requests import ServedModel

@@ -12,8 +12,8 @@ import openai
 import pytest
 import uvicorn
 
-from mlxlm.server.__main__ import Server, ServerConfig, check_reach, find_api_key, listen, open_engine, run
 from mlxlm.server.app import make_app
+from mlxlm.server.command import Server, ServerConfig, check_reach, find_api_key, listen, open_engine, run
 from mlxlm.server.guard import host_names
 from shared_tokenizer.chat.formats import CHATML
 from tests.mlxlm.server.served_models import NAME, Slow, make_engine, open_model, running, save_model, served

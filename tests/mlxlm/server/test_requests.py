@@ -130,7 +130,7 @@ def test_two_lengths_are_one_too_many(tokenizer):
         ("add", "found a str"),
         ([1], r"messages\[0\]: found a int"),
         ([{"role": "user"}], "found the keys 'role'"),
-        ([{"role": "user", "content": ""}], "found nothing, expected what the user says"),
+        ([{"role": "user", "content": ""}], "found no text, expected the message of the user"),
         ([{"role": "user", "content": None}], "found nothing, expected a text"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "found a part that is 'image_url'"),
         ([{"role": "tool", "content": "x"}], "found the role 'tool'"),

@@ -1,16 +1,16 @@
 import json
-from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from jaxlm.common.run.training_report import TrainingReport
+from jaxlm.common.run.run_directory import RunDirectory
+from jaxlm.common.run.training_report import ReportPlan, TrainingReport
 
 
 @pytest.fixture
 def report(tmp_path):
-    config = SimpleNamespace(num_train_steps=9, log_every_steps=4, tokens_per_step=16)
-    return TrainingReport(config, tmp_path / "metrics.jsonl", 0, lambda: 3, Console(quiet=True))
+    plan = ReportPlan(num_train_steps=9, log_every_steps=4, tokens_per_step=16, tokens_per_epoch=64)
+    return TrainingReport(plan, RunDirectory(tmp_path), 0, lambda: 3, Console(quiet=True))
 
 
 def numbers(loss: float, grad_norm: float = 1.0):
@@ -70,8 +70,8 @@ class Number:
 def test_every_step_takes_its_own_time_around_a_pause(tmp_path, monkeypatch, works_while_handed_over):
     clock, free = [0.0], [0.0]  # the time now, and when the device has done all that it was given
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-    config = SimpleNamespace(num_train_steps=9, log_every_steps=1, tokens_per_step=16)
-    report = TrainingReport(config, tmp_path / "metrics.jsonl", 0, lambda: None, Console(quiet=True))
+    config = ReportPlan(num_train_steps=9, log_every_steps=1, tokens_per_step=16, tokens_per_epoch=64)
+    report = TrainingReport(config, RunDirectory(tmp_path), 0, lambda: None, Console(quiet=True))
     with report.training():
         for step in range(1, 10):
             free[0] = max(clock[0], free[0]) + 2.0
@@ -94,7 +94,7 @@ def test_numbers_that_are_not_finite_end_the_run(report, values):
 
 
 def test_an_end_before_the_first_checkpoint_says_that_there_is_none():
-    config = SimpleNamespace(num_train_steps=9, log_every_steps=4, tokens_per_step=16)
+    config = ReportPlan(num_train_steps=9, log_every_steps=4, tokens_per_step=16, tokens_per_epoch=64)
     early = TrainingReport(config, None, 0, lambda: None, Console(quiet=True))
     with pytest.raises(FloatingPointError, match="step 1: train/loss is nan; there is no checkpoint yet"):
         early.step(1, numbers(float("nan")))

@@ -1,0 +1,31 @@
+"""The command `jaxlm`: `jaxlm NAME --help` shows what each of its commands takes."""
+
+import sys
+
+from jaxlm import __version__
+from jaxlm.common.command_line import choose_command
+
+COMMANDS = {
+    "tokenizer": ("jaxlm.commands.tokenizer:main", "text -> tokenizer"),
+    "prepare": ("jaxlm.commands.prepare:main", "text or chats -> token shards, training a tokenizer first if needed"),
+    "presets": ("jaxlm.commands.presets:main", "list the models that can be trained, with their sizes"),
+    "new-model": ("jaxlm.commands.new_model:main", "a model of a wanted size: bytes, memory, flags"),
+    "train": ("jaxlm.commands.train:main", "token shards -> model; --resume continues a run"),
+    "runs": ("jaxlm.commands.runs:main", "list runs with their state and loss"),
+    "generate": ("jaxlm.commands.generate:main", "text from a model"),
+    "evaluate": ("jaxlm.commands.evaluate:main", "loss, perplexity and bits per byte of models on the same text"),
+    "convert": ("jaxlm.commands.convert:main", "a model -> another form of it, compared with its source"),
+    "verify": ("jaxlm.commands.convert:verify", "compare two models, in any forms"),
+    "doctor": ("jaxlm.commands.doctor:main", "what this machine can do, and whether it computes right"),
+}
+# Their settings without a default are given by position.
+POSITIONAL = ("convert", "verify")
+
+
+def main() -> None:
+    """Run the command that the first word names."""
+    choose_command("jaxlm", COMMANDS, sys.argv[1:], positional=POSITIONAL, version=__version__)
+
+
+if __name__ == "__main__":
+    main()

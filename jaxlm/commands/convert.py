@@ -1,0 +1,117 @@
+"""Convert a model into another form with a report, or compare two models: `convert.py verify FIRST SECOND`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.table import Table
+
+from jaxlm.commands.other_programs import run_elsewhere
+from jaxlm.common.command_line import make_console
+from jaxlm.conversion.compare import (
+    LogitComparison,
+    WeightComparison,
+    compare_logits,
+    compare_weights,
+    probe_logits,
+)
+from jaxlm.conversion.convert import Conversion, ConversionReport, FloatType, Form, convert, report_path
+from jaxlm.load import open_weights
+from mlxlm.model.model_file import model_file_source
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """What to convert, and into what."""
+
+    source: str
+    """Run directory, artifact, transformers or MLX directory, or GGUF file."""
+    destination: str
+    """Directory to create, or with --to gguf the file."""
+    to: Form = "packed"
+    """packed: an artifact of ternary codes in 2 bits and their scales; latent: one of float weights that training can
+    go on from; dequantized: a transformers directory of floats, which does not quantize activations; mlx: a directory
+    for stock mlx-lm; gguf: a file for llama.cpp."""
+    float_dtype: FloatType = "float32"
+    """How what is not ternary is stored; the shorter ones round it, and float16 is for gguf only."""
+    ternary_type: Literal["TQ1_0", "TQ2_0"] = "TQ2_0"
+    """Type of ternary matrices in a GGUF: 1.69 or 2.06 bits a weight."""
+    with_tokenizer: bool = True
+    """Take the tokenizer along."""
+    verify: bool = False
+    """Fail where the logits of what was written differ by more than the tolerance, and leave nothing behind."""
+    tolerance: float = 1e-3
+    """Largest mean difference of logits that verify allows."""
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Which models to compare."""
+
+    first: str
+    """Run directory, artifact, transformers or MLX directory, or GGUF file."""
+    second: str
+    """Another one."""
+    tolerance: float = 1e-3
+    """Largest mean difference of logits."""
+
+
+def main(config: ConvertConfig) -> None:
+    """Convert a model into another form, and prove that it is the same model."""
+    conversion = Conversion(
+        form=config.to,
+        float_dtype=config.float_dtype,
+        ternary_type=config.ternary_type,
+        with_tokenizer=config.with_tokenizer,
+        model_file=model_file_source() if config.to == "mlx" else None,
+        logits_tolerance=config.tolerance if config.verify else None,
+    )
+    destination = Path(config.destination)
+    print_report(convert(Path(config.source), destination, conversion, run_elsewhere))
+    make_console().print(f"report: {report_path(destination, config.to)}")
+
+
+def verify(config: VerifyConfig) -> None:
+    """Compare two models, whatever forms they are in; a difference beyond the tolerance is an error."""
+    first, second = open_weights(config.first)[:2], open_weights(config.second)[:2]
+    weights = compare_weights(*first, *second)
+    logits = compare_logits(probe_logits(*first), probe_logits(*second))
+    print_comparison(weights, logits, "jaxlm")
+    if weights.codes_differing or not logits.mean_difference <= config.tolerance:
+        raise ValueError(
+            f"{config.second}: not the model of {config.first}: {weights.codes_differing:,} codes differ, and logits "
+            f"by {logits.mean_difference:.2e} on average, expected at most {config.tolerance:.2e}"
+        )
+
+
+def print_report(report: ConversionReport) -> None:
+    """Show every tensor and what the comparison found."""
+    console = make_console()
+    table = Table()
+    for heading in ("tensor", "shape", "type"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("bytes", justify="right")
+    for tensor in report.tensors:
+        table.add_row(tensor["name"], str(list(tensor["shape"])), tensor["dtype"], f"{tensor['bytes']:,}")
+    console.print(table)
+    console.print(f"bytes: {report.bytes_found:,} found, {report.bytes_predicted:,} predicted")
+    print_comparison(report.weights, report.logits, report.logits_by)
+    for warning in report.warnings:
+        console.print(f"warning: {warning}")
+
+
+def print_comparison(weights: WeightComparison, logits: LogitComparison, logits_by: str) -> None:
+    """Show what two models have in common."""
+    console = make_console()
+    console.print(
+        f"ternary codes: {weights.ternary_codes:,} compared, {weights.codes_differing:,} differ; scales: "
+        f"{weights.scales_differing:,} differ"
+    )
+    console.print(
+        f"floats: {weights.floats:,} compared, {weights.floats_differing:,} differ, at most by "
+        f"{weights.floats_max_difference:.2e}"
+    )
+    console.print(
+        f"logits by {logits_by}: largest difference {logits.max_difference:.2e}, mean {logits.mean_difference:.2e}, "
+        f"KL {logits.kl_divergence:.2e}, same top token {logits.top1_agreement:.1%}"
+    )

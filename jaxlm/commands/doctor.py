@@ -1,0 +1,236 @@
+"""The command `jaxlm doctor`: what this machine can do, and whether it computes right."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from jaxlm import __version__
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.ternary import quantize_activation, quantize_weight
+from jaxlm.common.command_line import make_console
+
+# Extra -> the packages by which it is known to be installed.
+EXTRAS = {
+    "jax": ("jax", "flax", "optax", "orbax.checkpoint"),
+    "mlx": ("mlx", "mlx_lm"),
+    "serve": ("starlette", "uvicorn"),
+    "hub": ("datasets",),
+    "cluster": ("ray",),
+    "witness": ("torch", "transformers"),
+}
+# Losses of a float32 step and logits of a dense model agree within this between JAX and MLX.
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """The doctor takes no settings of its own."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was tried."""
+
+    name: str
+    is_right: bool
+    found: str
+    remedy: str = ""
+
+
+def main(config: DoctorConfig) -> None:
+    """Say what this machine is, which extras are installed, which kernels and precisions will be used and why, and
+    whether a known product, a training step and MLX give the right numbers."""
+    console = make_console()
+    for title, rows in (("machine", _machine()), ("extras", _extras()), ("training", _training())):
+        table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    checks = [_try(name, check, remedy) for name, check, remedy in _CHECKS]
+    for check in checks:
+        console.print(f"{'ok   ' if check.is_right else 'WRONG'}  {check.name}: {check.found}")
+        if not check.is_right:
+            console.print(f"       {check.remedy}")
+    if not all(check.is_right for check in checks):
+        sys.exit(1)
+
+
+def _machine() -> list[tuple[str, str]]:
+    import jax
+
+    from jaxlm.ops.cpu import processor_features
+    from jaxlm.training.device_memory import GIB, free_bytes
+
+    devices = jax.devices()
+    free = free_bytes(devices[0])
+    return [
+        (
+            "system",
+            f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, jaxlm {__version__}",
+        ),
+        (
+            "processor",
+            f"{os.cpu_count()} cores, {' '.join(processor_features()) or 'no feature that matters is known'}",
+        ),
+        ("devices", f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"),
+        ("free memory", "unknown" if free is None else f"{free / GIB:.1f} GiB on each device"),
+    ]
+
+
+def _extras() -> list[tuple[str, str]]:
+    rows = []
+    for extra, packages in EXTRAS.items():
+        missing = [package for package in packages if not _is_installed(package)]
+        versions = ", ".join(f"{package} {_version(package)}" for package in packages if package not in missing)
+        rows.append((extra, f"missing {', '.join(missing)}: pip install 'jaxlm[{extra}]'" if missing else versions))
+    return rows
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package.replace(".", "-").replace("_", "-"))
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _training() -> list[tuple[str, str]]:
+    import jax
+
+    from jaxlm.common.architecture.presets import preset
+    from jaxlm.ops.attention import choose_kernel
+    from jaxlm.ops.cpu import compiler_options, has_vnni
+    from jaxlm.training.resolve import activation_dtype, choose_remat
+
+    device, model = jax.devices()[0], preset("ternary-25m")
+    dtype = activation_dtype("auto", device)
+    bytes_by = "AVX-512 VNNI, unsigned by signed bytes" if has_vnni() and device.platform == "cpu" else "XLA"
+    onednn = "on" if compiler_options(device.platform) else "off: not measured faster here"
+    return [
+        ("precision", f"{np.dtype(dtype).name} (--dtype): float32 on CPUs, bfloat16 or float16 on accelerators"),
+        ("attention", f"{choose_kernel('auto', dtype, model.head_dim, device)} (--attention)"),
+        ("int8 products", bytes_by),
+        ("oneDNN", onednn),
+        ("remat", f"{choose_remat('auto', model, device)} for ternary-25m (--remat)"),
+    ]
+
+
+def _try(name: str, check: Callable[[], str], remedy: str) -> Check:
+    try:
+        return Check(name, True, check())
+    except ModuleNotFoundError as error:
+        return Check(name, True, f"skipped, {error.name} is not installed")
+    except Exception as error:
+        return Check(name, False, f"{type(error).__name__}: {error}", remedy)
+
+
+_TINY = ModelConfig(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    max_seq_len=32,
+    linear="ternary",
+    sub_norm=True,
+)
+
+
+def _check_product() -> str:
+    """Compare the ternary layer with numpy's integers, for few rows and for many: they take different kernels."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxlm.ops.ternary_linear import quantize_features, ternarize_weight, ternary_linear
+
+    rng = np.random.default_rng(0)
+    for rows in (1, 3, 64, 257):
+        features = rng.standard_normal((rows, 96), np.float32)
+        weight = rng.standard_normal((80, 96), np.float32)
+        found = jax.jit(
+            lambda features, weight: ternary_linear(
+                quantize_features(features), ternarize_weight(weight, "bfloat16"), "q_proj"
+            )
+        )(jnp.asarray(features), jnp.asarray(weight))
+        codes, weight_scale = quantize_weight(weight, "bfloat16", np)
+        integers, scale = quantize_activation(features, np)
+        expected = (integers.astype(np.int64) @ codes.astype(np.int64).T).astype(np.float32) * (weight_scale / scale)
+        np.testing.assert_array_equal(np.asarray(found), expected, err_msg=f"{rows} rows")
+    return "equal to the bit to numpy's integers for 1 to 257 rows"
+
+
+def _check_step() -> str:
+    """Train the same batch for some steps: the loss has to fall from about ln V to half of it."""
+    import jax
+
+    from jaxlm.common.run.optimizer_config import OptimizerConfig
+    from jaxlm.model.language_model import LanguageModel
+    from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
+    from jaxlm.training.train_step import init_state, make_train_step
+
+    recipe = OptimizerConfig(learning_rate=1e-2, warmup_steps=0)
+    model, optimizer = LanguageModel(_TINY), make_optimizer(recipe, 40)
+    step = make_train_step(model, optimizer, learning_rate_schedule(recipe, 40), 1)
+    state = jax.jit(lambda: init_state(model, optimizer, 0))()
+    batch = _batch()
+    start, losses = time.perf_counter(), []
+    for _ in range(40):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["train/loss"]))
+    if not losses[-1] < losses[0] / 2:
+        raise ArithmeticError(f"the loss of one batch went from {losses[0]:.3f} to {losses[-1]:.3f} in 40 steps")
+    return f"loss of one batch {losses[0]:.2f} -> {losses[-1]:.2f} in 40 steps, {time.perf_counter() - start:.1f} s"
+
+
+def _batch() -> Any:
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(0, _TINY.vocab_size, (4, 17), dtype=np.int32)
+    return {
+        "inputs": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "positions": np.broadcast_to(np.arange(16, dtype=np.int32), (4, 16)),
+        "segment_ids": np.zeros((4, 16), np.int32),
+        "loss_mask": np.ones((4, 16), bool),
+    }
+
+
+def _check_mlx() -> str:
+    """Compare a ternary product of MLX's packed matrices with numpy's integers."""
+    import mlx.core as mx
+
+    from jaxlm.common.architecture.ternary import pack_affine
+    from mlxlm.model.ternary_linear import ternary_linear
+
+    rng = np.random.default_rng(2)
+    features, weight = rng.standard_normal((5, 128), np.float32), rng.standard_normal((64, 128), np.float32)
+    codes, weight_scale = quantize_weight(weight, "bfloat16", np)
+    integers, scale = quantize_activation(features, np)
+    expected = (integers.astype(np.int64) @ codes.astype(np.int64).T).astype(np.float32) * (weight_scale / scale)
+    packed = mx.array(pack_affine(codes))
+    found = np.array(ternary_linear(mx.array(features), packed, mx.array(np.asarray(weight_scale).reshape(1))))
+    np.testing.assert_allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE)
+    return f"MLX {importlib.metadata.version('mlx')} on {mx.default_device()} agrees with numpy"
+
+
+_UPGRADE = "install other versions of jax and jaxlib (this project is tested with the newest), and report it"
+_CHECKS: list[tuple[str, Callable[[], str], str]] = [
+    ("ternary product", _check_product, _UPGRADE),
+    ("training step", _check_step, _UPGRADE),
+    ("MLX product", _check_mlx, "pip install --upgrade 'jaxlm[mlx]'"),
+]

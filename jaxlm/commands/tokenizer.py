@@ -1,0 +1,45 @@
+"""Train a tokenizer on text."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shared_tokenizer.manifest import sealed_directory
+from shared_tokenizer.sources.documents import read_documents
+from shared_tokenizer.tokenizers.train import TRAIN_SIZE, ModelType, sample_texts, train_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """What to train on."""
+
+    input: list[str]
+    """Files (text, jsonl, parquet, csv, ...), folders of them, or stdlib, the Python standard library's own source."""
+    output_dir: str
+    """Tokenizer directory to create."""
+    vocab_size: int = 2048
+    """Tokens in all, the special ones and the 256 bytes among them."""
+    model_type: ModelType = "bpe"
+    """bpe or unigram."""
+    special_tokens: list[str] = field(default_factory=list)
+    """Special tokens of your own, after the built-in ones."""
+    text_column: str | None = None
+    """Column that holds the text, where it is not found by itself."""
+    train_size: int = TRAIN_SIZE
+    """Bytes of text to train on, chosen by their hash where the input holds more."""
+
+    def __post_init__(self) -> None:
+        if self.train_size < 1:
+            raise ValueError(f"train_size: found {self.train_size}, expected at least 1")
+
+
+def main(config: TokenizerConfig) -> None:
+    """Train a sentencepiece tokenizer whose decoding gives back every text exactly."""
+    with sealed_directory(Path(config.output_dir)) as directory:
+        texts = sample_texts(
+            (document.text for document in read_documents(config.input, config.text_column)), config.train_size
+        )
+        tokenizer = train_tokenizer(
+            texts, config.vocab_size, model_type=config.model_type, special_tokens=config.special_tokens
+        )
+        tokenizer.save(directory)
+    print(f"{config.output_dir}: {tokenizer.vocab_size} tokens, fingerprint {tokenizer.fingerprint[:12]}")

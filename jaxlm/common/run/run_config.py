@@ -1,0 +1,75 @@
+"""The settings that every training run has, in JAX and in MLX."""
+
+import math
+from dataclasses import dataclass
+
+from jaxlm.common.run.optimizer_config import OptimizerConfig
+from shared_tokenizer.data.batches import Packing
+from shared_tokenizer.settings import check_bounds, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The settings that trainers share; each adds its own and may have other defaults."""
+
+    output_dir: str = setting(group="run", basic=True, resumable=True)
+    """Run directory to create, or to continue with resume."""
+    resume: bool = setting(False, group="run", basic=True, resumable=True)
+    """Continue the run in output_dir from its last complete checkpoint."""
+    num_train_steps: int | None = setting(None, group="training", basic=True, at_least=1)
+    """Optimizer steps in all."""
+    num_epochs: float | None = setting(None, group="training", basic=True, more_than=0, formerly="epochs")
+    """Passes over the training data, in place of num_train_steps."""
+    grad_accumulation_steps: int = setting(1, group="training", at_least=1)
+    """Micro-batches that a batch is split into; the result is that of the whole batch."""
+    packing: Packing = setting("auto", group="data")
+    """How examples are made: windows cuts the concatenated text, best_fit packs whole documents; auto packs sets that
+    hold chats."""
+    document_mask: bool = setting(True, group="data")
+    """Keep attention and recurrent state inside each document of a window."""
+    verify_data: bool = setting(True, group="data", resumable=True)
+    """Check the sha256 of every shard at the start."""
+    seed: int = setting(0, group="training")
+    """Seed of fresh weights, of the order of the data, of dropout and of the samples."""
+    log_every_steps: int = setting(10, group="evaluation", resumable=True, at_least=1)
+    """Steps between lines of metrics.jsonl."""
+    eval_every_steps: int = setting(100, group="evaluation", basic=True, resumable=True, at_least=0)
+    """Steps between evaluations on the held-out split; 0 evaluates only at the end."""
+    eval_batches: int = setting(20, group="evaluation", resumable=True, at_least=1)
+    """Batches of the held-out split to evaluate on, at most."""
+    sample_every_steps: int = setting(0, group="evaluation", resumable=True, at_least=0)
+    """Steps between text samples; 0 samples only at the end."""
+    sample_prompt: str = setting("", group="evaluation", resumable=True)
+    """Start of every text sample."""
+    sample_tokens: int = setting(128, group="evaluation", resumable=True, at_least=0)
+    """Tokens per text sample; 0 writes none."""
+    checkpoint_every_steps: int = setting(200, group="checkpoints", resumable=True, at_least=0)
+    """Steps between checkpoints; 0 saves only at the end or when stopped."""
+    keep_last_checkpoints: int = setting(2, group="checkpoints", resumable=True, at_least=1)
+    """Latest checkpoints to keep."""
+    optimizer: OptimizerConfig = setting(factory=OptimizerConfig)
+    """AdamW and its schedule."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.num_train_steps is not None and self.num_epochs is not None:
+            raise ValueError("num_train_steps, num_epochs: found both, expected one of the two")
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps in all, once they are known."""
+        assert self.num_train_steps is not None
+        return self.num_train_steps
+
+
+def check_accumulation(batch_size: int, grad_accumulation_steps: int) -> None:
+    """Raise ValueError if a batch does not split into that many micro-batches."""
+    if batch_size % grad_accumulation_steps:
+        raise ValueError(
+            f"grad_accumulation_steps: found {grad_accumulation_steps}, expected a divisor of batch_size {batch_size}"
+        )
+
+
+def steps_of_epochs(num_epochs: float, examples: int, batch_size: int) -> int:
+    """Return the optimizer steps of so many passes over the examples, at least 1."""
+    return max(1, math.ceil(num_epochs * examples / batch_size))

@@ -1,0 +1,68 @@
+"""The loop around a training step, the same in JAX and in MLX."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol, SupportsFloat
+
+from jaxlm.common.run.run_config import RunConfig
+from jaxlm.common.run.training_report import TrainingReport
+from jaxlm.common.sampling import Sampling
+from shared_tokenizer.data.evaluation import Evaluation
+
+
+class TrainingRun(Protocol):
+    """A run whose state is somewhere between two steps. Every method may raise StopRequested, except `save`."""
+
+    def take_step(self, step: int) -> Mapping[str, SupportsFloat]:
+        """Train on the next batch and return its metrics, which the device may still be computing."""
+        ...
+
+    def check_stop(self) -> None:
+        """Raise StopRequested if this process, or another of the run, was asked to stop."""
+        ...
+
+    def evaluate(self, step: int) -> Evaluation:
+        """Compute and report the held-out loss."""
+        ...
+
+    def sample(self, step: int) -> str:
+        """Generate a text, add it to samples.txt, and return it."""
+        ...
+
+    def save(self, evaluation: Evaluation | None) -> None:
+        """Save a checkpoint of the last complete step. The evaluation is that of the same step, if there was one."""
+        ...
+
+
+def train_steps(run: TrainingRun, config: RunConfig, report: TrainingReport, first: int, last: int) -> None:
+    """Take the steps `first` to `last`, and evaluate, sample and save between them when that is due.
+
+    What is due after the last step is left to the caller, who has more to do with it. Raises StopRequested where a stop
+    was asked for, FloatingPointError where the loss is no longer finite.
+    """
+    with report.training():
+        for step in range(first, last + 1):
+            # The device works on this step while the report reads the numbers of the one before.
+            report.step(step, run.take_step(step))
+            run.check_stop()
+            evaluation = run.evaluate(step) if _is_due(step, config.eval_every_steps, last) else None
+            if _is_due(step, config.sample_every_steps, last):
+                run.sample(step)
+            if _is_due(step, config.checkpoint_every_steps, last):
+                run.save(evaluation)
+        report.flush()
+
+
+def _is_due(step: int, every: int, last: int) -> bool:
+    return every > 0 and step % every == 0 and step != last
+
+
+def sample_settings(config: RunConfig, step: int) -> Sampling:
+    """Return the settings of a text sample; its random choices depend on (seed, step) alone."""
+    return Sampling(max_tokens=config.sample_tokens, temperature=0.7, top_p=0.95, seed=config.seed + step)
+
+
+def write_sample(path: Path, step: int, text: str) -> None:
+    """Add a text to a run's samples.txt."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"=== step {step}\n{text}\n")

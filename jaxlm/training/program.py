@@ -1,0 +1,130 @@
+"""The compiled programs of a run: the training step, and the loss of a held-out batch."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from rich.console import Console
+
+from jaxlm.checkpoints.checkpoint import Checkpoints
+from jaxlm.checkpoints.weights import artifact_params
+from jaxlm.evaluate import LossFunction, make_loss_function
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.ops.cpu import compiler_options
+from jaxlm.ops.ternary_linear import Params, TernaryWeight, quantize_params, with_ternary
+from jaxlm.parallel.distributed import SharedStop
+from jaxlm.parallel.sharding import batch_sharding, batch_ways, global_batch, place
+from jaxlm.training.abstract_step import abstract_batch, step_of_run
+from jaxlm.training.device_memory import (
+    GIB,
+    bytes_per_device,
+    check_state_fits,
+    check_step_fits,
+    compiled_memory,
+    free_bytes,
+)
+from jaxlm.training.host_allocator import release_freed_memory
+from jaxlm.training.inputs import TrainingInputs
+from jaxlm.training.optimizer import make_optimizer
+from jaxlm.training.resolve import training_model
+from jaxlm.training.train_step import Metrics, TrainState, init_state
+from shared_tokenizer.data.batches import Batch
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Program:
+    """The compiled programs, each of which takes a batch of this process's share as numpy arrays."""
+
+    model: LanguageModel
+    take_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    loss: LossFunction
+
+
+class ProgramBuilder:
+    """Makes the first state of a run, then compiles its programs. A stop is noticed while either is under way."""
+
+    def __init__(self, inputs: TrainingInputs, stop: SharedStop, console: Console):
+        self._inputs, self._stop, self._console = inputs, stop, console
+        self._config, self._mesh = inputs.config, inputs.mesh
+        self.model = training_model(inputs.config, inputs.model_config, inputs.mesh.devices.flat[0])
+        self._step, self._state_shapes = step_of_run(self._config, self.model, self._mesh)
+        self._shardings = jax.tree.map(lambda leaf: leaf.sharding, self._state_shapes)
+
+    def first_state(self, checkpoints: Checkpoints) -> TrainState:
+        """Return the state to train from: fresh, of `init_from`, or of the newest checkpoint.
+
+        Of a checkpoint, the data iterator is set to its position too. Raises ValueError where the state does not fit
+        the devices, or the checkpoint belongs to another tokenizer or other data.
+        """
+        inputs, shardings = self._inputs, self._shardings
+        check_state_fits(self._state_shapes, jax.local_devices()[0])
+        optimizer = make_optimizer(self._config.optimizer, self._config.total_steps)
+        # Made where it will live: no device ever holds more than its part.
+        initialise = jax.jit(lambda: init_state(self.model, optimizer, self._config.seed), out_shardings=shardings)
+        state = self._watch(lambda: jax.block_until_ready(initialise()))
+        restored = checkpoints.restore_latest(state.params, state.optimizer_state(), inputs.data.train)
+        if restored is not None:
+            self._console.print(f"resuming after step {restored.step}")
+            step = place(np.int32(restored.step), shardings.step)
+            return state.restored(step, restored.params, restored.opt_state, self._ternary(restored.params))
+        if inputs.initial is not None:
+            params = place(artifact_params(inputs.initial), shardings.params)
+            return state.replace(params=params, ternary=self._ternary(params))
+        return state
+
+    def _ternary(self, params: Params) -> dict[str, TernaryWeight]:
+        quantize = jax.jit(quantize_params, static_argnums=1, out_shardings=self._shardings.ternary)
+        return quantize(params, self._inputs.model_config)
+
+    def compile(self, state: TrainState) -> Program:
+        """Compile the training step and the loss. Raises ValueError where a step does not fit the devices."""
+        config, mesh = self._config, self._mesh
+        if config.compilation_cache_dir and compiler_options(mesh.devices.flat[0].platform):
+            self._console.print(
+                "compilation_cache_dir: the training step is not kept there, for its oneDNN products cannot be"
+            )
+        batch = abstract_batch(mesh, config.sequences_per_step, config.seq_len, config.document_mask)
+        step = self._phase("compiling the training step", lambda: self._step.lower(state, batch).compile())
+        device = jax.local_devices()[0]
+        check_step_fits(step, config.sequences_per_step, batch_ways(), config.grad_accumulation_steps, device)
+        self._print_memory(bytes_per_device(state), compiled_memory(step).temporaries, free_bytes(device))
+        # Every process reads the loss.
+        loss = make_loss_function(self.model, NamedSharding(mesh, PartitionSpec()))
+        weights = with_ternary(state.params, state.ternary)
+        val_batch = self._place(self._inputs.data.val[0])
+        compiled_loss = self._phase("compiling the evaluation", lambda: loss.lower(weights, val_batch).compile())
+        release_freed_memory()
+        return Program(
+            model=self.model,
+            take_step=lambda state, batch: step(state, global_batch(mesh, batch)),
+            loss=lambda weights, batch: compiled_loss(weights, self._place(batch)),
+        )
+
+    def _print_memory(self, state: int, step: int, free: int | None) -> None:
+        known = "" if free is None else f" of {free / GIB:.2f} GiB free"
+        self._console.print(f"memory per device: state {state / GIB:.2f} GiB, a step {step / GIB:.2f} GiB{known}")
+
+    def _place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """Return a batch that every process holds in full as arrays over the mesh."""
+        return place(dict(batch), dict.fromkeys(batch, batch_sharding(self._mesh)))
+
+    def _watch(self, work: Callable[[], Result]) -> Result:
+        def in_mesh() -> Result:
+            # The work may be done by another thread, which has a mesh of its own.
+            with jax.set_mesh(self._mesh):
+                return work()
+
+        return self._stop.watch(in_mesh)
+
+    def _phase(self, name: str, work: Callable[[], Result]) -> Result:
+        start = time.perf_counter()
+        self._console.print(f"{name} ...")
+        result = self._watch(work)
+        self._console.print(f"{name}: {time.perf_counter() - start:.1f} s")
+        return result

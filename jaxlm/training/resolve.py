@@ -1,0 +1,97 @@
+"""Settings -> what they mean for a tokenizer, a device and a data set."""
+
+import dataclasses
+import json
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from jaxlm.common.architecture.config import ModelConfig, config_from_dict
+from jaxlm.common.architecture.presets import nearest_preset, preset
+from jaxlm.common.run.run_config import steps_of_epochs
+from jaxlm.model.language_model import LanguageModel, Remat
+from jaxlm.ops.attention import choose_kernel
+from jaxlm.ops.cpu import has_vnni
+from jaxlm.ops.gpu import compute_capability, is_ampere
+from jaxlm.training.train_config import TrainConfig
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
+
+
+def resolve_steps(config: TrainConfig, examples: int) -> TrainConfig:
+    """Return the settings with `num_epochs` turned into `num_train_steps`. `examples` are those of one epoch."""
+    if config.num_epochs is None:
+        return config
+    steps = steps_of_epochs(config.num_epochs, examples, config.sequences_per_step)
+    return dataclasses.replace(config, num_epochs=None, num_train_steps=steps)
+
+
+def resolve_model(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """Return the model to train: the preset, the replaced fields, and the tokenizer's vocabulary.
+
+    Raises ValueError where the model cannot hold the vocabulary or the sequence.
+    """
+    fields = dataclasses.asdict(preset(config.preset))
+    shape_given = {"hidden_size", "num_heads"} & set(config.model)
+    if shape_given and "head_dim" not in config.model:
+        fields["head_dim"] = 0  # derived anew
+    fields["vocab_size"] = tokenizer.vocab_size
+    fields |= {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    model = config_from_dict(fields | config.model)
+    if model.vocab_size < tokenizer.vocab_size:
+        raise ValueError(
+            f"model.vocab_size: found {model.vocab_size}, expected at least the tokenizer's {tokenizer.vocab_size}"
+        )
+    if config.seq_len > model.max_seq_len:
+        raise ValueError(
+            f"seq_len: found {config.seq_len}, expected at most the model's max_seq_len {model.max_seq_len}; "
+            f"set --model.max_seq_len {config.seq_len}"
+        )
+    return model
+
+
+def model_flags(config: ModelConfig) -> list[str]:
+    """Return the flags that `resolve_model` turns into this model, for any tokenizer that its vocabulary has room for.
+
+    The special tokens are the tokenizer's.
+    """
+    name = nearest_preset(config)
+    fields, there = dataclasses.asdict(config), dataclasses.asdict(preset(name))
+    # `resolve_model` takes these from the preset only where it has to.
+    given = {"vocab_size"} | ({"head_dim"} if config.has_attention else set())
+    changed = {key for key, value in fields.items() if value != there[key]} - {"bos_id", "eos_id", "pad_id"}
+    flags = ["--preset", name]
+    for key in (key for key in fields if key in given | changed):
+        value = fields[key]
+        flags += [f"--model.{key}", value if isinstance(value, str) else json.dumps(value)]
+    return flags
+
+
+def training_model(config: TrainConfig, model: ModelConfig, device: Any) -> LanguageModel:
+    """Return the model as it is trained on a device. Raises ValueError where the device cannot do it."""
+    dtype = activation_dtype(config.dtype, device)
+    kernel = choose_kernel(config.attention, dtype, model.head_dim, device) if model.has_attention else "xla"
+    return LanguageModel(model, dtype, config.unroll_layers, choose_remat(config.remat, model, device), kernel)
+
+
+def describe_model(model: LanguageModel) -> str:
+    """Return a line on precision, attention kernel and gradient checkpointing."""
+    scaled = " with dynamic loss scale" if model.dtype == jnp.float16 else ""
+    attention = f", attention {model.attention}" if model.config.has_attention else ""
+    return f"{jnp.dtype(model.dtype).name}{scaled}{attention}, remat {model.remat}"
+
+
+def choose_remat(remat: Remat | Literal["auto"], model: ModelConfig, device: Any) -> Remat:
+    """Return the gradient checkpointing that a `remat` setting means for a model on a device."""
+    if remat != "auto":
+        return remat
+    return "ternary" if model.linear == "ternary" and device.platform == "cpu" and has_vnni() else "products"
+
+
+def activation_dtype(name: str, device: Any) -> Any:
+    """Return the jax dtype that a `dtype` setting means on a device."""
+    if name != "auto":
+        return jnp.dtype(name)
+    if device.platform == "cpu":
+        return jnp.dtype("float32")
+    is_older_nvidia = compute_capability(device) is not None and not is_ampere(device)
+    return jnp.dtype("float16" if is_older_nvidia else "bfloat16")

@@ -1,0 +1,109 @@
+"""The command `mlxlm chat`: a conversation in the terminal."""
+
+import contextlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from jaxlm.common.sampling import Sampling
+from mlxlm.chat.chat_format import choose_chat_format
+from mlxlm.chat.conversation import Conversation
+from mlxlm.chat.terminal import Terminal
+from mlxlm.load import load_model
+from shared_tokenizer.chat.formats import ChatFormatChoice
+from shared_tokenizer.manifest import refuse_inside_sealed, write_file
+
+HELP = """\
+/system TEXT  set the system prompt; without a text take it away
+/reset        forget the conversation, but not the system prompt
+/save FILE    write the conversation as a line of JSON that prepare_data.py reads
+/help         this
+/exit         leave, as Ctrl-D does
+Ctrl-C stops an answer. A space before / makes a message of the line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig(Sampling):
+    """The model to talk with, and the choice of its tokens."""
+
+    model: str
+    """Artifact, transformers or MLX directory or GGUF file, of a model that was trained on chats."""
+    adapter_path: str | None = None
+    """Directory of adapters to put on the model."""
+    system: str = ""
+    """System prompt."""
+    chat_format: ChatFormatChoice = "auto"
+    """Chat format that the model was trained with; auto is that of the chat template of the adapters or the model."""
+    max_tokens: int = 512
+    """Tokens of an answer, at most."""
+
+
+def main(config: ChatConfig) -> None:
+    """Talk with a model: type a message, or /help."""
+    model, tokenizer = load_model(config.model, adapter_path=config.adapter_path)
+    if tokenizer is None:
+        raise ValueError(f"{config.model}: found no tokenizer, so there is no text to talk with")
+    chat_format = choose_chat_format(
+        Path(config.model), tokenizer, choice=config.chat_format, adapter_path=config.adapter_path
+    )
+    terminal = Terminal()
+    conversation = Conversation(model, tokenizer, chat_format, config, terminal.note)
+    conversation.set_system(config.system)
+    mx.random.seed(config.seed)
+    chat(conversation, terminal)
+
+
+def chat(conversation: Conversation, terminal: Terminal) -> None:
+    """Answer lines, and obey those that are commands, until /exit or the end of input."""
+    for line in terminal.lines():
+        word, _, argument = line.partition(" ")
+        if word == "/exit":
+            return
+        try:
+            if line.startswith("/"):
+                _obey(conversation, terminal, word, argument.strip())
+            elif line.strip():
+                _answer(conversation, terminal, line)
+        except (ValueError, OSError) as error:
+            terminal.note(f"error: {error}")
+
+
+def _obey(conversation: Conversation, terminal: Terminal, command: str, argument: str) -> None:
+    match command:
+        case "/system":
+            conversation.set_system(argument)
+            terminal.note("the system prompt is set" if argument else "there is no system prompt now")
+        case "/reset":
+            conversation.reset()
+            terminal.note("the conversation is forgotten")
+        case "/save":
+            save(conversation, argument)
+            terminal.note(f"saved: {argument}")
+        case "/help":
+            terminal.note(HELP)
+        case _:
+            raise ValueError(f"{command}: no such command; /help lists them")
+
+
+def _answer(conversation: Conversation, terminal: Terminal, message: str) -> None:
+    with contextlib.closing(conversation.ask(message)) as pieces:
+        try:
+            for piece in pieces:
+                terminal.write(piece)
+        except KeyboardInterrupt:
+            terminal.note("stopped")
+    terminal.end_line()
+
+
+def save(conversation: Conversation, name: str) -> None:
+    """Write a conversation as one line of JSON, `{"messages": [...]}`. Raises ValueError where the place is taken."""
+    path = Path(name).expanduser()
+    if not name or path.exists():
+        raise ValueError(f"/save: found {name!r}, expected the name of a new file")
+    if not conversation.turns:
+        raise ValueError("/save: found no conversation yet")
+    refuse_inside_sealed(path)
+    messages = [{"role": message.role, "content": message.content} for message in conversation.messages]
+    write_file(path, (json.dumps({"messages": messages}, ensure_ascii=False) + "\n").encode())

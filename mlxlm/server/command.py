@@ -1,0 +1,205 @@
+"""The command `mlxlm server`: one model behind OpenAI's HTTP API."""
+
+import contextlib
+import ipaddress
+import os
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from starlette.applications import Starlette
+
+from mlxlm.chat.chat_format import choose_chat_format
+from mlxlm.load import load_model
+from mlxlm.server.app import make_app
+from mlxlm.server.engine import Engine
+from mlxlm.server.guard import host_names
+from mlxlm.server.requests import ServedModel
+from shared_tokenizer.chat.formats import ChatFormat, ChatFormatChoice
+from shared_tokenizer.settings import check_bounds, setting
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
+
+KEY_VARIABLE = "MLXLM_API_KEY"
+# Seconds that requests in flight may go on after SIGINT or SIGTERM.
+GRACE_S = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """The model that is served, the address, and the limits. Raises ValueError on a value out of range."""
+
+    model: str
+    """Artifact, transformers or MLX directory, or GGUF file."""
+    adapter_path: str | None = None
+    """Directory of adapters to put on the model."""
+    model_name: str | None = None
+    """Name that clients ask for; the last part of the path by default."""
+    chat_format: ChatFormatChoice = "auto"
+    """Chat format that the model was trained with; auto is that of the chat template of the adapters or the model."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Any but this machine's own needs an api_key."""
+    port: int = setting(8080, at_least=0, at_most=65535)
+    """Port to listen on; 0 takes a free one."""
+    allowed_hosts: list[str] = field(default_factory=list)
+    """Further names or addresses by which clients call this server."""
+    api_key: str | None = field(default=None, repr=False)
+    """Key that clients must send; better given in the environment variable MLXLM_API_KEY, which others cannot see."""
+    max_tokens: int = setting(512, at_least=1)
+    """Tokens of an answer where the request does not say, at most."""
+    max_queue: int = setting(16, at_least=1)
+    """Requests that may wait while one is answered; more are refused with 503."""
+    max_body_bytes: int = setting(1 << 20, at_least=1)
+    """Bytes of a request, at most."""
+    request_timeout_s: float = setting(600.0, more_than=0)
+    """Seconds from a request to the end of its answer, at most."""
+    prompt_cache_bytes: int = setting(1 << 30, at_least=0)
+    """Bytes of memory for the caches of earlier prompts, which later prompts with the same beginning use; 0 keeps
+    none."""
+    prefill_step_size: int = setting(256, at_least=1)
+    """Tokens of a prompt processed at a time; a disconnect is noticed between them, so take fewer on a slow machine."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+def main(config: ServerConfig) -> None:
+    """Serve a model by OpenAI's API until interrupted."""
+    api_key = find_api_key(config)
+    check_reach(config, api_key)
+    with contextlib.closing(listen(config.host, config.port)) as listener:
+        port = listener.getsockname()[1]
+        model, engine = open_engine(config)
+        app = make_app(
+            model,
+            engine,
+            hosts=host_names(port, [config.host, *config.allowed_hosts]),
+            api_key=api_key,
+            max_body_bytes=config.max_body_bytes,
+        )
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        print(f"{model.name}: http://{host}:{port}/v1", flush=True)
+        run(app, engine, listener)
+
+
+def find_api_key(config: ServerConfig) -> str | None:
+    """Return the key of the settings or the environment. Raises ValueError where no header can carry it."""
+    api_key = os.environ.get(KEY_VARIABLE) if config.api_key is None else config.api_key
+    if api_key is not None and (not api_key.isascii() or not api_key.isprintable() or not api_key.split() == [api_key]):
+        raise ValueError(f"api_key: found {len(api_key)} characters, expected one word of printable ASCII characters")
+    return api_key
+
+
+def check_reach(config: ServerConfig, api_key: str | None) -> None:
+    """Raises ValueError where others could use the server without a key, or nobody by the name they know."""
+    if is_local(config.host):
+        return
+    if api_key is None:
+        raise ValueError(
+            f"host: found {config.host}, where others can reach this server, and no api_key; set {KEY_VARIABLE}, or "
+            f"leave host at 127.0.0.1"
+        )
+    if is_every_address(config.host) and not config.allowed_hosts:
+        raise ValueError(
+            f"host: found {config.host}, which is no name to call a server by, and no allowed_hosts; give the names or "
+            f"addresses that clients use"
+        )
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    address = _address(host)
+    return host == "localhost" if address is None else address.is_loopback
+
+
+def is_every_address(host: str) -> bool:
+    """Whether it stands for all addresses of this machine."""
+    address = _address(host)
+    return not host if address is None else address.is_unspecified
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ValueError on an unknown host, OSError on an address that is taken or not ours."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise ValueError(f"host: found {host!r}, expected an address or name of this machine ({error})") from error
+    return socket.create_server(address[:2], family=family)
+
+
+def open_engine(config: ServerConfig) -> tuple[ServedModel, Engine]:
+    """The model with what requests are checked against. Raises ValueError where it cannot be served."""
+    path = Path(config.model)
+    model, tokenizer = load_model(path, adapter_path=config.adapter_path)
+    if tokenizer is None:
+        raise ValueError(f"{path}: found no tokenizer, so there is no text to continue")
+    served = ServedModel(
+        name=path.resolve().name if config.model_name is None else config.model_name,
+        tokenizer=tokenizer,
+        chat_format=_chat_format(config, path, tokenizer),
+        vocab_size=model.config.vocab_size,
+        max_seq_len=model.config.max_seq_len,
+        max_tokens=config.max_tokens,
+    )
+    engine = Engine(
+        model,
+        max_queue=config.max_queue,
+        timeout_s=config.request_timeout_s,
+        prompt_cache_bytes=config.prompt_cache_bytes,
+        prefill_step_size=config.prefill_step_size,
+    )
+    return served, engine
+
+
+def _chat_format(config: ServerConfig, path: Path, tokenizer: Tokenizer) -> ChatFormat | None:
+    try:
+        return choose_chat_format(path, tokenizer, choice=config.chat_format, adapter_path=config.adapter_path)
+    except ValueError as error:
+        if config.chat_format != "auto":
+            raise
+        print(f"no chat: {error}", flush=True)
+        return None
+
+
+class Server(uvicorn.Server):
+    """A server that ends the generation before it waits for the connections that wait for an answer.
+
+    That takes seconds at most, so a second signal changes nothing: uvicorn would leave with a traceback.
+    """
+
+    def __init__(self, config: uvicorn.Config, engine: Engine):
+        super().__init__(config)
+        self._engine = engine
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._engine.stop()
+        await super().shutdown(sockets)
+
+
+def run(app: Starlette, engine: Engine, listener: socket.socket) -> None:
+    """Serve until SIGINT, which is how a server ends; SIGTERM ends the process as elsewhere."""
+    settings = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        Server(settings, engine).run(sockets=[listener])

@@ -1,7 +1,6 @@
-"""What a compiled program costs, read from its optimized HLO text: operations, memory traffic, collectives.
+"""Costs of a compiled program, from its optimized HLO text: operations, memory traffic, collectives of one device.
 
-XLA's own cost analysis counts the body of a loop once. Here every computation counts as often as it runs.
-Text in, numbers out; all numbers are of one device.
+XLA's own cost analysis counts the body of a loop once. Here a computation counts once per run.
 """
 
 import math
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from jaxlm.planning.hlo_module import Computation, Instruction, Module, Shape, root_of
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute")
-# They name or arrange buffers, or are counted elsewhere: a loop by its body, an asynchronous start by its end.
+# These name or arrange buffers, or are counted elsewhere: a loop by its body, an asynchronous start by its end.
 _NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional"}
 _NO_TRAFFIC |= {"after-all", "partition-id", "replica-id", "async-start", "async-update", "opt-barrier"}
 _NO_TRAFFIC_TARGETS = ("AllocateBuffer", "ConcatBitcast", "AsyncCollectiveStart", "AsyncCollectiveDone", "Sharding")
@@ -22,27 +21,27 @@ _SLICES = {"dynamic-slice", "slice", "gather"}
 
 @dataclass(frozen=True)
 class Collective:
-    """One collective and all its runs in a step."""
+    """One collective, with all of its runs in a step."""
 
     kind: str
     dtype: str
     sizes: tuple[int, ...]
-    """Of the first operand."""
+    """Sizes of the first operand."""
     computation: str
     op_name: str
     times: int
     nbytes: int
-    """Of the whole array: what a gather makes, what a reduction takes in."""
+    """Bytes of the full array: the output of an all-gather, the input of a reduction."""
     wire_bytes: float
-    """What this device receives over its links (a ring's share; a reduction to all is a scatter and a gather)."""
+    """Bytes that this device receives over its links in a ring; an all-reduce is a reduce-scatter plus an all-gather."""
 
     @property
-    def gathers(self) -> bool:
-        """Whether it brings parts of an array together.
+    def is_all_gather(self) -> bool:
+        """True if the parts of an array are all-gathered.
 
-        XLA also does so by a ring of permutes in a loop of products: the loop's name tells a gather (ag) from a
-        reduction (rs), and int8 is never reduced. And, on some slices, by a sum of parts that each stand between zeros,
-        of int8 as u32, which a model never sums.
+        XLA also all-gathers by a ring of permutes in a loop of matrix products: the name of the loop tells an
+        all-gather (ag) from a reduction (rs), and int8 is never reduced. On some slices XLA all-gathers int8 by an
+        all-reduce of parts padded with zeros, as u32; a model never sums u32.
         """
         ring = self.kind == "collective-permute" and ("_ag" in self.computation or self.dtype == "s8")
         return self.kind == "all-gather" or ring or (self.kind == "all-reduce" and self.dtype == "u32")
@@ -50,44 +49,47 @@ class Collective:
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one device and one run of the program."""
+    """Costs of one device and one run of the program."""
 
     flops: dict[str, int]
-    """Multiplications and additions of products, by `int8` and `float`."""
+    """Multiplications and additions of matrix products and convolutions, by `int8` and `float`."""
     hbm_bytes: int
-    """Read and written by the instructions that touch the device's main memory."""
+    """Bytes that instructions read from and write to the main memory of the device."""
     collectives: tuple[Collective, ...]
     loops: dict[str, int | None]
-    """Trip count of each loop; None where the text does not tell, and its body counts once."""
+    """Trip count of each loop; None where the text has none, and the body counts once."""
 
     @property
     def wire_bytes(self) -> float:
         return sum(collective.wire_bytes for collective in self.collectives)
 
     def collective_bytes(self) -> dict[tuple[str, str], int]:
-        """Bytes by kind and dtype, largest first."""
+        """Return the bytes by kind and dtype, largest first."""
         found = Counter()
         for collective in self.collectives:
             found[collective.kind, collective.dtype] += collective.nbytes
         return dict(found.most_common())
 
     def gathered_bytes(self) -> dict[str, int]:
-        """Bytes brought together, by dtype, largest first."""
+        """Return the all-gathered bytes by dtype, largest first."""
         found = Counter()
         for collective in self.collectives:
-            if collective.gathers:
+            if collective.is_all_gather:
                 found[collective.dtype] += collective.nbytes
         return dict(found.most_common())
 
 
 def hlo_costs(text: str) -> Costs:
-    """Cost of a module from its text, as `Compiled.as_text()` or `xla_dump_to` give it."""
+    """Return the costs of a module from the text of `Compiled.as_text()` or `xla_dump_to`.
+
+    Raises ValueError on a text without an entry.
+    """
     module = Module(text)
     return Costs(_flops(module), _hbm_bytes(module), tuple(_collectives(module)), module.loops)
 
 
 def _flops(module: Module) -> dict[str, int]:
-    """Of all products."""
+    """Return the operations of all matrix products and convolutions."""
     found = {"int8": 0, "float": 0}
     for instruction, name in module.instructions():
         if instruction.opcode in ("dot", "convolution"):
@@ -104,12 +106,12 @@ def _list(attributes: str, name: str) -> list[int]:
 
 def _dot_flops(instruction: Instruction, computation: Computation) -> int:
     left = computation[instruction.operands[0]].shapes[0].sizes
-    contracted = math.prod(left[place] for place in _list(instruction.attributes, "lhs_contracting_dims"))
+    contracted = math.prod(left[axis] for axis in _list(instruction.attributes, "lhs_contracting_dims"))
     return 2 * math.prod(instruction.shapes[0].sizes) * contracted
 
 
 def _convolution_flops(instruction: Instruction, computation: Computation) -> int:
-    """Two for every product of numbers that are there: padding and holes of dilation cost nothing."""
+    """Return two operations per product of two numbers. Padding and the holes of dilation cost nothing."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     assert labels is not None, instruction.attributes
     left, right = (computation[name].shapes[0].sizes for name in instruction.operands[:2])
@@ -119,18 +121,18 @@ def _convolution_flops(instruction: Instruction, computation: Computation) -> in
     ]
     batch_groups = re.search(r"batch_group_count=(\d+)", instruction.attributes)
     products = size[0]["b"] // (int(batch_groups.group(1)) if batch_groups else 1) * size[1]["i"] * size[1]["o"]
-    for place, axis in enumerate(sorted(set(labels.group(1)) - {"b", "f"})):
-        products *= _valid_positions(instruction.attributes, place, size[0][axis], size[1][axis], size[2][axis])
+    for dimension, axis in enumerate(sorted(set(labels.group(1)) - {"b", "f"})):
+        products *= _valid_positions(instruction.attributes, dimension, size[0][axis], size[1][axis], size[2][axis])
     return 2 * products
 
 
-def _valid_positions(attributes: str, place: int, size: int, window: int, out: int) -> int:
-    """Pairs of an output position and a window position that meet an input along one spatial dimension."""
+def _valid_positions(attributes: str, dimension: int, size: int, window: int, out: int) -> int:
+    """Return the number of pairs of an output and a window position that read an input, in one spatial dimension."""
     options = {}
     found = re.search(r"window={([^}]*)}", attributes)
     for option in found.group(1).split() if found else []:
         name, _, values = option.partition("=")
-        options[name] = values.split("x")[place]
+        options[name] = values.split("x")[dimension]
     stride, hole, spread = (int(options.get(name, 1)) for name in ("stride", "lhs_dilate", "rhs_dilate"))
     before = int(options.get("pad", "0_0").split("_")[0])
     return sum(
@@ -141,11 +143,11 @@ def _valid_positions(attributes: str, place: int, size: int, window: int, out: i
 
 
 def _collectives(module: Module) -> Iterator[Collective]:
-    """Every collective, once."""
+    """Yield every collective once."""
     pieces = set()
     for instruction, name in module.instructions():
         kind = instruction.opcode.removesuffix("-start")
-        # A TPU hides a collective behind several products: its pieces carry the same channel and chain.
+        # A TPU overlaps one collective with several products: its pieces have the same channel and chain.
         piece = tuple(re.findall(r'(?:channel_id=|chain_id=")(\d+)', instruction.attributes))
         if kind not in COLLECTIVES or (len(piece) == 2 and piece in pieces):
             continue
@@ -154,17 +156,18 @@ def _collectives(module: Module) -> Iterator[Collective]:
 
 
 def _by_dtype(module: Module, kind: str, instruction: Instruction, name: str) -> Iterator[Collective]:
-    """A collective of several arrays, one for each dtype."""
+    """Yield one collective per dtype, for a collective of several arrays."""
     times = module.times[name]
     if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
-        kind = "reduce-scatter"  # how a TPU writes one: a fusion that reduces and keeps a slice
-    ways = _group_size(instruction.attributes, module.num_partitions)
+        kind = "reduce-scatter"  # a TPU's form of it: a fusion that reduces and keeps a slice
+    group_size = _group_size(instruction.attributes, module.num_partitions)
     op_name = re.search(r'op_name="([^"]*)"', instruction.attributes)
     shapes = [shape for operand in instruction.operands for shape in module.computations[name][operand].shapes]
     for dtype in dict.fromkeys(shape.dtype for shape in shapes):
         of_dtype = [shape for shape in shapes if shape.dtype == dtype]
-        nbytes = times * sum(shape.nbytes for shape in of_dtype) * (ways if kind == "all-gather" else 1)
-        share = 1.0 if kind == "collective-permute" else (2 if kind == "all-reduce" else 1) * (ways - 1) / ways
+        nbytes = times * sum(shape.nbytes for shape in of_dtype) * (group_size if kind == "all-gather" else 1)
+        passes = 2 if kind == "all-reduce" else 1
+        share = 1.0 if kind == "collective-permute" else passes * (group_size - 1) / group_size
         yield Collective(
             kind=kind,
             dtype=dtype,
@@ -178,7 +181,7 @@ def _by_dtype(module: Module, kind: str, instruction: Instruction, name: str) ->
 
 
 def _group_size(attributes: str, num_partitions: int) -> int:
-    """Devices that take part in a collective together, from any of the forms in which groups are written."""
+    """Return the number of devices per group of a collective, from any of the three notations for groups."""
     listed = re.search(r"replica_groups={{([\d,]*)}", attributes)
     if listed:
         return len(listed.group(1).split(","))
@@ -194,7 +197,7 @@ def _group_size(attributes: str, num_partitions: int) -> int:
 
 
 def _hbm_bytes(module: Module) -> int:
-    """Traffic of everything that is not inside a fusion; slices count as what is cut out or written."""
+    """Return the bytes of all instructions outside of fusions. A slice counts as the part that is read or written."""
     return sum(
         module.times[name] * _traffic(module, instruction, module.computations[name])
         for instruction, name in module.instructions()
@@ -217,22 +220,22 @@ def _traffic(module: Module, instruction: Instruction, computation: Computation)
         return 3 * operands[2].hbm_bytes
     if opcode == "fusion":
         called = module.computations[instruction.called("calls")]
-        reads = sum(_read(module, called, place, operand.hbm_bytes) for place, operand in enumerate(operands))
+        reads = sum(_read(module, called, index, operand.hbm_bytes) for index, operand in enumerate(operands))
         return reads + _written(module, called, root_of(called), instruction.shapes)
     return instruction.hbm_bytes + sum(operand.hbm_bytes for operand in operands)
 
 
 def _copied(done: Instruction, computation: Computation) -> int:
-    """An asynchronous copy or collective: what it reads and what it writes are of the result's size."""
+    """Return the bytes of an asynchronous copy or collective, which reads and writes the size of its result."""
     start = computation[done.operands[0]]
     while start.opcode == "async-update":
         start = computation[start.operands[0]]
     return done.hbm_bytes + done.nbytes * any(computation[name].hbm_bytes for name in start.operands)
 
 
-def _read(module: Module, computation: Computation, place: int, full: int) -> int:
-    """Bytes of a fusion's operand that are read, at most `full`."""
-    name = next(i.name for i in computation.values() if i.opcode == "parameter" and i.arguments == str(place))
+def _read(module: Module, computation: Computation, index: int, full: int) -> int:
+    """Return the bytes that a fusion reads of the operand with this index, at most `full`."""
+    name = next(i.name for i in computation.values() if i.opcode == "parameter" and i.arguments == str(index))
     return min(full, _read_of(module, computation, name, full)) if full else 0
 
 
@@ -241,21 +244,21 @@ def _read_of(module: Module, computation: Computation, name: str, full: int) -> 
     for user in computation.values():
         if name not in user.operands:
             continue
-        places = [place for place, operand in enumerate(user.operands) if operand == name]
-        if user.opcode in _SLICES and places == [0]:
+        indices = [index for index, operand in enumerate(user.operands) if operand == name]
+        if user.opcode in _SLICES and indices == [0]:
             total += user.nbytes
         elif user.opcode == "bitcast":
             total += _read_of(module, computation, user.name, full)
         elif user.opcode == "fusion":
             called = module.computations[user.called("calls")]
-            total += sum(_read(module, called, place, full) for place in places)
-        elif user.opcode != "dynamic-update-slice" or places != [0]:  # updated in place: not read
+            total += sum(_read(module, called, index, full) for index in indices)
+        elif user.opcode != "dynamic-update-slice" or indices != [0]:  # an array that is updated in place is not read
             return full
     return total
 
 
 def _written(module: Module, computation: Computation, root: Instruction, shapes: tuple[Shape, ...]) -> int:
-    """Bytes that a fusion writes; of an array that it updates in place, the update."""
+    """Return the bytes that a fusion writes. An array that it updates in place counts the bytes of the update."""
     if root.opcode == "tuple" and len(root.operands) == len(shapes):
         parts = zip(root.operands, shapes, strict=True)
         return sum(_written(module, computation, computation[name], (shape,)) for name, shape in parts)

@@ -1,7 +1,7 @@
-"""A program as its optimized HLO text: its computations, and how often each runs.
+"""The optimized HLO text of a program (https://openxla.org/xla), parsed: its computations, and the runs of each.
 
-The trip count of a loop is its `known_trip_count`, or follows from the constants that its condition compares and its
-body adds.
+The trip count of a loop is its `known_trip_count`, or follows from the constant in its condition and the constant that
+its body adds to the counter.
 """
 
 import math
@@ -15,12 +15,12 @@ DTYPE_BITS = {"pred": 8, "bf16": 16} | {f"{kind}{bits}": bits for kind in "sufc"
 
 @dataclass(frozen=True)
 class Shape:
-    """One array."""
+    """The dtype, sizes and memory of one array."""
 
     dtype: str
     sizes: tuple[int, ...]
     in_hbm: bool = True
-    """False in the chip's own fast memory."""
+    """False for an array in the fast memory of the chip."""
 
     @property
     def nbytes(self) -> int:
@@ -35,7 +35,7 @@ class Instruction:
     shapes: tuple[Shape, ...]
     opcode: str
     arguments: str
-    """The text between the parentheses: names of operands, or a literal."""
+    """Text between the parentheses: names of operands, or a literal."""
     attributes: str
     is_root: bool
 
@@ -44,7 +44,7 @@ class Instruction:
         return re.findall(r"%([\w.\-]+)", self.arguments)
 
     def called(self, attribute: str) -> str:
-        """The computation that an attribute such as `calls` names."""
+        """Return the name of the computation in an attribute such as `calls`, or an empty string."""
         found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
         return found.group(1) if found else ""
 
@@ -61,22 +61,22 @@ Computation = dict[str, Instruction]
 
 
 class Module:
-    """A module's computations, and how often each runs. Raises ValueError on a text without an entry."""
+    """The computations of a module, and the number of runs of each. Raises ValueError on a text without an entry."""
 
     def __init__(self, text: str) -> None:
         self.computations, self.entry = parse(text)
         partitions = re.search(r"num_partitions=(\d+)", text[:20000])
         self.num_partitions = int(partitions.group(1)) if partitions else 1
         self.loops: dict[str, int | None] = {}
-        """Trip count of each loop; None where the text does not tell, and its body counts once."""
+        """Trip count of each loop; None where the text has none, and the body counts once."""
         self.times: Counter[str] = Counter()
-        """Runs of each computation."""
+        """Number of runs of each computation."""
         self.outer: set[str] = set()
-        """Computations that are not inside a fusion, and so read and write memory."""
+        """Names of computations that are not inside a fusion, so their instructions read and write memory."""
         self._run(self.entry, 1, outer=True)
 
     def instructions(self) -> Iterator[tuple[Instruction, str]]:
-        """Every instruction that runs, with the name of its computation."""
+        """Yield every instruction that runs, with the name of its computation."""
         for name in self.times:
             for instruction in self.computations[name].values():
                 yield instruction, name
@@ -114,14 +114,14 @@ class Module:
         index = re.search(r"index=(\d+)", counter.attributes)
         if index is None or bound.opcode != "constant":
             return None
-        place = int(index.group(1))
-        start = _constant(computation, computation[loop.operands[0]].operands[place])
-        step = _added(body, root_of(body).operands[place], place)
+        element = int(index.group(1))
+        start = _constant(computation, computation[loop.operands[0]].operands[element])
+        step = _increment(body, root_of(body).operands[element], element)
         return None if not step else -(-(int(bound.arguments) - (start or 0)) // step)
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """Computations by name, and the name of the entry. Raises ValueError where there is none."""
+    """Return the computations by name, and the name of the entry. Raises ValueError where there is no entry."""
     computations: dict[str, Computation] = {}
     entry = None
     current: Computation | None = None
@@ -133,7 +133,7 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
         elif current is not None and re.match(r"\s+(?:ROOT )?%?[\w.\-]+ = ", line):
             instruction = _instruction(line)
             current[instruction.name] = instruction
-        # Attributes of kernels hold line ends; a line that begins with }} is inside them.
+        # Attributes of kernels contain line breaks; a line that begins with }} is inside one.
         elif re.match(r"}(?:[,\s]|$)", line):
             current = None
     if entry is None:
@@ -157,13 +157,13 @@ def _instruction(line: str) -> Instruction:
 
 
 def _split_shape(text: str) -> tuple[str, str]:
-    """A shape, which may be a tuple with layouts in it, and what follows."""
+    """Return the text of a shape, which may be a tuple with layouts in it, and the text after it."""
     end = _closing(text[1:]) + 2 if text.startswith("(") else text.index(" ")
     return text[:end], text[end:]
 
 
 def _closing(text: str) -> int:
-    """Index of the parenthesis that closes one opened before the text."""
+    """Return the index of the parenthesis that closes the one before the text. Raises ValueError without one."""
     depth = 1
     for parenthesis in re.finditer(r"[()]", text):
         depth += 1 if parenthesis.group() == "(" else -1
@@ -185,7 +185,7 @@ def _shapes(text: str) -> tuple[Shape, ...]:
 
 
 def root_of(computation: Computation) -> Instruction:
-    """What a computation gives."""
+    """Return the root instruction of a computation, whose value is its result."""
     return next(instruction for instruction in computation.values() if instruction.is_root)
 
 
@@ -197,15 +197,15 @@ def _branches(instruction: Instruction) -> list[str]:
 
 
 def _constant(computation: Computation, name: str) -> int | None:
-    """The number that a name stands for, through copies."""
+    """Return the number that a name stands for, through copies, or None where it is not a constant."""
     instruction = computation[name]
     while instruction.opcode in ("copy", "bitcast"):
         instruction = computation[instruction.operands[0]]
     return int(instruction.arguments) if instruction.opcode == "constant" else None
 
 
-def _added(body: Computation, name: str, place: int) -> int | None:
-    """What a loop adds to the element at `place` of its state, where it does nothing else to it."""
+def _increment(body: Computation, name: str, element: int) -> int | None:
+    """Return the number that a loop adds to this element of its state, or None where it does anything else to it."""
     instruction, total = body[name], 0
     while instruction.opcode in ("copy", "bitcast", "add"):
         numbers = {operand: _constant(body, operand) for operand in instruction.operands}
@@ -214,5 +214,5 @@ def _added(body: Computation, name: str, place: int) -> int | None:
             return None
         total += sum(number or 0 for number in numbers.values())
         instruction = body[variable[0]]
-    is_counter = re.search(rf"\bindex={place}\b", instruction.attributes)
+    is_counter = re.search(rf"\bindex={element}\b", instruction.attributes)
     return total if is_counter else None

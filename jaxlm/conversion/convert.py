@@ -41,8 +41,8 @@ FLOAT16_ROUNDING = 2.0**-11
 _GGUF_FLOATS: dict[FloatType, Any] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 Read = Callable[[str], np.ndarray]
-# Function from a model directory and token ids `[1, L]` to the name of another program and its logits `[1, L, V]`; to None
-# where no other program can compute them.
+# Function from a model directory and token ids `[1, L]` to the name of another program and its logits `[1, L, V]`, or
+# None where no other program can compute them.
 RunElsewhere = Callable[[Path, np.ndarray], tuple[str, np.ndarray] | None]
 
 

@@ -33,7 +33,7 @@ class Collective:
     nbytes: int
     """Bytes of the full array: the output of an all-gather, the input of a reduction."""
     wire_bytes: float
-    """Bytes that this device receives over its links in a ring; an all-reduce is a reduce-scatter plus an all-gather."""
+    """Bytes that this device receives over its links in a ring; an all-reduce is a reduce-scatter and an all-gather."""
 
     @property
     def is_all_gather(self) -> bool:

@@ -10,11 +10,10 @@ SIZES = ("350M", "750M", "1B", "3B", "7B", "13B", "30B", "70B", "175B", "300B")
 _INTRODUCTION = """\
 # Ten sizes of each architecture
 
-`scripts/new_model.py --table true` prints this page and allocates nothing; a test compares the two. *latent bytes* is
-the size of the float32 weight files that training starts from, with their headers. *packed bytes* is the size of the
-same model with ternary codes in 2 bits and everything else in float32. With `--float_dtype bfloat16` latent files are
-half as large. `scripts/new_model.py --params 350M --arch ternary` describes one size, and `--output_dir` writes a blank
-model.
+`jaxlm new-model --table true` prints this page and allocates nothing; a test compares the two. *latent bytes* is the
+size of the float32 weight files that training starts from, with their headers. *packed bytes* is the size of the same
+model with ternary codes in 2 bits and everything else in float32. With `--float_dtype bfloat16` latent files are half
+as large. `jaxlm new-model --params 350M --arch ternary` describes one size, and `--output_dir` writes a blank model.
 """
 _COLUMNS = ("size", "parameters", "hidden", "feed-forward", "layers", "heads", "vocabulary", "latent bytes")
 _PACKED = "packed bytes"

@@ -16,12 +16,12 @@ def dense(tiny_config, tmp_path):
     return tmp_path / "dense"
 
 
-def test_a_ternary_model_starts_from_a_dense_one_aloud(dense, tiny_config):
-    said = []
-    opened = open_initial(dense, dataclasses.replace(tiny_config, max_seq_len=128, eos_id=1), said.append)
+def test_a_ternary_model_starts_from_a_dense_one_with_a_line_in_the_log(dense, tiny_config):
+    logged = []
+    opened = open_initial(dense, dataclasses.replace(tiny_config, max_seq_len=128, eos_id=1), logged.append)
     found = artifact_params(opened)
     jax.tree.map(np.testing.assert_array_equal, found, artifact_params(load_artifact(dense)))
-    assert said == ["init_from: weights of a model with linear dense, trained from now on with ternary"]
+    assert logged == ["init_from: the weights are of a model with linear dense; this run trains with ternary"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Open a tokenizer of any kind, and what comes with it."""
+"""Open a tokenizer of any kind, its files and its chat format."""
 
 import contextlib
 import tempfile
@@ -24,17 +24,20 @@ from shared_tokenizer.tokenizers.tokenizer_files import (
     read_files,
 )
 
-# In a directory the first of these is opened.
+# `load_tokenizer` opens the first of these in a directory.
 KINDS = (MODEL_FILE, DEFINITION_FILE, VOCABULARY_FILE)
 
 
 def has_tokenizer(directory: Path) -> bool:
-    """Whether a directory holds a file that `load_tokenizer` opens."""
+    """Return True if a directory holds a file that `load_tokenizer` opens."""
     return any((Path(directory) / name).is_file() for name in KINDS)
 
 
 def find_tokenizer(path: Path, metadata: Mapping[str, Any] | None = None) -> Tokenizer | None:
-    """The tokenizer that comes with a model: of its directory, or of a GGUF's metadata. None where there is none."""
+    """Return the tokenizer of a model directory, or of the metadata of a GGUF file; None where there is none.
+
+    Raises ValueError where it cannot be read.
+    """
     if metadata is not None:
         return gguf_tokenizer(metadata)
     return load_tokenizer(path) if has_tokenizer(path) else None
@@ -42,9 +45,9 @@ def find_tokenizer(path: Path, metadata: Mapping[str, Any] | None = None) -> Tok
 
 @contextlib.contextmanager
 def tokenizer_directory(path: Path, tokenizer: Tokenizer | None) -> Iterator[Path | None]:
-    """The directory with the files of a model's tokenizer, None where it has none.
+    """Yield the directory that holds the files of a model's tokenizer, None where the model has none.
 
-    A GGUF has it inside; then the files are written for as long as they are needed.
+    The tokenizer of a GGUF file is written to a temporary directory.
     """
     if tokenizer is None:
         yield None
@@ -57,7 +60,7 @@ def tokenizer_directory(path: Path, tokenizer: Tokenizer | None) -> Iterator[Pat
 
 
 def find_chat_format(path: Path, tokenizer: Tokenizer) -> ChatFormat | None:
-    """The format of a model by its chat template, None where it has none; raises ValueError on an unknown one."""
+    """Return the chat format of a model, None where it has no template. Raises ValueError on an unknown template."""
     with tokenizer_directory(path, tokenizer) as directory:
         template = None if directory is None else read_chat_template(directory)
     try:
@@ -69,9 +72,9 @@ def find_chat_format(path: Path, tokenizer: Tokenizer) -> ChatFormat | None:
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read the tokenizer of a directory, or of one file in it: tokenizer.model, tokenizer.json or vocab.json.
 
-    A directory with tokenizer.model and a tokenizer.json of more tokens is read from tokenizer.json. The files beside
-    the one that is read say which tokens are special, and are saved with it. Raises ValueError naming the file that
-    is missing or wrong.
+    Of tokenizer.model and a tokenizer.json with more tokens, tokenizer.json is read. The files next to it say which
+    tokens are special, and are saved with the tokenizer. Raises ValueError with the name of the file that is missing
+    or wrong.
     """
     path = Path(path)
     if path.is_dir():

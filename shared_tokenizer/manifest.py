@@ -1,8 +1,8 @@
-"""Directories that are whole or absent, and can prove it.
+"""Sealed directories: complete or absent, and protected against damage.
 
-A sealed directory ends with MANIFEST.sha256 (the format of `sha256sum`) over every file in it. Artifacts,
-checkpoints, tokenizers and token shards all carry one, and loading checks it: a flipped bit is found, never
-trained on.
+A sealed directory holds MANIFEST.sha256 (in the format of `sha256sum`), which lists every file in it. Artifacts,
+checkpoints, tokenizers and token shards are sealed. Loading them compares every file with its digest, so no run
+trains on a flipped bit.
 """
 
 import contextlib
@@ -17,21 +17,24 @@ MANIFEST = "MANIFEST.sha256"
 
 
 class DamagedError(ValueError):
-    """A sealed directory is not what it was when it was written."""
+    """Error: the files of a sealed directory do not match its manifest."""
 
 
 def write_manifest(directory: Path) -> None:
-    """Seal a directory: write the digest of every file below it, and see both onto the disk."""
+    """Write MANIFEST.sha256 over every file below a directory, and flush it to disk."""
     write_file(directory / MANIFEST, manifest_lines({name: _digest(directory / name) for name in _files(directory)}))
 
 
 def manifest_lines(sha256: Mapping[str, str]) -> bytes:
-    """The content of a manifest, from the digest of every file."""
+    """Return the content of a manifest for digests, as hex, by file name."""
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(sha256.items())).encode()
 
 
 def seal_directory(directory: Path, sha256: Mapping[str, str] | None = None) -> None:
-    """Flush every file to disk, then seal the directory, with digests that were taken when the files were written."""
+    """Flush every file to disk, then write the manifest.
+
+    `sha256` holds the digests, as hex, that were taken when the files were written; None reads every file again.
+    """
     for name in _files(directory):
         _sync_file(directory / name)
     if sha256 is None:
@@ -44,14 +47,14 @@ def seal_directory(directory: Path, sha256: Mapping[str, str] | None = None) -> 
 
 
 def verify_manifest(directory: Path) -> None:
-    """Check every file against the manifest.
+    """Compare every file with the manifest.
 
-    Raises DamagedError naming the first file that is missing, altered or not listed, or the manifest itself.
+    Raises DamagedError with the name of the first file that is missing, altered or not listed, or of the manifest.
     """
     manifest = directory / MANIFEST
     if not manifest.is_file():
         raise DamagedError(
-            f"{directory}: found no {MANIFEST}; it was not written to its end, or not by this program; "
+            f"{directory}: found no {MANIFEST}; the directory is incomplete, or another program has written it; "
             "copy or write it again"
         )
     listed = _parse(manifest)
@@ -69,22 +72,24 @@ def verify_manifest(directory: Path) -> None:
 
 
 def _parse(manifest: Path) -> dict[str, str]:
+    """Return the digest of every listed file. Raises DamagedError on a malformed line."""
     listed: dict[str, str] = {}
     text = manifest.read_bytes().decode("utf-8", "replace")
     for number, line in enumerate(text.split("\n")[:-1], 1):
         digest, separator, name = line.partition("  ")
         inside = name and not os.path.isabs(name) and ".." not in Path(name).parts
         if len(digest) != 64 or not separator or not inside or name in listed:
-            raise DamagedError(f"{manifest}: line {number} is damaged: {line[:100]!r}")
+            raise DamagedError(f"{manifest}: line {number} is damaged: {line[:100]!r}; write the directory again")
         listed[name] = digest
     if not text.endswith("\n"):
-        raise DamagedError(f"{manifest}: damaged, its last line has no end")
+        raise DamagedError(f"{manifest}: damaged, its last line is incomplete; write the directory again")
     return listed
 
 
 def _files(directory: Path) -> list[str]:
+    """Return the names of all files that a manifest lists, sorted."""
     found = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
-    # Python leaves its cache beside a model file that another program runs.
+    # Python writes its cache next to a model file that another program imports.
     return sorted(path.as_posix() for path in found if path != Path(MANIFEST) and path.parts[0] != "__pycache__")
 
 
@@ -94,21 +99,21 @@ def _digest(path: Path) -> str:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Replace a file atomically: write beside it, flush to disk, rename."""
+    """Replace a file atomically: write a temporary file next to it, flush it to disk, rename it."""
     with replaced_file(path) as temporary:
         temporary.write_bytes(content)
 
 
 @contextlib.contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
-    """Fill a file beside `path`; on success flush it to disk and rename it there, otherwise remove it."""
+    """Yield a temporary file next to `path`. On success flush it to disk and rename it to `path`, else remove it."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
         _sync_file(temporary)
-        temporary.chmod(0o644)  # mkstemp makes it private
+        temporary.chmod(0o644)  # mkstemp lets only its owner read it
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -118,15 +123,15 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def sealed_directory(directory: Path) -> Iterator[Path]:
-    """Build a directory beside its final place; on success seal it, flush it to disk and rename it there.
+    """Yield a temporary directory. On success seal it, flush it to disk and rename it to `directory`, else remove it.
 
-    On any exception nothing is left behind. Raises ValueError where the final place is taken.
+    Raises ValueError where `directory` is a file, is not empty, or lies inside a sealed directory.
     """
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{directory}: is a file, expected a directory to create")
     if directory.exists() and any(directory.iterdir()):
-        raise ValueError(f"{directory}: already exists and is not empty; remove it or choose another place")
+        raise ValueError(f"{directory}: already exists and is not empty; remove it or choose another path")
     refuse_inside_sealed(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
@@ -142,10 +147,10 @@ def sealed_directory(directory: Path) -> Iterator[Path]:
 
 
 def refuse_inside_sealed(path: Path) -> None:
-    """Raise ValueError where a new file or folder at `path` would break a sealed directory around it."""
+    """Raise ValueError where `path` lies inside a sealed directory, which a new file would break."""
     for parent in path.absolute().parents:
         if (parent / MANIFEST).is_file():
-            raise ValueError(f"{path}: lies inside {parent}, which is sealed by {MANIFEST}; choose another place")
+            raise ValueError(f"{path}: lies inside {parent}, which is sealed by {MANIFEST}; choose another path")
 
 
 def _sync_file(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The chat formats that are known, as data."""
+"""The known chat formats, as data."""
 
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -6,12 +6,12 @@ from typing import Literal, TypeAlias
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
 ChatFormatName: TypeAlias = Literal["chatml", "smollm2", "llama-2", "llama-3", "mistral", "zephyr", "alpaca"]
-# What commands take; auto leaves it to the chat template that is there.
+# The choices of the commands; auto follows the chat template of the tokenizer.
 ChatFormatChoice: TypeAlias = Literal["auto", ChatFormatName]
 
 
 class Edge(Enum):
-    """The tokenizer's own begin-of-text and end-of-text tokens, however they are written."""
+    """The begin-of-text and end-of-text tokens of the tokenizer, whatever their spelling."""
 
     BEGIN = "begin"
     END = "end"
@@ -19,9 +19,10 @@ class Edge(Enum):
 
 @dataclass(frozen=True)
 class Marker:
-    """A string that stands for one special token.
+    """The spelling of one special token.
 
-    Where the tokenizer has no such token, it is written as text if `text_will_do`, and refused otherwise.
+    Where the tokenizer has no such token, `text_will_do` allows the spelling as text; otherwise encoding raises an
+    error.
     """
 
     text: str
@@ -33,9 +34,9 @@ Part: TypeAlias = str | Marker | Edge
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands around the content of a turn: header, lead, content, end, footer.
+    """The parts around the content of a turn, in the order header, lead, content, end, footer.
 
-    Of an assistant's turn a model learns `lead`, the content and `end`: what it has to write itself.
+    In a turn of the assistant, lead, content and end are in the loss mask: the model has to write them itself.
     """
 
     header: tuple[Part, ...] = ()
@@ -46,16 +47,16 @@ class Frame:
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How a conversation is written as tokens.
+    """A format that writes a conversation as tokens.
 
-    name: what the format is called.
+    name: its name in commands.
     user, assistant, system: the frames of the turns.
-    folds_system: the system message, in its frame, is the beginning of the first user turn. Such formats begin
-        with a user turn and alternate, so consecutive turns of one role become one, a blank line between them.
+    folds_system: True if the system message, in its frame, begins the first user turn. The turns of such a format
+        alternate, from a user turn on: consecutive turns of one role are joined by a blank line.
     default_system: system message of conversations that have none.
-    trims: whitespace around contents is taken away.
-    template: the format in Jinja, for others; `chat_template` makes it fit a tokenizer.
-    published: the outputs of the templates by which models that are in use say that they have this format.
+    trims: True if whitespace around contents is removed.
+    template: the format in Jinja, for other programs; `chat_template` adapts it to a tokenizer.
+    published: the outputs of the templates of released models in this format, one set per template.
     """
 
     name: ChatFormatName
@@ -70,7 +71,7 @@ class ChatFormat:
 
     @property
     def generation_prompt(self) -> str:
-        """The header of an assistant's turn as text."""
+        """Return the header of an assistant's turn as text."""
         header = (part for part in self.assistant.header if not isinstance(part, Edge))
         return "".join(part.text if isinstance(part, Marker) else part for part in header)
 
@@ -316,7 +317,7 @@ CHAT_FORMATS: dict[str, ChatFormat] = {
 
 
 def named_chat_format(name: str) -> ChatFormat:
-    """The format of this name; raises ValueError with the names there are."""
+    """Return the format of a name. Raises ValueError with the known names."""
     if name not in CHAT_FORMATS:
         raise ValueError(f"chat format: found {name!r}, expected one of {', '.join(CHAT_FORMATS)}")
     return CHAT_FORMATS[name]

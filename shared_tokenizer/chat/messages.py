@@ -1,13 +1,13 @@
-"""Conversations to ids and a loss mask.
+"""Conversations -> ids and a loss mask.
 
-Special tokens are inserted by id, so `<|im_end|>` in somebody's message stays the ten characters it is.
+Special tokens are inserted by id, so `<|im_end|>` in a message stays the text of ten characters.
 
-With the template that `write_chat_template` writes, transformers gives the same ids, but for three things. It
-reads special tokens that are written in messages. It encodes the header of an assistant's turn together with the
-content, while here the header is always encoded as before an answer is written: a byte-level tokenizer from
-elsewhere can join its line end to whitespace that begins the content (or cut the two of llama-3 apart), ours end a
-token at every line end. And it puts a space before every text between special tokens where a tokenizer puts one
-before texts.
+transformers returns the same ids with the template of `write_chat_template`, with three exceptions:
+- It parses special tokens that are spelled out in messages.
+- It encodes the header of an assistant's turn together with the content. Here the header is encoded alone, as it is
+  before an answer is generated. The ids differ for a byte-level tokenizer that joins the line end of the header to
+  whitespace at the start of the content. Tokenizers that this project trains end a token at every line end.
+- For a tokenizer that puts a space before a text, it puts one before every text between special tokens.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from itertools import groupby
 from shared_tokenizer.chat.formats import ChatFormat, Edge, Part, Role
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
-# How people write the roles.
+# The spellings of the roles in published data sets.
 _ROLES: Mapping[str, Role] = {
     "system": "system",
     "user": "user",
@@ -39,18 +39,18 @@ class Message:
 
 @dataclass(frozen=True)
 class EncodedChat:
-    """A conversation as ids, and for each id whether it is learned: what the assistant writes, and only that."""
+    """A conversation as ids, and a loss mask of the same length: True for the tokens that the assistant writes."""
 
     ids: list[int]
     loss_mask: list[bool]
 
 
 def parse_messages(value: object, *, needs_reply: bool = True) -> tuple[Message, ...]:
-    """Messages of a list of `{"role", "content"}` or `{"from", "value"}`; other keys are passed over.
+    """Return the messages of a list of `{"role", "content"}` or `{"from", "value"}`. Other keys are ignored.
 
-    A content may also be a list of text parts. Raises ValueError where the value is anything else, where a role
-    is unknown, a system message not the first, a user's or an assistant's message blank, or, with `needs_reply`,
-    no message the assistant's.
+    A content may also be a list of text parts. Raises ValueError on any other value, an unknown role, a system
+    message that is not the first, a blank message of user or assistant, and, with `needs_reply`, a conversation
+    without a message of the assistant.
     """
     if not isinstance(value, list):
         raise ValueError(f"messages: found {_kind(value)}, expected a list of messages")
@@ -59,56 +59,59 @@ def parse_messages(value: object, *, needs_reply: bool = True) -> tuple[Message,
         raise ValueError("messages: found an empty list, expected a conversation")
     for i, message in enumerate(messages):
         if i and message.role == "system":
-            raise ValueError(f"messages[{i}]: found a system message, expected one only at the beginning")
+            raise ValueError(f"messages[{i}]: found a system message, expected one only as the first message")
     if needs_reply and all(message.role != "assistant" for message in messages):
         raise ValueError("messages: found no turn of the assistant, expected one to learn from")
     return messages
 
 
 def instruction_messages(instruction: str, input: str | None, output: str) -> tuple[Message, ...]:
-    """An instruction and its answer as a conversation; the input, if any, follows after a blank line."""
+    """Return a conversation of an instruction and its answer. The input follows the instruction after a blank line.
+
+    Raises ValueError where either is blank.
+    """
     return (
         _checked("user", f"{instruction}\n\n{input}" if input else instruction, "instruction"),
         _checked("assistant", output, "output"),
     )
 
 
-def _parse_message(value: object, place: str) -> Message:
+def _parse_message(value: object, where: str) -> Message:
     if not isinstance(value, dict):
-        raise ValueError(f"{place}: found {_kind(value)}, expected an object with a role and a content")
+        raise ValueError(f"{where}: found {_kind(value)}, expected an object with a role and a content")
     role_key, content_key = ("role", "content") if "role" in value else ("from", "value")
     for key in (role_key, content_key):
         if key not in value:
             raise ValueError(
-                f"{place}: found the keys {', '.join(map(repr, value)) or 'none'}, expected 'role' and 'content', "
+                f"{where}: found the keys {', '.join(map(repr, value)) or 'none'}, expected 'role' and 'content', "
                 f"or 'from' and 'value'"
             )
     role = value[role_key]
     if not isinstance(role, str) or role not in _ROLES:
-        raise ValueError(f"{place}: found the role {role!r}, expected one of {', '.join(_ROLES)}")
-    content_place = f"{place}: {content_key}"
-    return _checked(_ROLES[role], _parse_content(value[content_key], content_place), content_place)
+        raise ValueError(f"{where}: found the role {role!r}, expected one of {', '.join(_ROLES)}")
+    content_where = f"{where}: {content_key}"
+    return _checked(_ROLES[role], _parse_content(value[content_key], content_where), content_where)
 
 
-def _parse_content(value: object, place: str) -> str:
+def _parse_content(value: object, where: str) -> str:
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
-        raise ValueError(f"{place}: found {_kind(value)}, expected a text")
+        raise ValueError(f"{where}: found {_kind(value)}, expected a text")
     for part in value:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             found = repr(part.get("type")) if isinstance(part, dict) else _kind(part)
-            raise ValueError(f"{place}: found a part that is {found}, expected parts of the type 'text' with a text")
+            raise ValueError(f"{where}: found a part that is {found}, expected parts of the type 'text' with a text")
     return "".join(part["text"] for part in value)
 
 
-def _checked(role: Role, content: str, place: str) -> Message:
+def _checked(role: Role, content: str, where: str) -> Message:
     if role != "system" and not content.strip():
-        raise ValueError(f"{place}: found nothing, expected what the {role} says; leave such conversations out")
+        raise ValueError(f"{where}: found no text, expected the message of the {role}; leave such conversations out")
     try:
         content.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"{place}: found {content[error.start]!r} at {error.start}, expected Unicode text") from error
+        raise ValueError(f"{where}: found {content[error.start]!r} at {error.start}, expected Unicode text") from error
     return Message(role, content)
 
 
@@ -117,37 +120,36 @@ def _kind(value: object) -> str:
 
 
 def encode_chat(messages: Sequence[Message], tokenizer: Tokenizer, chat_format: ChatFormat) -> EncodedChat:
-    """Ids and loss mask of a conversation.
+    """Return ids and loss mask of a conversation.
 
-    It begins as a document does: with the begin token where the tokenizer has one, whether or not an imported
-    template wrote it. Learned are the assistant's contents and what ends them. In formats where a marker may be
-    text (`[INST]`, `<|user|>`, `### Response:`), whoever writes it in a message writes the marker.
-    Raises ValueError where the format cannot express the conversation, or needs a special token that the
-    tokenizer has not.
+    Like every document it begins with the begin token where the tokenizer has one, even if an imported template
+    writes none. The loss mask covers the assistant's contents and the tokens that end them. In formats whose markers
+    may be text (`[INST]`, `<|user|>`, `### Response:`), a message that spells a marker writes that marker.
+    Raises ValueError where the format cannot express the conversation, or the tokenizer lacks a special token of it.
     """
     return _encode(_conversation(messages, chat_format), tokenizer, chat_format)
 
 
 def encode_generation_prompt(messages: Sequence[Message], tokenizer: Tokenizer, chat_format: ChatFormat) -> list[int]:
-    """Ids of a conversation up to where the assistant begins to write; `encode_chat` begins with the same.
+    """Return the ids of a conversation and the header of the next assistant's turn: a prefix of `encode_chat`.
 
     Raises ValueError as `encode_chat` does, and where the last message is not the user's.
     """
     if messages and messages[-1].role != "user":
         found = messages[-1].role
-        raise ValueError(f"messages: found the last one to be the {found}'s, expected the user's, to be answered")
-    prompt = [*_conversation(messages, chat_format), *_untrained(chat_format.assistant.header)]
+        raise ValueError(f"messages: found {found} as the role of the last message, expected user")
+    prompt = [*_conversation(messages, chat_format), *_outside_loss(chat_format.assistant.header)]
     return _encode(prompt, tokenizer, chat_format).ids
 
 
 def stop_ids(tokenizer: Tokenizer, chat_format: ChatFormat) -> list[int]:
-    """Ids that end the assistant's turn, and the end-of-text token."""
+    """Return the ids that end a turn of the assistant, and the end-of-text token."""
     ends = (_resolved(part, tokenizer, chat_format) for part in chat_format.assistant.end)
     return list(dict.fromkeys([*(end for end in ends if isinstance(end, int)), tokenizer.eos_id]))
 
 
 def reply_content(text: str, chat_format: ChatFormat) -> str:
-    """The content of an assistant's turn from its generated text: without the spaces that the format puts there."""
+    """Return the content of a generated turn, without the spaces that the format puts around it."""
     if chat_format.trims:
         return text.strip()
     return text.removeprefix(chat_format.assistant.lead)
@@ -155,13 +157,13 @@ def reply_content(text: str, chat_format: ChatFormat) -> str:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A part of a conversation, and whether it is learned."""
+    """A part of a conversation. `in_loss` is True if its tokens are in the loss mask."""
 
     part: Part
-    learned: bool
+    in_loss: bool
 
 
-def _untrained(parts: Sequence[Part]) -> Iterator[_Piece]:
+def _outside_loss(parts: Sequence[Part]) -> Iterator[_Piece]:
     return (_Piece(part, False) for part in parts)
 
 
@@ -169,15 +171,15 @@ def _conversation(messages: Sequence[Message], chat_format: ChatFormat) -> list[
     frames = {"system": chat_format.system, "user": chat_format.user, "assistant": chat_format.assistant}
     pieces = list[_Piece]()
     for turn in _turns(messages, chat_format):
-        frame, learned = frames[turn.role], turn.role == "assistant"
-        pieces += _untrained(frame.header)
-        pieces += (_Piece(part, learned) for part in (frame.lead, turn.content, *frame.end))
-        pieces += _untrained(frame.footer)
+        frame, in_loss = frames[turn.role], turn.role == "assistant"
+        pieces += _outside_loss(frame.header)
+        pieces += (_Piece(part, in_loss) for part in (frame.lead, turn.content, *frame.end))
+        pieces += _outside_loss(frame.footer)
     return pieces
 
 
 def _turns(messages: Sequence[Message], chat_format: ChatFormat) -> list[Message]:
-    """The turns as the format has them: with its default system message, or with the system message folded in."""
+    """Return the turns of the format: with its default system message, or the system message folded into the first."""
     turns = list(messages)
     if not turns:
         raise ValueError("messages: found none, expected a conversation")
@@ -191,6 +193,7 @@ def _turns(messages: Sequence[Message], chat_format: ChatFormat) -> list[Message
 
 
 def _with_folded_system(turns: list[Message], chat_format: ChatFormat) -> list[Message]:
+    """Put the system message in front of the first user turn. Raises ValueError where that is no user turn."""
     system = ""
     if turns[0].role == "system":
         system = f"{_text(chat_format.system.header)}{turns[0].content}{_text(chat_format.system.footer)}"
@@ -199,7 +202,7 @@ def _with_folded_system(turns: list[Message], chat_format: ChatFormat) -> list[M
         found = f"the {turns[0].role}'s" if turns else "none"
         raise ValueError(
             f"chat format {chat_format.name}: found the first turn to be {found}, expected the user's; "
-            f"leave such conversations out, or use a format that has them: chatml, llama-3, zephyr"
+            "leave such conversations out, or use a format that allows them: chatml, llama-3, zephyr"
         )
     return [Message("user", f"{system}{turns[0].content}"), *turns[1:]]
 
@@ -209,6 +212,7 @@ def _text(parts: Sequence[Part]) -> str:
 
 
 def _alternating(turns: Sequence[Message]) -> list[Message]:
+    """Join consecutive turns of one role by a blank line."""
     merged = list[Message]()
     for turn in turns:
         if merged and merged[-1].role == turn.role:
@@ -220,21 +224,21 @@ def _alternating(turns: Sequence[Message]) -> list[Message]:
 def _encode(pieces: Sequence[_Piece], tokenizer: Tokenizer, chat_format: ChatFormat) -> EncodedChat:
     if pieces[0].part is not Edge.BEGIN:
         pieces = [_Piece(Edge.BEGIN, False), *pieces]
-    resolved = ((_resolved(piece.part, tokenizer, chat_format), piece.learned) for piece in pieces)
-    written = [(part, learned) for part, learned in resolved if part != ""]
+    resolved = ((_resolved(piece.part, tokenizer, chat_format), piece.in_loss) for piece in pieces)
+    written = [(part, in_loss) for part, in_loss in resolved if part != ""]
     ids, loss_mask, after_text = list[int](), list[bool](), False
-    # Text between two special tokens is encoded as one where it is learned alike: so transformers does it.
-    for (is_text, learned), run in groupby(written, key=lambda piece: (isinstance(piece[0], str), piece[1])):
+    # Adjacent texts of the same loss mask are encoded as one text, as transformers does it.
+    for (is_text, in_loss), run in groupby(written, key=lambda piece: (isinstance(piece[0], str), piece[1])):
         parts = [part for part, _ in run]
         text = "".join(map(str, parts))
         ids += _encode_text(text, tokenizer, after_text) if is_text else map(int, parts)
-        loss_mask += [learned] * (len(ids) - len(loss_mask))
+        loss_mask += [in_loss] * (len(ids) - len(loss_mask))
         after_text = is_text
     return EncodedChat(ids, loss_mask)
 
 
 def _resolved(part: Part, tokenizer: Tokenizer, chat_format: ChatFormat) -> int | str:
-    """A part as this tokenizer has it: the id of a special token, or text."""
+    """Return a part as the id of a special token of this tokenizer, or as text."""
     if isinstance(part, str):
         return part
     if isinstance(part, Edge):
@@ -244,19 +248,19 @@ def _resolved(part: Part, tokenizer: Tokenizer, chat_format: ChatFormat) -> int 
     if token is None and not part.text_will_do:
         raise ValueError(
             f"chat format {chat_format.name}: found no special token {part.text!r} in the tokenizer, whose special "
-            f"tokens are {', '.join(list(tokenizer.special_tokens)[:10])}; use a format whose markers it has"
+            f"tokens are {', '.join(list(tokenizer.special_tokens)[:10])}; use another chat format"
         )
     return part.text if token is None else token
 
 
 def _encode_text(text: str, tokenizer: Tokenizer, after_text: bool) -> list[int]:
-    """Ids of a text; a tokenizer that puts a space before each does so neither within one nor before a space."""
+    """Return the ids of a text, without the space that some tokenizers put first, after text and before a space."""
     if not tokenizer.strips_first_space or not (after_text or text.startswith(" ")):
         return tokenizer.encode(text)
     line_end, ids = tokenizer.encode("\n"), tokenizer.encode(f"\n{text}")
     if ids[: len(line_end)] != line_end:
         raise ValueError(
-            f"messages: found {text[:20]!r} after other text, and a tokenizer that puts a space before each text and "
-            f"joins line ends with what follows; expected contents that begin with no line end"
+            f"messages: found {text[:20]!r} after other text, which this tokenizer joins to the text before it; "
+            "expected contents that do not begin with a line end"
         )
     return ids[len(line_end) :]

@@ -6,10 +6,10 @@ from shared_tokenizer.tokenizers.tokenizer import TextStream, Tokenizer
 
 
 class ReplyStream:
-    """Decodes a reply token by token; `content` is that of the message so far.
+    """Decoder of a reply, token by token.
 
-    Nothing is given that may still change: neither half a character nor, where the format trims, whitespace that may
-    be the last.
+    It holds back text that may still change: an incomplete character and, where the format trims, whitespace that may
+    be at the end.
     """
 
     def __init__(self, tokenizer: Tokenizer, chat_format: ChatFormat):
@@ -19,15 +19,15 @@ class ReplyStream:
 
     @property
     def content(self) -> str:
-        """All that `add` gave, joined."""
+        """Return the text of the message so far: all texts that `add` has returned, joined."""
         return reply_content(self._text, self._format)
 
     def add(self, token: int) -> str:
-        """The text that this token completes, perhaps none."""
+        """Return the text that this token completes, possibly empty."""
         return self._extend(self._stream.add(token))
 
     def end(self) -> str:
-        """What is left: U+FFFD where the last character is not whole."""
+        """Return the rest of the text: U+FFFD for an incomplete character."""
         return self._extend(self._stream.end())
 
     def _extend(self, text: str) -> str:

@@ -1,6 +1,6 @@
-"""The chat template of a directory: writing ours for other programs, and recognising the format of one by its text.
+"""Chat templates of tokenizer directories: write one for other programs, recognise the format of one by its text.
 
-No template is ever rendered here, neither ours nor that of an imported model.
+No template is ever rendered here, so the template of an imported model cannot run code.
 """
 
 import re
@@ -24,25 +24,25 @@ _NO_BOS = "{%- set bos_token = '' %}\n"
 
 
 def chat_template(chat_format: ChatFormat, tokenizer: Tokenizer) -> str:
-    """The format's Jinja template for this tokenizer: it writes the begin token only where documents have one."""
+    """Return the Jinja template of a format. It writes a begin token only where documents of the tokenizer have one."""
     template = chat_format.template.lstrip("\n")
     return template if tokenizer.start_ids else f"{_NO_BOS}{template}"
 
 
 def write_chat_template(directory: Path, chat_format: ChatFormat, tokenizer: Tokenizer) -> None:
-    """Write chat_template.jinja, which transformers prefers to a template in tokenizer_config.json."""
+    """Write chat_template.jinja, which transformers prefers over a template in tokenizer_config.json."""
     (Path(directory) / CHAT_TEMPLATE_FILE).write_text(chat_template(chat_format, tokenizer), "utf-8")
 
 
 def write_stop_ids(directory: Path, chat_format: ChatFormat, tokenizer: Tokenizer) -> None:
-    """Write generation_config.json, by which other programs know where an answer ends."""
+    """Write generation_config.json, which tells other programs the tokens that end an answer."""
     ends = [tokenizer.eos_id, *(i for i in stop_ids(tokenizer, chat_format) if i != tokenizer.eos_id)]
     content = generation_config(tokenizer.bos_id, ends, tokenizer.pad_id)
     (Path(directory) / GENERATION_CONFIG_FILE).write_bytes(content)
 
 
 def copy_chat_template(source: Path, directory: Path) -> None:
-    """Copy what `write_chat_template` and `write_stop_ids` wrote, where there is a template."""
+    """Copy the files of `write_chat_template` and `write_stop_ids`, where there is a template."""
     if (Path(source) / CHAT_TEMPLATE_FILE).is_file():
         for name in (CHAT_TEMPLATE_FILE, GENERATION_CONFIG_FILE):
             if (Path(source) / name).is_file():
@@ -50,7 +50,7 @@ def copy_chat_template(source: Path, directory: Path) -> None:
 
 
 def read_chat_format(directory: Path) -> ChatFormat | None:
-    """The format of a model directory by its template, None where it has none; raises ValueError on an unknown one."""
+    """Return the chat format of a directory, None where it has no template. Raises ValueError on an unknown one."""
     for path, template in _templates(directory):
         try:
             return chat_format_of(template)
@@ -60,12 +60,12 @@ def read_chat_format(directory: Path) -> ChatFormat | None:
 
 
 def read_chat_template(directory: Path) -> str | None:
-    """The template of a model directory as it is written there, None where it has none."""
+    """Return the chat template of a directory, None where it has none. Raises ValueError where it is no UTF-8 text."""
     return next((template for _, template in _templates(directory)), None)
 
 
 def _templates(directory: Path) -> Iterator[tuple[Path, str]]:
-    """The templates of a directory and where they are written, the one that counts first."""
+    """Yield the path and text of every template of a directory, the one that transformers prefers first."""
     for name, read in ((CHAT_TEMPLATE_FILE, _read_template), (CONFIG_FILE, _read_config)):
         path = Path(directory) / name
         template = read(path) if path.is_file() else None
@@ -100,12 +100,12 @@ def _too_large(name: object, size: int) -> ValueError:
 
 
 def chat_format_of(template: str) -> ChatFormat:
-    """Recognise a template by its text, without rendering it.
+    """Return the format of a template by its text, without rendering it.
 
-    Ours are recognised whole. Of others, everything that they write has to be, piece by piece, what one
-    published template of a format writes, and their conditions may only speak of roles and positions; a default
-    system message or a space of their own is refused. Whether they write the begin token is not compared.
-    Raises ValueError with what was unexpected and the names of the known formats.
+    A template of `chat_template` is compared as a whole. Of any other one, all outputs have to equal those of one
+    published template, and its conditions may depend on roles and positions only. So a template with another default
+    system message, or with an additional space, is refused. The begin token is not compared. Raises ValueError with
+    the unexpected outputs and the known formats.
     """
     if (size := len(template.encode("utf-8", "replace"))) > LARGEST_TEMPLATE:
         raise _too_large("chat template", size)
@@ -119,10 +119,10 @@ def chat_format_of(template: str) -> ChatFormat:
             if outputs - {known.generation_prompt} in known.published:
                 return known
         unexpected = outputs - _published_outputs() or outputs
-    found = ", ".join(_shortened(output) for output in sorted(unexpected)[:5]) or "one that writes nothing"
+    found = ", ".join(_shortened(output) for output in sorted(unexpected)[:5]) or "a template without outputs"
     raise ValueError(
-        f"chat template: found {found}, expected one of the known formats: {', '.join(CHAT_FORMATS)}; where the model "
-        f"was trained on one of these, give its name"
+        f"chat template: found {found}, expected one of the known formats: {', '.join(CHAT_FORMATS)}; if the model "
+        "was trained on one of these, give its name as the chat format"
     )
 
 
@@ -136,22 +136,22 @@ def _shortened(output: str) -> str:
     return repr(output if len(output) <= 100 else f"{output[:100]}...")
 
 
-# A template that asks about anything else (tools, dates, thinking) can write what no format here has.
+# A template with any other word (tools, dates, thinking) can write outputs that no format here has.
 _KNOWN_WORD = re.compile(
     "if|elif|else|endif|for|in|endfor|set|not|and|or|is|defined|undefined|[Nn]one|[Tt]rue|[Ff]alse|"
     "messages|message|loop_messages|system_message|content|role|system|user|assistant|loop|first|last|index0|"
     "add_generation_prompt|bos_token|eos_token|trim|strip|generation|endgeneration"
 )
-# A `+` at either end of a block changes which whitespace is written.
+# A `+` at either end of a block changes the whitespace of the output.
 _WORD = re.compile(r"[A-Za-z_]\w*|^\+|\+$")
-# A string that is not closed ends with the text, so that no template makes the search quadratic.
+# An unclosed string ends with the text, so that no template makes the search quadratic.
 _STRING = re.compile(r"""'(?:\\.|[^'\\])*(?:'|\\?\Z)|"(?:\\.|[^"\\])*(?:"|\\?\Z)""", re.DOTALL)
 _OPENING = re.compile(r"\{[{%#]")
 _CLOSING = {"{{": "}}", "{%": "%}", "{#": "#}"}
 
 
 def _read_outputs(template: str) -> tuple[frozenset[str], frozenset[str]]:
-    """What a template writes between its conditions, names in braces; and the words in it that no format needs."""
+    """Return the outputs of a template between its conditions, with names in braces, and its unknown words."""
     outputs, words, current = set[str](), set[str](), ""
     for bracket, body in [*_pieces(template), ("{%", "")]:
         if not bracket:
@@ -169,7 +169,7 @@ def _read_outputs(template: str) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def _written(expression: str) -> str:
-    """What an expression writes: its strings as they are, and between them the names in braces."""
+    """Return the output of an expression: its strings, and the names between them in braces."""
     written, position = "", 0
     expression = _with_dots(expression)
     for string in _STRING.finditer(expression):
@@ -179,17 +179,17 @@ def _written(expression: str) -> str:
 
 
 def _with_dots(expression: str) -> str:
-    """`message['content']` as `message.content`, which means the same."""
+    """Rewrite `message['content']` as `message.content`, which means the same."""
     return re.sub(r"""\[(['"])(\w+)\1\]""", r".\2", expression)
 
 
 def _literal(text: str) -> str:
-    """Text that is not taken for a name where it has braces."""
+    """Escape the braces of a text, which would mark a name."""
     return text.replace("{", "{{")
 
 
 def _in_braces(names: str) -> str:
-    """`+ message.content | trim +` as `{message.content|trim}`."""
+    """Rewrite `+ message.content | trim +` as `{message.content|trim}`."""
     terms = ("".join(term.split()).replace(".strip()", "|trim") for term in re.split(r"[+~]", names))
     return "".join(f"{{{term}}}" for term in terms if term)
 
@@ -200,10 +200,10 @@ def _unescaped(string: str) -> str:
 
 
 def _pieces(template: str) -> Iterator[tuple[str, str]]:
-    """Text pieces, with no bracket, and what stands in `{{`, `{%` and `{#`.
+    """Yield the texts of a template, with an empty bracket, and the contents of `{{`, `{%` and `{#`, with that bracket.
 
-    Text has lost the whitespace that Jinja takes away as transformers sets it up: a newline after a block, spaces
-    before a block that begins a line, and what a `-` takes.
+    Texts lack the whitespace that Jinja removes with the options of transformers (trim_blocks, lstrip_blocks): a
+    newline after a block, spaces before a block that begins a line, and whitespace next to a `-`.
     """
     position, line_begins, strip = 0, True, False
     while opening := _OPENING.search(template, position):

@@ -1,4 +1,4 @@
-"""How llama.cpp cuts a text into words before byte-level BPE, by name, as tokenizer.json says the same."""
+"""The pre-tokenizers of llama.cpp, which cut a text into words before byte-level BPE, in the form of tokenizer.json."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from shared_tokenizer.tokenizers.json_vocabulary import BYTE_LEVEL
 class PreTokenizer:
     """One of llama.cpp's pre-tokenizers.
 
-    names: of `tokenizer.ggml.pre`; the first one is written.
-    steps: the `pre_tokenizer` of tokenizer.json.
-    keeps_whole_words: a word that is a token stays whole, whatever the merges say (`ignore_merges`).
-    adds_bos: whether the begin token comes first where the metadata does not say.
+    names: its values of `tokenizer.ggml.pre`; the writer takes the first one.
+    steps: the same as `pre_tokenizer` of tokenizer.json.
+    keeps_whole_words: True if a word that is a token becomes that token, without the merges (`ignore_merges`).
+    adds_bos: True if a text begins with the begin token where the metadata does not say.
     """
 
     names: tuple[str, ...]
@@ -24,7 +24,7 @@ class PreTokenizer:
 
     @property
     def name(self) -> str:
-        """The name that is written."""
+        """Return the name that the writer takes."""
         return self.names[0]
 
 
@@ -38,7 +38,7 @@ _LLAMA_3_WORDS = (
 )
 _LLAMA_3_SPLIT = {"type": "Split", "pattern": {"Regex": _LLAMA_3_WORDS}, "behavior": "Isolated", "invert": False}
 
-# Not "default", which llama.cpp also takes where there is no name: it is not GPT-2's, and no tokenizer's own.
+# Without "default", which llama.cpp takes where there is no name: it differs from GPT-2's and fits no tokenizer.
 PRE_TOKENIZERS = (
     PreTokenizer(names=("gpt-2",), steps=BYTE_LEVEL),
     PreTokenizer(names=("smollm",), steps=_sequence({"type": "Digits", "individual_digits": True}, BYTE_LEVEL)),

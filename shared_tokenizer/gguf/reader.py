@@ -1,4 +1,7 @@
-"""Tokenizer metadata of a GGUF file -> a tokenizer with the ids that llama.cpp gives."""
+"""Tokenizer metadata of a GGUF file -> a tokenizer with the same ids as llama.cpp.
+
+Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
 
 import json
 import math
@@ -40,20 +43,20 @@ ROLE_KEYS = {
     "unk": "tokenizer.ggml.unknown_token_id",
     "pad": "tokenizer.ggml.padding_token_id",
 }
-# Ends a turn where that is another token than the one that ends a text.
+# The token that ends a turn, where it differs from the one that ends a text.
 EOT_KEY = "tokenizer.ggml.eot_token_id"
 SENTENCEPIECE, BYTE_LEVEL_BPE = "llama", "gpt2"
 NO_TOKENIZER = (None, "none", "no_vocab")
-# What llama.cpp takes where a sentencepiece vocabulary names no such token.
+# The ids that llama.cpp assumes where the metadata of a sentencepiece vocabulary names no such token.
 SENTENCEPIECE_ROLES = {"unk": 0, "bos": 1, "eos": 2}
-# Longer than any token in use; the pairs that make up a piece are looked for at every character of it.
+# Characters, more than any token in use has. Bounds the search for the pairs that a piece is merged from.
 LONGEST_TOKEN = 1024
-WAY_OUT = "give the model's original directory, which has its tokenizer"
+WAY_OUT = "use the original directory of the model, which has its tokenizer"
 
 
 @dataclass(frozen=True)
 class _Vocabulary:
-    """Tokens and kinds by id, without the fillers at the end; ids of the special tokens by what they are for."""
+    """Tokens and their kinds by id, without the fillers at the end, and the ids of special tokens by their role."""
 
     tokens: Sequence[str]
     kinds: Sequence[PieceKind]
@@ -61,14 +64,16 @@ class _Vocabulary:
 
 
 def gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer | None:
-    """The tokenizer that a GGUF file's metadata describes, None where it has none.
+    """Return the tokenizer of the metadata of a GGUF file, None where it has none.
 
-    The ids are llama.cpp's, but for these texts. Special tokens and byte pieces (`<0x41>`) that are spelled out stay
-    text here, and so does U+2581, which llama.cpp takes for a space. Byte-level tokenizers know letters and digits
-    that are newer than llama.cpp's tables, and join what stands around a byte that the vocabulary lacks.
+    The ids equal those of llama.cpp, with these exceptions:
+    - Special tokens and byte pieces (`<0x41>`) that are spelled out stay text here. So does U+2581, which llama.cpp
+      takes for a space.
+    - Byte-level tokenizers here know letters and digits that are newer than the Unicode tables of llama.cpp, and join
+      the texts before and after a byte that the vocabulary lacks.
 
-    `save` writes the files that `load_tokenizer` opens, and the chat template. Fillers of ids at the end are left
-    out. Raises ValueError naming the key, what was found and what was expected.
+    `save` writes the files that `load_tokenizer` opens, and the chat template. Fillers at the end of the vocabulary
+    are left out. Raises ValueError with the key, the value that was found, and the expected one.
     """
     try:
         model = metadata.get(MODEL_KEY)
@@ -96,7 +101,7 @@ def _sentencepiece(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def _sentencepiece_kinds(vocabulary: _Vocabulary) -> list[PieceKind]:
-    """The kinds as sentencepiece wants them: one unknown token, and every other special one a control symbol."""
+    """Return the kinds of a sentencepiece model: one unknown token, and control symbols for all other special ones."""
     named = set(vocabulary.roles.values())
     found = []
     for i, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True)):
@@ -106,8 +111,8 @@ def _sentencepiece_kinds(vocabulary: _Vocabulary) -> list[PieceKind]:
             found.append(PieceKind.CONTROL)
         elif kind == PieceKind.USER_DEFINED:
             raise ValueError(
-                f"{TYPES_KEY}: found the user-defined token {shown(token)} at {i}, which llama.cpp cuts out of a text "
-                f"in a way of its own, expected none; {WAY_OUT}"
+                f"{TYPES_KEY}: found the user-defined token {shown(token)} at {i}, which llama.cpp matches by "
+                f"rules of its own, expected none; {WAY_OUT}"
             )
         else:
             found.append(kind)
@@ -128,7 +133,7 @@ def _byte_level(metadata: Mapping[str, Any]) -> Tokenizer:
         raise ValueError(f"{ROLE_KEYS['eos']}: found none, expected the token that ends a text; {WAY_OUT}")
     adds_bos = read_flag(metadata, ADD_BOS_KEY, pre_tokenizer.adds_bos)
     if adds_bos and "bos" not in vocabulary.roles:
-        raise ValueError(f"{ROLE_KEYS['bos']}: found none, expected one: {ADD_BOS_KEY} is true")
+        raise ValueError(f"{ROLE_KEYS['bos']}: found none, expected an id, because {ADD_BOS_KEY} is true; {WAY_OUT}")
     definition = _byte_level_definition(vocabulary, _read_merges(metadata), pre_tokenizer, adds_bos)
     content = json.dumps(definition, ensure_ascii=False).encode("utf-8")
     return JsonTokenizer(content, _files(metadata, vocabulary, adds_bos))
@@ -210,7 +215,8 @@ def _read_scores(metadata: Mapping[str, Any]) -> list[float]:
 def _read_merges(metadata: Mapping[str, Any]) -> list[list[str]]:
     merges = read_list(metadata, MERGES_KEY, str)
     if len(set(merges)) < len(merges):
-        raise ValueError(f"{MERGES_KEY}: found {len(merges) - len(set(merges))} of them again, expected each once")
+        copies = len(merges) - len(set(merges))
+        raise ValueError(f"{MERGES_KEY}: found {copies} merges twice, expected each once; {WAY_OUT}")
     return [merge.split(" ") for merge in merges]
 
 

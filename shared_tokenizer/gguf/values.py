@@ -1,11 +1,14 @@
-"""Values of GGUF metadata, read without trusting them: each raises ValueError with key, found and expected."""
+"""Checked values of GGUF metadata.
+
+Every reader raises ValueError with the key, the value that was found, and the expected one.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 def read_list(metadata: Mapping[str, Any], key: str, kind: type) -> list[Any]:
-    """An array of which every value is of one type."""
+    """Return an array whose values all have the type `kind`."""
     values = metadata.get(key)
     if not isinstance(values, list):
         raise ValueError(f"{key}: found {shown(values)}, expected an array of {kind.__name__}")
@@ -16,13 +19,13 @@ def read_list(metadata: Mapping[str, Any], key: str, kind: type) -> list[Any]:
 
 
 def check_length(key: str, values: Sequence[Any], tokens: Sequence[Any]) -> None:
-    """Raises ValueError unless there is a value for every token."""
+    """Raise ValueError unless there is one value per token."""
     if len(values) != len(tokens):
-        raise ValueError(f"{key}: found {len(values)} values, expected one for each of the {len(tokens)} tokens")
+        raise ValueError(f"{key}: found {len(values)} values, expected one per token, {len(tokens)}")
 
 
 def read_flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
-    """A truth value."""
+    """Return a bool, `default` where the key is missing."""
     value = metadata.get(key, default)
     if not isinstance(value, bool):
         raise ValueError(f"{key}: found {shown(value)}, expected a bool")
@@ -30,7 +33,7 @@ def read_flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
 
 
 def read_id(metadata: Mapping[str, Any], key: str, default: int | None, count: int) -> int | None:
-    """The id of one of `count` tokens."""
+    """Return the id of one of `count` tokens, `default` where the key is missing."""
     value = metadata.get(key, default)
     if value is not None and not (type(value) is int and 0 <= value < count):
         raise ValueError(f"{key}: found {shown(value)}, expected a token's id, 0..{count - 1}")
@@ -38,7 +41,7 @@ def read_id(metadata: Mapping[str, Any], key: str, default: int | None, count: i
 
 
 def shown(value: Any) -> str:
-    """A value as errors show it: never all of a long one."""
+    """Return a value as text for messages, at most about 100 characters."""
     if value is None:
         return "none"
     text = f"an array of {len(value)}" if isinstance(value, list) else repr(value)

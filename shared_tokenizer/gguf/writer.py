@@ -1,6 +1,7 @@
-"""A tokenizer -> the metadata of a GGUF file with which llama.cpp gives the same ids."""
+"""Tokenizer -> the metadata of a GGUF file, for the same ids in llama.cpp."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import permutations
 from pathlib import Path
@@ -33,16 +34,16 @@ from shared_tokenizer.tokenizers.sentencepiece_tokenizer import SentencePieceTok
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 from shared_tokenizer.tokenizers.tokenizer_files import read_files
 
-# For ids that the model has and the tokenizer has not; no text is cut into these.
+# Score of the fillers: ids that the model has and the tokenizer has not. No text is encoded as a filler.
 FILLER_SCORE = -10000.0
 
 
 def gguf_tokenizer_metadata(tokenizer: Tokenizer, directory: Path, vocab_size: int | None = None) -> dict[str, Any]:
-    """Return the keys and values by which llama.cpp runs the tokenizer of a directory, its chat template among them.
+    """Return the metadata of the tokenizer of a directory, with its chat template.
 
-    Numbers are to be written as UINT32 where they stand alone, as INT32 and FLOAT32 in arrays. `vocab_size` is the
-    model's, which may be larger: the ids that no token has are filled up. The ids of a text are the same but for
-    what `gguf_tokenizer` names. Raises ValueError where llama.cpp cannot give the same ids.
+    The caller writes single numbers as UINT32, and those in arrays as INT32 and FLOAT32. `vocab_size` is that of the
+    model: ids beyond the tokenizer's become fillers. The ids of a text are the same in llama.cpp, with the exceptions
+    of `gguf_tokenizer`. Raises ValueError where llama.cpp cannot produce the same ids.
     """
     try:
         if isinstance(tokenizer, SentencePieceTokenizer):
@@ -59,11 +60,11 @@ def gguf_tokenizer_metadata(tokenizer: Tokenizer, directory: Path, vocab_size: i
 
 
 def _end_of_turn(directory: Path, tokenizer: Tokenizer) -> int | None:
-    """The token that ends an answer, None where it is the one that ends a text."""
+    """Return the id that ends an answer, None where it is the one that ends a text."""
     try:
         chat_format = read_chat_format(directory)
         ends = [] if chat_format is None else stop_ids(tokenizer, chat_format)
-    except ValueError:  # a template that is not known here is passed on as it is
+    except ValueError:  # an unknown template is written as it is
         ends = []
     return next((end for end in ends if end != tokenizer.eos_id), None)
 
@@ -72,7 +73,7 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     model = tokenizer.model
     reason = peculiarity(model)
     if model.trainer_spec.model_type != BPE:
-        reason = "it is not BPE, the only kind for which llama.cpp writes unknown characters as bytes"
+        reason = "it is not BPE, the only kind for which llama.cpp encodes unknown characters as bytes"
     if reason is not None:
         raise _impossible(reason)
     special = tokenizer.special_tokens
@@ -122,27 +123,30 @@ def _byte_level(tokenizer: JsonTokenizer, named: NamedTokens) -> dict[str, Any]:
 
 
 def _obstacle(definition: JsonDefinition) -> str | None:
-    """What llama.cpp's byte-level BPE does not have, None where it has all."""
+    """Return the first feature that llama.cpp's byte-level BPE lacks, in words; None where it has all."""
     model, merges = definition.model, definition.merges
     added = [token for token in definition.parts.get("added_tokens") or [] if token["content"] in definition.added]
     found = {
         f"it is {definition.model_type}, not BPE": definition.model_type != "BPE",
         "it changes characters": definition.parts.get("normalizer") is not None,
-        "it has its own pieces for what it does not know": model.get("byte_fallback")
+        "it has its own pieces for unknown characters": model.get("byte_fallback")
         or (model.get("unk_token") is not None and missing_bytes(definition)),
         "it marks where words end": model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"),
         "it has a merge twice": len(set(map(tuple, merges))) < len(merges),
         "it merges pieces with spaces": any(" " in side for pair in merges for side in pair),
-        "it has added tokens that depend on what is around them": any(
+        "it has added tokens that depend on the text around them": any(
             token.get(flag) for token in added for flag in ("single_word", "lstrip", "rstrip")
         ),
         "it has added tokens that overlap": _overlap(definition.added),
     }
-    return next((what for what, is_so in found.items() if is_so), None)
+    return next((feature for feature, is_present in found.items() if is_present), None)
 
 
 def _overlap(tokens: Iterable[str]) -> bool:
-    """Whether a token may begin inside another one: llama.cpp looks for the longest first, others for the first."""
+    """Return True if the end of a token is the start of another.
+
+    In such a text llama.cpp takes the longest token first, the tokenizers library the first one.
+    """
     return any(
         first.endswith(second[:size])
         for first, second in permutations(tokens, 2)
@@ -151,34 +155,35 @@ def _overlap(tokens: Iterable[str]) -> bool:
 
 
 def _pre_tokenizer(definition: JsonDefinition) -> PreTokenizer:
+    """Return the pre-tokenizer of llama.cpp that cuts a text in the same way. Raises ValueError where none does."""
     part = open_definition(definition).pre_tokenizer
     steps = None if part is None else json.loads(part.__getstate__())  # with all defaults
     keeps_whole_words = bool(definition.model.get("ignore_merges"))
     for known in PRE_TOKENIZERS:
-        if _cut(known.steps) == _cut(steps) and known.keeps_whole_words == keeps_whole_words:
+        if _without_offsets(known.steps) == _without_offsets(steps) and known.keeps_whole_words == keeps_whole_words:
             return known
     names = ", ".join(known.name for known in PRE_TOKENIZERS)
-    raise _impossible(f"it cuts a text into words in another way than {names}")
+    raise _impossible(f"its pre-tokenizer is none of {names}")
 
 
-def _cut(steps: Any) -> Any:
-    """A pre-tokenizer without what changes no id."""
+def _without_offsets(steps: Any) -> Any:
+    """Return a pre-tokenizer without `trim_offsets`, which changes no id."""
     if isinstance(steps, list):
-        return [_cut(step) for step in steps]
+        return [_without_offsets(step) for step in steps]
     if isinstance(steps, Mapping):
-        return {name: _cut(value) for name, value in steps.items() if name != "trim_offsets"}
+        return {name: _without_offsets(value) for name, value in steps.items() if name != "trim_offsets"}
     return steps
 
 
 def _special_ids(roles: Mapping[str, int | None], bos_id: int | None) -> dict[str, Any]:
-    # Where no begin token is named, llama.cpp would take any token for one.
+    # Without a named begin token llama.cpp would assume one by itself.
     named = {**roles, "bos": roles["eos"] if roles["bos"] is None else roles["bos"]}
     ids = {ROLE_KEYS[role]: i for role, i in named.items() if i is not None}
     return {**ids, ADD_BOS_KEY: bos_id is not None}
 
 
 def _filled(metadata: dict[str, Any], vocab_size: int | None) -> dict[str, Any]:
-    """The metadata with a token for every id of the model: llama.cpp wants as many as the embedding has rows."""
+    """Return the metadata with one token per id of the model: llama.cpp needs as many as the embedding has rows."""
     count = len(metadata[TOKENS_KEY])
     if vocab_size is not None and vocab_size < count:
         raise ValueError(f"vocab_size: found {vocab_size}, expected at least the {count} of the tokenizer")
@@ -192,8 +197,9 @@ def _filled(metadata: dict[str, Any], vocab_size: int | None) -> dict[str, Any]:
         key: value + fillers.get(key, []) if isinstance(value, list) else value for key, value in metadata.items()
     }
     tokens = filled[TOKENS_KEY]
-    if len(set(tokens)) < len(tokens):
-        raise _impossible("it has a token that is called like the filler of an id without one")
+    token, count = Counter(tokens).most_common(1)[0]
+    if count > 1:
+        raise _impossible(f"its token {token!r} is spelled like a filler")
     return filled
 
 
@@ -203,5 +209,5 @@ def _filler(token_id: int) -> str:
 
 def _impossible(reason: str) -> ValueError:
     return ValueError(
-        f"llama.cpp cannot give the ids of this tokenizer: {reason}; the model can be written without a tokenizer"
+        f"llama.cpp cannot produce the ids of this tokenizer: {reason}; write the model without a tokenizer"
     )

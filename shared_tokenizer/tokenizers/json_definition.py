@@ -1,4 +1,4 @@
-"""Reads a tokenizer.json and refuses what the tokenizers library would read wrong."""
+"""Read a tokenizer.json, and refuse what the tokenizers library would read wrongly."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ LARGEST_ID = (1 << 24) - 1
 
 @dataclass(frozen=True)
 class JsonDefinition:
-    """A tokenizer.json, checked: `added` holds the contents and ids of added tokens, the special ones apart."""
+    """A checked tokenizer.json. `added` holds the ids of ordinary added tokens, `special` those of special ones."""
 
     parts: dict[str, Any]
     vocabulary: dict[str, int]
@@ -26,22 +26,22 @@ class JsonDefinition:
 
     @cached_property
     def ids(self) -> dict[str, int]:
-        """Every token and its id."""
+        """Return the ids of all tokens."""
         return self.vocabulary | self.added | self.special
 
     @property
     def vocab_size(self) -> int:
-        """The highest id and one: ids may have holes."""
+        """Return the highest id plus one; ids may have holes."""
         return max(self.ids.values()) + 1
 
     @property
     def model(self) -> dict[str, Any]:
-        """The model's own part."""
+        """Return the part `model`."""
         return self.parts["model"]
 
     @property
     def model_type(self) -> str:
-        """BPE, Unigram, WordPiece or WordLevel; old files do not say."""
+        """Return BPE, Unigram, WordPiece or WordLevel. Old files lack the type; it is inferred from other keys."""
         if "type" in self.model:
             return str(self.model["type"])
         if isinstance(self.model["vocab"], list):
@@ -52,19 +52,19 @@ class JsonDefinition:
 
     @property
     def merges(self) -> list[Sequence[str]]:
-        """Pairs of pieces that become one, the first ones first; empty where the model has none."""
+        """Return the pairs of pieces to merge, in order of priority; empty where the model has none."""
         return list(_merges(self.model.get("merges") or []))
 
     @property
     def unknown_id(self) -> int | None:
-        """The token for what has no other, if there is one."""
+        """Return the id of the unknown token, None where there is none."""
         if self.model_type == "Unigram":
             return self.model.get("unk_id")
         return self.ids.get(self.model.get("unk_token") or "")
 
 
 def read_definition(content: bytes) -> JsonDefinition:
-    """Read and check a tokenizer.json. Raises ValueError naming what is wrong with it."""
+    """Read and check a tokenizer.json. Raises ValueError with the first fault."""
     parts = parse_json_object(DEFINITION_FILE, content)
     model = parts.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict | list) or not model["vocab"]:
@@ -84,7 +84,7 @@ def read_definition(content: bytes) -> JsonDefinition:
 
 
 def open_definition(definition: JsonDefinition) -> tokenizers.Tokenizer:
-    """The library's tokenizer: texts whole, no chance in it, special tokens never parsed out of text."""
+    """Return the tokenizer of the library, without truncation, padding and dropout; special tokens stay text."""
     added = [token | {"special": _is_special(token)} for token in definition.parts.get("added_tokens") or []]
     parts = definition.parts | {"truncation": None, "padding": None, "added_tokens": added}
     if "dropout" in definition.model:
@@ -96,14 +96,14 @@ def open_definition(definition: JsonDefinition) -> tokenizers.Tokenizer:
         if tokenizer.token_to_id(content) != token_id:
             raise ValueError(
                 f"{DEFINITION_FILE}: added_tokens: found {content!r} with id {token_id}, expected "
-                f"{tokenizer.token_to_id(content)}: ids of added tokens follow those of the vocabulary without a hole"
+                f"{tokenizer.token_to_id(content)}: ids of added tokens continue those of the vocabulary without a hole"
             )
     return tokenizer
 
 
 @contextmanager
 def library_errors(name: str) -> Iterator[None]:
-    """Turns what the library raises, plain Exceptions and its own panics, into ValueErrors."""
+    """Turn all errors of the library, plain Exceptions and its own panics, into ValueErrors."""
     try:
         yield
     except BaseException as error:
@@ -113,7 +113,7 @@ def library_errors(name: str) -> Iterator[None]:
 
 
 def check_ids(name: str, items: Iterable[tuple[str, Any]]) -> None:
-    """Raises ValueError unless every token has a whole number of its own."""
+    """Raise ValueError unless every token has its own id, from 0 to LARGEST_ID."""
     tokens: dict[int, str] = {}
     for token, token_id in items:
         if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id <= LARGEST_ID:
@@ -124,7 +124,7 @@ def check_ids(name: str, items: Iterable[tuple[str, Any]]) -> None:
 
 
 def check_merges(vocabulary: dict[str, int], merges: Iterable[Sequence[str]], prefix: str = "") -> None:
-    """Raises ValueError unless both sides of every merge and what they make are in the vocabulary."""
+    """Raise ValueError unless both sides of every merge and their result are in the vocabulary."""
     for number, (left, right) in enumerate(merges, 1):
         if not right.startswith(prefix):
             raise ValueError(f"merges: merge {number}: found {right!r}, expected it to begin with {prefix!r}")
@@ -132,7 +132,7 @@ def check_merges(vocabulary: dict[str, int], merges: Iterable[Sequence[str]], pr
             if token not in vocabulary:
                 raise ValueError(
                     f"merges: merge {number} is {left!r} {right!r}, but {token!r} is not in the vocabulary; "
-                    "the two are not of one tokenizer"
+                    "use the vocabulary and the merges of one tokenizer"
                 )
 
 
@@ -150,7 +150,7 @@ def _vocabulary(found: dict[str, Any] | list[Any]) -> dict[str, Any]:
 
 
 def _merges(found: Any) -> Iterator[Sequence[str]]:
-    """Pairs; older files write them with a space between."""
+    """Yield the pairs of merges. Older files write a pair as one text with a space."""
     for merge in found if isinstance(found, list) else [found]:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(side, str) for side in pair)):

@@ -1,4 +1,4 @@
-"""What the tokens of a tokenizer.json stand for, as bytes: each kind of tokenizer writes it in its own way."""
+"""The UTF-8 bytes of the tokens of a tokenizer.json. Each kind of tokenizer spells them in its own way."""
 
 import re
 from collections.abc import Callable
@@ -8,26 +8,26 @@ from typing import Any
 from shared_tokenizer.tokenizers.json_definition import JsonDefinition
 from shared_tokenizer.tokenizers.sentencepiece_model import SPACE_MARKER
 
-# The others are in no text.
+# UTF-8 text never holds the other bytes.
 UTF8_BYTES = frozenset([*range(0xC0), *range(0xC2, 0xF5)])
 BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
 
 
 def piece_bytes(definition: JsonDefinition) -> list[bytes]:
-    """UTF-8 bytes of each id; empty for special tokens and for ids that no token has."""
+    """Return the UTF-8 bytes of each id `[vocab_size]`; empty for special tokens and for holes."""
     pieces = [b""] * definition.vocab_size
     read = _reader(definition)
     for token, token_id in definition.vocabulary.items():
         pieces[token_id] = read(token)
     for token, token_id in definition.added.items():
-        pieces[token_id] = token.encode()  # matched in the text as it is
+        pieces[token_id] = token.encode()  # matched in the text as they are spelled
     for token_id in definition.special.values():
         pieces[token_id] = b""
     return pieces
 
 
 def missing_bytes(definition: JsonDefinition) -> frozenset[int]:
-    """Bytes of UTF-8 that no token stands for: they are dropped from a text, or become the unknown token."""
+    """Return the UTF-8 bytes without a token: they are dropped from a text, or become the unknown token."""
     if _is_byte_level(definition):
         found = {_byte_alphabet()[token] for token in definition.vocabulary if token in _byte_alphabet()}
     elif definition.model.get("byte_fallback"):
@@ -38,12 +38,12 @@ def missing_bytes(definition: JsonDefinition) -> frozenset[int]:
 
 
 def begins_words(definition: JsonDefinition) -> bool:
-    """Whether tokens are words, each with a space before it."""
+    """Return True if tokens are words, each with a space before it."""
     return definition.model_type in ("WordPiece", "WordLevel") and "Fuse" not in _types(definition.parts.get("decoder"))
 
 
 def _reader(definition: JsonDefinition) -> Callable[[str], bytes]:
-    """How the bytes of a token are read from its spelling."""
+    """Return the function that turns the spelling of a token into its bytes."""
     if _is_byte_level(definition):
         return _read_byte_level
     if begins_words(definition):
@@ -76,7 +76,7 @@ def _is_byte_level(definition: JsonDefinition) -> bool:
 
 
 def _types(part: Any) -> set[str]:
-    """The types of a part of the definition and of all that it is put together from."""
+    """Return the types of a part of the definition and of all its nested parts."""
     if isinstance(part, list):
         return {name for entry in part for name in _types(entry)}
     if not isinstance(part, dict):
@@ -86,7 +86,10 @@ def _types(part: Any) -> set[str]:
 
 @cache
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's alphabet: visible Latin-1 characters are themselves, the other bytes come from U+0100 on."""
+    """Return the byte of each character of GPT-2's alphabet.
+
+    Visible Latin-1 characters stand for themselves, the characters from U+0100 on for the other bytes.
+    """
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in visible]
     return {chr(byte): byte for byte in visible} | {chr(0x100 + i): byte for i, byte in enumerate(hidden)}

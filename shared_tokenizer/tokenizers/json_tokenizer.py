@@ -1,4 +1,4 @@
-"""Tokenizer over the tokenizers library: byte-level BPE, WordPiece and all else that a tokenizer.json describes."""
+"""Tokenizer of a tokenizer.json, run by the tokenizers library: byte-level BPE, WordPiece and other kinds."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -11,19 +11,19 @@ from shared_tokenizer.tokenizers.named_tokens import NamedTokens
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer, check_unicode, sha256
 from shared_tokenizer.tokenizers.tokenizer_files import CONFIG_FILE, DEFINITION_FILE, KEPT_FILES
 
-# The library asks this variable at every call whether to use its threads.
+# The library reads this variable at every call, and uses its threads unless it is false.
 PARALLELISM = "TOKENIZERS_PARALLELISM"
-_wish = os.environ.get(PARALLELISM, "true")
+_parallelism = os.environ.get(PARALLELISM, "true")
 
 
 class JsonTokenizer(Tokenizer):
     """A loaded tokenizer.json.
 
-    `files` are the ones it came with, by name: tokenizer_config.json and the like name the end-of-text token, and
-    `save` writes them back. Special are the added tokens marked so, those with the name of a chat marker, and the
-    begin, end, padding and unknown tokens; other added tokens are ordinary text. Text that is lowered or otherwise
-    changed before it is cut, and text that the vocabulary has no token for, does not come back. Raises ValueError
-    where the definition is damaged, or no file and no well-known name says which token ends a text.
+    `files` are the contents of the files next to it, by name: tokenizer_config.json and others name the special
+    tokens, and `save` writes them back. Special tokens are the added tokens that are marked as special or named like
+    a chat marker, and the begin, end, padding and unknown tokens; other added tokens are ordinary text. Decoding
+    restores neither text that the normalizer changes nor text without a token. Raises ValueError where the definition
+    is damaged, or where no file and no well-known name tells the end-of-text token.
     """
 
     def __init__(self, definition: bytes, files: Mapping[str, bytes] | None = None):
@@ -41,7 +41,7 @@ class JsonTokenizer(Tokenizer):
         self._spelled = {i: token for token, i in self._special.items() if i != self._definition.unknown_id}
 
     def save(self, directory: Path) -> None:
-        """Write tokenizer.json as it came, and tokenizer_config.json with the tokens that no file beside it names."""
+        """Write tokenizer.json as it was read, and tokenizer_config.json plus the tokens that no file names."""
         tokens = {"bos": self._bos_id, "eos": self._eos_id, "pad": self._pad_id}
         contents = {i: token for token, i in self._special.items()}
         named = {role: None if i is None else contents[i] for role, i in tokens.items()}
@@ -51,14 +51,14 @@ class JsonTokenizer(Tokenizer):
             (directory / name).write_bytes(content)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text. Special tokens written in the text stay text."""
+        """Return the ids of a text. Special tokens that are spelled out stay text."""
         return self._spell(self._encode(text, add_special_tokens=False))
 
     def encode_batch(self, texts: Sequence[str], *, num_threads: int | None = None) -> list[list[int]]:
-        """Ids of many texts; `num_threads` 1 uses no other thread, anything else all cores."""
-        wish = "false" if num_threads == 1 else _wish
-        if os.environ.get(PARALLELISM) != wish:
-            os.environ[PARALLELISM] = wish
+        """Return the ids of each text; `num_threads` 1 uses no other thread, any other value all cores."""
+        parallelism = "false" if num_threads == 1 else _parallelism
+        if os.environ.get(PARALLELISM) != parallelism:
+            os.environ[PARALLELISM] = parallelism
         for text in texts:
             check_unicode(text)
         with library_errors(DEFINITION_FILE):
@@ -67,42 +67,42 @@ class JsonTokenizer(Tokenizer):
 
     @property
     def definition(self) -> JsonDefinition:
-        """The tokenizer.json, checked."""
+        """Return the checked tokenizer.json."""
         return self._definition
 
     @property
     def vocab_size(self) -> int:
-        """The highest id and one: ids may have holes."""
+        """Return the highest id plus one; ids may have holes."""
         return self._definition.vocab_size
 
     @property
     def bos_id(self) -> int | None:
-        """The token that the tokenizer itself, or `add_bos_token` in tokenizer_config.json, puts before a text."""
+        """Return the id that the tokenizer or `add_bos_token` of tokenizer_config.json puts before a text, or None."""
         return self._bos_id
 
     @property
     def eos_id(self) -> int:
-        """The end-of-text token."""
+        """Return the id of the end-of-text token."""
         return self._eos_id
 
     @property
     def pad_id(self) -> int | None:
-        """The padding token, None where there is none."""
+        """Return the id of the padding token, None where there is none."""
         return self._pad_id
 
     @property
     def special_tokens(self) -> Mapping[str, int]:
-        """Special tokens as they are written, and their ids."""
+        """Return the ids of the special tokens by their spelling."""
         return self._special
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of tokenizer.json and of the tokens that begin and end a document."""
+        """Return the sha256 of tokenizer.json and of the ids that begin and end a document."""
         return sha256(self._content, f"{self._bos_id} {self._eos_id}".encode())
 
     @cached_property
     def pieces(self) -> list[bytes]:
-        """UTF-8 bytes that each id stands for; empty for special tokens and for ids that no token has."""
+        """Return the UTF-8 bytes of each id `[vocab_size]`; empty for special tokens and for holes."""
         pieces = piece_bytes(self._definition)
         for token_id in self._special.values():
             pieces[token_id] = b""
@@ -110,7 +110,7 @@ class JsonTokenizer(Tokenizer):
 
     @property
     def strips_first_space(self) -> bool:
-        """Whether encoding puts a space before the text."""
+        """Return True if encoding puts a space before the text."""
         return self._strips_first_space
 
     @cached_property
@@ -122,14 +122,15 @@ class JsonTokenizer(Tokenizer):
 
     @property
     def missing_bytes(self) -> frozenset[int]:
-        """Bytes of UTF-8 that no token stands for: `encode` leaves out of a text, silently, what needs one."""
+        """Return the UTF-8 bytes without a token: `encode` silently drops characters that need one."""
         return missing_bytes(self._definition)
 
     def _find_bos(self) -> int | None:
+        """Return the id that tokenizer_config.json or the post-processor puts before a text, None where none does."""
         named = self._named.find("bos", self._definition.ids)
-        asked = self._named.config.get("add_bos_token")
-        if isinstance(asked, bool):
-            return named if asked else None
+        adds_bos = self._named.config.get("add_bos_token")
+        if isinstance(adds_bos, bool):
+            return named if adds_bos else None
         plain = self._encode("a", add_special_tokens=False)
         whole = self._encode("a", add_special_tokens=True)
         if whole and whole[1 : 1 + len(plain)] == plain and whole[0] in self._definition.special.values():
@@ -142,7 +143,7 @@ class JsonTokenizer(Tokenizer):
             return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def _spell(self, ids: list[int]) -> list[int]:
-        """Some models find a special token's name in the text itself: put the tokens of its characters there."""
+        """Replace the ids of special tokens, which some models match in a text, by those of their characters."""
         if self._spelled.keys().isdisjoint(ids):
             return ids
         spelled = []
@@ -156,9 +157,9 @@ class JsonTokenizer(Tokenizer):
 
 
 def _in_forked_child() -> None:
-    """The library's threads do not live on in a child, which would wait for them forever."""
-    global _wish
-    _wish = os.environ[PARALLELISM] = "false"
+    """Turn the threads of the library off in a forked child, which would wait for them forever."""
+    global _parallelism
+    _parallelism = os.environ[PARALLELISM] = "false"
 
 
 os.register_at_fork(after_in_child=_in_forked_child)

@@ -1,4 +1,4 @@
-"""A bare vocab.json, with or without its merges.txt, as the tokenizer.json that says the same."""
+"""A bare vocab.json, with or without its merges.txt -> the tokenizer.json of the same tokenizer."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from shared_tokenizer.tokenizers.sentencepiece_model import SPACE_MARKER
 from shared_tokenizer.tokenizers.sentencepiece_to_json import added_token
 from shared_tokenizer.tokenizers.tokenizer_files import MERGES_FILE, VOCABULARY_FILE, parse_json_object
 
-BYTE_LEVEL_SPACE = "\u0120"  # a space in GPT-2's alphabet of bytes
+BYTE_LEVEL_SPACE = "\u0120"  # stands for a space in GPT-2's alphabet of bytes
 CONTINUES = "##"
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
@@ -19,10 +19,10 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": Tr
 def definition_of_vocabulary(
     vocabulary: bytes, merges: bytes | None, named: Iterable[str] = (), lowercase: bool | None = None
 ) -> bytes:
-    """A tokenizer.json: byte-level BPE with merges; without them WordPiece or word level, by the look of the pieces.
+    """Return a tokenizer.json: byte-level BPE with merges; without them WordPiece or word level, by the pieces.
 
-    Tokens with a well-known name and the `named` ones become special. A WordPiece tokenizer lowers the case of a
-    text as `lowercase` says, or where no piece has a capital. Raises ValueError where the pieces fit no kind.
+    Tokens with a well-known name and those of `named` become special. `lowercase` True lets a WordPiece tokenizer
+    lower the case of a text; None does so if no piece has a capital. Raises ValueError where the pieces fit no kind.
     """
     ids = parse_json_object(VOCABULARY_FILE, vocabulary)
     if not ids:
@@ -66,27 +66,28 @@ def _read_merges(content: bytes) -> list[list[str]]:
             continue
         pairs.append(line.split(" "))
         if len(pairs[-1]) != 2:
-            raise ValueError(f"{MERGES_FILE}: line {number}: found {line!r}, expected two pieces and a space between")
+            raise ValueError(f"{MERGES_FILE}: line {number}: found {line!r}, expected two pieces and one space")
     return pairs
 
 
 def _of_words(ids: Mapping[str, int], words: list[str], lowercase: bool | None) -> dict[str, Any]:
+    """Return the parts of a tokenizer without merges. Raises ValueError where the pieces look like BPE."""
     unknown = next((name for name in UNKNOWN_NAMES if name in ids), None)
     if any(len(word) > 1 and word[0] in (BYTE_LEVEL_SPACE, SPACE_MARKER) for word in words):
         raise ValueError(
-            f"{VOCABULARY_FILE}: found pieces of a BPE tokenizer (such as {words[-1]!r}) and no {MERGES_FILE} beside "
-            "it, without which a text cannot be cut into them; add that file, or the tokenizer.json or tokenizer.model"
+            f"{VOCABULARY_FILE}: found pieces of a BPE tokenizer (such as {words[-1]!r}) and no {MERGES_FILE} next to "
+            "it, which a BPE tokenizer needs; add that file, or the tokenizer.json or tokenizer.model"
         )
     if unknown is None:
         raise ValueError(
-            f"{VOCABULARY_FILE}: found neither a {MERGES_FILE} beside it nor an unknown token "
-            f"({', '.join(UNKNOWN_NAMES)}), expected one of them; a BPE vocabulary needs its {MERGES_FILE}"
+            f"{VOCABULARY_FILE}: found neither a {MERGES_FILE} next to it nor an unknown token "
+            f"({', '.join(UNKNOWN_NAMES)}), expected one of them; add the {MERGES_FILE} of a BPE vocabulary"
         )
     if any(word.startswith(CONTINUES) and word != CONTINUES for word in words):
         return _word_piece(ids, words, unknown, lowercase)
-    alone = all(re.fullmatch(r"\w+|[^\w\s]+", word) for word in words)
+    is_split_at_marks = all(re.fullmatch(r"\w+|[^\w\s]+", word) for word in words)
     return {
-        "pre_tokenizer": {"type": "Whitespace" if alone else "WhitespaceSplit"},
+        "pre_tokenizer": {"type": "Whitespace" if is_split_at_marks else "WhitespaceSplit"},
         "decoder": None,
         "model": {"type": "WordLevel", "vocab": ids, "unk_token": unknown},
     }

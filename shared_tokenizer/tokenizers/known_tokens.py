@@ -1,6 +1,6 @@
-"""Names that tokenizers commonly give to their special tokens, for those that do not say which are special."""
+"""Common names of special tokens, for tokenizers whose files do not mark the special ones."""
 
-# Special wherever they are added tokens, even if not marked so: a text must not be able to end a turn of a chat.
+# Special in any tokenizer that has them as added tokens, even unmarked: a text must not end a turn of a chat.
 CHAT_MARKERS = (
     "<|im_start|>",
     "<|im_end|>",
@@ -12,7 +12,7 @@ CHAT_MARKERS = (
     "[INST]",
     "[/INST]",
 )
-# The first one that a vocabulary holds is taken.
+# The first name that a vocabulary holds is the token of the role.
 EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|im_end|>", "[SEP]")
 PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>")
 UNKNOWN_NAMES = ("[UNK]", "<unk>", "<|unk|>", "UNK")

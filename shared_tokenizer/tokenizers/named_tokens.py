@@ -1,4 +1,4 @@
-"""Which tokens begin, end and fill up a text: what the files beside a tokenizer.json say about it."""
+"""The begin, end, padding and other special tokens that the files next to a tokenizer.json name."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ ROLES = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 
 
 class NamedTokens:
-    """The files that name special tokens, parsed."""
+    """The parsed files that name special tokens. Raises ValueError where one is no JSON object."""
 
     def __init__(self, files: Mapping[str, bytes]):
         names = (CONFIG_FILE, SPECIAL_TOKENS_FILE, *MODEL_CONFIG_FILES)
@@ -25,16 +25,16 @@ class NamedTokens:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """tokenizer_config.json, empty where there is none."""
+        """Return tokenizer_config.json, empty where there is none."""
         return self._parsed.get(CONFIG_FILE, {})
 
     @property
     def names(self) -> set[str]:
-        """Every token that tokenizer_config.json or special_tokens_map.json names."""
+        """Return all tokens that tokenizer_config.json or special_tokens_map.json names."""
         return {name for role in ROLES for name in self._names(role)}
 
     def find(self, role: str, ids: Mapping[str, int]) -> int | None:
-        """The id of `bos`, `eos` or `pad`: of the first file that names one which the vocabulary has."""
+        """Return the id of a role such as `eos`, by the first file that names a token of the vocabulary, else None."""
         for name in self._names(role):
             if name in ids:
                 return ids[name]
@@ -47,7 +47,10 @@ class NamedTokens:
         return None
 
     def find_eos(self, ids: Mapping[str, int]) -> int:
-        """The id of the end-of-text token, by its well-known name where no file names it."""
+        """Return the id of the end-of-text token, by its well-known name where no file names it.
+
+        Raises ValueError where there is none, or the named one is not in the vocabulary.
+        """
         found = self.find("eos", ids)
         if found is not None:
             return found
@@ -59,12 +62,12 @@ class NamedTokens:
         return ids[known[0]]
 
     def find_pad(self, ids: Mapping[str, int]) -> int | None:
-        """The id of the padding token, by its well-known name where no file names it."""
+        """Return the id of the padding token, by its well-known name where no file names it, or None."""
         found = self.find("pad", ids)
         return found if found is not None else next((ids[name] for name in PAD_NAMES if name in ids), None)
 
     def saved_config(self, tokens: Mapping[str, str | None]) -> bytes:
-        """tokenizer_config.json as it came, or with the tokens that no file beside it names."""
+        """Return tokenizer_config.json as it was read, plus the tokens that no file names."""
         made = {} if self._config_file is not None else {"tokenizer_class": "PreTrainedTokenizerFast"}
         made |= {} if self._config_file is not None else {"clean_up_tokenization_spaces": False}
         missing = {f"{role}_token": token for role, token in tokens.items() if token and not list(self._names(role))}

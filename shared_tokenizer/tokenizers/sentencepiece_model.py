@@ -1,4 +1,4 @@
-"""A sentencepiece model file: what its own package does not show of it."""
+"""The content of a sentencepiece model file, as far as the sentencepiece package does not show it."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 
 class PieceKind(IntEnum):
-    """What a piece is (its `type`), numbered as in the file."""
+    """The kind of a piece: its `type`, numbered as in the file (sentencepiece_model.proto)."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -22,12 +22,12 @@ class PieceKind(IntEnum):
 
 UNIGRAM, BPE = 1, 2
 SPECIAL_KINDS = (PieceKind.CONTROL, PieceKind.UNKNOWN)
-SPACE_MARKER = "\u2581"  # how a space is written inside a piece
+SPACE_MARKER = "\u2581"  # stands for a space inside a piece
 BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
 
 def parse_model(content: bytes) -> Any:
-    """The ModelProto of a model file. Raises ValueError where the bytes are not one."""
+    """Return the ModelProto of a model file. Raises ValueError on other bytes."""
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     try:
         model.ParseFromString(content)
@@ -37,22 +37,22 @@ def parse_model(content: bytes) -> Any:
 
 
 def plain_pieces(model: Any) -> list[str]:
-    """What the pieces say, with spaces as spaces."""
+    """Return the texts of the pieces, with plain spaces."""
     return [piece.piece.replace(SPACE_MARKER, " ") for piece in model.pieces]
 
 
 def ends_lines(model: Any) -> bool:
-    """Whether a newline always ends its token, so that a text may be cut after any."""
+    """Return True if a newline always ends its token: a text may be cut there without other ids."""
     return not any("\n" in piece[:-1] for piece in plain_pieces(model))
 
 
 def peculiarity(model: Any) -> str | None:
-    """What a model does besides cutting a text, just as it is, into pieces and bytes; None where it does no more."""
+    """Return the first feature of a model beyond cutting an unchanged text into pieces and bytes, None without one."""
     normalizer = model.normalizer_spec
     kinds = Counter(piece.type for piece in model.pieces)
     found = {
         "it changes characters": normalizer.precompiled_charsmap,
-        "it takes spaces away": normalizer.remove_extra_whitespaces,
+        "it removes spaces": normalizer.remove_extra_whitespaces,
         "it does not mark spaces": not normalizer.escape_whitespaces,
         "its spaces end words": model.trainer_spec.treat_whitespace_as_suffix,
         "it lacks bytes": kinds[PieceKind.BYTE] < len(BYTE_PIECES),
@@ -60,15 +60,15 @@ def peculiarity(model: Any) -> str | None:
         "it has user-defined pieces": kinds[PieceKind.USER_DEFINED],
         "it has two pieces for one text": len(set(plain_pieces(model))) < len(model.pieces),
     }
-    return next((what for what, is_so in found.items() if is_so), None)
+    return next((feature for feature, is_present in found.items() if is_present), None)
 
 
 def make_bpe_model(
     pieces: Iterable[tuple[str, float, PieceKind]], roles: Mapping[str, str], *, add_dummy_prefix: bool
 ) -> bytes:
-    """A BPE model file of pieces (text, score, kind) that leaves texts as they are.
+    """Return a BPE model file of pieces (text, score, kind), without normalization of texts.
 
-    `roles` says which pieces are "unk", "bos", "eos" and "pad", where there are such.
+    `roles` holds the pieces of the roles "unk", "bos", "eos" and "pad", as far as there are any.
     """
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     for text, score, kind in pieces:

@@ -1,4 +1,4 @@
-"""A sentencepiece model written as the tokenizer.json of the tokenizers library."""
+"""A sentencepiece model -> the tokenizer.json of the tokenizers library with the same ids."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,24 +15,24 @@ from shared_tokenizer.tokenizers.sentencepiece_model import (
     plain_pieces,
 )
 
-# sentencepiece adds scores in 32 bits, tokenizers in 64: of multiples of this, both get the same sums.
+# sentencepiece adds scores in 32 bits, tokenizers in 64. The sums of multiples of this step are exact in both.
 UNIGRAM_STEP = 1 / 64
-# Worse than any way to write the same characters with ordinary pieces.
+# A lower score than that of any sequence of ordinary pieces.
 NEVER_CHOSEN = -1e6
-# No piece goes on after a newline, so a cut there changes no id and keeps the library's words short.
+# No piece continues after a newline, so a cut there changes no id; short words are faster in the library.
 LINES = {"type": "Split", "pattern": {"String": "\n"}, "behavior": "MergedWithPrevious", "invert": False}
 
 
 def to_tokenizer_json(model: bytes, bos_id: int | None) -> str | None:
-    """The same tokenizer as a tokenizer.json that begins a text with `bos_id`, None where it could not be the same.
+    """Return the same tokenizer as a tokenizer.json, None where the ids would differ.
 
-    The ids are equal for every text if special tokens written in it are to stay text (`encode_special_tokens` in
-    tokenizers, `split_special_tokens` in transformers). Spaces stand in the pieces as they are: a U+2581 of the
-    text is then unknown, and written with its own bytes.
+    `bos_id` begins every text. The ids of every text are equal if the caller keeps spelled-out special tokens as text
+    (`encode_special_tokens` in tokenizers, `split_special_tokens` in transformers). The pieces hold plain spaces, so a
+    U+2581 in a text is an unknown character, encoded as its bytes.
 
-    It cannot be the same where the model changes characters or strips spaces, lacks bytes, has user-defined or
-    unused pieces, a piece with a character that is no piece, or two BPE pieces of one score. A unigram model needs
-    scores that are multiples of UNIGRAM_STEP and pieces for the characters of its special tokens.
+    The ids would differ for a model that changes characters or strips spaces, lacks bytes, or has user-defined or
+    unused pieces, a piece with a character that is no piece, or two BPE pieces of the same score. A unigram model
+    needs scores that are multiples of UNIGRAM_STEP, and pieces for the characters of its special tokens.
     """
     parsed = parse_model(model)
     texts = plain_pieces(parsed)
@@ -57,13 +57,13 @@ def to_tokenizer_json(model: bytes, bos_id: int | None) -> str | None:
 
 
 def added_token(token_id: int, content: str, *, special: bool = True) -> dict[str, Any]:
-    """How tokenizer.json writes a special token, or one that is cut out of a text before all else."""
+    """Return the entry of tokenizer.json for a special token, or for one that is matched before the model runs."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": token_id, "content": content, **flags, "special": special}
 
 
 def begin_with(content: str, token_id: int) -> dict[str, Any]:
-    """The post-processor by which a text begins with a token."""
+    """Return the post-processor of tokenizer.json that puts a token before every text."""
     begin = {"SpecialToken": {"id": content, "type_id": 0}}
     first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
     return {
@@ -75,6 +75,7 @@ def begin_with(content: str, token_id: int) -> dict[str, Any]:
 
 
 def _describe_model(model: Any, texts: Sequence[str]) -> dict[str, Any] | None:
+    """Return the `model` of tokenizer.json, None where the ids would differ."""
     pieces = list(zip(texts, model.pieces, strict=True))
     scores = {text: piece.score for text, piece in pieces if piece.type == PieceKind.NORMAL}
     if not set("".join(scores)) <= scores.keys():
@@ -88,6 +89,7 @@ def _describe_model(model: Any, texts: Sequence[str]) -> dict[str, Any] | None:
 
 
 def _describe_bpe(texts: Sequence[str], scores: Mapping[str, float], unknown: str) -> dict[str, Any] | None:
+    """Return a BPE model whose merges are in the order of the scores."""
     ranked = sorted((text for text in scores if len(text) > 1), key=lambda text: -scores[text])
     if len({scores[text] for text in ranked}) < len(ranked):
         return None
@@ -102,13 +104,14 @@ def _describe_bpe(texts: Sequence[str], scores: Mapping[str, float], unknown: st
 
 
 def _splits(text: str, known: Mapping[str, float]) -> list[tuple[str, str]]:
-    """The pairs of pieces that make up a piece: sentencepiece merges any of them."""
+    """Return all pairs of pieces that form a piece: sentencepiece may merge any of them."""
     pairs = [(text[:i], text[i:]) for i in range(len(text) - 1, 0, -1)]
     return [(left, right) for left, right in pairs if left in known and right in known]
 
 
 def _describe_unigram(texts: Sequence[str], scores: Mapping[str, float], unknown: int) -> dict[str, Any] | None:
-    # The library finds every entry in the text, special tokens and <0x41> too; it must have a better way.
+    # The library matches every entry in a text, special tokens and <0x41> too. Pieces for all their characters give it
+    # a path with a better score.
     spelled = set("".join(text for text in texts if text not in scores))
     if not spelled <= scores.keys() or any(score % UNIGRAM_STEP for score in scores.values()):
         return None

@@ -1,4 +1,4 @@
-"""Tokenizer over a sentencepiece model: what `train_tokenizer` makes, and models that come from elsewhere."""
+"""Tokenizer of a sentencepiece model, trained by `train_tokenizer` or imported."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -28,14 +28,14 @@ from shared_tokenizer.tokenizers.tokenizer_files import (
     parse_json_object,
 )
 
-# Shorter than this a text is not cut for speed.
+# Characters. Shorter texts are not cut for speed.
 PART_CHARACTERS = 200
 
 
 class SentencePieceTokenizer(Tokenizer):
     """A loaded sentencepiece model.
 
-    `files` are the ones it came with, by name: `save` writes them back, and `add_bos_token: false` in
+    `files` are the contents of the files next to it, by name: `save` writes them back, and `add_bos_token: false` in
     tokenizer_config.json is obeyed. User-defined symbols are ordinary text. Raises ValueError where `model` is not
     a sentencepiece model or has no end-of-text token.
     """
@@ -54,8 +54,8 @@ class SentencePieceTokenizer(Tokenizer):
     def save(self, directory: Path) -> None:
         """Write the files that sentencepiece and transformers read into an existing directory.
 
-        A tokenizer.json that the model came with is written back, else it is made. Where it could not give the same
-        ids (see `to_tokenizer_json`) there is none, and transformers cannot open the directory.
+        A tokenizer.json that was read with the model is written back, else one is made. Where it would have other ids
+        (see `to_tokenizer_json`), none is written, and transformers cannot open the directory.
         """
         (directory / MODEL_FILE).write_bytes(self._model)
         files = {name: self._files[name] for name in KEPT_FILES if name in self._files}
@@ -68,7 +68,7 @@ class SentencePieceTokenizer(Tokenizer):
             (directory / name).write_bytes(content)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text. Special tokens written in the text stay text."""
+        """Return the ids of a text. Special tokens that are spelled out stay text."""
         check_unicode(text)
         if SPACE_MARKER not in text or self._marker_ids is None:
             return self._processor.encode(text)
@@ -76,13 +76,13 @@ class SentencePieceTokenizer(Tokenizer):
         # A text that begins with the marker still begins with the dummy prefix.
         ids = self._processor.encode(first) if first else list(self._prefix_ids)
         for part in rest:
-            # sentencepiece would read its own marker as a space; its bytes say what it is.
+            # sentencepiece would decode its own marker as a space, so the character is encoded as its bytes.
             ids += self._marker_ids
             ids += self._inner.encode(part)
         return ids
 
     def encode_batch(self, texts: Sequence[str], *, num_threads: int | None = None) -> list[list[int]]:
-        """Ids of many texts; `num_threads` None uses all cores."""
+        """Return the ids of each text; `num_threads` None uses all cores."""
         cuts = [self._cut(text) for text in texts]
         try:
             parts = self._processor.encode(
@@ -100,7 +100,7 @@ class SentencePieceTokenizer(Tokenizer):
         return found
 
     def _cut(self, text: str) -> list[str]:
-        """A text in parts that end at newlines, where that changes no id: sentencepiece is faster on short ones."""
+        """Cut a text after newlines, where that changes no id: sentencepiece is faster on short texts."""
         if not self._may_be_cut:
             return [text]
         parts, start = [], 0
@@ -120,49 +120,49 @@ class SentencePieceTokenizer(Tokenizer):
 
     @property
     def _is_exact(self) -> bool:
-        """Whether texts reach the model as they are."""
+        """Return True if the normalizer changes no text."""
         return not (self._normalizer.precompiled_charsmap or self._normalizer.remove_extra_whitespaces)
 
     @property
     def model(self) -> Any:
-        """The ModelProto of the model file."""
+        """Return the ModelProto of the model file."""
         return self._parsed
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, special ones among them."""
+        """Return the number of ids, with special ones."""
         return self._processor.vocab_size()
 
     @property
     def bos_id(self) -> int | None:
-        """The begin-of-text token, None where there is none or tokenizer_config.json says not to add it."""
+        """Return the id of begin-of-text, None where there is none or tokenizer_config.json turns it off."""
         return None if self._config.get("add_bos_token") is False else _optional(self._processor.bos_id())
 
     @property
     def eos_id(self) -> int:
-        """The end-of-text token."""
+        """Return the id of the end-of-text token."""
         return self._processor.eos_id()
 
     @property
     def pad_id(self) -> int | None:
-        """The padding token, None where there is none."""
+        """Return the id of the padding token, None where there is none."""
         return _optional(self._processor.pad_id())
 
     @property
     def special_tokens(self) -> Mapping[str, int]:
-        """Control symbols (begin, end and padding among them) and the unknown token, and their ids."""
+        """Return the ids of control symbols (with begin, end and padding) and of the unknown token."""
         return self._special_tokens
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the model file, and of the wish for no begin-of-text token where it has one."""
+        """Return the sha256 of the model file, and of `add_bos_token: false` where that turns off its begin token."""
         if self.bos_id is None and self._processor.bos_id() >= 0:
             return sha256(self._model, b"add_bos_token: false")
         return sha256(self._model)
 
     @cached_property
     def pieces(self) -> list[bytes]:
-        """UTF-8 bytes that each id stands for; empty for special tokens."""
+        """Return the UTF-8 bytes of each id `[vocab_size]`; empty for special tokens."""
         found = [piece.encode() for piece in plain_pieces(self._parsed)]
         for i, piece in enumerate(self._parsed.pieces):
             if piece.type == PieceKind.BYTE:
@@ -173,18 +173,18 @@ class SentencePieceTokenizer(Tokenizer):
 
     @property
     def strips_first_space(self) -> bool:
-        """Whether the model puts a space before the text."""
+        """Return True if the model puts a space before the text."""
         return self._normalizer.add_dummy_prefix
 
     @cached_property
     def _marker_ids(self) -> list[int] | None:
-        """The bytes of a U+2581 in the text; None where the model has no bytes or writes spaces plainly."""
+        """Return the ids of the bytes of U+2581, None where the model lacks them or keeps plain spaces."""
         byte_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE_MARKER.encode()]
         return byte_ids if self._normalizer.escape_whitespaces and all(map(self._processor.is_byte, byte_ids)) else None
 
     @cached_property
     def _inner(self) -> sentencepiece.SentencePieceProcessor:
-        """The same model for what follows inside a text: without the dummy prefix."""
+        """Return the model without the dummy prefix, for parts inside a text."""
         if not self.strips_first_space:
             return self._processor
         changed = parse_model(self._model)

@@ -1,4 +1,4 @@
-"""Tokenizer: text to ids and back, one interface for every kind, the same in every program.
+"""The interface of all tokenizers: text -> ids -> text.
 
 `sentencepiece_tokenizer` and `json_tokenizer` implement it; `load.load_tokenizer` opens either.
 """
@@ -16,81 +16,81 @@ import numpy as np
 class Tokenizer(ABC):
     """A loaded tokenizer.
 
-    Special tokens are inserted by id and never parsed out of text: `encode("<|im_end|>")` gives the ids of
-    these ten characters.
+    Special tokens are inserted by id and never parsed from text: `encode("<|im_end|>")` returns the ids of these ten
+    characters.
     """
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without a begin or an end token."""
+        """Return the ids of a text, without begin and end token."""
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str], *, num_threads: int | None = None) -> list[list[int]]:
-        """Ids of many texts; `num_threads` None uses all cores."""
+        """Return the ids of each text; `num_threads` None uses all cores."""
 
     @abstractmethod
     def save(self, directory: Path) -> None:
-        """Write every file that transformers and `load_tokenizer` read into an existing directory."""
+        """Write all files that transformers and `load_tokenizer` read into an existing directory."""
 
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """Number of ids, special ones among them."""
+        """Return the number of ids, with special ones."""
 
     @property
     @abstractmethod
     def bos_id(self) -> int | None:
-        """The token that begins a document, None where the tokenizer begins it with none."""
+        """Return the id that begins a document, None where documents begin without one."""
 
     @property
     @abstractmethod
     def eos_id(self) -> int:
-        """The token that ends a document."""
+        """Return the id that ends a document."""
 
     @property
     @abstractmethod
     def pad_id(self) -> int | None:
-        """The token that fills a batch up."""
+        """Return the id of padding, None where there is none."""
 
     @property
     @abstractmethod
     def special_tokens(self) -> Mapping[str, int]:
-        """Special tokens as they are written, and their ids."""
+        """Return the ids of the special tokens by their spelling."""
 
     @cached_property
     @abstractmethod
     def fingerprint(self) -> str:
-        """sha256 of the model: token shards and checkpoints name the tokenizer they belong to by it."""
+        """Return the sha256 of the tokenizer, as hex: token shards and checkpoints identify their tokenizer by it."""
 
     @cached_property
     @abstractmethod
     def pieces(self) -> list[bytes]:
-        """UTF-8 bytes that each id stands for `[vocab_size]`; empty for special tokens."""
+        """Return the UTF-8 bytes of each id `[vocab_size]`; empty for special tokens."""
 
     @property
     def strips_first_space(self) -> bool:
-        """Whether encoding puts a space before the text, which decoding takes away again."""
+        """Return True if encoding puts a space before the text, which decoding removes."""
         return False
 
     @property
     def missing_bytes(self) -> frozenset[int]:
-        """Bytes of UTF-8 that no token stands for: `encode` leaves out of a text, silently, what needs one."""
+        """Return the UTF-8 bytes without a token: `encode` silently drops characters that need one."""
         return frozenset()
 
     @property
     def start_ids(self) -> list[int]:
-        """Ids that begin a document."""
+        """Return the ids that begin a document: `bos_id`, or none."""
         return [] if self.bos_id is None else [self.bos_id]
 
     @cached_property
     def token_bytes(self) -> np.ndarray:
-        """UTF-8 bytes that each token stands for, int32 `[vocab_size]`; 0 for special tokens."""
+        """Return the number of UTF-8 bytes of each token, int32 `[vocab_size]`; 0 for special tokens."""
         return np.array([len(piece) for piece in self.pieces], np.int32)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids of the start of a document: the begin-of-text token, then the text.
+        """Return the ids of the start of a document: `start_ids`, then the text.
 
-        Raises ValueError where the text is not Unicode (bytes of a terminal that are not UTF-8).
+        Raises ValueError where the text holds lone surrogates (bytes of a terminal that are not UTF-8).
         """
         try:
             text.encode("utf-8")
@@ -99,15 +99,15 @@ class Tokenizer(ABC):
         return [*self.start_ids, *self.encode(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; special tokens decode to nothing, bytes that are not UTF-8 to U+FFFD."""
+        """Return the text of ids. Special tokens decode to nothing, bytes that are not UTF-8 to U+FFFD."""
         stream = TextStream(self)
         return "".join([stream.add(token) for token in ids]) + stream.end()
 
 
 class TextStream:
-    """Decodes one token at a time and never emits half a character.
+    """Decoder of one token at a time, which never returns an incomplete character.
 
-    Ids beyond the tokenizer's, which a model with a padded vocabulary has, decode to nothing.
+    Ids beyond those of the tokenizer, which a model with a padded vocabulary has, decode to nothing.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -116,7 +116,7 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token: int) -> str:
-        """The text that this token completes, perhaps none."""
+        """Return the text that this token completes, possibly empty."""
         piece = self._pieces[int(token)] if token < len(self._pieces) else b""
         if self._strip and piece:
             self._strip = False
@@ -124,17 +124,17 @@ class TextStream:
         return self._decoder.decode(piece)
 
     def end(self) -> str:
-        """What is left: U+FFFD where the last character is not whole."""
+        """Return the rest of the text: U+FFFD for an incomplete character."""
         return self._decoder.decode(b"", final=True)
 
 
 def check_unicode(text: str) -> None:
-    """Raises ValueError (UnicodeEncodeError) where a text holds half of a surrogate pair."""
+    """Raise UnicodeEncodeError, a ValueError, where a text holds a lone surrogate."""
     text.encode("utf-8")
 
 
 def sha256(*contents: bytes) -> str:
-    """Fingerprint of the files that define a tokenizer."""
+    """Return the sha256, as hex, of contents one after another."""
     digest = hashlib.sha256()
     for content in contents:
         digest.update(content)

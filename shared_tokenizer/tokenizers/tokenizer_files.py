@@ -1,4 +1,4 @@
-"""The files of a tokenizer directory: their names, and JSON read without guessing."""
+"""The files of a tokenizer directory: their names, and strict reading of their JSON."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,20 +13,20 @@ CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 GENERATION_CONFIG_FILE = "generation_config.json"
-# Files of the model beside the tokenizer, asked last for the special tokens.
+# Files of the model next to the tokenizer, the last ones that are searched for special tokens.
 MODEL_CONFIG_FILES = (GENERATION_CONFIG_FILE, "config.json")
-# What a tokenizer is saved with, where it came with it.
+# Files that are saved with a tokenizer if it was read with them.
 KEPT_FILES = (DEFINITION_FILE, CONFIG_FILE, SPECIAL_TOKENS_FILE, CHAT_TEMPLATE_FILE, GENERATION_CONFIG_FILE)
 
 
 def read_files(directory: Path) -> dict[str, bytes]:
-    """The files of a directory that say what the tokenizer is, which tokens are special and how a chat is written."""
+    """Return the contents, by name, of the files that define tokenizer, special tokens and chat template."""
     names = dict.fromkeys((*KEPT_FILES, *MODEL_CONFIG_FILES))
     return {name: (directory / name).read_bytes() for name in names if (directory / name).is_file()}
 
 
 def parse_json_object(name: str, content: bytes) -> dict[str, Any]:
-    """The JSON object of a file. Raises ValueError where it is not one, or names a key twice."""
+    """Return the JSON object of a file. Raises ValueError on other content, and on a key that occurs twice."""
     try:
         value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
@@ -42,16 +42,16 @@ def _unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {twice!r} twice")
+        raise ValueError(f"found the key {twice!r} twice")
     return found
 
 
 def generation_config(bos_id: int | None, eos_ids: Sequence[int], pad_id: int | None) -> bytes:
-    """generation_config.json, by which other programs know the tokens that end a text; the first is the tokenizer's."""
+    """Return generation_config.json, which tells other programs the tokens that end a text, the tokenizer's first."""
     ids = {"bos_token_id": bos_id, "eos_token_id": list(eos_ids), "pad_token_id": pad_id}
     return dump_json({name: value for name, value in ids.items() if value is not None})
 
 
 def dump_json(value: Mapping[str, Any]) -> bytes:
-    """JSON as it is written beside a tokenizer."""
+    """Return an object as the JSON of a tokenizer file, UTF-8."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")

@@ -15,7 +15,7 @@ from shared_tokenizer.tokenizers.sentencepiece_to_json import UNIGRAM_STEP
 from shared_tokenizer.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 
 ModelType = Literal["bpe", "unigram"]
-# Ids 0..19: unknown, begin, end and padding, then the chat and code markers that SmolLM2 knows.
+# Ids 0..19: unknown, begin, end and padding, then the chat and code markers of SmolLM2.
 SPECIAL_TOKENS = (
     "<unk>",
     "<s>",
@@ -40,23 +40,24 @@ SPECIAL_TOKENS = (
 )
 SMALLEST_VOCAB = len(SPECIAL_TOKENS) + len(BYTE_PIECES)
 LARGEST_VOCAB = 1 << 24
-# sentencepiece wants sentences; a piece of this many characters loses nothing but merges across its ends.
+# Characters of a training sentence. A longer text is cut, which only loses merges across the cuts.
 SENTENCE_CHARACTERS = 4000
-# sentencepiece's sign for an unknown character: it passes over any sentence that holds one.
+# sentencepiece marks unknown characters by this one and ignores every sentence that holds it.
 UNKNOWN_SIGN = "\u2585"
-# Bytes of text that a tokenizer is trained on, unless told otherwise.
+# Bytes of text that a tokenizer is trained on by default.
 TRAIN_SIZE = 32_000_000
-# A longer text is sampled in pieces of this.
+# Characters. A longer text is sampled in pieces of this length.
 PIECE_CHARACTERS = 1 << 16
 
 
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int, *, model_type: ModelType = "bpe", special_tokens: Sequence[str] = ()
 ) -> SentencePieceTokenizer:
-    """Train a tokenizer whose decoding gives back every text exactly and in which a newline ends its token.
+    """Train a tokenizer that decodes every text exactly, and in which a newline always ends its token.
 
-    The ids begin with SPECIAL_TOKENS and `special_tokens`. The same texts in the same order give the same model.
-    Raises ValueError where the vocabulary is too small to hold every byte, or too large for the corpus.
+    The first ids are SPECIAL_TOKENS and `special_tokens`. The result depends on the texts and their order alone.
+    Raises ValueError where the vocabulary is too small for all bytes or too large for the corpus, and on special
+    tokens that cannot be used.
     """
     special = _check_special_tokens(special_tokens)
     smallest = len(special) + len(BYTE_PIECES)
@@ -82,7 +83,7 @@ def train_tokenizer(
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
             split_digits=True,
-            # tokenizer.json keeps a special token apart from its spelling only where its characters are pieces.
+            # In tokenizer.json a special token differs from its spelling only if its characters are pieces.
             required_chars="".join(sorted(set("".join((*special, *BYTE_PIECES))))) if model_type == "unigram" else "",
             control_symbols=control,
             unk_id=0,
@@ -103,19 +104,19 @@ def train_tokenizer(
 
 
 def sample_texts(texts: Iterable[str], size_bytes: int) -> list[str]:
-    """About `size_bytes` of UTF-8 at most, in memory too: the texts with the smallest sha256, in its order.
+    """Return the texts with the smallest sha256, in its order, of at most about `size_bytes` of UTF-8.
 
-    Long texts are cut into pieces first, so that one of them neither fills the sample nor is left out whole.
-    Everything is kept where everything fits.
+    No more than that is held in memory. Long texts are cut into pieces first, so that none of them fills the sample or
+    is dropped as a whole. Everything is kept where everything fits. Raises ValueError where `size_bytes` is below 1.
     """
     if size_bytes < 1:
         raise ValueError(f"size_bytes: found {size_bytes}, expected at least 1")
-    heap: list[tuple[int, int, str]] = []  # the largest hash first; then bytes, text
+    heap: list[tuple[int, int, str]] = []  # negated hash, so that the largest is first; bytes; text
     held, limit = 0, -1 << 256
     for piece in _pieces(texts):
         content = piece.encode("utf-8")
         order = -int.from_bytes(hashlib.sha256(content).digest(), "big")
-        # What was once given up stays out, and all that comes after it: the order of the input says nothing.
+        # No hash above a dropped one is kept, so the sample does not depend on the order of the input.
         if order <= limit:
             continue
         heapq.heappush(heap, (order, len(content), piece))
@@ -136,14 +137,14 @@ def _check_special_tokens(more: Sequence[str]) -> tuple[str, ...]:
     special = (*SPECIAL_TOKENS, *more)
     for i, token in enumerate(more, len(SPECIAL_TOKENS)):
         if not token or token != token.strip() or SPACE_MARKER in token or not token.isprintable():
-            raise ValueError(f"special_tokens: found {token!r}, expected printable text without spaces around it")
+            raise ValueError(f"special_tokens: found {token!r}, expected printable text without spaces at either end")
         if token in special[:i] or token in BYTE_PIECES:
-            raise ValueError(f"special_tokens: found {token!r}, which the vocabulary holds already; leave it out")
+            raise ValueError(f"special_tokens: found {token!r}, which the vocabulary already holds; leave it out")
     return special
 
 
 def _reason(error: str, vocab_size: int) -> str:
-    """What sentencepiece's message means for the user's one setting."""
+    """Return the error of the setting vocab_size that a message of sentencepiece means."""
     if found := re.search(r"required_chars.*?(\d+) vs (\d+)", error, re.DOTALL):
         return f"vocab_size: found {vocab_size}, expected at least {found[2]} for the characters of this corpus"
     if found := re.search(r"value <= (\d+)", error):
@@ -153,9 +154,10 @@ def _reason(error: str, vocab_size: int) -> str:
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    """Texts in short parts, with a digit after each newline: as digits stand alone, no piece goes on after it.
+    """Yield texts in short parts, with a digit after each newline.
 
-    Two digits in turn, because unigram proposes only pieces that more than one character follows.
+    Digits are pieces of their own, so no piece continues after a newline. Two digits alternate, because unigram
+    proposes only pieces that more than one character follows.
     """
     digits = cycle("01")
     for text in texts:
@@ -165,7 +167,7 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _round_scores(model: bytes) -> bytes:
-    """The scores as multiples of UNIGRAM_STEP: their sums are exact, so the same text has the same ids anywhere."""
+    """Round the scores to multiples of UNIGRAM_STEP: their sums are exact, so all libraries choose the same ids."""
     parsed = parse_model(model)
     for piece in parsed.pieces:
         if piece.type == PieceKind.NORMAL:

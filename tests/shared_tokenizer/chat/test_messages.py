@@ -230,7 +230,7 @@ def test_stop_ids() -> None:
 
 def test_a_prompt_answers_a_user() -> None:
     for chat, role in ((CHAT, "assistant"), (CHAT[:1], "system")):
-        with pytest.raises(ValueError, match=f"found the last one to be the {role}'s, expected the user's"):
+        with pytest.raises(ValueError, match=f"found {role} as the role of the last message, expected user"):
             encode_generation_prompt(chat, Bytes(), CHATML)
 
 
@@ -454,7 +454,7 @@ REPLY = {"role": "assistant", "content": "b"}
         ([USER, {"from": "gpt", "value": 3}], r"messages\[1\]: value: found a int, expected a text"),
         (
             [USER, {"role": "assistant", "content": " \n"}],
-            r"messages\[1\]: content: found nothing, expected what the a",
+            r"messages\[1\]: content: found no text, expected the message of the a",
         ),
         ([{"role": "user", "content": [{"type": "image"}]}, REPLY], "found a part that is 'image'"),
         ([{"role": "user", "content": ["a"]}, REPLY], "found a part that is a str"),
@@ -472,7 +472,7 @@ def test_instructions() -> None:
     assert instruction_messages("Add.", "1 2", "3") == (Message("user", "Add.\n\n1 2"), Message("assistant", "3"))
     for without in ("", None):
         assert instruction_messages("Add.", without, "3")[0] == Message("user", "Add.")
-    with pytest.raises(ValueError, match="output: found nothing"):
+    with pytest.raises(ValueError, match="output: found no text"):
         instruction_messages("Add.", None, "")
 
 
@@ -617,7 +617,7 @@ def test_what_is_recognised_writes_the_same(theirs, name: str) -> None:
 @pytest.mark.parametrize(
     ("template", "found"),
     [
-        ("", "one that writes nothing"),
+        ("", "a template without outputs"),
         ("just text", "'just text'"),
         ("{{ messages", "'{{' that is not closed"),
         (SMOLLM2.replace("SmolLM", "Qwen"), "You are a helpful AI assistant named Qwen"),

@@ -186,7 +186,7 @@ def test_a_chat_template_that_is_no_text_is_refused(template):
 
 
 def test_errors_name_the_key_and_both_sides():
-    with pytest.raises(ValueError, match=r"tokenizer.ggml.token_type: found 1 values, expected one for each of the 12"):
+    with pytest.raises(ValueError, match=r"tokenizer.ggml.token_type: found 1 values, expected one per token, 12"):
         gguf_tokenizer(byte_level(token_type=[1]))
     with pytest.raises(ValueError, match=r"tokenizer.ggml.tokens: found 'a' twice, at 1 and 11"):
         gguf_tokenizer(byte_level(tokens=[*GPT2_TOKENS[:-1], "a"]))

@@ -195,8 +195,8 @@ def test_a_definition_cut_anywhere_is_refused():
 
 
 VOCABULARIES = {
-    "no merges": ({"a": 0, "\u0120a": 1, "<|endoftext|>": 2}, None, "no merges.txt beside it"),
-    "no merges, unknown": ({"a": 0, "\u0120a": 1, "<unk>": 2, "</s>": 3}, None, "no merges.txt beside it"),
+    "no merges": ({"a": 0, "\u0120a": 1, "<|endoftext|>": 2}, None, "no merges.txt next to it"),
+    "no merges, unknown": ({"a": 0, "\u0120a": 1, "<unk>": 2, "</s>": 3}, None, "no merges.txt next to it"),
     "sentencepiece's": ({"a": 0, "\u2581a": 1, "<unk>": 2, "</s>": 3}, None, "tokenizer.model"),
     "no unknown": ({"a": 0, "b": 1, "</s>": 2}, None, "nor an unknown token ([UNK], <unk>"),
     "no end": ({"a": 0, "<unk>": 1}, None, "name one as eos_token"),

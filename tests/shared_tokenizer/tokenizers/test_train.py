@@ -44,9 +44,9 @@ def test_ids_begin_with_the_special_tokens():
         ([" a"], "found ' a', expected printable text"),
         (["a\nb"], "expected printable text"),
         (["a\u2581b"], "expected printable text"),
-        (["<a>", "<a>"], "found '<a>', which the vocabulary holds already"),
-        (["<|im_end|>"], "found '<|im_end|>', which the vocabulary holds already"),
-        (["<0x41>"], "found '<0x41>', which the vocabulary holds already"),
+        (["<a>", "<a>"], "found '<a>', which the vocabulary already holds"),
+        (["<|im_end|>"], "found '<|im_end|>', which the vocabulary already holds"),
+        (["<0x41>"], "found '<0x41>', which the vocabulary already holds"),
     ],
 )
 def test_special_tokens_that_cannot_be_are_refused(tokens, words):

@@ -1,4 +1,4 @@
-"""The command `mlxlm`: `mlxlm NAME --help` shows what each of its commands takes."""
+"""The command `mlxlm`: `mlxlm NAME --help` shows the settings of each of its commands."""
 
 import sys
 
@@ -9,7 +9,7 @@ COMMANDS = {
     "generate": ("mlxlm.generate:main", "text from a model"),
     "chat": ("mlxlm.chat.command:main", "a conversation in the terminal"),
     "finetune": ("mlxlm.finetune.command:main", "train adapters or latent weights on text or chats"),
-    "merge": ("mlxlm.merge:main", "adapters made part of a model"),
+    "merge": ("mlxlm.merge:main", "add adapters to the weights of their model"),
     "evaluate": ("mlxlm.evaluate:main", "loss, perplexity and bits per byte of models on the same text"),
     "server": ("mlxlm.server.command:main", "a model behind OpenAI's HTTP API"),
 }

@@ -1,4 +1,4 @@
-"""Loss of models on text: `python -m mlxlm.evaluate --model DIR --data PATH`, the numbers of scripts/evaluate.py."""
+"""The command `mlxlm evaluate`: the loss of models on text, the same numbers as `jaxlm evaluate`."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class EvaluateConfig(EvaluationText):
     data: list[str]
     """Files (text, jsonl, parquet, csv, ...), folders of them, or stdlib, the Python standard library's own source."""
     adapter_path: str | None = None
-    """Directory of adapters to put on each model."""
+    """Directory of adapters to add to each model."""
 
 
 def evaluate_text(

@@ -1,4 +1,4 @@
-"""Text from a model: `python -m mlxlm.generate --model DIR --prompt TEXT`."""
+"""The command `mlxlm generate`: text from a model."""
 
 import contextlib
 import sys
@@ -23,16 +23,16 @@ class AdaptedGenerateConfig(GenerateConfig):
     """A model, its adapters, a prompt, and the choice of tokens."""
 
     adapter_path: str | None = None
-    """Directory of adapters to put on the model."""
+    """Directory of adapters to add to the model."""
 
 
 def generate(
     model: LanguageModel, prompt: Sequence[int], sampling: Sampling, stop_id: int | None = None
 ) -> Iterator[int]:
-    """Continue one prompt; yields token ids as they come, without the stop token.
+    """Continue one prompt: yield token ids as they are generated, without the stop token.
 
-    Raises ValueError where the prompt is empty, holds an id outside the vocabulary, or leaves no room in the
-    model's context.
+    Raises ValueError if the prompt is empty, holds an id outside the vocabulary, or leaves no room in the model's
+    context.
     """
     check_prompt(prompt, model.config.vocab_size, model.config.max_seq_len)
     mx.random.seed(sampling.seed)
@@ -51,11 +51,11 @@ def sample_tokens(
     cache: list[Any] | None = None,
     **options: Any,
 ) -> Generator[int]:
-    """At most `max_tokens` tokens that continue a prompt after what the cache has seen, by MLX's own random state.
+    """Yield at most `max_tokens` tokens that continue a prompt, after the tokens that the cache holds.
 
-    `options` are those of mlx-lm's `generate_step`.
+    They are drawn with MLX's global random state. `options` are those of mlx-lm's `generate_step`.
     """
-    # mlx-lm spells "no limit" as 0, and refuses a top-k that limits nothing.
+    # mlx-lm writes "no limit" as 0, and refuses a top-k that limits nothing.
     top_p = sampling.top_p if sampling.top_p < 1 else 0.0
     top_k = sampling.top_k if sampling.top_k < model.config.vocab_size else 0
     sampler = make_sampler(sampling.temperature, top_p=top_p, min_p=sampling.min_p, top_k=top_k)
@@ -71,7 +71,7 @@ def sample_tokens(
 
 
 def main(config: AdaptedGenerateConfig) -> None:
-    """Generate text with MLX from a model, shown as it comes."""
+    """Generate text from a model with MLX, and print it as it comes."""
     model, tokenizer = load_model(config.model, adapter_path=config.adapter_path)
     if tokenizer is None:
         raise ValueError(f"{config.model}: found no tokenizer, so there is no text to continue")

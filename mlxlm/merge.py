@@ -1,9 +1,9 @@
-"""Adapters made part of a model: `python -m mlxlm.merge --model DIR --adapter_path DIR --output_dir DIR`.
+"""The command `mlxlm merge`: add adapters to the weights of their model.
 
-A dense weight takes an update in exactly. A ternary one is ternarised again: what the model then computes has changed
-only by the codes that flipped, and by its scale. Besides, an adapter sees the input of its layer (after the layer's own
-norm) unquantized, and the merged weight sees it quantized. So the loss after merging is not the loss with the adapters;
-`--data` reports both, and that of the base.
+A dense weight absorbs an update exactly. A ternary weight is ternarised again: the update changes the model only where
+codes flip, and by the new scale. Also, an adapter multiplies the input of its layer (after the layer's own norm) as
+floats, but the merged weight multiplies the quantized input. So the loss after merging differs from the loss with the
+adapters; `--data` reports both, and the loss of the base model.
 """
 
 import dataclasses
@@ -32,44 +32,47 @@ REPORT = "merge.json"
 
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig(EvaluationText):
-    """What to merge, and on which text to measure what it does."""
+    """The model and the adapters to merge, and text to measure the loss on."""
 
     model: str
-    """Model that the adapters were trained on; of a ternary one the latent artifact."""
+    """Model that the adapters were trained on; for a ternary model its latent artifact."""
     adapter_path: str
     """Directory of the adapters."""
     output_dir: str
-    """Artifact to create: latent, in float32, for training to go on from or scripts/convert.py to pack."""
+    """Artifact to create: latent, in float32, to train further or to pack with `jaxlm convert`."""
     data: list[str] = field(default_factory=list)
-    """Files, folders or stdlib: report the loss on this text before, with the adapters, and after."""
+    """Files, folders or stdlib: report the loss on this text of the base, with the adapters, and after merging."""
     from_packed: bool = False
-    """Merge into a packed model too, which has no latent weights: what is smaller than half the step from one code to
-    the next is lost. The result is packed."""
+    """Allow a packed model, which has no latent weights: updates smaller than half the step between two codes are
+    lost. The result is packed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for setting in dataclasses.fields(EvaluationText):
             if not self.data and getattr(self, setting.name) != setting.default:
-                raise ValueError(f"{setting.name}: found {getattr(self, setting.name)}, but no data to evaluate on")
+                raise ValueError(
+                    f"{setting.name}: found {getattr(self, setting.name)} without data to evaluate on; give --data too"
+                )
 
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What became of the weights and, where there was text, of the loss."""
+    """The changes of the weights and, if there is text, the losses before and after."""
 
     layers: list[LayerMerge]
     evaluations: dict[str, Evaluation]
+    """By name: base, with adapters, merged."""
 
 
 def merge(config: MergeConfig) -> MergeReport:
-    """Write the merged artifact, atomically and with its report in it.
+    """Write the merged artifact atomically, with its report in it.
 
-    Raises ValueError, leaving nothing behind, where the adapters are another model's, the place is taken, or the model
-    is packed and that was not allowed.
+    Raises ValueError, and writes nothing, if the adapters belong to another model, if the output directory exists, or
+    if the model is packed without `from_packed`.
     """
     source = Path(config.model)
     texts = config.read(config.data) if config.data else []
-    with sealed_directory(Path(config.output_dir)) as place:
+    with sealed_directory(Path(config.output_dir)) as directory:
         artifact = open_model(source)
         model, tokenizer = load_model(source, adapter_path=config.adapter_path)
         tensors = MergedTensors(artifact, adapters_of(model))
@@ -79,26 +82,26 @@ def merge(config: MergeConfig) -> MergeReport:
         if texts:
             evaluations["base"] = _evaluate(load_model(source), texts, config)
             evaluations["with adapters"] = _evaluate((model, tokenizer), texts, config)
-        del model  # one at a time
+        del model  # so that only one model is in memory
         with tokenizer_directory(source, tokenizer) as tokenizer_dir:
-            write_artifact(place, artifact.config, artifact.kind, tensors.read, tokenizer_dir=tokenizer_dir)
-        copy_chat_template(Path(config.adapter_path), place)
+            write_artifact(directory, artifact.config, artifact.kind, tensors.read, tokenizer_dir=tokenizer_dir)
+        copy_chat_template(Path(config.adapter_path), directory)
         if texts:
-            evaluations["merged"] = _evaluate(load_model(place, verify=False), texts, config)
+            evaluations["merged"] = _evaluate(load_model(directory, verify=False), texts, config)
         report = MergeReport(tensors.layers, evaluations)
-        (place / REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n", "utf-8")
+        (directory / REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n", "utf-8")
     return report
 
 
 def _refusal(source: Path, tensors: MergedTensors) -> str:
-    """Why adapters are not merged into codes, with the share of the update that would be lost, and the way out."""
+    """Return the error for a packed model, with the share of codes that would keep their value, and the way out."""
     for name in tensors.packed_names:
         tensors.read(name)
     weights, flipped = _totals(tensors.layers)
     return (
-        f"{source}: packed, so codes are all that is left of its ternary weights: the update would flip {flipped:,} of "
-        f"{weights:,} codes and be lost on the other {1 - flipped / weights:.2%}; merge into the latent artifact that "
-        "it was packed from, or keep the adapters beside it (--adapter_path), or take that loss with --from_packed true"
+        f"{source}: found a packed model, expected latent weights: the update would flip {flipped:,} of {weights:,} "
+        f"codes and be lost on the other {1 - flipped / weights:.2%}; merge into the latent artifact that it was "
+        "packed from, or keep the adapters next to it (--adapter_path), or accept that loss with --from_packed true"
     )
 
 
@@ -110,7 +113,7 @@ def _evaluate(loaded: tuple[LanguageModel, Tokenizer | None], texts: list[str], 
 
 
 def _totals(layers: list[LayerMerge]) -> tuple[int, int]:
-    """Ternary weights, and how many of their codes flipped."""
+    """Return the number of ternary weights, and the number of their codes that flipped."""
     ternary = [layer for layer in layers if layer.codes_flipped is not None]
     return sum(layer.weights for layer in ternary), sum(layer.codes_flipped or 0 for layer in ternary)
 

@@ -16,12 +16,12 @@ from shared_tokenizer.chat.formats import ChatFormatChoice
 from shared_tokenizer.manifest import refuse_inside_sealed, write_file
 
 HELP = """\
-/system TEXT  set the system prompt; without a text take it away
+/system TEXT  set the system prompt; without a text remove it
 /reset        forget the conversation, but not the system prompt
-/save FILE    write the conversation as a line of JSON that prepare_data.py reads
-/help         this
-/exit         leave, as Ctrl-D does
-Ctrl-C stops an answer. A space before / makes a message of the line."""
+/save FILE    write the conversation as a line of JSON, which can be training data
+/help         print this
+/exit         leave, as with Ctrl-D
+Ctrl-C stops an answer. A line that starts with a space before / is a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class ChatConfig(Sampling):
     model: str
     """Artifact, transformers or MLX directory or GGUF file, of a model that was trained on chats."""
     adapter_path: str | None = None
-    """Directory of adapters to put on the model."""
+    """Directory of adapters to add to the model."""
     system: str = ""
     """System prompt."""
     chat_format: ChatFormatChoice = "auto"
@@ -56,21 +56,21 @@ def main(config: ChatConfig) -> None:
 
 
 def chat(conversation: Conversation, terminal: Terminal) -> None:
-    """Answer lines, and obey those that are commands, until /exit or the end of input."""
+    """Answer messages and run commands (lines that start with /), until /exit or the end of input."""
     for line in terminal.lines():
         word, _, argument = line.partition(" ")
         if word == "/exit":
             return
         try:
             if line.startswith("/"):
-                _obey(conversation, terminal, word, argument.strip())
+                _run_command(conversation, terminal, word, argument.strip())
             elif line.strip():
                 _answer(conversation, terminal, line)
         except (ValueError, OSError) as error:
             terminal.note(f"error: {error}")
 
 
-def _obey(conversation: Conversation, terminal: Terminal, command: str, argument: str) -> None:
+def _run_command(conversation: Conversation, terminal: Terminal, command: str, argument: str) -> None:
     match command:
         case "/system":
             conversation.set_system(argument)
@@ -84,7 +84,7 @@ def _obey(conversation: Conversation, terminal: Terminal, command: str, argument
         case "/help":
             terminal.note(HELP)
         case _:
-            raise ValueError(f"{command}: no such command; /help lists them")
+            raise ValueError(f"{command}: found no such command; /help lists them")
 
 
 def _answer(conversation: Conversation, terminal: Terminal, message: str) -> None:
@@ -98,12 +98,12 @@ def _answer(conversation: Conversation, terminal: Terminal, message: str) -> Non
 
 
 def save(conversation: Conversation, name: str) -> None:
-    """Write a conversation as one line of JSON, `{"messages": [...]}`. Raises ValueError where the place is taken."""
+    """Write a conversation as one line of JSON, `{"messages": [...]}`. Raises ValueError if the file exists."""
     path = Path(name).expanduser()
     if not name or path.exists():
         raise ValueError(f"/save: found {name!r}, expected the name of a new file")
     if not conversation.turns:
-        raise ValueError("/save: found no conversation yet")
+        raise ValueError("/save: found no conversation yet, expected at least one answer")
     refuse_inside_sealed(path)
     messages = [{"role": message.role, "content": message.content} for message in conversation.messages]
     write_file(path, (json.dumps({"messages": messages}, ensure_ascii=False) + "\n").encode())

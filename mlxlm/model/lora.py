@@ -31,5 +31,5 @@ class LoRABitLinear(LoRALinear):
         """Raise ValueError: mlx-lm's fusing would write floats instead of ternary weights."""
         raise ValueError(
             "fuse: found a ternary weight, expected a dense one, which can absorb an adapter; keep the adapter next to "
-            "the model and load it with --adapter-path, or merge it with `python -m mlxlm.merge`"
+            "the model and load it with --adapter-path, or merge it with `mlxlm merge`"
         )

@@ -33,7 +33,7 @@ class ServerConfig:
     model: str
     """Artifact, transformers or MLX directory, or GGUF file."""
     adapter_path: str | None = None
-    """Directory of adapters to put on the model."""
+    """Directory of adapters to add to the model."""
     model_name: str | None = None
     """Name that clients ask for; the last part of the path by default."""
     chat_format: ChatFormatChoice = "auto"
@@ -45,9 +45,9 @@ class ServerConfig:
     allowed_hosts: list[str] = field(default_factory=list)
     """Further names or addresses by which clients call this server."""
     api_key: str | None = field(default=None, repr=False)
-    """Key that clients must send; better given in the environment variable MLXLM_API_KEY, which others cannot see."""
+    """Key that clients must send. The environment variable MLXLM_API_KEY hides it from other users of this machine."""
     max_tokens: int = setting(512, at_least=1)
-    """Tokens of an answer where the request does not say, at most."""
+    """Tokens of an answer at most, if the request names no limit."""
     max_queue: int = setting(16, at_least=1)
     """Requests that may wait while one is answered; more are refused with 503."""
     max_body_bytes: int = setting(1 << 20, at_least=1)
@@ -65,7 +65,7 @@ class ServerConfig:
 
 
 def main(config: ServerConfig) -> None:
-    """Serve a model by OpenAI's API until interrupted."""
+    """Serve a model with OpenAI's API until interrupted."""
     api_key = find_api_key(config)
     check_reach(config, api_key)
     with contextlib.closing(listen(config.host, config.port)) as listener:
@@ -84,7 +84,7 @@ def main(config: ServerConfig) -> None:
 
 
 def find_api_key(config: ServerConfig) -> str | None:
-    """Return the key of the settings or the environment. Raises ValueError where no header can carry it."""
+    """Return the key of the settings or the environment. Raises ValueError if a header cannot carry it."""
     api_key = os.environ.get(KEY_VARIABLE) if config.api_key is None else config.api_key
     if api_key is not None and (not api_key.isascii() or not api_key.isprintable() or not api_key.split() == [api_key]):
         raise ValueError(f"api_key: found {len(api_key)} characters, expected one word of printable ASCII characters")
@@ -92,29 +92,29 @@ def find_api_key(config: ServerConfig) -> str | None:
 
 
 def check_reach(config: ServerConfig, api_key: str | None) -> None:
-    """Raises ValueError where others could use the server without a key, or nobody by the name they know."""
+    """Raise ValueError if other machines could use the server without a key, or if no client could name its host."""
     if is_local(config.host):
         return
     if api_key is None:
         raise ValueError(
-            f"host: found {config.host}, where others can reach this server, and no api_key; set {KEY_VARIABLE}, or "
-            f"leave host at 127.0.0.1"
+            f"host: found {config.host}, where other machines can reach this server, and no api_key; set "
+            f"{KEY_VARIABLE}, or leave host at 127.0.0.1"
         )
     if is_every_address(config.host) and not config.allowed_hosts:
         raise ValueError(
-            f"host: found {config.host}, which is no name to call a server by, and no allowed_hosts; give the names or "
-            f"addresses that clients use"
+            f"host: found {config.host}, which clients cannot use as a name, and no allowed_hosts; give allowed_hosts: "
+            f"the names or addresses that clients use"
         )
 
 
 def is_local(host: str) -> bool:
-    """Whether only this machine can reach an address."""
+    """Return True if only this machine can reach the address."""
     address = _address(host)
     return host == "localhost" if address is None else address.is_loopback
 
 
 def is_every_address(host: str) -> bool:
-    """Whether it stands for all addresses of this machine."""
+    """Return True if the address stands for all addresses of this machine."""
     address = _address(host)
     return not host if address is None else address.is_unspecified
 
@@ -127,7 +127,7 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises ValueError on an unknown host, OSError on an address that is taken or not ours."""
+    """Open a listening socket. Raises ValueError on an unknown host, OSError if the address is in use or foreign."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
@@ -136,7 +136,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def open_engine(config: ServerConfig) -> tuple[ServedModel, Engine]:
-    """The model with what requests are checked against. Raises ValueError where it cannot be served."""
+    """Load the model, and return its properties, which requests are checked against, with its engine.
+
+    Raises ValueError if it has no tokenizer, or lacks the chat format that the settings name.
+    """
     path = Path(config.model)
     model, tokenizer = load_model(path, adapter_path=config.adapter_path)
     if tokenizer is None:
@@ -189,7 +192,7 @@ class Server(uvicorn.Server):
 
 
 def run(app: Starlette, engine: Engine, listener: socket.socket) -> None:
-    """Serve until SIGINT, which is how a server ends; SIGTERM ends the process as elsewhere."""
+    """Serve until SIGINT, the normal end of a server; after SIGTERM the process ends with that signal."""
     settings = uvicorn.Config(
         app,
         http="h11",

@@ -53,7 +53,11 @@ def stock_text(latent, adapters, tokenizer, prompt):
 
 def test_text_with_an_adapter_is_that_of_stock_mlx_lm(latent, adapters, tokenizer, capsys):
     def said(**settings):
-        main(AdaptedGenerateConfig(model=str(latent), prompt="def", max_tokens=LENGTH, **settings))
+        main(
+            AdaptedGenerateConfig(
+                model=str(latent), prompt="def", max_tokens=LENGTH, temperature=0, top_p=1, **settings
+            )
+        )
         return capsys.readouterr().out.removesuffix("\n")
 
     adapted = said(adapter_path=str(adapters))

@@ -116,7 +116,9 @@ def packed_model(tmp_path, config):
 
 def test_a_packed_model_is_refused_with_what_would_be_lost(make_model, merged, tmp_path):
     packed_model(tmp_path, make_model("ternary")[0])
-    with pytest.raises(ValueError, match=r"packed: packed.*would flip [\d,]+ of 3,072 codes.*--from_packed true"):
+    with pytest.raises(
+        ValueError, match=r"packed: found a packed model.*would flip [\d,]+ of 3,072 codes.*--from_packed true"
+    ):
         merged("packed")
     assert not (tmp_path / "merged").exists()
 
@@ -158,7 +160,7 @@ def test_the_loss_of_base_adapters_and_merged_is_reported(make_model, tmp_path, 
 
 def test_nothing_is_left_where_it_fails(make_model, merged, tmp_path):
     make_model("ternary")
-    with pytest.raises(ValueError, match="seq_len: found 9, but no data to evaluate on"):
+    with pytest.raises(ValueError, match="seq_len: found 9 without data to evaluate on"):
         merged(seq_len=9)
     with pytest.raises(ValueError, match="no such file or folder"):
         merged(data=[str(tmp_path / "none")])

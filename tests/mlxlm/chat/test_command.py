@@ -48,7 +48,7 @@ def test_answers_go_to_standard_output_and_notes_to_standard_error(talk, monkeyp
     output = talk(b"hello\n\n/help\nagain\n/unknown\n\xff\n/exit\nnever read\n")
     assert output.out == "fine\n]0;titletwo\nlines\n"
     assert "/save FILE" in output.err
-    assert "error: /unknown: no such command" in output.err and "expected Unicode text" in output.err
+    assert "error: /unknown: found no such command" in output.err and "expected Unicode text" in output.err
 
 
 def test_a_saved_conversation_is_read_as_data(talk, monkeypatch, tokenizer, tmp_path):
@@ -58,7 +58,7 @@ def test_a_saved_conversation_is_read_as_data(talk, monkeypatch, tokenizer, tmp_
     commands = f"/save {path}\nhi\n/save {path}\n/save {path}\n/save {inside}\n/save\n/reset\n/system\n /hi\n"
     error = talk(commands.encode(), system="be brief").err
     assert [line for line in error.splitlines() if line.startswith("error")] == [
-        "error: /save: found no conversation yet",
+        "error: /save: found no conversation yet, expected at least one answer",
         f"error: /save: found '{path}', expected the name of a new file",
         f"error: {inside}: lies inside {inside.parent}, which is sealed by MANIFEST.sha256; choose another path",
         "error: /save: found '', expected the name of a new file",
@@ -89,7 +89,7 @@ def test_a_model_without_a_chat_format_is_refused_until_one_is_named(talk, tiny_
     tokenizer.save(files)
     path = tmp_path / "plain"
     save_artifact(path, tiny_config, "latent", initial_weights(tiny_config, 1), tokenizer_dir=files)
-    with pytest.raises(ValueError, match=r"found no chat template.*mlxlm\.generate.*chatml, smollm2"):
+    with pytest.raises(ValueError, match=r"found no chat template.*mlxlm generate.*chatml, smollm2"):
         talk(b"hi\n", model=str(path))
     assert talk(b"hi\n", model=str(path), chat_format="chatml").out
     bare = tmp_path / "bare"

@@ -16,7 +16,7 @@ def make_iterator():
 
 
 class Run:
-    """A pretended training run: parameters that count steps, and a data iterator."""
+    """A small imitation of a run: parameters that count steps, and a data iterator."""
 
     def __init__(self, directory, **settings):
         self.logged: list[str] = []

@@ -50,7 +50,7 @@ def test_latent_there_and_back_is_the_identity(latent, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *trees)
 
 
-def test_bfloat16_rounds_what_is_not_ternary_and_says_by_how_much(latent, tmp_path):
+def test_bfloat16_rounds_floats_and_the_report_has_the_difference(latent, tmp_path):
     report = convert(latent, tmp_path / "packed", Conversion(form="packed", float_dtype="bfloat16"))
     assert report.weights.codes_differing == report.weights.scales_differing == 0
     assert 0 < report.logits.max_difference < 0.5
@@ -94,7 +94,7 @@ def test_a_dense_model_has_nothing_to_pack(tiny_config, tmp_path):
 
 @pytest.fixture
 def wide(tiny_config, tmp_path, tokenizer):
-    """A latent artifact wide enough for llama.cpp's ternary blocks."""
+    """Return a latent artifact that is wide enough for llama.cpp's ternary blocks."""
     config = dataclasses.replace(tiny_config, hidden_size=256, intermediate_size=256, head_dim=64, sub_norm=True)
     (tmp_path / "tokenizer").mkdir()
     tokenizer.save(tmp_path / "tokenizer")
@@ -166,13 +166,13 @@ def test_a_gguf_that_is_not_the_model_is_removed(wide, tmp_path, monkeypatch):
         (Conversion(form="gguf"), "expected a multiple of 256"),
     ],
 )
-def test_what_a_form_cannot_hold_is_refused(latent, tmp_path, conversion, message):
+def test_a_model_that_a_form_cannot_hold_is_refused(latent, tmp_path, conversion, message):
     with pytest.raises(ValueError, match=message):
         convert(latent, tmp_path / "there", conversion)
     assert not (tmp_path / "there").exists()
 
 
-def test_what_is_no_model_is_refused(tmp_path):
+def test_a_path_without_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no such file or directory"):
         convert(tmp_path / "missing", tmp_path / "packed", Conversion(form="packed"))
     with pytest.raises(ValueError, match=r"found no config\.json, expected a model directory"):

@@ -23,14 +23,14 @@ def recording(weights, asked):
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_they_are_those_of_the_whole_model_and_each_layer_is_read_when_it_runs(tiny_config, what):
+def test_logits_equal_those_of_the_model_and_each_layer_is_read_when_it_runs(tiny_config, what):
     config = dataclasses.replace(tiny_config, **CHANGES[what])
     latent = golden_weights(config)
     params = stack_weights(lambda parameter: latent[parameter.name], parameters(config))
     expected = jax.jit(LanguageModel(config).apply)({"params": ternarize(params, config)}, IDS)
     asked = []
     found = streamed_logits(config, recording(tree_weights(params), asked), IDS)
-    # Compiled layer by layer, so rounded otherwise in the last bit.
+    # Each layer is compiled on its own, so the last bit may round differently.
     np.testing.assert_allclose(found, expected, atol=1e-4)
     layers = [int(name.split(".")[2]) for name in asked if name.startswith("model.layers.")]
     per_repeat = len(config.token_mixer)

@@ -19,17 +19,17 @@ from jaxlm.training.abstract_step import abstract_batch, abstract_step
 
 
 def costs(function: Any, *arguments: Any) -> dict[str, Any]:
-    """Of a function compiled for these arguments."""
+    """Return the costs of a function compiled for these arguments."""
     return dataclasses.asdict(hlo_costs(jax.jit(function).lower(*arguments).compile().as_text() or ""))
 
 
 def floats(*shape: int) -> jax.ShapeDtypeStruct:
-    """An array of these sizes."""
+    """Return an array of these sizes."""
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 def scans(x, weights):
-    """Five times three products."""
+    """Compute five times three matrix products."""
 
     def outer(x, _):
         return jax.lax.scan(lambda x, weight: (jnp.tanh(x @ weight), None), x, weights)[0], None
@@ -38,22 +38,22 @@ def scans(x, weights):
 
 
 def until(x, weight):
-    """A loop whose end depends on the data."""
+    """Run a loop whose end depends on the data."""
     return jax.lax.while_loop(lambda x: jnp.sum(x) > 1, lambda x: jnp.tanh(x @ weight), x)
 
 
 def int8(x, weight):
-    """An integer product."""
+    """Compute an integer product."""
     return jax.lax.dot_general(x, weight, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
 
 
 def convolution(x, kernel, dilation):
-    """One spatial dimension."""
+    """Compute a convolution in one spatial dimension."""
     return jax.lax.conv_general_dilated(x, kernel, (1,), [(1, 1)], lhs_dilation=(dilation,))
 
 
 def collectives() -> dict[str, Any]:
-    """One of each kind over all devices, and one over half of them."""
+    """Return the costs of one collective of each kind over all devices, and of one over half of them."""
     mesh = Mesh(jax.devices(), ("all",))
 
     def body(x):
@@ -79,7 +79,7 @@ def collectives() -> dict[str, Any]:
 
 
 def step(loss_chunks: int) -> dict[str, Any]:
-    """A training step of eight devices that split the parameters."""
+    """Return the costs of a training step of eight devices that split the parameters."""
     config, mesh, batch_size, seq_len = preset("ternary-tiny"), make_mesh(MeshConfig(data=1, fsdp=-1)), 8, 64
     train_step, state = abstract_step(LanguageModel(config), mesh, loss_chunks=loss_chunks)
     with jax.set_mesh(mesh):
@@ -87,7 +87,7 @@ def step(loss_chunks: int) -> dict[str, Any]:
     codes = sum(math.prod(parameter.shape) for parameter in parameters(config) if parameter.storage == "ternary")
     return dataclasses.asdict(hlo_costs(compiled.as_text() or "")) | {
         "model_flops": model_flops(config, batch_size, seq_len),
-        # The backward pass computes attention's scores again.
+        # The backward pass recomputes the attention scores.
         "scores": 2 * seq_len * batch_size * seq_len * config.num_layers * config.num_heads * config.head_dim,
         "forward_flops_of_blocks": 2 * codes * batch_size * seq_len,
         "codes": codes,

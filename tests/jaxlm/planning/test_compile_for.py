@@ -1,4 +1,4 @@
-"""Compiling for chips that are not here: what needs no compiler for TPUs, and a whole run where there is one."""
+"""Compiling for chips that are not here: tests without a compiler for TPUs, and a full run where there is one."""
 
 import dataclasses
 import importlib.util
@@ -23,7 +23,7 @@ from tests.commands import run
 
 
 def report(**fields) -> Report:
-    """Of a step on 16 chips of 16 GiB whose state needs 1 GiB of each."""
+    """Return the report of a step on 16 chips of 16 GiB whose state needs 1 GiB per chip."""
     gather = Collective("all-gather", "s8", (8,), "body", "", 2, 16, 15e9)
     values = {
         "topology": "v5e:4x4",
@@ -43,7 +43,7 @@ def report(**fields) -> Report:
 
 def test_chips_are_ordered_and_plausible():
     for chip in CHIPS.values():
-        # More operations than bytes: every chip needs products to be busy; int8 is one or two times bfloat16.
+        # Every chip can do many operations per byte; int8 is as fast as bfloat16, or twice as fast.
         assert 100 < chip.bfloat16_flops / chip.hbm_bandwidth < 1000
         assert 0.99 < chip.int8_flops / chip.bfloat16_flops < 2.01
         assert chip.receive_bandwidth < chip.hbm_bandwidth
@@ -66,14 +66,14 @@ def test_a_roofline_is_the_largest_part_and_their_sum():
     assert report().mfu(1e-3) == pytest.approx(1)
 
 
-def test_the_smallest_slice_holds_what_the_chips_split():
-    # 4 GiB on 16 chips, 1.25 of which they split: 5.25 on 8, 7.75 on 4, 12.75 on 2, and 22.75 on one.
+def test_the_smallest_slice_holds_the_state_that_its_chips_split():
+    # 4 GiB per chip on 16 chips, of which they split 1.25 GiB: 5.25 on 8, 7.75 on 4, 12.75 on 2, and 22.75 on one.
     sizes = {1: "v5e:1x1", 4: "v5e:2x2", 8: "v5e:2x4"}
     assert predict_smallest(report(hbm_bytes=24 * GIB)) == sizes[1]
     assert predict_smallest(report(hbm_bytes=16 * GIB)) == sizes[4]
     assert predict_smallest(report(hbm_bytes=6 * GIB)) == sizes[8]
     assert predict_smallest(report(hbm_bytes=2 * GIB)) is None
-    # Copies of the model split nothing; and what was turned down does not fit, whatever its size.
+    # Copies of the model split nothing; and a program that the compiler refused does not fit, whatever its size.
     copies = {"data": 4, "fsdp": 4, "tensor": 1}
     assert predict_smallest(report(hbm_bytes=4 * GIB, mesh=copies)) == sizes[8]
     assert predict_smallest(report(hbm_bytes=16 * GIB, mesh=copies, fits=False)) == sizes[8]

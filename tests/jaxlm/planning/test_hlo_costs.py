@@ -19,7 +19,7 @@ PROGRAM = Path(__file__).parent / "small_programs.py"
 
 @pytest.fixture(scope="module")
 def found():
-    """Costs by program."""
+    """Return the costs by program."""
     environment = os.environ | {
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
@@ -69,12 +69,12 @@ def test_memory_traffic_of_one_product_is_its_arrays(found):
     assert found["int8"]["hbm_bytes"] == 64 * 128 + 128 * 256 + 4 * 64 * 256
 
 
-def test_the_training_step_takes_what_it_takes_on_paper(found):
+def test_the_training_step_has_the_operations_of_the_formula(found):
     assert sum(found["step"]["flops"].values()) * 8 == found["step"]["model_flops"] + found["step"]["scores"]
     assert found["step"]["flops"]["int8"] * 8 == found["step"]["forward_flops_of_blocks"]
 
 
-def test_a_loss_in_chunks_gathers_and_reduces_no_more(found):
+def test_a_loss_in_chunks_needs_no_more_collectives(found):
     def moved(name, *kinds):
         return sum(c["nbytes"] * c["times"] for c in found[name]["collectives"] if c["kind"] in kinds)
 
@@ -83,7 +83,7 @@ def test_a_loss_in_chunks_gathers_and_reduces_no_more(found):
     assert sum(found["step in chunks"]["flops"].values()) == sum(found["step"]["flops"].values())
 
 
-def test_fsdp_gathers_codes_and_no_float_copies_of_them(found):
+def test_fsdp_all_gathers_codes_and_not_floats(found):
     gathers = [c for c in found["step"]["collectives"] if c["kind"] == "all-gather" and c["op_name"]]
     codes = sum(c["nbytes"] for c in gathers if c["dtype"] == "s8")
     # Once in the forward pass and once in the backward one.
@@ -147,7 +147,7 @@ ENTRY %main (a: s8[64,32], b: f32[64]) -> f32[16] {
 """
 
 
-def test_what_a_tpu_writes():
+def test_collectives_and_loops_in_the_text_of_a_tpu():
     """Pieces of one hidden gather count once, a fused reduction with a slice is a reduce-scatter, a counter that starts
     at 2 and takes two steps of 1 a round reaches 8 in three.
     """

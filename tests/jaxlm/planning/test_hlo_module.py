@@ -42,7 +42,7 @@ def test_a_loop_runs_until_its_counter_reaches_the_bound(bound, trips):
     assert module.times == {"main": 1, "body": trips, "fused": trips}
 
 
-def test_what_reads_memory_is_not_inside_a_fusion():
+def test_instructions_that_read_memory_are_outside_of_fusions():
     module = Module(TEXT.replace("BOUND", "8"))
     assert (module.outer, module.num_partitions) == ({"main", "body"}, 2)
 
@@ -52,7 +52,7 @@ def test_an_instruction_has_its_parts():
     loop = root_of(main)
     assert (loop.opcode, loop.operands, loop.called("body")) == ("while", ["init"], "body")
     assert loop.nbytes == loop.hbm_bytes == 4 + 4 * 4 * 8
-    # In the chip's own fast memory.
+    # In the fast memory of the chip.
     assert (main["a"].nbytes, main["a"].hbm_bytes) == (4 * 4 * 8, 0)
 
 

@@ -20,7 +20,7 @@ ARCHITECTURES = get_args(Architecture)
 
 @pytest.fixture(scope="module")
 def command():
-    """The command, in this process."""
+    """Return the command, to be run in this process."""
     from jaxlm.commands.new_model import main
 
     return lambda *arguments: main(parse(NewModelConfig, [*map(str, arguments)], None))
@@ -36,7 +36,7 @@ def test_the_flags_make_the_model(size, arch, tokenizer):
     assert made == dataclasses.replace(model.config, **ids)
 
 
-def test_what_is_reported_of_a_model():
+def test_the_report_of_a_model():
     model = new_model(NewModelConfig(params="20M", arch="mmfree", float_dtype="bfloat16", batch_size=2, seq_len=128))
     assert model.parameters == parameter_count(model.config) > model.ternary_parameters
     assert 0 < model.latent_bytes - tensor_bytes(model.config, "latent", "bfloat16") < 20_000
@@ -70,10 +70,10 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
         NewModelConfig(**settings)
 
 
-def test_the_command_writes_what_training_starts_from(command, tmp_path, capsys):
+def test_the_command_writes_weights_that_training_starts_from(command, tmp_path, capsys):
     blank = tmp_path / "blank"
     command("--params", "700K", "--arch", "dense", "--output_dir", blank, "--seed", 5)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     artifact = load_artifact(blank)
     model = new_model(NewModelConfig(params="700K", arch="dense"))
     assert artifact.config == model.config and artifact.kind == "latent"
@@ -84,7 +84,7 @@ def test_the_command_writes_what_training_starts_from(command, tmp_path, capsys)
         f"{model.memory.total:,}",
         f"--init_from {blank}",
     ):
-        assert shown in said
+        assert shown in output
     expected = jax.eval_shape(lambda: init_params(model.config, jax.random.key(0)))
     found = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), artifact_params(artifact))
     assert found == expected
@@ -110,7 +110,7 @@ def test_mistakes_are_named(command, flags, message):
 
 
 def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path):
-    # No disk holds 4 TB beside this test.
+    # No test machine has 4 TB free.
     done = run("scripts/new_model.py", "--params", "1T", "--output_dir", tmp_path / "deep" / "blank")
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -47,7 +47,7 @@ SIZES = {
         ({"num_heads": 0}, "num_heads: found 0, expected more than 0"),
     ],
 )
-def test_what_does_not_fit_is_refused(changes, message):
+def test_fields_that_do_not_fit_together_are_refused(changes, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         ModelConfig(**SIZES | changes)
 
@@ -93,7 +93,7 @@ def test_byte_counts_by_hand():
     assert parameter_count(config) == 2 * block + floats
     assert tensor_bytes(config, "latent") == 4 * (2 * block + floats)
     assert tensor_bytes(config, "latent", "bfloat16") == 2 * (2 * block + floats)
-    # 2 bits a weight, and one bfloat16 scale for each of 7 matrices a layer.
+    # 2 bits per weight, and one bfloat16 scale for each of 7 matrices per layer.
     assert tensor_bytes(config, "packed") == 2 * block // 4 + 2 * 7 * 2 + 4 * floats
 
 

@@ -1,4 +1,4 @@
-"""The released MatMul-free models: names, config, and an oracle written from the equations alone."""
+"""The released MatMul-free models: names, config, and an independent model written from the equations alone."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ def config(tiny_config):
 def params(config):
     tree = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
     rng = np.random.default_rng(0)
-    # Norms and lower bounds away from their initial values, so that each is seen.
+    # Norms and lower bounds differ from their initial values, so that an error in one of them shows.
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: (
             leaf + np.float32(0.3) * rng.standard_normal(leaf.shape).astype(np.float32)
@@ -91,7 +91,7 @@ def silu(x):
 
 
 def bit_linear(tensors, name, x):
-    """A norm, 8-bit activations by token, ternary weights by tensor."""
+    """Compute a norm, int8 activations per token, and a product with ternary weights per matrix."""
     x = rms_norm(x, tensors[f"{name}.norm.weight"])
     scale = 127 / np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-5)
     x = np.clip(np.round(x * scale), -128, 127) / scale
@@ -100,8 +100,8 @@ def bit_linear(tensors, name, x):
     return x @ (np.clip(np.round(weight / mean), -1, 1) * mean).T
 
 
-def oracle(tensors, token_ids, num_layers):
-    """Logits in float64, token by token, nothing fused."""
+def independent_logits(tensors, token_ids, num_layers):
+    """Return logits in float64, computed token by token, with no fused operation."""
     shares = np.exp(tensors["model.lower_bounds"])
     shares /= shares.sum(axis=0)
     bounds = np.cumsum(shares, axis=0) - shares[0]
@@ -124,17 +124,17 @@ def oracle(tensors, token_ids, num_layers):
     return bit_linear(tensors, "lm_head", rms_norm(x, tensors["model.norm.weight"]))
 
 
-def test_the_written_model_is_what_the_equations_say(config, params, tmp_path):
+def test_the_written_model_follows_the_equations(config, params, tmp_path):
     export_artifact(tmp_path / "latent", config, params, "latent")
     tensors = {
         name: np.asarray(t, np.float64) for name, t in TensorFile(tmp_path / "latent" / "model.safetensors").items()
     }
     token_ids = np.random.default_rng(1).integers(0, 300, 40)
-    expected = oracle(tensors, token_ids, config.num_layers)
+    expected = independent_logits(tensors, token_ids, config.num_layers)
     model, tree, _ = jaxlm.load.load_model(tmp_path / "latent")
     found = np.asarray(jax.jit(model.apply)({"params": tree}, token_ids[None]))[0]
     difference = np.abs(found - expected).max(axis=-1)
-    # A flip of one activation's rounding moves what follows; most tokens have none.
+    # One activation that rounds to its other neighbour changes all later tokens; most tokens have none.
     assert np.median(difference) < 1e-4 and difference.max() < 3e-2 * np.abs(expected).max()
 
 
@@ -159,7 +159,7 @@ def test_released_directories_are_read_and_written_names_are_theirs(config, para
     assert {f"model.layers.0.mlp.{name}" for name in ("gate_proj.weight", "down_proj.norm.weight")} <= names
     content = json.loads((tmp_path / "latent" / "config.json").read_text())
     assert content["model_type"] == "hgrn_bit" and content["architectures"] == ["HGRNBitForCausalLM"]
-    # As they release it: without our own object, without a manifest.
+    # The released form: without our own object, without a manifest.
     theirs = {key: value for key, value in content.items() if key not in ("jaxlm", "quantization_config")}
     (tmp_path / "latent" / "config.json").write_text(json.dumps(theirs))
     with pytest.raises(ValueError, match=r"config\.json: damaged"):

@@ -19,7 +19,7 @@ ARCHITECTURES = get_args(Architecture)
         ("1200000", 1_200_000),
         (" 2.5k ", 2_500),
         ("1T", 10**12),
-        # As a binary fraction it would be one less.
+        # A binary fraction would be one less.
         ("4.35M", 4_350_000),
     ],
 )
@@ -28,7 +28,7 @@ def test_a_size_is_read(text, parameters):
 
 
 @pytest.mark.parametrize("text", ["", "M", "big", "-5M", "1e9", "3 50M", "1,000", "NaN", "0x10", "1.M", "٣M", "5G"])
-def test_what_is_no_size_is_refused(text):
+def test_a_text_that_is_no_size_is_refused(text):
     with pytest.raises(ValueError, match=r"params: found .*, expected a number of parameters such as 350M"):
         parse_size(text)
 
@@ -39,7 +39,7 @@ def test_a_size_out_of_range_is_refused(text):
         parse_size(text)
 
 
-# How far off a size may be, from it on.
+# Smallest size -> largest error of the number of parameters.
 TOLERANCES = {1_000_000: 0.1, 10_000_000: 0.03, 100_000_000: 0.015, 1_000_000_000: 0.011}
 
 

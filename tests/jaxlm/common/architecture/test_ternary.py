@@ -108,7 +108,7 @@ def test_packed_layout_is_four_planes_of_rows():
     assert ternary.pack(codes).tolist() == [[0 | 2 << 2 | 2 << 4 | 0 << 6], [1 | 1 << 2 | 2 << 4 | 1 << 6]]
 
 
-def test_pack_refuses_what_is_not_a_code_and_unpack_a_three():
+def test_pack_refuses_other_codes_and_unpack_refuses_a_three():
     with pytest.raises(ValueError, match=r"found -1\.\.2"):
         ternary.pack(np.array([[-1, 2]], np.int8))
     with pytest.raises(ValueError, match="value 3"):
@@ -123,7 +123,7 @@ def test_pack_affine_and_unpack_affine_are_inverse(rows, columns, seed):
     np.testing.assert_array_equal(ternary.unpack_affine(words, columns), codes)
 
 
-def test_the_affine_layout_is_what_mlx_dequantizes():
+def test_mlx_dequantizes_the_affine_layout():
     codes = np.random.default_rng(0).integers(-1, 2, (8, 256)).astype(np.int8)
     size = ternary.affine_group_size(256)
     scales = mx.full((8, 256 // size), 0.375)

@@ -22,7 +22,7 @@ def test_the_state_is_that_of_the_trainer(name):
         for part in ("params", "opt_state", "ternary")
     }
     assert found["params"] == memory.parameters == memory.gradient
-    # Beside the moments, two counts; beside the codes, a scale for each matrix.
+    # Next to the moments there are two counts, next to the codes one scale per matrix.
     assert found["opt_state"] - 8 == memory.moments
     assert 0 <= found["ternary"] - memory.codes < memory.codes / 10_000 + 1
 
@@ -30,7 +30,7 @@ def test_the_state_is_that_of_the_trainer(name):
 def test_activations_of_a_block_by_hand():
     config = dataclasses.replace(preset("ternary-tiny"), num_layers=1)
     hidden, keys, wide = 256, 128, 768
-    # Its input, queries and what attention gives, keys and values, o_proj, gate and up; then what linears take.
+    # Block input, queries, attention output, keys and values, o_proj output, gate and up; then int8 inputs of linears.
     floats = 5 * hidden + 2 * keys + 2 * wide - hidden
     codes = 3 * hidden + wide
     for itemsize in (2, 4):
@@ -38,17 +38,17 @@ def test_activations_of_a_block_by_hand():
     dense = training_memory(dataclasses.replace(config, linear="dense"), 2, 64, 4)
     assert (dense.activations, dense.codes) == (128 * 4 * floats, 0)
     recurrent = dataclasses.replace(preset("mmfree-tiny"), num_layers=1)
-    # i, f and g are computed again; each has a norm of its own before it.
+    # The outputs of i, f and g are computed again; each has a norm of its own before it.
     floats, codes = 2 * hidden + 2 * wide, 5 * hidden + wide
     assert training_memory(recurrent, 2, 64, 4).activations == 128 * (4 * floats + codes)
 
 
-def test_what_grows_with_what():
+def test_activations_grow_with_the_batch_and_the_state_does_not():
     config = preset("bitnet-700m")
     small, large = (training_memory(config, batch_size, 2048, 2) for batch_size in (4, 8))
     assert (large.activations, large.workspace) == (2 * small.activations, 2 * small.workspace)
     assert large.total - small.total == small.activations + small.workspace
-    # Without activations, the update is what needs most: a second gradient and new codes.
+    # Without activations, the update needs the most: a second gradient and new codes.
     least = training_memory(config, 1, 1, 2)
     assert least.activations + least.workspace == least.gradient + least.codes
 

@@ -15,7 +15,7 @@ from tests.conftest import flipped_bit
 
 
 def random_reader(config: ModelConfig, kind: str, float_dtype: str = "float32"):
-    """A reader of made-up tensors of the right shapes."""
+    """Return a reader of random tensors of the right shapes."""
     stored = {tensor.name: tensor for tensor in stored_tensors(config, kind, float_dtype)}
     rng = np.random.default_rng(0)
 
@@ -36,7 +36,7 @@ def artifact(tmp_path, tiny_config):
 
 @pytest.mark.parametrize("kind", ["latent", "packed"])
 @pytest.mark.parametrize("embedding", ["float", "int8", "ternary"])
-def test_what_was_saved_is_loaded(tmp_path, tiny_config, kind, embedding):
+def test_a_saved_artifact_is_loaded(tmp_path, tiny_config, kind, embedding):
     config = dataclasses.replace(tiny_config, embedding=embedding)
     save_artifact(tmp_path / "model", config, kind, random_reader(config, kind))
     loaded = load_artifact(tmp_path / "model")
@@ -146,7 +146,7 @@ def test_a_config_that_was_edited_is_refused(tiny_config, change, message):
         ({"sub_norm": False, "linear": "dense"}, "llama"),
         ({"linear": "dense"}, "jaxlm"),
         ({"embedding": "int8"}, "jaxlm"),
-        # transformers has no place for these shapes of heads
+        # transformers has no key for these shapes of heads
         ({"head_dim": 32}, "jaxlm"),
         ({"sub_norm": False, "num_heads": 6, "num_kv_heads": 6, "head_dim": 8}, "jaxlm"),
         ({"tie_word_embeddings": False, "ternary_head": True}, "jaxlm"),

@@ -69,7 +69,7 @@ def test_a_disk_without_room_is_refused(tmp_path, tiny_config, monkeypatch):
     save_blank_artifact(tmp_path / "deep" / "blank", tiny_config)
 
 
-def test_a_taken_place_and_a_wrong_seed_are_refused(tmp_path, tiny_config):
+def test_a_taken_directory_and_a_wrong_seed_are_refused(tmp_path, tiny_config):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("mine")
     with pytest.raises(ValueError, match="taken: already exists and is not empty"):

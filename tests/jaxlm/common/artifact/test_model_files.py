@@ -17,7 +17,7 @@ def read(name: str) -> np.ndarray:
 
 @pytest.fixture
 def directory(tmp_path):
-    """One tensor a file."""
+    """Write one tensor per file."""
     write_model_files(tmp_path, {"model_type": "llama"}, TENSORS, read, max_file_bytes=16)
     return tmp_path
 

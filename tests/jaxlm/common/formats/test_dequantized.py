@@ -58,7 +58,7 @@ def test_it_has_the_ids_of_generation_and_no_manifest(tmp_path):
         ({"embedding": "ternary"}, "dequantized: found model type 'jaxlm'"),
     ],
 )
-def test_what_transformers_has_no_class_for_is_refused(tmp_path, change, message):
+def test_a_model_without_a_class_in_transformers_is_refused(tmp_path, change, message):
     config = dataclasses.replace(TINY, **change)
     with pytest.raises(ValueError, match=message):
         write_dequantized(tmp_path, config, packed_tensors(config).__getitem__)

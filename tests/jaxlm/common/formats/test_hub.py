@@ -1,4 +1,4 @@
-"""Directories from elsewhere, written here with the safetensors library alone."""
+"""Directories of other programs, written here by the safetensors library alone."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ Tensors = dict[str, np.ndarray]
 
 
 def write(directory: Path, content: dict[str, Any], tensors: Tensors, **quantization: Any) -> Path:
-    """A directory with one file of tensors."""
+    """Write a directory with one file of tensors."""
     directory.mkdir(exist_ok=True)
     (directory / "config.json").write_text(json.dumps(content | quantization))
     safetensors.numpy.save_file(tensors, directory / "model.safetensors", {"format": "pt"})
@@ -48,7 +48,7 @@ def write(directory: Path, content: dict[str, Any], tensors: Tensors, **quantiza
 
 
 def bitnet_tensors(kind: Kind = "latent", dtype: Any = np.float32) -> Tensors:
-    """Random tensors of a BitNet; packed codes of all three values, and scales that differ."""
+    """Return random tensors of a BitNet, with packed codes of all three values and different scales."""
     rng = np.random.default_rng(0)
     tensors = {}
     for tensor in stored_tensors(TINY, kind):
@@ -60,7 +60,7 @@ def bitnet_tensors(kind: Kind = "latent", dtype: Any = np.float32) -> Tensors:
 
 
 def llama_tensors(dtype: Any = np.float32) -> Tensors:
-    """Without sub-norms."""
+    """Return a model without sub-norms."""
     return {name: tensor for name, tensor in bitnet_tensors("latent", dtype).items() if "sub_norm" not in name}
 
 

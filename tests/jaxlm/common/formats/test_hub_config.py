@@ -1,4 +1,4 @@
-"""config.json of directories that transformers wrote, or people by hand."""
+"""config.json of directories that transformers, other programs or people wrote."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ BITNET = SIZES | {"model_type": "bitnet", "num_key_value_heads": 2}
 PACKED = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"}
 
 
-def test_a_missing_key_means_what_transformers_takes_for_it():
+def test_a_missing_key_has_the_default_of_transformers():
     config = read_hub_config(LLAMA, []).model
     assert (config.num_kv_heads, config.head_dim, config.activation) == (4, 8, "silu")
     assert (config.rope_theta, config.norm_eps, config.max_seq_len) == (10000.0, 1e-6, 2048)
@@ -160,7 +160,7 @@ def test_the_first_of_several_ends_ends_a_document():
         ),
     ],
 )
-def test_what_is_not_computed_here_is_refused(change, message):
+def test_an_option_that_is_not_computed_here_is_refused(change, message):
     with pytest.raises(ValueError) as error:
         read_hub_config(LLAMA | change, [])
     assert message in str(error.value)

@@ -17,12 +17,12 @@ from tests.conftest import VARIANTS
 PLAIN = {"linear": "dense", "sub_norm": False, "eos_id": 3}
 FORMS = ("packed", "float")
 UNPACKED = [("dense", "packed"), ("plain", "packed")]  # dense models have no packed form
-# What MLX directories are made of: every variant, padded rows, and a Llama that needs no model file.
+# The models of the tests: every variant, padded rows, and a Llama that needs no model file.
 CONFIGS = VARIANTS | {"padded": {"intermediate_size": 60}, "plain": PLAIN}
 
 
 def stored_values(config, kind):
-    """Made-up tensors of an artifact, by stored name."""
+    """Return random tensors of an artifact by stored name."""
     rng = np.random.default_rng(0)
     values = {}
     for tensor in stored_tensors(config, kind):
@@ -54,7 +54,7 @@ def assert_same(artifact, config, kind, values):
 
 
 @pytest.mark.parametrize(("variant", "form"), [case for case in product(CONFIGS, FORMS) if case not in UNPACKED])
-def test_what_was_written_is_read_back_to_the_bit(tmp_path, tiny_config, variant, form):
+def test_a_written_directory_is_read_back_to_the_bit(tmp_path, tiny_config, variant, form):
     config = dataclasses.replace(tiny_config, **CONFIGS[variant])
     kind = "packed" if form == "packed" else "latent"
     values = stored_values(config, kind)
@@ -89,7 +89,7 @@ def test_a_plain_llama_is_an_artifact_with_generation_config(tmp_path, tiny_conf
     ("changes", "needed"),
     [
         (PLAIN, False),
-        (PLAIN | {"activation": "gelu"}, True),  # mlx-lm's Llama passes over hidden_act
+        (PLAIN | {"activation": "gelu"}, True),  # mlx-lm's Llama ignores hidden_act
         (PLAIN | {"linear": "ternary"}, True),
         (PLAIN | {"sub_norm": True}, True),
         (PLAIN | {"embedding": "int8"}, True),
@@ -110,7 +110,7 @@ def test_a_tokenizer_comes_along_and_its_generation_config_stays(tmp_path, tiny_
     assert json.loads((directory / "generation_config.json").read_text()) == {"eos_token_id": [2, 7]}
 
 
-def test_what_does_not_fit_is_not_written(tmp_path, tiny_config):
+def test_a_form_that_does_not_fit_is_refused(tmp_path, tiny_config):
     plain = dataclasses.replace(tiny_config, **PLAIN)
     with pytest.raises(ValueError, match="a dense model, which has nothing to pack"):
         write_mlx(tmp_path, plain, {}.__getitem__, form="packed")
@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_not_written(tmp_path, tiny_config):
 
 
 def resaved(directory, config_changes=None, tensor_changes=None):
-    """The directory as another program would have left it, without a manifest."""
+    """Change a directory as another program does when it saves, without a manifest."""
     (directory / "MANIFEST.sha256").unlink()
     content = json.loads((directory / "config.json").read_text()) | (config_changes or {})
     (directory / "config.json").write_text(json.dumps(dict(sorted(content.items()))))
@@ -159,7 +159,7 @@ WEIGHT = "layers.0.mlp.down_proj.weight"
         ({}, {WEIGHT: np.full((32, 4), 3, np.uint32)}, f"{WEIGHT}: .*code of value 3"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, tiny_config, config_changes, tensor_changes, message):
+def test_an_error_names_the_key_or_the_tensor(tmp_path, tiny_config, config_changes, tensor_changes, message):
     directory = write(tmp_path / "mlx", tiny_config, stored_values(tiny_config, "packed"), "packed")
     resaved(directory, config_changes, tensor_changes)
     with pytest.raises(ValueError, match=message):

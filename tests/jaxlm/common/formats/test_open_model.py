@@ -13,7 +13,7 @@ from shared_tokenizer.manifest import MANIFEST, DamagedError, write_manifest
 
 @pytest.fixture
 def read(tiny_config):
-    """A reader of packed tensors whose weights are all zero."""
+    """Return a reader of packed tensors whose weights are all zero."""
     packed = {tensor.name: tensor for tensor in stored_tensors(tiny_config, "packed")}
 
     def zeros(name):
@@ -74,7 +74,7 @@ def test_a_config_that_is_none_is_refused(foreign, content, message):
     assert message in str(error.value)
 
 
-def test_what_is_no_model_is_refused(tmp_path, artifact):
+def test_a_path_without_a_model_is_refused(tmp_path, artifact):
     with pytest.raises(ValueError, match="nowhere: no such file or directory, expected a model"):
         open_model(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"found no config\.json, .*; its artifact is .*artifact"):

@@ -1,4 +1,4 @@
-"""Small models for the tests of GGUF, and what opening one of them says."""
+"""Small models for the tests of GGUF."""
 
 import dataclasses
 
@@ -50,7 +50,7 @@ def float32_scale(rng):
 
 
 def random_tensors(config, kind, scale_of=bfloat16_scale):
-    """Tensors of our own form; the floats are exact in float16 and bfloat16."""
+    """Return random tensors of an artifact, with floats that are exact in float16 and bfloat16."""
     rng = np.random.default_rng(0)
     found = {}
     for tensor in stored_tensors(config, kind):

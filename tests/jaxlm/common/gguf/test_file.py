@@ -1,4 +1,4 @@
-"""The bounded reader of GGUF: what the gguf library writes is read; what is damaged is refused, at once."""
+"""The bounded reader of GGUF: files of the gguf library are read, damaged files are refused at once."""
 
 import struct
 import time
@@ -51,7 +51,7 @@ def arrays():
 
 @pytest.fixture(scope="module")
 def whole(arrays, tmp_path_factory):
-    """A small file of every kind of value, as the library writes it."""
+    """Write a small file with every type of value, by the gguf library."""
     path = tmp_path_factory.mktemp("gguf") / "whole.gguf"
     writer = GGUFWriter(path, "llama")
     for kind, value in SCALARS.items():
@@ -68,7 +68,7 @@ def whole(arrays, tmp_path_factory):
     return path
 
 
-def test_what_the_library_writes_is_read(whole, arrays):
+def test_a_file_of_the_library_is_read(whole, arrays):
     file = GGUFFile(whole)
     assert file.metadata == (
         {"general.architecture": "llama"}
@@ -82,7 +82,7 @@ def test_what_the_library_writes_is_read(whole, arrays):
         np.testing.assert_array_equal(file.read(name), dequantize(quantize(array, kind), kind))
 
 
-def test_tensors_are_dequantized_in_parts(whole, monkeypatch):
+def test_tensors_are_dequantized_in_chunks(whole, monkeypatch):
     file = GGUFFile(whole)
     at_once = {name: file.read(name) for name in file.tensors}
     monkeypatch.setattr(gguf_file, "CHUNK", 8)
@@ -103,7 +103,7 @@ def entry(name, row_first, kind, offset):
 
 
 def content(pairs=(), entries=(), data=b"", *, magic=b"GGUF", version=3, tensor_count=None, pair_count=None):
-    """The bytes of a file, each part as given."""
+    """Return the bytes of a file made of the given parts."""
     counts = [len(entries) if tensor_count is None else tensor_count, len(pairs) if pair_count is None else pair_count]
     header = magic + struct.pack("<IQQ", version, *counts) + b"".join(pairs) + b"".join(entries)
     return header + bytes(-len(header) % 32) + data if entries else header
@@ -155,7 +155,7 @@ def test_an_incomplete_file_is_refused(what, tmp_path):
         GGUFFile(path)
 
 
-def test_what_is_no_number_is_not_read(tmp_path):
+def test_a_tensor_that_is_not_finite_is_refused(tmp_path):
     path = tmp_path / "file.gguf"
     path.write_bytes(content(entries=[ROW], data=np.float32([0, 1, 2, 3, np.nan, 5, 6, 7]).tobytes()))
     with pytest.raises(ValueError, match="tensor a: found a number that is not finite"):
@@ -166,9 +166,9 @@ def test_what_is_no_number_is_not_read(tmp_path):
 
 
 def mutate(whole: bytes, header: int, rng: np.random.Generator) -> bytes:
-    """The file with a bit flipped, a run of bytes replaced, a number made huge or its end cut off."""
+    """Return the file with a bit flipped, a run of bytes replaced, a number made huge or its end cut off."""
     found = bytearray(whole)
-    # Mostly in the header: elsewhere are only numbers, any of which is valid.
+    # Mostly in the header: the rest is numbers, and any number is valid.
     place = int(rng.integers(header if rng.random() < 0.9 else len(whole) - 8))
     match rng.integers(5):
         case 0:
@@ -185,19 +185,19 @@ def mutate(whole: bytes, header: int, rng: np.random.Generator) -> bytes:
     return bytes(found)
 
 
-def test_no_mutation_is_taken_for_a_file(whole, tmp_path):
+def test_a_mutated_file_is_refused_or_harmless(whole, tmp_path):
     original = whole.read_bytes()
     places = [(tensor.offset, tensor.nbytes) for tensor in GGUFFile(whole).tensors.values()]
     rng = np.random.default_rng(0)
     path = tmp_path / "mutated.gguf"
     accepted = 0
     for _ in range(2000):
-        path.unlink(missing_ok=True)  # to write over it would wait for the disk
+        path.unlink(missing_ok=True)  # overwriting it would wait for the disk
         path.write_bytes(mutate(original, places[0][0], rng))
         start = time.process_time()
         try:
             file = GGUFFile(path)
-            # Only a name, a value or a number may be another one: every tensor lies where it lay.
+            # Only a name, a value or a number may differ: every tensor is at its old position.
             assert [(tensor.offset, tensor.nbytes) for tensor in file.tensors.values()] == places
             accepted += 1
             for name in file.tensors:

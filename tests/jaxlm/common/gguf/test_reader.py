@@ -1,4 +1,4 @@
-"""GGUF files of others as our models: what is ternary stays exact, what our model cannot compute is refused."""
+"""GGUF files of other programs as our models: ternary codes stay exact, other architectures are refused."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ TQ2_0 = GGMLQuantizationType.TQ2_0
 
 
 def rewrite(source, destination, *, pairs=None, tensors=None, without=()):
-    """A GGUF with keys and tensors (float32, or bytes and their type) put in, replaced or left out."""
+    """Write a copy of a GGUF with keys and tensors (float32, or bytes and their type) added, replaced or left out."""
     file = GGUFFile(source)
     metadata = {key: value for key, value in file.metadata.items() if key not in without} | (pairs or {})
     writer = GGUFWriter(destination, metadata.pop("general.architecture"))
@@ -36,7 +36,7 @@ def rewrite(source, destination, *, pairs=None, tensors=None, without=()):
     return destination
 
 
-def test_silu_is_what_a_bitnet_without_the_key_runs(tmp_path):
+def test_a_bitnet_without_the_key_has_silu(tmp_path):
     tensors = random_tensors(BITNET, "packed")
     write_gguf(tmp_path / "model.gguf", BITNET, tensors.__getitem__, kind="packed")
     assert "bitnet.hidden_activation" not in GGUFFile(tmp_path / "model.gguf").metadata
@@ -80,7 +80,7 @@ CANNOT_READ = {
 
 
 @pytest.mark.parametrize("what", CANNOT_READ)
-def test_what_our_model_cannot_compute_is_not_read(what, tmp_path):
+def test_a_file_that_our_model_cannot_compute_is_refused(what, tmp_path):
     change, message = CANNOT_READ[what]
     source = tmp_path / "source.gguf"
     write_gguf(source, DENSE, random_tensors(DENSE, "latent").__getitem__, kind="latent", float_type="F32")
@@ -95,7 +95,7 @@ def ternary_file(tmp_path):
     return path
 
 
-def test_what_is_not_ternary_is_refused_or_dequantized(ternary_file, tmp_path):
+def test_a_matrix_that_is_not_ternary_is_refused_or_dequantized(ternary_file, tmp_path):
     name = "blk.0.ffn_up.weight"
     values = np.random.default_rng(0).standard_normal((512, 256)).astype(np.float32)
     path = rewrite(ternary_file, tmp_path / "many.gguf", tensors={name: (values, TQ2_0)})
@@ -147,7 +147,7 @@ def test_a_block_of_scale_zero_holds_zeros(ternary_file, tmp_path):
     assert empty.config.scale_dtype == "bfloat16"
 
 
-def test_a_scale_beside_a_linear_multiplies_it(tmp_path):
+def test_a_scale_tensor_multiplies_its_linear(tmp_path):
     source = tmp_path / "source.gguf"
     tensors = random_tensors(DENSE, "latent")
     write_gguf(source, DENSE, tensors.__getitem__, kind="latent", float_type="F32")
@@ -168,7 +168,7 @@ def test_mutated_models_are_read_or_refused(ternary_file, tmp_path):
     for _ in range(200):
         found = bytearray(original)
         found[rng.integers(header)] ^= 1 << int(rng.integers(8))
-        path.unlink(missing_ok=True)  # to write over it would wait for the disk
+        path.unlink(missing_ok=True)  # overwriting it would wait for the disk
         path.write_bytes(found)
         try:
             artifact, _ = open_and_log(path)

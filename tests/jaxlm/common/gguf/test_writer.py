@@ -1,4 +1,4 @@
-"""Models to GGUF and back: floats to the bit, codes and scales equal; what llama.cpp cannot compute is refused."""
+"""Models to GGUF and back: floats equal to the bit, equal codes and scales, and refusals of other architectures."""
 
 import dataclasses
 import re
@@ -91,7 +91,7 @@ def test_float32_scales_are_kept_in_bitnet_and_rounded_in_llama_with_a_warning(t
         assert_same(artifact, rounded)
 
 
-def test_llama_cpp_finds_what_it_looks_for(tmp_path):
+def test_the_file_has_the_keys_of_llama_cpp(tmp_path):
     config = dataclasses.replace(BITNET, activation="relu2")
     tensors = random_tensors(config, "packed")
     path = tmp_path / "model.gguf"
@@ -129,7 +129,7 @@ def test_llama_cpp_finds_what_it_looks_for(tmp_path):
     name = "model.layers.0.mlp.down_proj.weight"
     expected = unpack(tensors[name], 256) * tensors["model.layers.0.mlp.down_proj.weight_scale"]
     np.testing.assert_array_equal(dequantize(down.data, GGMLQuantizationType.TQ2_0), expected)
-    # The tokenizer's ids go before the config's.
+    # The ids of the tokenizer replace those of the config.
     assert open_gguf(path).config == dataclasses.replace(config, bos_id=7)
 
 
@@ -167,7 +167,7 @@ CANNOT_WRITE = {
 
 
 @pytest.mark.parametrize("what", CANNOT_WRITE)
-def test_what_llama_cpp_cannot_compute_is_refused(what, tmp_path):
+def test_a_model_that_llama_cpp_cannot_compute_is_refused(what, tmp_path):
     config, message = CANNOT_WRITE[what]
     kind = "latent" if what == "latent" else "packed"
     with pytest.raises(ValueError, match=message):

@@ -37,7 +37,7 @@ def adapters(tmp_path, latent):
 
 
 def stock_text(latent, adapters, tokenizer, prompt):
-    """What `mlx_lm.generate --adapter-path` says of the exported MLX directory."""
+    """Return the text of `mlx_lm.generate --adapter-path` for the exported MLX directory."""
     opened, place = open_model(latent), latent.with_name("mlx")
     with sealed_directory(place) as directory:
         read = opened.tensors.__getitem__

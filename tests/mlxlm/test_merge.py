@@ -57,7 +57,7 @@ def merged(tmp_path):
 
 
 def updates(model):
-    """What the adapters add, by the name of the parameter."""
+    """Return the updates of the adapters, by the name of the parameter."""
     return {
         f"{path}.weight": np.array(2.0 * (module.lora_a @ module.lora_b).T)
         for path, module in model.named_modules()

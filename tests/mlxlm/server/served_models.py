@@ -25,7 +25,7 @@ NAME = "tiny"
 
 
 def save_model(directory, tokenizer, variant="dense", template=CHATML.template):
-    """An artifact of made-up weights with a tokenizer and a chat template."""
+    """Write an artifact of random weights with a tokenizer and a chat template."""
     ends = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
     config = dataclasses.replace(TINY, max_seq_len=CONTEXT, **ends, **VARIANTS[variant])
     with tempfile.TemporaryDirectory() as files:
@@ -37,12 +37,12 @@ def save_model(directory, tokenizer, variant="dense", template=CHATML.template):
 
 
 def open_model(directory, tokenizer, variant="dense"):
-    """The model alone."""
+    """Return the model without its tokenizer."""
     return load_model(save_model(directory, tokenizer, variant))[0]
 
 
 def served(tokenizer, chat_format=CHATML):
-    """What requests are checked against."""
+    """Return the properties that requests are checked against."""
     return ServedModel(
         name=NAME, tokenizer=tokenizer, chat_format=chat_format, vocab_size=300, max_seq_len=CONTEXT, max_tokens=16
     )
@@ -54,7 +54,7 @@ def make_engine(model, **options):
 
 
 class Slow:
-    """A model that takes its time, and counts how often it is called, and with how many tokens at most."""
+    """A model that sleeps in every call, and records the number of calls and the most tokens of one call."""
 
     def __init__(self, model, seconds):
         self._model, self._seconds = model, seconds
@@ -76,7 +76,7 @@ def app_of(model, tokenizer, *, port=8080, api_key=None, max_body_bytes=10_000, 
 
 @contextlib.contextmanager
 def running(model, tokenizer, **options):
-    """The port of a server in a thread."""
+    """Run a server in a thread and yield its port."""
     with contextlib.closing(listen("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         app = app_of(model, tokenizer, port=port, **options)

@@ -134,7 +134,10 @@ def test_two_lengths_are_one_too_many(tokenizer):
         ([{"role": "user", "content": None}], "found nothing, expected a text"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "found a part that is 'image_url'"),
         ([{"role": "tool", "content": "x"}], "found the role 'tool'"),
-        ([USER, {"role": "assistant", "content": "x"}], "expected the user's"),
+        (
+            [USER, {"role": "assistant", "content": "x"}],
+            "role of the last message, expected user",
+        ),
         ([USER, {"role": "system", "content": "x"}], "a system message"),
         ([USER | {"tool_calls": [{"id": "1"}]}], r"messages\[0\]: found 'tool_calls'"),
         ([{"role": "user", "content": "x " * CONTEXT}], "expected fewer than the model's context"),

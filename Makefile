@@ -8,7 +8,7 @@ RUN := runs/$(shell date +%Y%m%d-%H%M%S)
 endif
 ARGS ?=
 
-.PHONY: setup data train test witness gguf-test lint bench
+.PHONY: setup data train test witness gguf-test lint bench docs
 
 setup: $(VENV)/.dev
 
@@ -26,6 +26,10 @@ $(VENV)/.witness: pyproject.toml $(VENV)/.dev
 
 $(VENV)/.gguf-test: pyproject.toml $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[gguf-test]'
+	touch $@
+
+$(VENV)/.docs: pyproject.toml $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
 # The source files of Python's own library as token shards; made once.
@@ -56,3 +60,7 @@ lint: setup
 # make bench ARGS="quality --num_train_steps 100"
 bench: data
 	$(BIN)/python scripts/benchmark.py $(or $(ARGS),quality)
+
+# The pages of docs/ as a site, in build/site; a link that leads nowhere is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

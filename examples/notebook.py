@@ -21,7 +21,7 @@ assert tokenizer is not None
 
 # %% The likeliest next tokens
 token_ids = tokenizer.encode_prompt("def get")
-logits = model.apply({"params": params}, jnp.array([token_ids]))  # [1, L] -> [1, L, V]
+logits = jnp.asarray(model.apply({"params": params}, jnp.array([token_ids])))  # [1, L] -> [1, L, V]
 probabilities = jax.nn.softmax(logits[0, -1])
 for token in jnp.argsort(-probabilities)[:5].tolist():
     print(f"{probabilities[token]:.3f}  {tokenizer.decode([token])!r}")

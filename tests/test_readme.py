@@ -1,60 +1,91 @@
-"""The README tells the truth of today: its tree, its commands, its flags."""
+"""The README tells the truth of today, and stays short."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
+import runpy
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text("utf-8")
-ROOMS = ("shared_tokenizer", "jaxlm", "mlxlm", "scripts")
+from tests.pages import ROOT, anchors, links, make_targets, read_page
+
+README = read_page("README.md")
+DRAW = runpy.run_path(str(ROOT / "scripts" / "draw_pictures.py"))
+MOST_LINES = 200
 
 
-def listed_files() -> set[str]:
-    """Paths in the README's tree."""
-    tree = README.split("## The code")[1].split("```")[1]
-    found, folder = set(), ""
-    for line in tree.strip().splitlines():
-        name = line.split()[0]
-        if name.endswith("/"):
-            folder = name
-        else:
-            found.add(folder + name)
-    return found
+def test_it_is_short():
+    assert len(README.splitlines()) <= MOST_LINES
 
 
-def test_the_tree_lists_every_file():
-    there = {
-        path.relative_to(ROOT).as_posix()
-        for room in ROOMS
-        for path in (ROOT / room).rglob("*")
-        if path.suffix in (".py", ".yaml") and path.name != "__init__.py"
-    }
-    assert listed_files() == there
-
-
-def commands() -> dict[str, set[str]]:
-    """Every script or module that the README calls, with the flags it is given."""
-    found: dict[str, set[str]] = {}
-    for line in re.sub(r"\\\n", " ", README).splitlines():
-        for program, rest in re.findall(r"(scripts/\w+\.py|-m mlxlm\.\w+)([^|`]*)", line):
-            found.setdefault(program, set()).update(re.findall(r"--([\w.]+)", rest))
-    return found
-
-
-@pytest.mark.parametrize("program", sorted(commands()))
-def test_the_flags_of_every_command_exist(program):
-    words = program.split() + (["quality"] if "benchmark" in program else [])
-    command = [sys.executable, *words, "--help"]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for flag in commands()[program]:
-        top = flag.split(".")[0]
-        assert f"--{flag}" in shown or f"--{top}" in shown, f"{program} has no --{flag}"
+def test_it_has_three_pictures():
+    pictures = re.findall(r"^!\[.+\]\((.+)\)$", README, re.MULTILINE)
+    assert pictures == [str(DRAW["PIPELINE"]), str(DRAW["LOSS"])]
+    assert README.count("```mermaid") == 1
 
 
 def test_the_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+    targets = make_targets(README)
+    assert {"setup", "train", "test", "lint", "docs"} <= set(targets)
+    for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_measured_number_links_to_its_benchmark():
+    table = README.split("## Results")[1].split("\n\n")[1].splitlines()[2:]
+    assert len(table) == 6
+    known = anchors(read_page("docs/benchmarks.md"))
+    for row in table:
+        (link,) = links(row)
+        page, _, anchor = link.partition("#")
+        assert page == "docs/benchmarks.md" and anchor in known, row
+
+
+def numbers(text: str) -> set[str]:
+    """Return the numbers of a text that have a dot or a comma in them."""
+    return set(re.findall(r"\d[\d,]*\.\d+|\d+,\d{3}", text))
+
+
+def test_measured_numbers_are_those_of_the_benchmarks():
+    table = README.split("## Results")[1].split("Where we lose")[0]
+    shown = numbers(re.sub(r"\d\.\dM", "", table))  # sizes and token counts are rounded
+    assert len(shown) >= 10
+    assert shown <= numbers(read_page("docs/benchmarks.md"))
+
+
+def test_the_graph_of_rooms_is_that_of_the_import_rule():
+    rooms = DRAW["read_rooms"]()
+    small, large = DRAW["rooms_mermaid"](DRAW["folded"](rooms)), DRAW["rooms_mermaid"](rooms)
+    again = "draw it again: python scripts/draw_pictures.py"
+    assert DRAW["read_part"](DRAW["README"], "rooms") == small, again
+    assert DRAW["read_part"](DRAW["CODE_MAP"], "rooms") == large, again
+
+
+@pytest.mark.parametrize("page", ["README", "CODE_MAP"])
+def test_the_spine_is_ten_files_of_about_the_lines_that_it_says(page):
+    rows = re.findall(r"^\| \[?`([^`]+)`.*\| (\d+) \|", DRAW["read_part"](DRAW[page], "spine"), re.MULTILINE)
+    assert [name for name, _ in rows] == [name for name, _ in DRAW["SPINE"]]
+    assert len(rows) == 10
+    lines = {name: len((ROOT / name).read_text("utf-8").splitlines()) for name, _ in rows}
+    assert sum(lines.values()) <= 2500
+    for name, shown in rows:
+        assert abs(int(shown) - lines[name]) <= max(20, 0.25 * lines[name]), f"{name} has {lines[name]} lines"
+
+
+def test_pictures_are_drawn_from_what_they_show():
+    assert (ROOT / DRAW["PIPELINE"]).read_text("utf-8") == DRAW["pipeline_svg"]()
+    losses = (ROOT / DRAW["LOSS"]).read_text("utf-8")
+    assert DRAW["measured_digest"]() in losses, "draw it again: python scripts/draw_pictures.py"
+    for path in (DRAW["PIPELINE"], DRAW["LOSS"]):
+        assert (ROOT / path).stat().st_size < 200_000
+
+
+def test_the_caption_of_the_losses_is_what_was_measured():
+    caption = r"ternary-tiny and dense-tiny over ([\d,]+) training tokens: ([\d.]+) and ([\d.]+) at the end"
+    ends = re.search(caption, README)
+    assert ends is not None
+    measured = DRAW["json"].loads((ROOT / DRAW["MEASURED"]).read_text("utf-8"))
+    last = [run["held_out"][-1] for run in measured["runs"]]
+    assert [run["preset"] for run in measured["runs"]] == ["ternary-tiny", "dense-tiny"]
+    assert [f"{point['bits_per_byte']:.3f}" for point in last] == [ends[2], ends[3]]
+    assert {point["tokens"] for point in last} == {int(ends[1].replace(",", ""))}
+    assert measured["machine"] and measured["date"] and measured["commands"]

@@ -1,0 +1,108 @@
+"""The files of examples/ do what they say, on models that take seconds."""
+
+import contextlib
+import io
+import json
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TEXT
+from tests.pages import ROOT, read_command
+
+TINY_MODEL = {
+    "model.hidden_size": 32,
+    "model.intermediate_size": 32,
+    "model.num_layers": 1,
+    "model.num_heads": 2,
+    "model.num_kv_heads": 1,
+}
+TINY_RUN = {
+    "num_train_steps": 3,
+    "batch_size": 2,
+    "seq_len": 16,
+    "optimizer.warmup_steps": 1,
+    "eval_batches": 1,
+    "sample_tokens": 2,
+}
+
+
+def flags(settings: dict[str, object]) -> list[str]:
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def call(*words: object) -> str:
+    """Run a command of ours in this process, which has imported what it needs, and return what it printed."""
+    command = read_command(shlex.join(map(str, words)))
+    assert command is not None
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        command.run()
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def first_model(tmp_path_factory) -> Path:
+    """A folder with data/ and run/, made by the commands of first_model.sh."""
+    place = tmp_path_factory.mktemp("first")
+    source = place / "texts"
+    source.mkdir()
+    for number in range(40):
+        (source / f"{number}.txt").write_text(f"{TEXT}value = {number}\n" * 5, "utf-8")
+    # The script runs with an interpreter that notes its words: starting four real ones takes longer than all else.
+    python = place / "bin" / "python"
+    python.parent.mkdir()
+    notes = place / "notes.txt"
+    python.write_text(f"#!/bin/sh\nfor word; do printf '%s\\n' \"$word\" >> {notes}; done\nprintf '\\n' >> {notes}\n")
+    python.chmod(0o755)
+    environment = {
+        "BIN": python.parent,
+        "DATA": place / "data",
+        "RUN": place / "run",
+        "INPUT": source,
+        "VOCABULARY": 310,
+    }
+    script = [ROOT / "examples" / "first_model.sh", *flags(TINY_RUN | TINY_MODEL)]
+    values = {name: str(value) for name, value in environment.items()}
+    subprocess.run(script, cwd=ROOT, env={"PATH": "/usr/bin:/bin"} | values, check=True)
+    commands = [part.splitlines() for part in notes.read_text("utf-8").strip().split("\n\n")]
+    assert len(commands) == 4
+    printed = [call("python", *command) for command in commands]
+    from_jax, from_mlx = (text.partition("\n")[0] for text in printed[2:])
+    assert from_jax.startswith("def get") and from_mlx.startswith("def get")
+    return place
+
+
+def test_first_model(first_model):
+    assert (first_model / "data" / "MANIFEST.sha256").is_file()
+    assert (first_model / "run" / "artifact" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["own_text", "pretrain_700m"])
+def test_training_examples(name, first_model, tmp_path):
+    config = ["--config", f"examples/{name}.yaml", "--data_dir", first_model / "data", "--output_dir", tmp_path / "run"]
+    small = TINY_RUN | TINY_MODEL | {"grad_accumulation_steps": 1}
+    call("jaxlm", "train", *config, *flags(small))
+    assert (tmp_path / "run" / "artifact" / "MANIFEST.sha256").is_file()
+
+
+def test_chat_example(first_model, tmp_path):
+    chats = tmp_path / "chats.jsonl"
+    turns = [[("user", f"{number} and 1?"), ("assistant", f"{number + 1}")] for number in range(20)]
+    messages = [[{"role": role, "content": content} for role, content in chat] for chat in turns]
+    chats.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in messages), "utf-8")
+    where = {"model": first_model / "run" / "artifact", "data": chats, "output_dir": tmp_path / "tuned"}
+    small = {"num_epochs": 0.5, "batch_size": 2, "seq_len": 48, "rank": 2, "val_fraction": 0.3, "sample_tokens": 2}
+    call("mlxlm", "finetune", "--config", "examples/chat.yaml", *flags(where | small))
+    assert (tmp_path / "tuned" / "adapters" / "adapters.safetensors").is_file()
+
+
+def test_notebook(first_model, monkeypatch, capsys):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setattr(sys, "argv", ["notebook.py", str(first_model / "run")])
+    runpy.run_path(str(ROOT / "examples" / "notebook.py"))
+    assert len(capsys.readouterr().out.splitlines()) >= 6
+    assert (first_model / "run" / "notebook.png").is_file()

@@ -109,7 +109,7 @@ def library_errors(name: str) -> Iterator[None]:
     except BaseException as error:
         if not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
             raise
-        raise ValueError(f"{name}: the tokenizers library says: {error}") from error
+        raise ValueError(f"{name}: the tokenizers library reports: {error}") from error
 
 
 def check_ids(name: str, items: Iterable[tuple[str, Any]]) -> None:

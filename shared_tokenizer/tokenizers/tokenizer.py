@@ -22,11 +22,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, without begin and end token."""
+        """Return the ids of a text, without begin and end token. Raises ValueError on a lone surrogate."""
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str], *, num_threads: int | None = None) -> list[list[int]]:
-        """Return the ids of each text; `num_threads` None uses all cores."""
+        """Return the ids of each text; `num_threads` None uses all cores. Raises ValueError on a lone surrogate."""
 
     @abstractmethod
     def save(self, directory: Path) -> None:

@@ -148,7 +148,7 @@ def _reason(error: str, vocab_size: int) -> str:
     if found := re.search(r"required_chars.*?(\d+) vs (\d+)", error, re.DOTALL):
         return f"vocab_size: found {vocab_size}, expected at least {found[2]} for the characters of this corpus"
     if found := re.search(r"value <= (\d+)", error):
-        return f"vocab_size: found {vocab_size}, but this corpus is too small for more than {found[1]}"
+        return f"vocab_size: found {vocab_size}, expected at most {found[1]} for a corpus of this size; give more text"
     last = error.strip().splitlines()[-1]
     return f"tokenizer: sentencepiece could not train {vocab_size} tokens on this corpus: {last}"
 

@@ -1,4 +1,4 @@
-"""Preparation as a command: killed, continued, and spread over a cluster, it writes the same bytes."""
+"""Preparation as a command: killed, resumed, or run on a cluster, it writes the same bytes."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from tests.commands import ROOT, run
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory, tokenizer):
-    """A corpus that takes some seconds, a tokenizer, and the set that an undisturbed run makes of it."""
+    """Return a folder with a corpus that takes some seconds, a tokenizer, and the set of an undisturbed run."""
     path = tmp_path_factory.mktemp("prepare")
     (path / "tokenizer").mkdir()
     tokenizer.save(path / "tokenizer")
@@ -50,7 +50,7 @@ def wait_for_slices(path, count):
 
 
 def workers_of(process):
-    """Ids of the processes that do the slices."""
+    """Return the ids of the worker processes."""
     found = subprocess.run(
         ["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True, check=False
     )
@@ -110,4 +110,4 @@ def test_a_ray_cluster_writes_the_same_bytes(workplace):
     assert_same(workplace / "ray", workplace / "straight")
     command = [sys.executable, *words(workplace, "none", executor="ray")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "found no Ray cluster; start one with `ray start --head`" in done.stderr
+    assert done.returncode == 2 and "found no running Ray cluster; start one with `ray start --head`" in done.stderr

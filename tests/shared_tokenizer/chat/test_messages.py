@@ -42,7 +42,7 @@ SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Huggin
 
 
 class Bytes(Tokenizer):
-    """A token for every byte and every special token, so that ids can be written by hand."""
+    """A tokenizer with one token per byte and per special token, so that ids can be written by hand."""
 
     def __init__(self, special: Iterable[str] = ("<s>", "</s>", *IM, *HEADERS), bos: str | None = "<s>"):
         self._special = {text: 256 + i for i, text in enumerate(special)}
@@ -87,7 +87,7 @@ class Bytes(Tokenizer):
 
 
 class SpacedBytes(Bytes):
-    """The same with a space before every text, as the tokenizers of Llama 2 and Mistral have it."""
+    """The same tokenizer with a space before every text, like those of Llama 2 and Mistral."""
 
     def encode(self, text: str) -> list[int]:
         return super().encode(f" {text}") if text else []
@@ -98,14 +98,14 @@ class SpacedBytes(Bytes):
 
 
 def shown(encoded: EncodedChat, tokenizer: Tokenizer) -> str:
-    """The ids as text, special tokens as they are written, what is learned between guillemets."""
+    """Return the ids as text, with special tokens spelled out and the loss mask between guillemets."""
     written = {token: text.encode() for text, token in tokenizer.special_tokens.items()}
     text, before = b"", False
-    for token, learned in zip([*encoded.ids, None], [*encoded.loss_mask, False], strict=True):
-        if learned != before:
-            text += ("\u00ab" if learned else "\u00bb").encode()
+    for token, in_loss in zip([*encoded.ids, None], [*encoded.loss_mask, False], strict=True):
+        if in_loss != before:
+            text += ("\u00ab" if in_loss else "\u00bb").encode()
         text += b"" if token is None else written.get(token, tokenizer.pieces[token])
-        before = learned
+        before = in_loss
     return text.decode()
 
 
@@ -215,7 +215,7 @@ SPACED = {
 
 @pytest.mark.parametrize("name", SPACED)
 def test_a_tokenizer_that_puts_spaces_before_texts(name: str) -> None:
-    """One space comes after a special token and none into a text."""
+    """Put one space after a special token and none into a text."""
     tokenizer = SpacedBytes()
     assert shown(encode_chat(CHAT[1:3], tokenizer, named_chat_format(name)), tokenizer) == SPACED[name]
 
@@ -255,7 +255,7 @@ CHATS = st.tuples(
 
 
 def runs_of_assistant(chat: Sequence[Message], chat_format: ChatFormat) -> list[str]:
-    """The contents to be learned, as the format has them."""
+    """Return the contents in the loss mask, as the format writes them."""
     runs, before = list[str](), ""
     for message in chat:
         content = message.content.strip() if chat_format.trims else message.content
@@ -279,7 +279,7 @@ def test_only_the_assistant_is_learned(chat: list[Message], chat_format: ChatFor
 
 
 def split(ids: Iterable[int], ends: set[int], tokenizer: Tokenizer) -> list[str]:
-    """The texts that end markers end; nothing follows the last."""
+    """Return the texts before each end marker; no text follows the last one."""
     texts, current = list[str](), b""
     for token in ids:
         if token in ends:
@@ -319,7 +319,7 @@ TRAINED_ON = [*BY_HAND.values(), Path(__file__).read_text("utf-8")]
 
 
 def save_byte_level(directory: Path, pattern: str | None) -> None:
-    """A small byte-level BPE with everything that any format wants as a special token."""
+    """Save a small byte-level BPE with the special tokens of all formats."""
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
     split = [tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")] if pattern else []
@@ -352,7 +352,7 @@ PAIRS = [(kind, name) for kind in KINDS for name in CHAT_FORMATS if (kind, name)
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory):
-    """What transformers makes of our tokenizers and templates."""
+    """Return the tokenizers of this project and the same ones opened by transformers, by kind and format."""
     ours: dict[str, Tokenizer] = {
         kind: train_tokenizer(TRAINED_ON, 600, model_type=kind, special_tokens=HEADERS) for kind in ("bpe", "unigram")
     }
@@ -401,7 +401,7 @@ def test_transformers_gives_the_same_ids_for_any_content(theirs, chat: list[Mess
 
 @pytest.mark.parametrize("kind", PATTERNS)
 def test_where_whitespace_would_join_the_header(theirs, kind: str) -> None:
-    """The text is the same; the header is encoded as it is before an answer is written."""
+    """Find the same text, but the header encoded alone, as before an answer is generated."""
     ours, other = theirs[kind, "chatml"]
     chat = [Message("user", "Hi"), Message("assistant", "\n\nHello")]
     ids = encode_chat(chat, ours, CHATML).ids
@@ -603,7 +603,7 @@ def test_the_way_a_template_is_laid_out_does_not_matter() -> None:
 
 @pytest.mark.parametrize("name", CHAT_FORMATS)
 def test_what_is_recognised_writes_the_same(theirs, name: str) -> None:
-    """Templates of others that we take for one of ours give the ids that we give, but for the begin token."""
+    """Compare the ids of released templates with those of the recognised format, without the begin token."""
     ours, other = theirs["line ends", name]
     chat = CHAT[1:4] if name == "mistral" else CHAT[:4]
     ids = their_ids(other, chat, chat_template=OTHERS[name], add_generation_prompt=True)

@@ -13,7 +13,7 @@ DOCUMENTS = st.lists(st.lists(st.booleans(), min_size=1, max_size=12), min_size=
 
 
 def to_shards(flags, masked=True):
-    """Documents of these masks, in two shards, whose tokens count up from 1."""
+    """Return documents of these masks in two shards; their tokens count up from 1."""
     documents, token = [], 1
     for document in flags:
         documents.append((np.arange(token, token + len(document)), np.array(document)))
@@ -33,7 +33,7 @@ def learned_targets(examples):
 
 
 def check_segments(examples, documents):
-    """Nothing is predicted, attended or counted across the border of a document."""
+    """Check that no target, segment or position crosses the border of a document."""
     owner = {int(token): number for number, (ids, _) in enumerate(documents) for token in ids}
     for i in range(len(examples)):
         example = examples[i]

@@ -1,4 +1,4 @@
-"""Tokenizers read from GGUF metadata: as llama.cpp understands it, and refused where it is not whole."""
+"""Tokenizers of GGUF metadata: the same ids as llama.cpp, and errors where the metadata is incomplete."""
 
 import json
 import random
@@ -16,7 +16,7 @@ LLAMA_TOKENS = ["<unk>", "<s>", "</s>", *BYTE_PIECES, "\u2581", *"abc", "ab", "\
 
 
 def byte_level(**changes: Any) -> dict[str, Any]:
-    """Byte-level BPE with no merge that makes "cab"."""
+    """Return the metadata of a byte-level BPE without a merge that makes "cab"."""
     metadata = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "smollm",
@@ -29,7 +29,7 @@ def byte_level(**changes: Any) -> dict[str, Any]:
 
 
 def sentencepiece(**changes: Any) -> dict[str, Any]:
-    """ "bc" is worth more than "ab", and that more than the same with a space before it."""
+    """Return the metadata of a sentencepiece BPE whose scores rank "bc" over "ab", and "ab" over " ab"."""
     metadata = {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": list(LLAMA_TOKENS),
@@ -40,7 +40,7 @@ def sentencepiece(**changes: Any) -> dict[str, Any]:
 
 
 def changed(metadata: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """With other values, None for none at all; names are without `tokenizer.ggml.`."""
+    """Return metadata with other values; None removes a key. Names lack the prefix `tokenizer.ggml.`."""
     found = metadata | {f"tokenizer.ggml.{name}": value for name, value in changes.items()}
     return {key: value for key, value in found.items() if value is not None}
 
@@ -204,7 +204,7 @@ def test_a_text_that_ends_with_the_unknown_token_is_refused():
 
 
 def test_random_damage_is_refused_or_read():
-    """Nothing but ValueError, whatever the values are."""
+    """Raise nothing but ValueError, whatever the values are."""
     rng = random.Random(0)
     values: list[Any] = [
         None,

@@ -1,4 +1,4 @@
-"""Tokenizer metadata for llama.cpp: there and back it is the same tokenizer, or it is refused."""
+"""Tokenizer metadata for llama.cpp: written and read again it is the same tokenizer, or it is refused."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -46,7 +46,7 @@ CONVERSATION = parse_messages(
 
 
 def single_digits() -> JsonTokenizer:
-    """SmolLM2's way to cut a text into words."""
+    """Return a tokenizer with the pre-tokenizer of SmolLM2."""
     tokenizer = byte_level_library_tokenizer()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -55,7 +55,7 @@ def single_digits() -> JsonTokenizer:
 
 
 def three_digits() -> JsonTokenizer:
-    """Llama 3's way."""
+    """Return a tokenizer with the pre-tokenizer of Llama 3."""
     words = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
         r"|\s+(?!\S)|\s+"
@@ -112,7 +112,7 @@ def original(request, tmp_path_factory) -> tuple[Tokenizer, Path]:
 
 @pytest.fixture(scope="module")
 def rebuilt(original, tmp_path_factory) -> tuple[Tokenizer, Path]:
-    """Through metadata, and through files again."""
+    """Return the tokenizer that was written as metadata, read, saved as files, and read again."""
     made = gguf_tokenizer(metadata_of(original[1], vocab_size=700))
     assert made is not None
     directory = tmp_path_factory.mktemp("rebuilt")

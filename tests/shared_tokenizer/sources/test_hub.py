@@ -20,7 +20,7 @@ configs:
 
 @pytest.fixture
 def dataset(tmp_path, monkeypatch):
-    """A folder in the layout of FineWeb-Edu."""
+    """Return a folder in the layout of FineWeb-Edu."""
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     folder = tmp_path / "web"
     (folder / "sample").mkdir(parents=True)

@@ -18,7 +18,7 @@ def zstd(content: bytes) -> bytes:
 
 
 def write(path, objects):
-    """The objects in the format that the name asks for."""
+    """Write objects in the format of the file name."""
     kind = path.name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2]
     if kind == "parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(objects), path, row_group_size=2)

@@ -1,4 +1,4 @@
-"""Tokenizers of the tokenizers library: what is special in them, and files that are refused."""
+"""Tokenizers of the tokenizers library: their special tokens, and the files that are refused."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def added(token_id: Any, content: str, *, special: bool = True) -> dict[str, Any
 
 
 def definition(**parts: Any) -> bytes:
-    """A small byte-level BPE, with other parts where they are given."""
+    """Return a small byte-level BPE; `parts` replace those of its definition."""
     model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "\u0120": 3, "</s>": 4}, "merges": [["a", "b"]]}
     whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [added(4, "</s>")]}
     whole |= {"normalizer": None, "pre_tokenizer": BYTE_LEVEL, "post_processor": None, "decoder": BYTE_LEVEL}
@@ -160,8 +160,8 @@ BAD = {
     "added without id": (definition(added_tokens=[{"content": "<x>"}]), "'<x>': found id None"),
     "added without content": (definition(added_tokens=[{"id": 1}]), "expected an object with content and id"),
     "added of no kind": (definition(added_tokens=7), "found 7, expected an object with content and id"),
-    "unknown parts": (definition(decoder={"type": "Nonsense"}), "the tokenizers library says"),
-    "unknown model": (definition(model={"type": "Nonsense"}), "the tokenizers library says"),
+    "unknown parts": (definition(decoder={"type": "Nonsense"}), "the tokenizers library reports"),
+    "unknown model": (definition(model={"type": "Nonsense"}), "the tokenizers library reports"),
     "unknown token": (definition(model={"unk_token": "?"}), "unk_token: found '?', which is not in the vocabulary"),
     "pieces": (definition(model={"type": "Unigram", "vocab": [["a", 0.0], ["a", 1.0]]}), "vocab: found 'a' twice"),
     "scores": (definition(model={"type": "Unigram", "vocab": [1, 2]}), "found 1, expected a piece and its score"),

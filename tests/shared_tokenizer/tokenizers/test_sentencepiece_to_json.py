@@ -20,7 +20,7 @@ SPECIAL_TEXTS = ["<s></s><unk><pad>", "<|im_start|>a<|im_end|>", "<|endoftext|>"
 
 
 def repetitions() -> list[str]:
-    """Texts whose vocabulary is all that two letters and a space can make up."""
+    """Return texts whose vocabulary is every combination of two letters and a space."""
     rng = random.Random(0)
     return ["".join(rng.choices("ab ", k=60)) for _ in range(200)]
 

@@ -1,4 +1,4 @@
-"""What every kind of tokenizer promises."""
+"""The properties that every kind of tokenizer has."""
 
 import json
 import multiprocessing

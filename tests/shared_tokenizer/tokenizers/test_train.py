@@ -1,4 +1,4 @@
-"""Training a tokenizer, and choosing the text for it."""
+"""Training a tokenizer, and the choice of its text."""
 
 import argparse
 import inspect
@@ -58,7 +58,7 @@ def test_special_tokens_that_cannot_be_are_refused(tokens, words):
 def test_sizes_that_cannot_be_trained_are_refused():
     with pytest.raises(ValueError, match=f"found {SMALLEST_VOCAB}, expected more than {SMALLEST_VOCAB}"):
         train_tokenizer(["text"], SMALLEST_VOCAB)
-    with pytest.raises(ValueError, match=r"vocab_size: found 5000, but this corpus is too small for more than \d+"):
+    with pytest.raises(ValueError, match=r"vocab_size: found 5000, expected at most \d+ for a corpus of this size"):
         train_tokenizer(["a short text"], 5000)
     size = SMALLEST_VOCAB + 5
     with pytest.raises(ValueError, match=rf"vocab_size: found {size}, expected at least \d+ for the characters"):
@@ -93,7 +93,7 @@ def test_the_same_texts_give_the_same_model(trained, model_type):
 
 
 def test_no_text_is_passed_over():
-    """Neither for its length nor for sentencepiece's sign for the unknown."""
+    """Keep a text whatever its length, and with sentencepiece's sign for unknown characters."""
     for text in ("longword " * 40_000, "longword \u2585 " * 40, "longword\t\x00" * 40):
         assert b"longword" in b"|".join(train_tokenizer([text], SMALLEST_VOCAB + 19).pieces)
 

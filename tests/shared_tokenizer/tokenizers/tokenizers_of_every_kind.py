@@ -1,4 +1,4 @@
-"""Small tokenizers of every kind, made here, for the tests of what all of them promise."""
+"""Small tokenizers of every kind, for the tests of their common properties."""
 
 import io
 import json
@@ -39,7 +39,7 @@ ALPHABETS = (
 
 
 def imported_model(model_type: str = "bpe", vocab_size: int = 420, **options: Any) -> bytes:
-    """A sentencepiece model as others train it: with a dummy prefix, and no word about newlines."""
+    """Return a sentencepiece model with a dummy prefix, whose pieces may continue after newlines."""
     model = io.BytesIO()
     settings = {
         "byte_fallback": True,
@@ -59,7 +59,7 @@ def imported_model(model_type: str = "bpe", vocab_size: int = 420, **options: An
 
 
 def byte_level_library_tokenizer() -> tokenizers.Tokenizer:
-    """What the tokenizers library trains."""
+    """Return a tokenizer that the tokenizers library has trained."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -72,7 +72,7 @@ def byte_level_library_tokenizer() -> tokenizers.Tokenizer:
 
 
 def byte_level() -> JsonTokenizer:
-    """Like SmolLM2's."""
+    """Return a tokenizer like SmolLM2's."""
     flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), False) | {"special": True}
     padding = {"__type": "AddedToken", "content": "<|im_end|>", **flags}
     config = {"eos_token": "<|im_end|>", "pad_token": padding, "add_bos_token": False}
@@ -81,7 +81,7 @@ def byte_level() -> JsonTokenizer:
 
 
 def begins_with_bos() -> JsonTokenizer:
-    """Like Llama 3's: the post-processor puts a token before the text."""
+    """Return a tokenizer like Llama 3's: the post-processor puts a token before the text."""
     tokenizer = byte_level_library_tokenizer()
     tokenizer.add_special_tokens(["<|begin_of_text|>"])
     begin = ("<|begin_of_text|>", tokenizer.token_to_id("<|begin_of_text|>"))
@@ -90,7 +90,7 @@ def begins_with_bos() -> JsonTokenizer:
 
 
 def marked_spaces() -> JsonTokenizer:
-    """Like Llama 2's tokenizer.json: U+2581 for spaces, one put before the text, bytes for what is unknown."""
+    """Return one like Llama 2's tokenizer.json: U+2581 for spaces, one before the text, byte fallback."""
     pieces = [
         "<unk>",
         "<s>",
@@ -113,7 +113,7 @@ def marked_spaces() -> JsonTokenizer:
 
 
 def gpt2_files(directory: Path) -> Tokenizer:
-    """GPT-2's vocab.json and merges.txt."""
+    """Return a tokenizer of vocab.json and merges.txt, like GPT-2's."""
     model = json.loads(byte_level_library_tokenizer().to_str())["model"]
     (directory / "vocab.json").write_text(json.dumps(model["vocab"]))
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
@@ -122,7 +122,7 @@ def gpt2_files(directory: Path) -> Tokenizer:
 
 
 def word_pieces(directory: Path) -> Tokenizer:
-    """BERT's vocabulary, bare."""
+    """Return a tokenizer of a bare vocab.json, like BERT's."""
     pieces = [
         "[PAD]",
         "[UNK]",
@@ -144,7 +144,7 @@ def word_pieces(directory: Path) -> Tokenizer:
 
 
 def words(directory: Path) -> Tokenizer:
-    """A word-level vocabulary, bare."""
+    """Return a tokenizer of a bare word-level vocab.json."""
     pieces = ["<unk>", "<pad>", "<eos>", "def", "add", "return", "a", "b", "(", ")"]
     (directory / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
     return load_tokenizer(directory)

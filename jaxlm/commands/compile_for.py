@@ -1,4 +1,4 @@
-"""Compile the training step for TPUs that are not here: does it fit, what does it move, how fast could it be."""
+"""The script `compile_for.py`: the training step compiled for TPUs that are not here."""
 
 import dataclasses
 import json

@@ -1,5 +1,6 @@
-"""Convert a model into another form with a report, or compare two models: `convert.py verify FIRST SECOND`."""
+"""The commands `jaxlm convert` and `jaxlm verify`: a model in another form, and two models compared."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,6 +9,7 @@ from rich.table import Table
 
 from jaxlm.commands.other_programs import run_elsewhere
 from jaxlm.common.command_line import make_console
+from jaxlm.common.next_command import next_command
 from jaxlm.conversion.compare import (
     LogitComparison,
     WeightComparison,
@@ -22,7 +24,7 @@ from mlxlm.model.model_file import model_file_source
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """What to convert, and into what."""
+    """A model and the form that it is converted into."""
 
     source: str
     """Run directory, artifact, transformers or MLX directory, or GGUF file."""
@@ -33,20 +35,22 @@ class ConvertConfig:
     go on from; dequantized: a transformers directory of floats, which does not quantize activations; mlx: a directory
     for stock mlx-lm; gguf: a file for llama.cpp."""
     float_dtype: FloatType = "float32"
-    """How what is not ternary is stored; the shorter ones round it, and float16 is for gguf only."""
+    """Precision of the tensors that are not ternary; the shorter ones round, and float16 is for gguf only."""
     ternary_type: Literal["TQ1_0", "TQ2_0"] = "TQ2_0"
-    """Type of ternary matrices in a GGUF: 1.69 or 2.06 bits a weight."""
+    """Type of ternary matrices in a GGUF: 1.69 or 2.06 bits per weight."""
     with_tokenizer: bool = True
     """Take the tokenizer along."""
     verify: bool = False
     """Fail where the logits of what was written differ by more than the tolerance, and leave nothing behind."""
     tolerance: float = 1e-3
     """Largest mean difference of logits that verify allows."""
+    verbose: bool = False
+    """Show every tensor, not one line per kind of tensor."""
 
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """Which models to compare."""
+    """Two models to compare."""
 
     first: str
     """Run directory, artifact, transformers or MLX directory, or GGUF file."""
@@ -66,9 +70,21 @@ def main(config: ConvertConfig) -> None:
         model_file=model_file_source() if config.to == "mlx" else None,
         logits_tolerance=config.tolerance if config.verify else None,
     )
-    destination = Path(config.destination)
-    print_report(convert(Path(config.source), destination, conversion, run_elsewhere))
-    make_console().print(f"report: {report_path(destination, config.to)}")
+    destination, console = Path(config.destination), make_console()
+    with console.status("converting") as status:
+
+        def log(phase: str) -> None:
+            status.update(phase)
+            if not console.is_terminal:
+                console.print(f"{phase} ...")
+
+        report = convert(Path(config.source), destination, conversion, run_elsewhere, log)
+    print_report(report, config.verbose)
+    console.print(f"report: {report_path(destination, config.to)}\nmodel:  {destination}")
+    if config.to in ("packed", "latent"):
+        console.print(f"next:   {next_command('mlx-generate', '--model', str(destination), '--prompt', '...')}")
+    elif config.to == "mlx":
+        console.print(f"next:   mlx_lm.generate --model {destination} --trust-remote-code --prompt ...")
 
 
 def verify(config: VerifyConfig) -> None:
@@ -84,15 +100,16 @@ def verify(config: VerifyConfig) -> None:
         )
 
 
-def print_report(report: ConversionReport) -> None:
-    """Show every tensor and what the comparison found."""
+def print_report(report: ConversionReport, verbose: bool) -> None:
+    """Print the tensors, one row per kind or all of them, and the comparison."""
     console = make_console()
-    table = Table()
+    table = Table(box=None, pad_edge=False)
     for heading in ("tensor", "shape", "type"):
         table.add_column(heading, no_wrap=True)
+    table.add_column("tensors", justify="right")
     table.add_column("bytes", justify="right")
-    for tensor in report.tensors:
-        table.add_row(tensor["name"], str(list(tensor["shape"])), tensor["dtype"], f"{tensor['bytes']:,}")
+    for (name, shape, dtype), sizes in _tensor_kinds(report, verbose).items():
+        table.add_row(name, shape, dtype, str(len(sizes)), f"{sum(sizes):,}")
     console.print(table)
     console.print(f"bytes: {report.bytes_found:,} found, {report.bytes_predicted:,} predicted")
     print_comparison(report.weights, report.logits, report.logits_by)
@@ -100,8 +117,17 @@ def print_report(report: ConversionReport) -> None:
         console.print(f"warning: {warning}")
 
 
+def _tensor_kinds(report: ConversionReport, verbose: bool) -> dict[tuple[str, str, str], list[int]]:
+    """Return the bytes of the tensors by (name, shape, type); the layers of a kind together, unless verbose."""
+    kinds: dict[tuple[str, str, str], list[int]] = {}
+    for tensor in report.tensors:
+        name = tensor["name"] if verbose else re.sub(r"\.\d+\.", ".*.", tensor["name"])
+        kinds.setdefault((name, str(list(tensor["shape"])), tensor["dtype"]), []).append(tensor["bytes"])
+    return kinds
+
+
 def print_comparison(weights: WeightComparison, logits: LogitComparison, logits_by: str) -> None:
-    """Show what two models have in common."""
+    """Print the differences of two models."""
     console = make_console()
     console.print(
         f"ternary codes: {weights.ternary_codes:,} compared, {weights.codes_differing:,} differ; scales: "

@@ -1,4 +1,4 @@
-"""A model by its size: what it would be, weigh and need, and a blank artifact of it."""
+"""The command `jaxlm new-model`: a model by its size, on paper or as a blank artifact."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Logits of a model on disk, computed by the program that it was written for."""
+"""Logits of a model on disk, computed by the program that the directory was written for."""
 
 import importlib.util
 from pathlib import Path
@@ -9,7 +9,7 @@ from jaxlm.common.artifact.model_files import read_config
 
 
 def run_elsewhere(directory: Path, token_ids: np.ndarray) -> tuple[str, np.ndarray] | None:
-    """Name of the program and logits `[1, L, V]` float32 of a directory just written; None where none is here.
+    """Return the name of the program and its logits `[1, L, V]` float32; None where no such program is installed.
 
     mlx-lm runs an MLX directory, and with it the model file that this project has generated; transformers runs a
     directory of a model type that it has a class for.

@@ -15,7 +15,7 @@ _BATCH, _SEQ_LEN = 8, 256
 
 @dataclass(frozen=True, kw_only=True)
 class PresetsConfig:
-    """What to list."""
+    """All presets, or one."""
 
     name: str | None = None
     """One preset: show each of its matrices, and which are ternary."""

@@ -18,7 +18,7 @@ _SETTINGS = (CONFIG, "finetune.yaml")
 
 @dataclass(frozen=True, kw_only=True)
 class RunsConfig:
-    """Where to look."""
+    """The folder of the runs."""
 
     root: str = "runs"
     """Folder that is searched for run directories."""

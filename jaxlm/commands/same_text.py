@@ -1,4 +1,4 @@
-"""Show that MLX says what JAX says: greedy text from the trained run and from the artifact made of it."""
+"""The script `same_text.py`: greedy text from a trained run in JAX and from its artifact in MLX, compared."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +9,6 @@ import numpy as np
 
 import jaxlm.generate
 import jaxlm.load
-import mlxlm.generate
-import mlxlm.load
 from jaxlm.common.sampling import Sampling
 
 # A last-bit difference can push an activation over a rounding border, which moves logits by about 1e-2; where
@@ -20,20 +18,23 @@ NEAR_TIE = 3e-2
 
 @dataclass(frozen=True, kw_only=True)
 class SameTextConfig:
-    """What to compare."""
+    """A run, its artifact, and a prompt."""
 
     run: str
     """Run directory (or artifact) that JAX reads."""
     artifact: str | None = None
     """Artifact that MLX reads; the run's own if not given."""
     prompt: str = "def get"
-    """Start of the text."""
+    """Start of the text; the default suits a model of the standard library's source files."""
     max_tokens: int = 64
     """Tokens to generate, at most."""
 
 
 def main(config: SameTextConfig) -> None:
     """Generate greedily with JAX and with MLX, print both texts and say whether they are equal."""
+    import mlxlm.generate  # MLX is not everywhere that JAX is
+    import mlxlm.load
+
     artifact = config.artifact or str(Path(config.run) / "artifact")
     jax_model, params, tokenizer = jaxlm.load.load_model(config.run)
     mlx_model, mlx_tokenizer = mlxlm.load.load_model(artifact)
@@ -48,14 +49,14 @@ def main(config: SameTextConfig) -> None:
     if from_jax == from_mlx:
         print(f"JAX and MLX say the same {len(from_jax)} tokens")
         return
-    place = next(i for i, (a, b) in enumerate(zip(from_jax, from_mlx, strict=True)) if a != b)
-    gap = _gap(jax_model, params, [*prompt, *from_jax[:place]], from_jax[place], from_mlx[place])
+    position = next(i for i, (a, b) in enumerate(zip(from_jax, from_mlx, strict=True)) if a != b)
+    gap = _gap(jax_model, params, [*prompt, *from_jax[:position]], from_jax[position], from_mlx[position])
     if gap >= NEAR_TIE:
-        raise ValueError(f"JAX and MLX differ at token {place}, where JAX prefers its own by {gap:.4f}: a fault")
-    print(f"JAX and MLX say the same {place} tokens, then part at a near tie ({gap:.1e} between the two logits)")
+        raise ValueError(f"JAX and MLX differ at token {position}, where JAX prefers its own by {gap:.4f}: a fault")
+    print(f"JAX and MLX say the same {position} tokens, then part at a near tie ({gap:.1e} between the two logits)")
 
 
 def _gap(model, params, token_ids: Sequence[int], ours: int, theirs: int) -> float:
-    """By how much JAX prefers its own next token to MLX's."""
+    """Return the difference of the two logits: JAX's own next token less MLX's."""
     logits = np.asarray(model.apply({"params": params}, jnp.array([list(token_ids)])))[0, -1]
     return float(logits[ours] - logits[theirs])

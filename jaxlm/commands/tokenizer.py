@@ -1,16 +1,18 @@
-"""Train a tokenizer on text."""
+"""The command `jaxlm tokenizer`: text -> tokenizer."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jaxlm.common.next_command import next_command
 from shared_tokenizer.manifest import sealed_directory
+from shared_tokenizer.settings import check_bounds, setting
 from shared_tokenizer.sources.documents import read_documents
 from shared_tokenizer.tokenizers.train import TRAIN_SIZE, ModelType, sample_texts, train_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """What to train on."""
+    """The text and the size of a tokenizer."""
 
     input: list[str]
     """Files (text, jsonl, parquet, csv, ...), folders of them, or stdlib, the Python standard library's own source."""
@@ -24,12 +26,11 @@ class TokenizerConfig:
     """Special tokens of your own, after the built-in ones."""
     text_column: str | None = None
     """Column that holds the text, where it is not found by itself."""
-    train_size: int = TRAIN_SIZE
+    train_size: int = setting(TRAIN_SIZE, at_least=1)
     """Bytes of text to train on, chosen by their hash where the input holds more."""
 
     def __post_init__(self) -> None:
-        if self.train_size < 1:
-            raise ValueError(f"train_size: found {self.train_size}, expected at least 1")
+        check_bounds(self)
 
 
 def main(config: TokenizerConfig) -> None:
@@ -43,3 +44,5 @@ def main(config: TokenizerConfig) -> None:
         )
         tokenizer.save(directory)
     print(f"{config.output_dir}: {tokenizer.vocab_size} tokens, fingerprint {tokenizer.fingerprint[:12]}")
+    words = ("--input", *config.input, "--tokenizer", config.output_dir, "--output_dir", "...")
+    print(f"next: {next_command('prepare', *words)}")

@@ -1,4 +1,4 @@
-"""Train a model, or resume a run."""
+"""The command `jaxlm train`: token shards -> model."""
 
 import os
 import sys

@@ -114,12 +114,15 @@ def convert(
     destination: Path,
     conversion: Conversion,
     run_elsewhere: RunElsewhere = lambda path, token_ids: None,
+    log: Callable[[str], None] = lambda phase: None,
 ) -> ConversionReport:
     """Write a model that `load_model` opens in another form, atomically, with a report.
 
-    The report is a file in the directory written, or next to a GGUF. Raises ValueError, and leaves nothing behind,
-    where the source does not have the form or where a size, a code or a scale differs from the source.
+    The report is a file in the directory written, or next to a GGUF; `log` is told each phase before it begins. Raises
+    ValueError, and leaves nothing behind, where the source does not have the form or where a size, a code or a scale
+    differs from the source.
     """
+    log(f"opening {source}")
     config, weights, tokenizer = open_weights(source)
     _check(source, config, conversion)
     with (
@@ -127,12 +130,16 @@ def convert(
         _atomic_output(destination, conversion.form) as output,
     ):
         read = stored_tensor_reader(weights, config, conversion.kind(config))
+        log("writing the tensors")
         write = _write_gguf if conversion.form == "gguf" else _write_directory
         written = write(output, config, read, conversion, tokenizer_dir)
         artifact = written.artifact
+        log("comparing every code, scale and float")
         comparison = compare_weights(config, weights, artifact.config, artifact_weights(artifact))
+        log("computing logits of the source")
         logits = probe_logits(config, weights)
         del weights, read  # the weights of a run are all in memory, and the other program needs as much
+        log("computing logits of the copy")
         elsewhere = None if conversion.form == "gguf" else run_elsewhere(output, probe_tokens(config))
         program, written_logits = elsewhere or ("jaxlm", probe_logits(artifact.config, artifact_weights(artifact)))
         report = ConversionReport(

@@ -1,4 +1,4 @@
-"""The training step and what it takes as shapes with shardings, to be compiled before anything is allocated."""
+"""The training step, its state and its batch as shapes with shardings, to be compiled before anything is allocated."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def abstract_step(
     grad_accumulation_steps: int = 1,
     loss_chunks: int = 0,
 ) -> tuple[jax.stages.Wrapped, TrainState]:
-    """The training step (see `make_train_step`), and its state. What a step costs does not depend on their number."""
+    """Return the training step (see `make_train_step`) and the shapes of its state."""
     optimizer = make_optimizer(recipe, num_train_steps)
     state = jax.eval_shape(lambda: init_state(model, optimizer, 0))
     shardings = tree_shardings(mesh, state)
@@ -36,7 +36,7 @@ def abstract_step(
         learning_rate_schedule(recipe, num_train_steps),
         grad_accumulation_steps,
         loss_chunks=loss_chunks,
-        # The numbers of a step are read by every process.
+        # Every process reads the metrics.
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
         platform=mesh.devices.flat[0].platform,
     )
@@ -44,7 +44,7 @@ def abstract_step(
 
 
 def step_of_run(config: TrainConfig, model: LanguageModel, mesh: Mesh) -> tuple[jax.stages.Wrapped, TrainState]:
-    """The training step that a run of chosen sizes takes, and its state."""
+    """Return the training step of a run whose sizes are chosen, and the shapes of its state."""
     return abstract_step(
         model,
         mesh,
@@ -56,7 +56,7 @@ def step_of_run(config: TrainConfig, model: LanguageModel, mesh: Mesh) -> tuple[
 
 
 def abstract_batch(mesh: Mesh, batch_size: int, seq_len: int, document_mask: bool = True) -> Batch:
-    """A batch `[B, L]` as shapes with shardings."""
+    """Return the shapes of a batch `[B, L]` with shardings."""
     kinds = dict.fromkeys(("inputs", "targets", "positions"), jnp.int32) | {"loss_mask": jnp.bool_}
     if document_mask:
         kinds["segment_ids"] = jnp.int32

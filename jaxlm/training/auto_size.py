@@ -1,6 +1,6 @@
-"""Sizes that a run leaves to its device: `--preset auto` and `--batch_size auto`.
+"""The sizes that a run leaves to its device: `--preset auto` and `--batch_size auto`.
 
-They are chosen by compiling: the compiler says what memory a step needs, so nothing is allocated, and nothing crashes.
+They are chosen by compiling: the compiler knows the memory of a step, so nothing is allocated, and nothing crashes.
 """
 
 import functools
@@ -27,85 +27,85 @@ from jaxlm.training.train_config import TrainConfig
 from shared_tokenizer.data.data_sets import DataSets
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
-# Of the memory that is free; the rest is for samples, programs and what else happens on the machine.
+# Share of the free memory; the rest is for samples, programs and other work on the machine.
 _SHARE = 0.9
 _MIB = 2**20
-_SMALLEST = "ternary-tiny"
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a run has to itself."""
+    """The devices of a run, and the memory that it may need of each."""
 
     mesh: Mesh
     budget: float
     """Bytes of each device's memory."""
 
     @property
-    def ways(self) -> int:
+    def data_parallel_size(self) -> int:
         """Devices that share a batch."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A run whose sizes are numbers."""
+def choose_sizes(config: TrainConfig, sets: DataSets, log: Callable[[str], None]) -> TrainConfig:
+    """Return the settings with the `auto` sizes chosen, and log why. All processes choose the same.
 
-    config: TrainConfig
-    nbytes: float
-    """What a step needs of each device."""
-
-    @property
-    def tokens(self) -> int:
-        """Of the whole run."""
-        return self.config.tokens_per_step * self.config.total_steps
-
-
-def choose_sizes(config: TrainConfig, sets: DataSets, say: Callable[[str], None]) -> TrainConfig:
-    """The config with its `auto` sizes chosen, and `say` told why. All processes choose the same; a run that is resumed
-    keeps its own.
-
-    Raises ValueError where no step fits the device, or where the device does not say what memory it has.
+    A preset is taken if it fits the device and gets TOKENS_PER_PARAMETER tokens per parameter, the largest first; then
+    the batch in the fewest micro-batches that fit. A resumed run keeps its sizes. Raises ValueError where no step fits,
+    or where the device does not report its memory.
     """
     if "auto" not in (config.preset, config.batch_size):
         return config
     if config.resume and is_run_directory(Path(config.output_dir)):
         return _as_recorded(config)
     device = Device(make_mesh(config.mesh), _budget())
-    examples = sets.train_examples
-    if config.preset == "auto":
-        choice = _choose_preset(config, sets.tokenizer, examples, device, say)
-    else:
-        choice = _choose_batch(config, resolve_model(config, sets.tokenizer), examples, device)
-    if choice is None:
-        what = "every preset" if config.preset == "auto" else config.preset
-        raise ValueError(
-            f"memory: found {device.budget / GIB:.2f} GiB for a run on each device, too little for the smallest step "
-            f"of {what}; set --remat blocks, a shorter seq_len, a smaller preset or batch_size, or a larger --mesh.fsdp"
-        )
-    chosen = choice.config
-    if config.batch_size == "auto":
-        micro_batch = chosen.sequences_per_step // chosen.grad_accumulation_steps
-        say(
-            f"batch_size auto: {chosen.batch_size} sequences, {chosen.tokens_per_step:,} tokens a step, as "
-            f"{chosen.grad_accumulation_steps} micro-batch(es) of {micro_batch}: {choice.nbytes / GIB:.2f} of "
-            f"{device.budget / GIB:.2f} GiB on each device"
-        )
-    return chosen
+    candidates = _candidates(config, sets.tokenizer, device.mesh)
+    larger = "there is none larger"
+    for name, model_config in candidates.items():
+        named = replace(config, preset=name)
+        sequences = _batch_size(named, model_config, sets.train_examples, device)
+        parameters = parameter_count(model_config)
+        tokens_each = sequences * config.seq_len * config.total_steps / parameters
+        if config.preset == "auto" and tokens_each < TOKENS_PER_PARAMETER and name != list(candidates)[-1]:
+            larger = f"{name} would get {tokens_each:.3g}, expected {TOKENS_PER_PARAMETER}"
+            continue
+        found = _split_to_fit(named, model_config, sequences, device)
+        if found is None:
+            larger = f"{name} does not fit the device"
+            continue
+        chosen, nbytes = found
+        if config.preset == "auto":
+            tokens_each = chosen.tokens_per_step * chosen.total_steps / parameters
+            log(f"preset auto: {name}, {parameters:,} parameters with {tokens_each:.3g} tokens for each ({larger})")
+        if config.batch_size == "auto":
+            micro_batch = chosen.sequences_per_step // chosen.grad_accumulation_steps
+            log(
+                f"batch_size auto: {chosen.batch_size} sequences, {chosen.tokens_per_step:,} tokens a step, as "
+                f"{chosen.grad_accumulation_steps} micro-batch(es) of {micro_batch}: {nbytes / GIB:.2f} of "
+                f"{device.budget / GIB:.2f} GiB on each device"
+            )
+        return chosen
+    raise ValueError(
+        f"memory: found {device.budget / GIB:.2f} GiB for a run on each device, too little for the smallest step of "
+        f"{'every preset' if config.preset == 'auto' else config.preset}; set --remat blocks, a shorter seq_len, a "
+        "smaller preset or batch_size, or a larger --mesh.fsdp"
+    )
 
 
 def suitable_batch(config: ModelConfig, seq_len: int, num_train_steps: int) -> float:
-    """Tokens of an optimizer step that suit a run of C operations in all: 0.2920 C^0.3271 (arXiv 2401.02954, section
-    3.1). The batch is itself a factor of C, which is solved for.
+    """Return the tokens of a step that suit a run of C operations in all: 0.2920 C^0.3271 (arXiv 2401.02954, 3.1).
+
+    The batch is itself a factor of C = k * batch, so batch = (0.2920 k^0.3271)^(1 / (1 - 0.3271)).
     """
     scale, exponent = 0.2920, 0.3271
-    operations = model_flops(config, 1, seq_len) / seq_len * num_train_steps
-    return (scale * operations**exponent) ** (1 / (1 - exponent))
+    operations_per_token = model_flops(config, 1, seq_len) / seq_len * num_train_steps
+    return (scale * operations_per_token**exponent) ** (1 / (1 - exponent))
 
 
 def largest_fitting(most: int, needed: Callable[[int], float], budget: float) -> int:
-    """The largest number, of `most` at most, that fits the budget: by the line through the needs of two, then asked
-    again. 0 where not even 1 fits. `needed` must grow with the number, and is infinite where nobody knows.
+    """Return the largest number, at most `most`, whose need fits the budget; 0 where not even 1 fits.
+
+    It is guessed by the line through the needs of two numbers, then asked again: every question is a compilation.
+    `needed` must grow with the number; it is infinite where the need is unknown.
     """
     high, needed_by_high = most, needed(most)
     if needed_by_high <= budget:
@@ -123,7 +123,7 @@ def largest_fitting(most: int, needed: Callable[[int], float], budget: float) ->
 
 
 def _as_recorded(config: TrainConfig) -> TrainConfig:
-    """The sizes that were chosen when the run began."""
+    """Return the settings with the sizes that were chosen when the run began."""
     recorded = read_run_config(Path(config.output_dir))
     if config.preset == "auto":
         config = replace(config, preset=recorded["preset"])
@@ -134,7 +134,7 @@ def _as_recorded(config: TrainConfig) -> TrainConfig:
 
 
 def _budget() -> float:
-    """Bytes that a run may need of each device, the same on every process."""
+    """Return the bytes that a run may need of each device, the same on every process."""
     free = [free_bytes(device) for device in jax.local_devices()]
     least = least_of_all(min(-1 if nbytes is None else nbytes // _MIB for nbytes in free))
     if least < 0:
@@ -142,80 +142,68 @@ def _budget() -> float:
     return _SHARE * least * _MIB
 
 
-def _choose_preset(
-    config: TrainConfig, tokenizer: Tokenizer, examples: int, device: Device, say: Callable[[str], None]
-) -> Choice | None:
-    """The largest ternary preset that fits and that the run's tokens suffice for; if they do for none, the smallest."""
-    presets = _ternary_presets(config, tokenizer, device.mesh)
-    larger = "there is none larger"
-    for name, model in presets.items():
-        named, parameters = replace(config, preset=name), parameter_count(model)
-        tokens = _batch_size(named, model, examples, device) * config.seq_len * config.total_steps
-        if tokens < TOKENS_PER_PARAMETER * parameters and name != list(presets)[-1]:
-            larger = f"{name} would get {tokens / parameters:.3g}, expected {TOKENS_PER_PARAMETER}"
-            continue
-        choice = _choose_batch(named, model, examples, device)
-        if choice is not None:
-            say(
-                f"preset auto: {name}, {parameters:,} parameters with {choice.tokens / parameters:.3g} tokens for each "
-                f"({larger})"
-            )
-            return choice
-        larger = f"{name} does not fit the device"
-    return None
+def _candidates(config: TrainConfig, tokenizer: Tokenizer, mesh: Mesh) -> dict[str, ModelConfig]:
+    """Return the presets to try with their models, the largest first: the one that is named, or all ternary ones.
 
-
-def _ternary_presets(config: TrainConfig, tokenizer: Tokenizer, mesh: Mesh) -> dict[str, ModelConfig]:
-    """Those with attention that go together with the other settings, largest first. Raises ValueError where the
-    smallest does not.
+    Raises ValueError where the other settings rule out the named one, or all of them, with the reason of the first.
     """
-    found = {}
+
+    def model_of(name: str) -> ModelConfig:
+        model_config = resolve_model(replace(config, preset=name), tokenizer)
+        check_model(mesh, model_config)
+        return model_config
+
+    if config.preset != "auto":
+        return {config.preset: model_of(config.preset)}
+    found: dict[str, ModelConfig] = {}
+    reasons: list[ValueError] = []
     for name, preset in PRESETS.items():
         if preset.linear == "ternary" and preset.token_mixer == ("attention",):
             try:
-                model = resolve_model(replace(config, preset=name), tokenizer)
-                check_model(mesh, model)
-            except ValueError:
-                continue
-            found[name] = model
+                found[name] = model_of(name)
+            except ValueError as reason:
+                reasons.append(reason)
     if not found:
-        check_model(mesh, resolve_model(replace(config, preset=_SMALLEST), tokenizer))
+        raise reasons[0]
     # Of presets that the settings make equal, the first is the last resort.
     return dict(reversed(sorted(found.items(), key=lambda item: parameter_count(item[1]))))
 
 
-def _batch_size(config: TrainConfig, model: ModelConfig, examples: int, device: Device) -> int:
-    """Sequences of a step, before they are split."""
+def _batch_size(config: TrainConfig, model_config: ModelConfig, examples: int, device: Device) -> int:
+    """Return the sequences of a step, all micro-batches together: at most one epoch."""
     if config.batch_size != "auto":
         return config.batch_size
-    suitable = suitable_batch(model, config.seq_len, config.total_steps) / config.seq_len
-    return device.ways * max(1, min(round(suitable / device.ways), examples // device.ways))
+    ways = device.data_parallel_size
+    suitable = suitable_batch(model_config, config.seq_len, config.total_steps) / config.seq_len
+    return ways * max(1, min(round(suitable / ways), examples // ways))
 
 
-def _choose_batch(config: TrainConfig, model: ModelConfig, examples: int, device: Device) -> Choice | None:
-    """A batch in the fewest micro-batches that fit; None where the smallest does not."""
-    check_model(device.mesh, model)
+def _split_to_fit(
+    config: TrainConfig, model_config: ModelConfig, sequences: int, device: Device
+) -> tuple[TrainConfig, float] | None:
+    """Return the settings in the fewest micro-batches that fit, and the bytes of a step; None where none fits."""
     if config.batch_size != "auto":
-        nbytes = _step_bytes(config, model, device)
-        return Choice(config, nbytes) if nbytes <= device.budget else None
-    rows = _batch_size(config, model, examples, device) // device.ways
+        nbytes = _step_bytes(config, model_config, device)
+        return (config, nbytes) if nbytes <= device.budget else None
+    ways = device.data_parallel_size
+    rows = sequences // ways
 
     def split(micro_rows: int) -> TrainConfig:
         parts = math.ceil(rows / micro_rows)
-        return replace(config, batch_size=device.ways * parts * (rows // parts), grad_accumulation_steps=parts)
+        return replace(config, batch_size=ways * parts * (rows // parts), grad_accumulation_steps=parts)
 
     @functools.cache
     def needed(micro_rows: int) -> float:
-        return _step_bytes(split(micro_rows), model, device)
+        return _step_bytes(split(micro_rows), model_config, device)
 
     micro_rows = largest_fitting(rows, needed, device.budget)
-    return Choice(split(micro_rows), needed(micro_rows)) if micro_rows else None
+    return (split(micro_rows), needed(micro_rows)) if micro_rows else None
 
 
-def _step_bytes(config: TrainConfig, model: ModelConfig, device: Device) -> float:
-    """What the compiled step needs of each device; infinite where the compiler turns it down."""
-    decoder = training_model(config, model, device.mesh.devices.flat[0])
-    step, state = step_of_run(config, decoder, device.mesh)
+def _step_bytes(config: TrainConfig, model_config: ModelConfig, device: Device) -> float:
+    """Return the bytes that the compiled step needs of each device; infinite where it cannot be compiled for lack."""
+    first = device.mesh.devices.flat[0]
+    step, state = step_of_run(config, training_model(config, model_config, first), device.mesh)
     if bytes_per_device(state) > device.budget:
         return math.inf
     batch = abstract_batch(device.mesh, config.sequences_per_step, config.seq_len, config.document_mask)
@@ -226,7 +214,6 @@ def _step_bytes(config: TrainConfig, model: ModelConfig, device: Device) -> floa
         if "RESOURCE_EXHAUSTED" in str(error):
             return math.inf
         raise
-    on_host = device.mesh.devices.flat[0].platform == "cpu"
-    # A checkpoint is copied in the host's memory before it is written.
-    checkpoint = bytes_per_device((state.params, state.opt_state)) if on_host else 0
+    # On a CPU a checkpoint is copied in the same memory before it is written.
+    checkpoint = bytes_per_device((state.params, state.opt_state)) if first.platform == "cpu" else 0
     return compiled_memory(compiled).total + checkpoint

@@ -1,4 +1,4 @@
-"""What training needs of a device's memory, against what is free there: refused before it is allocated."""
+"""The memory that training needs of a device, against the free memory: refused before it is allocated."""
 
 import math
 import os
@@ -14,14 +14,14 @@ MEMINFO = Path("/proc/meminfo")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one chip's main memory that the step needs."""
+    """The bytes of one device's memory that a compiled step needs."""
 
     arguments: int
     """State and batch."""
     temporaries: int
     """Activations, gradients, gathered weights."""
     unaliased: int
-    """Outputs that do not take the place of an argument."""
+    """Outputs that do not reuse the memory of an argument."""
 
     @property
     def total(self) -> int:
@@ -29,14 +29,14 @@ class Memory:
 
 
 def compiled_memory(compiled: jax.stages.Compiled) -> Memory:
-    """What the compiler says that one device needs."""
+    """Return the bytes that a compiled program needs of one device, by the compiler's own account."""
     found: Any = compiled.memory_analysis()
     unaliased = found.output_size_in_bytes - found.alias_size_in_bytes
     return Memory(found.argument_size_in_bytes, found.temp_size_in_bytes, unaliased)
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Of the parts that one device holds of arrays, or of shapes with shardings."""
+    """Return the bytes that one device holds of arrays, or of shapes with shardings."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
@@ -51,28 +51,29 @@ def check_state_fits(state: Any, device: Any) -> None:
 
 
 def check_step_fits(
-    compiled: jax.stages.Compiled, batch_size: int, ways: int, grad_accumulation_steps: int, device: Any
+    compiled: jax.stages.Compiled, batch_size: int, data_parallel_size: int, grad_accumulation_steps: int, device: Any
 ) -> None:
-    """Raise ValueError, naming a batch that would fit, where a step's activations do not fit beside the state.
+    """Raise ValueError, naming a batch that would fit, where a step's activations do not fit next to the state.
 
-    `ways` is how many devices share the batch. Nothing is allocated: the compiler has planned every buffer.
+    `data_parallel_size` is the number of devices that share the batch. Nothing is allocated: the compiler has planned
+    every buffer.
     """
     needed, free = compiled_memory(compiled).temporaries, free_bytes(device)
     if free is None or needed <= free:
         return
-    # Activations grow with the micro-batch. What does not is counted with them, so what is named is on the safe side.
-    parts = ways * grad_accumulation_steps
+    # Activations grow with the micro-batch. Other temporaries are counted with them, so the batch that is named fits.
+    parts = data_parallel_size * grad_accumulation_steps
     rows = int(batch_size / parts * free / needed)
     fitting = f"batch_size {rows * parts} would fit, and batch_size auto finds how to split it"
     raise ValueError(
-        f"memory: a step with batch_size {batch_size} needs {needed / GIB:.2f} GiB on each device beside the state, "
+        f"memory: a step with batch_size {batch_size} needs {needed / GIB:.2f} GiB on each device next to the state, "
         f"found {free / GIB:.2f} GiB free; "
         + (fitting if rows else "set --remat blocks, a shorter seq_len or a larger --mesh.fsdp")
     )
 
 
 def free_bytes(device: Any) -> int | None:
-    """Free memory of a device in bytes; None where it does not say. Devices simulated on a CPU share its memory."""
+    """Return the free bytes of a device; None where it does not report them. Simulated CPU devices share its memory."""
     if device.platform == "cpu":
         return _free_host_bytes() // jax.local_device_count()
     stats = device.memory_stats() or {}

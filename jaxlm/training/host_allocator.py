@@ -1,7 +1,7 @@
-"""The memory of a training step on a CPU: kept for the next one, and needed once.
+"""The memory of a training step on a CPU: freed memory is kept for the next step.
 
-XLA for CPUs asks for the temporaries of a step anew each time. glibc gives blocks of that size back to the system,
-which has to clear every page again: a tenth of the time of a small step (scripts/benchmark.py train).
+XLA for CPUs allocates the temporaries of every step anew. glibc returns blocks of that size to the system, which has to
+clear every page again: a tenth of the time of a small step (scripts/benchmark.py train).
 """
 
 import ctypes
@@ -15,7 +15,7 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep what is freed; True where it does, False where another library allocates.
+    """Tell glibc to keep freed memory. Returns True where it does, False where another library allocates.
 
     Call it before jax uses the CPU, and before threads allocate: they have heaps of their own otherwise, which cannot
     hold a step's temporaries.
@@ -29,8 +29,10 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> None:
-    """Give back what is free now. To be called after what needs much memory once, which is compiling, and after the
-    first step: what it leaves behind lies where its temporaries were, so the next step's have to lie elsewhere.
+    """Return free memory to the system.
+
+    Call it after compiling, which needs much memory once, and after the first step: what that leaves behind lies among
+    its temporaries, so those of the next step have to lie elsewhere.
     """
     if _is_glibc():
         ctypes.CDLL(None).malloc_trim(0)

@@ -16,7 +16,7 @@ from jaxlm.common.run.optimizer_config import (
 
 
 def learning_rate_schedule(config: OptimizerConfig, num_train_steps: int) -> optax.Schedule:
-    """Learning rate by step. Raises ValueError where the warm-up leaves no step to train."""
+    """Return the learning rate as a function of the step. Raises ValueError where the warm-up leaves no step."""
     pieces = learning_rate_pieces(config, num_train_steps)
     return optax.join_schedules([_schedule(piece) for piece in pieces], [piece.begin for piece in pieces[1:]])
 
@@ -28,7 +28,7 @@ def _schedule(piece: Piece) -> optax.Schedule:
 
 
 def weight_decay_schedule(config: OptimizerConfig, num_train_steps: int) -> optax.ScalarOrSchedule:
-    """Weight decay by step."""
+    """Return the weight decay, a number or a function of the step."""
     end = weight_decay_end(config, num_train_steps)
     if end is None:
         return config.weight_decay
@@ -36,12 +36,12 @@ def weight_decay_schedule(config: OptimizerConfig, num_train_steps: int) -> opta
 
 
 def decay_mask(params: Any) -> Any:
-    """True for the leaves that are decayed."""
+    """Return a tree of bools: True for the leaves that are decayed."""
     return path_aware_map(lambda path, _: is_decayed(map(str, path)), params)
 
 
 def make_optimizer(config: OptimizerConfig, num_train_steps: int) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101) behind a clip of the global gradient norm."""
+    """Return AdamW (arXiv 1711.05101) behind a clip of the global gradient norm."""
     adamw = optax.adamw(
         learning_rate_schedule(config, num_train_steps),
         b1=config.b1,

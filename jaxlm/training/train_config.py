@@ -55,9 +55,9 @@ class TrainConfig(RunConfig):
     """Keep compiled programs in this directory for the next start. Training steps with oneDNN products are not kept:
     they cannot be written."""
     mesh: MeshConfig = setting(factory=MeshConfig, resumable=True)
-    """How all devices, of all processes, share the work."""
+    """Division of the work over all devices, of all processes."""
     distributed: DistributedConfig = setting(factory=DistributedConfig, resumable=True)
-    """How several processes find each other."""
+    """Addresses of the processes of one run."""
 
     def __post_init__(self) -> None:
         if self.num_train_steps is None and self.num_epochs is None:
@@ -84,11 +84,11 @@ class TrainConfig(RunConfig):
 
     @property
     def sequences_per_step(self) -> int:
-        """The batch size, once it is chosen."""
+        """Sequences per optimizer step, once they are chosen."""
         assert self.batch_size != "auto"
         return self.batch_size
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that an optimizer step sees, over all devices."""
+        """Tokens per optimizer step, over all devices."""
         return self.sequences_per_step * self.seq_len

@@ -1,4 +1,4 @@
-"""Checkpoints of a fine-tuning run: what is trained, the optimizer's state, the place in the data; each sealed."""
+"""Checkpoints of a fine-tuning run: trained parameters, optimizer state, position in the data; each one sealed."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ PARTS = ("parameters", "first_moment", "second_moment")
 
 @dataclass(frozen=True)
 class Restored:
-    """What a checkpoint held."""
+    """The content of a checkpoint."""
 
     step: int
     parameters: Arrays
@@ -36,7 +36,7 @@ class Restored:
 class Checkpoints:
     """The checkpoints of one run, open for writing. `say` receives a line on anything unusual.
 
-    `belongs_to` are the fingerprints of what a checkpoint cannot do without.
+    `belongs_to` maps what a checkpoint depends on (model, tokenizer, data) to its fingerprint.
     """
 
     def __init__(self, directory: Path, *, keep_last: int, belongs_to: Mapping[str, str], say: Callable[[str], None]):
@@ -67,12 +67,12 @@ class Checkpoints:
                 f"checkpoint of step {step}: could not be saved: {error}; the last one is of step {before}"
             ) from error
         for old in checkpoint_steps(self._directory)[: -self._keep_last]:
-            # First by a name that is no step: what is half removed is no checkpoint.
+            # Renamed first: a directory that is removed in part must not count as a checkpoint.
             removed = (self._directory / str(old)).rename(self._directory / f".{old}")
             shutil.rmtree(removed)
 
     def restore_latest(self, parameters: Arrays, optimizer_state: OptimizerState) -> Restored | None:
-        """The newest checkpoint, which holds arrays of these names, shapes and dtypes; None where there is none.
+        """Return the newest checkpoint, whose arrays have these names, shapes and dtypes; None where there is none.
 
         Raises ValueError where it belongs to another model, tokenizer or data.
         """

@@ -43,26 +43,26 @@ class TrainStep:
         self.step = 0
         """Steps taken."""
         self.optimizer_state = optimizer.init(self.parameters)
-        # The model is an output too: while it is traced, it holds the parameters of the trace.
+        # The model is an output too: while it is traced, it holds traced parameters.
         captured = [model.state, mx.random.state]
         self._add_gradients = mx.compile(self._add_gradients, inputs=captured, outputs=captured)
         self._update = mx.compile(self._update)
 
     @property
     def parameters(self) -> Arrays:
-        """What is trained, by dotted path."""
+        """The trainable parameters by dotted path."""
         return flat_arrays(self._model.trainable_parameters())
 
     def restore(self, step: int, parameters: Arrays, optimizer_state: OptimizerState) -> None:
-        """Go on from what an earlier step left."""
+        """Go on from the state after an earlier step."""
         self.step = step
         self._model.update(tree_unflatten(list(parameters.items())))
         self.optimizer_state = optimizer_state
 
     def __call__(self, batch: Batch) -> Metrics:
-        """Take one step; the metrics are those of the model before it."""
+        """Take one step. The metrics are those of the model before it."""
         factors = self._optimizer.factors(self.step)
-        # Nothing else holds the gradients or the state before the step: their memory is free for what comes after.
+        # Nothing else holds the gradients or the state before the step, so their memory is reused.
         parameters, self.optimizer_state, metrics = self._update(
             self.parameters, self.optimizer_state, self._total(batch), factors
         )
@@ -72,12 +72,12 @@ class TrainStep:
         return metrics | {"train/learning_rate": factors["learning_rate"]}
 
     def _total(self, batch: Batch) -> Total:
-        """Loss, tokens and gradients of a batch, summed over its micro-batches."""
+        """Return loss, tokens and gradients of a batch, summed over its micro-batches."""
         total = None
         for number in range(self._micro_batches):
             rows = {name: array[number :: self._micro_batches] for name, array in batch.items()}
             total = self._add_gradients(rows, total)
-            # By itself: no activations of another micro-batch, and nothing of the update, are in memory beside its own.
+            # Evaluated alone: activations of another micro-batch, or the update, would be in memory at the same time.
             mx.async_eval(total)
         return cast(Total, total)
 
@@ -101,7 +101,7 @@ class TrainStep:
         return updated, after, metrics
 
     def _ternary_health(self, before: Arrays, after: Arrays) -> Metrics:
-        """Share of zero codes after a step, and share of codes that the step changed."""
+        """Return the share of zero codes after a step, and the share of codes that the step changed."""
         if not self._ternary:
             return {}
         scale_dtype = self._model.config.scale_dtype

@@ -25,7 +25,7 @@ class RampedBitLinear(LatentBitLinear):
         self.set_lambda(0.0)
 
     def set_lambda(self, value: float) -> None:
-        """How much is quantized, 0 to 1."""
+        """Share of the quantized weights in the mixture, 0 to 1."""
         # An array is an input of the compiled step. At 1 there is none, and the step is compiled once more.
         self._lambda = mx.array(value) if value < 1 else None
 
@@ -88,5 +88,5 @@ class QuantizationRamp:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """How much is quantized; nothing where no layer is on its way."""
+        """The share of quantization for metrics; empty where no layer is being quantized."""
         return {"quantize/lambda": self._lambda} if self._layers else {}

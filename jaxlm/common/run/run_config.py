@@ -23,7 +23,7 @@ class RunConfig:
     grad_accumulation_steps: int = setting(1, group="training", at_least=1)
     """Micro-batches that a batch is split into; the result is that of the whole batch."""
     packing: Packing = setting("auto", group="data")
-    """How examples are made: windows cuts the concatenated text, best_fit packs whole documents; auto packs sets that
+    """Form of the examples: windows cuts the concatenated text, best_fit packs whole documents; auto packs sets that
     hold chats."""
     document_mask: bool = setting(True, group="data")
     """Keep attention and recurrent state inside each document of a window."""

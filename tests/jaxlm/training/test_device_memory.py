@@ -29,8 +29,8 @@ def program(gib: float) -> SimpleNamespace:
 def test_a_step_that_does_not_fit_is_refused_with_a_way_out(four_gib_free, gib, parts, way_out):
     message = rf"memory: a step with batch_size 32 needs {gib}.00 GiB .* found 4.00 GiB free; {way_out}"
     with pytest.raises(ValueError, match=message):
-        check_step_fits(program(gib), 32, ways=4, grad_accumulation_steps=parts, device=None)
-    check_step_fits(program(3.9), 32, ways=4, grad_accumulation_steps=parts, device=None)
+        check_step_fits(program(gib), 32, data_parallel_size=4, grad_accumulation_steps=parts, device=None)
+    check_step_fits(program(3.9), 32, data_parallel_size=4, grad_accumulation_steps=parts, device=None)
 
 
 def test_a_state_that_does_not_fit_is_refused(four_gib_free):

@@ -8,29 +8,30 @@ import jax.numpy as jnp
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.initial_weights import initial_std
-from jaxlm.model.layers import BitLinear, Embedding, FeedForward, Linear, RMSNorm, logits_product
+from jaxlm.model.layers import BitLinear, Embedding, FeedForward, Linear, RMSNorm
 from jaxlm.model.mixers import MLGRU, Attention, Context, KVCache, RecurrentState, layer_bounds
 from jaxlm.ops.attention import CUDNN_FORWARD, AttentionKernel
-from jaxlm.ops.block_attention import MIXED
-from jaxlm.ops.shapes import Hidden, LastLogits, Logits, Positions, SegmentIds, Tokens
-from jaxlm.ops.ternary_linear import TERNARY_RESIDUALS
+from jaxlm.ops.logits import head_logits
+from jaxlm.ops.shapes import Hidden, LastLogits, Logits, LowerBound, Positions, SegmentIds, Tokens
+from jaxlm.ops.ternary_linear import TERNARY_RESIDUALS, TernaryWeight
+from jaxlm.ops.tiled_attention import ATTENTION_OUTPUT
 from jaxlm.parallel.sharding import constrain
 
-# Of one layer, of a stack of them, or by place of a pattern of stacks; None while training.
+# The cache of all layers: one stack, or one per position of a pattern of token mixers. None while training.
 Cache = KVCache | RecurrentState | dict[str, Any]
 
 
-# What is worth keeping of what layers give. The gates of MLGRU are not: their products are small, their arrays large.
-_PRODUCTS = ("q_proj", "k_proj", "v_proj", MIXED, "o_proj", "gate_proj", "up_proj", "down_proj")
-# What ternary layers take of anything but a norm, in int8. A norm is computed again in any case, and its codes with it.
-_CODES = ("o_proj_input", "down_proj_input")
+# Outputs that are worth saving. Those of the gates of MLGRU are not: their products are small, their arrays large.
+_LINEAR_OUTPUTS = ("q_proj", "k_proj", "v_proj", ATTENTION_OUTPUT, "o_proj", "gate_proj", "up_proj", "down_proj")
+# Int8 inputs of the ternary layers that follow no norm. A norm is recomputed in any case, and its codes with it.
+_INT8_INPUTS = ("o_proj_input", "down_proj_input")
 
 Remat = Literal["none", "products", "ternary", "blocks"]
-# What the backward pass finds kept of each block; it computes the rest again.
+# The activations of each block that are saved for the backward pass; the rest is recomputed.
 REMAT_POLICIES: dict[Remat, Any] = {
     "none": jax.checkpoint_policies.everything_saveable,
     "products": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.save_only_these_names(*_PRODUCTS, *_CODES),
+        jax.checkpoint_policies.save_only_these_names(*_LINEAR_OUTPUTS, *_INT8_INPUTS),
         lambda primitive, *_, **__: primitive.name == CUDNN_FORWARD,
     ),
     "ternary": jax.checkpoint_policies.save_only_these_names(TERNARY_RESIDUALS),
@@ -54,10 +55,17 @@ class Block(nn.Module):
         self.mlp = FeedForward(self.config)
 
     def __call__(
-        self, carried: tuple[Hidden, Any], layer: jax.Array | None, lower_bound: jax.Array | None, context: Context
-    ) -> tuple[tuple[Hidden, Any], None]:
-        """The next block's `carried`: hidden states, and the cache of all layers, None while training."""
-        x, cache = carried
+        self,
+        x: Hidden,
+        context: Context,
+        cache: Any = None,
+        layer: jax.Array | None = None,
+        lower_bound: LowerBound | None = None,
+    ) -> tuple[Hidden, Any]:
+        """Return the hidden states `[B, L, D]` after the block, and the cache of all layers, None while training.
+
+        `layer` is the block's index in the cache, `lower_bound` that of the forget gates of MLGRU.
+        """
         normed = self.input_layernorm(x)
         if self.token_mixer == "attention":
             mixed, cache = self.self_attn(normed, context, cache, layer)
@@ -66,7 +74,7 @@ class Block(nn.Module):
             mixed, cache = self.mlgru(normed, context, cache, layer, lower_bound)
         x = x + mixed
         x = x + self.mlp(self.post_attention_layernorm(x))
-        return (constrain(x, "batch", None, None), cache), None
+        return constrain(x, "batch", None, None), cache
 
 
 class PatternOfBlocks(nn.Module):
@@ -77,23 +85,34 @@ class PatternOfBlocks(nn.Module):
 
     @nn.compact
     def __call__(
-        self, carried: tuple[Hidden, Any], repeat: jax.Array | None, lower_bounds: jax.Array | None, context: Context
-    ) -> tuple[tuple[Hidden, Any], None]:
-        x, cache = carried
+        self,
+        x: Hidden,
+        context: Context,
+        cache: Any = None,
+        repeat: jax.Array | None = None,
+        lower_bounds: jax.Array | None = None,
+    ) -> tuple[Hidden, Any]:
+        """Return the hidden states after the blocks, and their caches by position in the pattern."""
         written = {}
         recurrent = 0
-        for place, token_mixer in enumerate(self.config.token_mixer):
-            name, lower_bound = f"place_{place}", None
+        for position, token_mixer in enumerate(self.config.token_mixer):
+            name, lower_bound = f"place_{position}", None  # the name is that of the parameters in checkpoints
             if token_mixer == "mlgru":
                 assert lower_bounds is not None
                 lower_bound, recurrent = lower_bounds[recurrent], recurrent + 1
             block = self.block(self.config, token_mixer, name=name)
-            (x, written[name]), _ = block((x, cache and cache[name]), repeat, lower_bound, context)
-        return (x, cache and written), None
+            x, written[name] = block(x, context, cache and cache[name], repeat, lower_bound)
+        return x, cache and written
+
+
+def _scanned(module: nn.Module, carried: tuple[Hidden, Any], layer: Any, lower_bound: Any, context: Context) -> Any:
+    """Call a block by the convention of `nn.scan`: (carried, inputs per layer, constants) -> (carried, outputs)."""
+    x, cache = carried
+    return module(x, context, cache, layer, lower_bound), None  # pyright: ignore[reportCallIssue]
 
 
 class LowerBounds(nn.Module):
-    """The learned lower bounds of all forget gates, for the layers' loop: `[repeats, E]`, or `[repeats, places, E]`."""
+    """The learned lower bounds of all forget gates: `[repeats, E]`, or `[repeats, MLGRU layers per repeat, E]`."""
 
     config: ModelConfig
 
@@ -119,9 +138,9 @@ class LanguageModel(nn.Module):
     """Precision of activations; norms, softmax, scales and logits are float32."""
     unroll_layers: bool = False
     remat: Remat = "none"
-    """What training keeps of the forward pass."""
+    """Gradient checkpointing: the activations that training saves."""
     attention: AttentionKernel = "xla"
-    """What computes the attention of whole sequences; see `jaxlm.ops.attention.choose_kernel`."""
+    """Kernel for the attention of whole sequences; see `jaxlm.ops.attention.choose_kernel`."""
 
     def setup(self) -> None:
         config = self.config
@@ -131,17 +150,9 @@ class LanguageModel(nn.Module):
         is_pattern = len(config.token_mixer) > 1
         block: Any = Block
         if self.remat != "none":
-            # In a loop, forward and backward pass are programs of their own; side by side XLA would merge them again.
+            # In a loop, forward and backward pass are separate programs; unrolled, XLA would merge them again.
             block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll_layers)
-        repeated: Any = nn.scan(
-            PatternOfBlocks if is_pattern else block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast),  # pyright: ignore[reportArgumentType]
-            length=config.num_repeats,
-            unroll=config.num_repeats if self.unroll_layers else 1,
-        )
-        self.layers = repeated(config, block) if is_pattern else repeated(config, config.token_mixer[0])
+        self.layers = PatternOfBlocks(config, block) if is_pattern else block(config, config.token_mixer[0])
         self.norm = RMSNorm(config.norm_eps)
         if not config.tie_word_embeddings:
             head = BitLinear if config.ternary_head else Linear
@@ -150,68 +161,87 @@ class LanguageModel(nn.Module):
     def __call__(
         self, token_ids: Tokens, positions: Positions | None = None, segment_ids: SegmentIds | None = None
     ) -> Logits:
-        """Logits of every position. Positions of different segments do not see each other."""
+        """Return the logits of every position. Attention stays inside each segment."""
         return self.head(self.hidden(token_ids, positions, segment_ids))
 
     def hidden(
         self, token_ids: Tokens, positions: Positions | None = None, segment_ids: SegmentIds | None = None
     ) -> Hidden:
-        """What the last block gives, `[B, L, D]`."""
+        """Return the hidden states `[B, L, D]` after the last block."""
         return self.blocks(*self.embed(token_ids, positions, segment_ids))
 
     def embed(
         self, token_ids: Tokens, positions: Positions | None = None, segment_ids: SegmentIds | None = None
     ) -> tuple[Hidden, jax.Array | None, Context]:
-        """What `blocks` is given: embeddings `[B, L, D]`, the lower bounds of all layers, and the context."""
+        """Return the arguments of `blocks`: embeddings `[B, L, D]`, the lower bounds of all layers, and the context."""
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(token_ids.shape[1]), token_ids.shape)
-        begins = positions == 0
+        is_document_start = positions == 0
         if segment_ids is not None:
-            begins |= jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0
+            is_document_start |= jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0
         x = constrain(self._table()[token_ids].astype(self.dtype), "batch", None, None)
-        return x, self._bounds(), Context(positions, begins, segment_ids, attention=self.attention)
+        return x, self._bounds(), Context(positions, is_document_start, segment_ids, attention=self.attention)
 
     def blocks(self, x: Hidden, lower_bounds: jax.Array | None, context: Context) -> Hidden:
-        """What the last block gives, `[B, L, D]`; reads the parameters of `layers` alone."""
-        (x, _), _ = self.layers((x, None), None, lower_bounds, context)
-        return x
+        """Return the hidden states `[B, L, D]` after the last block. Reads the parameters of `layers` only."""
+        return self._run_layers(x, context, None, None, lower_bounds)[0]
+
+    def _run_layers(
+        self, x: Hidden, context: Context, cache: Any, layers: jax.Array | None, lower_bounds: jax.Array | None
+    ) -> tuple[Hidden, Any]:
+        """Run all blocks over the stacked parameters; `layers` and `lower_bounds` have an entry for each repeat."""
+        repeats = self.config.num_repeats
+        run = nn.scan(
+            _scanned,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, 0, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            length=repeats,
+            unroll=repeats if self.unroll_layers else 1,
+        )
+        return run(self.layers, (x, cache), layers, lower_bounds, context)[0]
 
     def head(self, x: Hidden) -> Logits:
-        """Logits of what the last block gave; reads the parameters of `head_modules` alone."""
+        """Return the logits of the hidden states after the last block. Reads the parameters of `head_modules` only."""
+        return head_logits(*self._head_operands(x), self.head_modules()[1])
+
+    def head_operands(
+        self, token_ids: Tokens, positions: Positions | None = None, segment_ids: SegmentIds | None = None
+    ) -> tuple[Hidden, jax.Array | TernaryWeight]:
+        """Return the operands of `head_logits`: normed hidden states `[B, L, D]`, and the head's matrix `[V, D]`."""
+        return self._head_operands(self.hidden(token_ids, positions, segment_ids))
+
+    def _head_operands(self, x: Hidden) -> tuple[Hidden, jax.Array | TernaryWeight]:
         x = self.norm(x)
-        if not self.config.tie_word_embeddings:
-            return self.lm_head(x).astype(jnp.float32)
-        return logits_product(x, self._table())
+        if self.config.tie_word_embeddings:
+            return x, self._table()
+        operands: Any = self.lm_head.operands(x)
+        return operands
 
     def head_modules(self) -> tuple[str, str]:
-        """Names of the modules that `head` reads."""
+        """Return the names of the modules that `head` reads."""
         return "norm", "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
-
-    def has_float_head(self) -> bool:
-        """Whether the matrix that `head` reads is multiplied as it is, not quantized."""
-        config = self.config
-        return config.embedding == "float" if config.tie_word_embeddings else not config.ternary_head
 
     def decode(
         self, token_ids: Tokens, positions: Positions, cache: Cache, last: jax.Array
     ) -> tuple[LastLogits, Cache]:
-        """Run tokens at given positions against a cache: logits `[B, V]` at index `last` `[B]`, new cache.
+        """Run tokens `[B, L]` on a cache. Returns logits `[B, V]` at index `last` `[B]`, and the cache.
 
-        Tokens after `last` fill up: they leave no trace in a recurrent state, and attention never sees them again.
-        Raises ValueError where the cache is that of another model.
+        Tokens after `last` are padding: they do not change a recurrent state, and later queries do not see them. Raises
+        ValueError where the cache belongs to another model.
         """
         _check_cache(self.config, token_ids.shape[0], cache)
         table = self.embed_tokens()
         x = table[token_ids].astype(self.dtype)
-        keep = jnp.arange(token_ids.shape[1])[None] <= last[:, None]
-        context = Context(positions, positions == 0, keep=keep)
-        # Carried from layer to layer, and so written in place: what a loop reads and gives by layer is copied.
-        (x, cache), _ = self.layers((x, cache), jnp.arange(self.config.num_repeats), self._bounds(), context)
+        is_valid_token = jnp.arange(token_ids.shape[1])[None] <= last[:, None]
+        context = Context(positions, positions == 0, is_valid_token=is_valid_token)
+        # The cache is carried from layer to layer, so XLA writes it in place; per-layer inputs and outputs are copied.
+        x, cache = self._run_layers(x, context, cache, jnp.arange(self.config.num_repeats), self._bounds())
         x = x[jnp.arange(x.shape[0]), last][:, None]
         return self.head(x)[:, 0], cache
 
     def _table(self) -> jax.Array:
-        # Whole along `embed`: a row that is split over the devices of a batch would be gathered in a detour.
+        # Not split along `embed`: XLA would all-gather split rows by a detour.
         return constrain(self.embed_tokens(), "vocab", None)
 
     def _bounds(self) -> jax.Array | None:
@@ -219,14 +249,14 @@ class LanguageModel(nn.Module):
 
 
 def init_params(config: ModelConfig, rng: jax.Array) -> dict[str, Any]:
-    """Fresh float32 parameters; jit it to make them where they will live."""
+    """Return fresh float32 parameters. Jit it to make them on the devices where they will live."""
     return dict(LanguageModel(config).init(rng, jnp.zeros((1, 2), jnp.int32))["params"])
 
 
 def init_cache(config: ModelConfig, batch_size: int, length: int, dtype: Any = jnp.float32) -> Cache:
-    """An empty cache: keys and values for `length` positions in attention, one state in recurrent layers."""
+    """Return an empty cache: keys and values of `length` positions for attention, one state for recurrent layers."""
     caches = [_init_cache(config, mixer, batch_size, length, dtype) for mixer in config.token_mixer]
-    return caches[0] if len(caches) == 1 else {f"place_{place}": cache for place, cache in enumerate(caches)}
+    return caches[0] if len(caches) == 1 else {f"place_{position}": cache for position, cache in enumerate(caches)}
 
 
 def _init_cache(config: ModelConfig, token_mixer: str, batch_size: int, length: int, dtype: Any) -> Cache:
@@ -237,7 +267,7 @@ def _init_cache(config: ModelConfig, token_mixer: str, batch_size: int, length: 
 
 
 def _check_cache(config: ModelConfig, batch_size: int, cache: Cache) -> None:
-    """Raise ValueError where a cache is another model's, or another batch's."""
+    """Raise ValueError where a cache belongs to another model or another batch."""
     length = _cache_length(cache) or 0
     expected = jax.eval_shape(lambda: init_cache(config, batch_size, length))
     if _describe(cache) != _describe(expected):
@@ -254,6 +284,6 @@ def _describe(cache: Cache) -> str:
 
 
 def _cache_length(cache: Cache) -> int | None:
-    """Positions that a model's cache has room for; None where it holds states only."""
+    """Return the number of positions in a cache; None where it holds states only."""
     caches = cache.values() if isinstance(cache, dict) else [cache]
     return next((each.keys.shape[3] for each in caches if isinstance(each, KVCache)), None)

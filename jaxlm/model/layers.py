@@ -43,68 +43,51 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """y = x W^T without bias, W `[out, in]`. Rematerialization knows what it gives by the layer's name."""
+    """y = x W^T without bias, W `[out, in]`. Gradient checkpointing knows the output by the layer's name."""
 
     config: ModelConfig
     features: int
     init_std: float
 
-    @nn.compact
     def __call__(self, x: Features) -> Outputs:
-        weight = self.param("weight", nn.initializers.normal(self.init_std), (self.features, x.shape[-1]))
+        x, weight = self.operands(x)
         return checkpoint_name(jnp.einsum("...i,oi->...o", x, weight.astype(x.dtype)), self.name or "")
 
-
-@jax.custom_vjp
-def logits_product(x: Hidden, weight: jax.Array) -> jax.Array:
-    """x W^T in float32, for x in any precision and W `[V, D]` in float32.
-
-    All three products of both passes multiply in the precision of x and sum in float32: left to itself, the backward
-    pass would multiply in float32, since that is what logits are.
-    """
-    return _logits_product(x, weight)[0]
-
-
-def _logits_product(x, weight):
-    y = jnp.einsum("bld,vd->blv", x, weight.astype(x.dtype), preferred_element_type=jnp.float32)
-    return y, (x, weight)
-
-
-def _logits_gradient(residuals, dy):
-    x, weight = residuals
-    dy = dy.astype(x.dtype)
-    dx = jnp.einsum("blv,vd->bld", dy, weight.astype(x.dtype))
-    # One axis of tokens: of two, XLA for CPUs would write dy once more, transposed.
-    rows, columns = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
-    return dx, jnp.einsum("tv,td->vd", rows, columns, preferred_element_type=jnp.float32).astype(weight.dtype)
-
-
-logits_product.defvjp(_logits_product, _logits_gradient)
+    @nn.compact
+    def operands(self, x: Features) -> tuple[Features, jax.Array]:
+        """Return x and W, for a product that is computed elsewhere."""
+        return x, self.param("weight", nn.initializers.normal(self.init_std), (self.features, x.shape[-1]))
 
 
 class BitLinear(nn.Module):
     """The ternary linear of BitNet b1.58 (arXiv 2402.17764), W `[out, in]`, optionally with a norm before it.
 
-    Its parameter is a TernaryWeight, or latent weights which are then quantized on the spot, as features are that come
-    as floats. Rematerialization knows what it gives by the layer's name, and what it quantizes by that and "_input".
+    Its parameter is a TernaryWeight, or latent weights that are quantized here, as float features are. Gradient
+    checkpointing knows the output by the layer's name, and the quantized input by that name and "_input".
     """
 
     config: ModelConfig
     features: int
     init_std: float
 
-    @nn.compact
     def __call__(self, x: Features | QuantizedFeatures) -> Outputs:
         name = self.name or ""
+        x, weight = self.operands(x)
         if not isinstance(x, QuantizedFeatures):
-            x = RMSNorm(self.config.norm_eps, name="rms_norm")(x) if self.config.linear_norm else x
             x = quantize_features(x, f"{name}_input")
-        weight = _ternary_weight(self, (self.features, x.codes.shape[-1]), self.init_std)
         return checkpoint_name(ternary_linear(x, weight, name), name)
+
+    @nn.compact
+    def operands(self, x: Features | QuantizedFeatures) -> tuple[Features | QuantizedFeatures, TernaryWeight]:
+        """Return x after the layer's own norm and W, for a product that is computed elsewhere."""
+        if self.config.linear_norm and not isinstance(x, QuantizedFeatures):
+            x = RMSNorm(self.config.norm_eps, name="rms_norm")(x)
+        in_features = (x.codes if isinstance(x, QuantizedFeatures) else x).shape[-1]
+        return x, _ternary_weight(self, (self.features, in_features), self.init_std)
 
 
 def _ternary_weight(module: nn.Module, shape: tuple[int, int], init_std: float) -> TernaryWeight:
-    """The module's `weight`: as it is where it is ternary already, else quantized here."""
+    """Return the module's `weight`: as it is where it is ternary already, else quantized here."""
     config: ModelConfig = module.config  # pyright: ignore[reportAttributeAccessIssue]
     weight = module.get_variable("params", "weight")
     if isinstance(weight, TernaryWeight):
@@ -114,18 +97,18 @@ def _ternary_weight(module: nn.Module, shape: tuple[int, int], init_std: float) 
 
 
 def shared_input(config: ModelConfig, x: Features) -> Features | QuantizedFeatures:
-    """What several linears of a block read: quantized once for all of them, unless each has a norm of its own."""
+    """Return the input of several linears of a block: quantized once for all, unless each has a norm of its own."""
     return quantize_features(x) if config.linear == "ternary" and not config.linear_norm else x
 
 
 def block_linear(config: ModelConfig, features: int, name: str) -> nn.Module:
-    """A linear layer of a block, of the kind the config asks for."""
+    """Return a linear layer of a block, of the kind that the config names."""
     kind = BitLinear if config.linear == "ternary" else Linear
     return kind(config, features, initial_std(config, name), name=name)
 
 
 class QuantizedRows(flax.struct.PyTreeNode):
-    """A table quantized by row. Invariant: dequantized == codes * scale, int8 codes `[V, D]`, scale `[V, 1]`."""
+    """A table quantized per row. Invariant: dequantized == codes * scale, int8 codes `[V, D]`, scale `[V, 1]`."""
 
     codes: Any
     scale: Any
@@ -175,7 +158,10 @@ class FeedForward(nn.Module):
 
 
 def rotary(x: jax.Array, positions: Positions, theta: float) -> jax.Array:
-    """Rotate `[B, L, heads, H]` by position, split-half as Hugging Face does (arXiv 2104.09864)."""
+    """Rotate x `[B, L, heads, H]` by position, split-half as Hugging Face does (arXiv 2104.09864).
+
+    Pair i of a head, (x_i, x_{i + H/2}), turns by the angle position * theta^(-2i / H).
+    """
     half = x.shape[-1] // 2
     frequencies = np.float32(theta ** (-np.arange(half) / half)).reshape(1, 1, 1, half)
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies

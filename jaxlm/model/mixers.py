@@ -1,4 +1,4 @@
-"""Token mixers: how a position sees the ones before it."""
+"""Token mixers, by which a position reads the earlier ones: attention and MLGRU."""
 
 from typing import Any
 
@@ -16,20 +16,20 @@ from jaxlm.ops.ternary_linear import QuantizedFeatures
 
 
 class Context(flax.struct.PyTreeNode):
-    """What every layer is told about the tokens."""
+    """Facts about the tokens that every layer needs."""
 
     # Not typed more closely: jax also builds the node with placeholders in its leaves.
     positions: Any  # Int [B, L], from the start of the document
-    begins: Any  # Bool [B, L]: tokens that begin a document, where a recurrent state begins anew
+    is_document_start: Any  # Bool [B, L]: a recurrent state is reset to zero there
     segment_ids: Any = None  # Int [B, L]: attention stays inside its segment; None stands for one
-    keep: Any = None  # Bool [B, L]: tokens that a recurrent state takes in; None stands for all
+    is_valid_token: Any = None  # Bool [B, L]: False is padding, which does not change a state; None: all are valid
     attention: AttentionKernel = flax.struct.field(pytree_node=False, default="xla")
 
 
 class KVCache(flax.struct.PyTreeNode):
     """Keys and values of all layers by absolute position, `[layers, B, K, S, H]`.
 
-    No length is kept: a query at position p reads slots 0..p, so slots beyond what was written are never seen.
+    No length is stored: a query at position p reads slots 0..p, so slots that were not written are never visible.
     """
 
     # Not typed more closely: jax also builds the node with placeholders in its leaves.
@@ -37,9 +37,9 @@ class KVCache(flax.struct.PyTreeNode):
     values: Any
 
     def write(self, layer: jax.Array, positions: Positions, keys: jax.Array, values: jax.Array) -> "KVCache":
-        """With keys and values `[B, L, K, H]` of tokens at `positions` `[B, L]` of a layer."""
-        place = (layer, jnp.arange(len(positions))[:, None], slice(None), positions)
-        return KVCache(self.keys.at[place].set(keys), self.values.at[place].set(values))
+        """Return the cache with keys and values `[B, L, K, H]` of tokens at `positions` `[B, L]` in one layer."""
+        index = (layer, jnp.arange(len(positions))[:, None], slice(None), positions)
+        return KVCache(self.keys.at[index].set(keys), self.values.at[index].set(values))
 
 
 class Attention(nn.Module):
@@ -60,15 +60,15 @@ class Attention(nn.Module):
         queries = rotary(queries, positions, config.rope_theta)
         keys = rotary(keys, positions, config.rope_theta)
         if cache is None:
-            mixed = causal_attention(queries, keys, values, context.segment_ids, context.attention)
+            attention_output = causal_attention(queries, keys, values, context.segment_ids, context.attention)
         else:
             assert layer is not None
             cache = cache.write(layer, positions, keys, values)
-            mixed = cached_attention(queries, cache.keys[layer], cache.values[layer], positions)
-        mixed = mixed.reshape(B, L, config.num_heads * config.head_dim)
+            attention_output = cached_attention(queries, cache.keys[layer], cache.values[layer], positions)
+        attention_output = attention_output.reshape(B, L, config.num_heads * config.head_dim)
         if config.sub_norm:
-            mixed = RMSNorm(config.norm_eps, name="attn_sub_norm")(mixed)
-        return block_linear(config, config.hidden_size, "o_proj")(mixed), cache
+            attention_output = RMSNorm(config.norm_eps, name="attn_sub_norm")(attention_output)
+        return block_linear(config, config.hidden_size, "o_proj")(attention_output), cache
 
     def _heads(self, name: str, num_heads: int, x: Hidden | QuantizedFeatures) -> jax.Array:
         projected = block_linear(self.config, num_heads * self.config.head_dim, name)(x)
@@ -86,7 +86,8 @@ class MLGRU(nn.Module):
 
     As in the authors' program (ridgerchu/matmulfreellm), not as in the text of arXiv 2406.02528: the update is
     silu(i) (1 - f), the forget gate has a lower bound that grows with the layers, and the norm is on the gate's side:
-    o = RMSNorm(W_g x) * silu(h). The state begins anew where a document does.
+    o = RMSNorm(W_g x) * silu(h). With i, f, g = W_i x, sigmoid(W_f x), W_g x and lower bound b:
+    f' = b + (1 - b) f, h_t = f'_t h_{t-1} + silu(i_t) (1 - f'_t). The state is reset where a document starts.
     """
 
     config: ModelConfig
@@ -107,20 +108,20 @@ class MLGRU(nn.Module):
         forget = jax.nn.sigmoid(block_linear(config, width, "f_proj")(shared).astype(jnp.float32))
         forget = lower_bound[None, None] + (1 - lower_bound[None, None]) * forget
         update = nn.silu(update) * (1 - forget)
-        forget = jnp.where(context.begins[..., None], 0, forget)
-        if context.keep is not None:
-            update = jnp.where(context.keep[..., None], update, 0)
-            forget = jnp.where(context.keep[..., None], forget, 1)
+        forget = jnp.where(context.is_document_start[..., None], 0, forget)
+        if context.is_valid_token is not None:
+            update = jnp.where(context.is_valid_token[..., None], update, 0)
+            forget = jnp.where(context.is_valid_token[..., None], forget, 1)
         initial = jnp.zeros_like(update[:, 0]) if cache is None else cache.state[layer]
         states = linear_recurrence(forget, update, initial)
         if cache is not None:
             cache = RecurrentState(cache.state.at[layer].set(states[:, -1]))
         gate = RMSNorm(config.norm_eps, name="g_norm")(block_linear(config, width, "g_proj")(shared))
-        mixed = (gate.astype(jnp.float32) * nn.silu(states)).astype(x.dtype)
-        return block_linear(config, width, "o_proj")(mixed), cache
+        gated = (gate.astype(jnp.float32) * nn.silu(states)).astype(x.dtype)
+        return block_linear(config, width, "o_proj")(gated), cache
 
 
 def layer_bounds(weight: jax.Array) -> jax.Array:
-    """Lower bounds of the forget gates `[layers, E]`: a softmax over the layers, summed up to each, the first at 0."""
+    """Return the lower bounds of the forget gates `[layers, E]`: a cumulative softmax over the layers, from 0."""
     shares = jax.nn.softmax(weight, axis=0)
     return jnp.cumsum(shares, axis=0) - shares[:1]

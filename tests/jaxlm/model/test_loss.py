@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxlm.model.language_model import LanguageModel, init_params
-from jaxlm.model.loss import _chunks, loss_sum
+from jaxlm.model.loss import loss_sum
+from jaxlm.ops.cross_entropy import _fewest_chunks
 from jaxlm.ops.ternary_linear import quantize_params, with_ternary
 from tests.conftest import VARIANTS
 
@@ -67,13 +68,13 @@ def test_a_batch_without_segments_is_one_segment_a_row(tiny_config):
     ("shape", "expected"), [((4, 256, 4096), 1), ((8, 256, 4096), 2), ((4, 4096, 128256), 32), ((513, 17, 300), 1)]
 )
 def test_logits_of_a_chunk_are_small_or_of_few_tokens(shape, expected):
-    assert _chunks(*shape) == expected
+    assert _fewest_chunks(*shape) == expected
 
 
 def test_chunks_that_do_not_divide_are_refused(tiny_config):
-    model = LanguageModel(tiny_config)
+    model, params = LanguageModel(tiny_config), init_params(tiny_config, jax.random.key(0))
     with pytest.raises(ValueError, match="loss_chunks: found 5, expected a divisor of seq_len 12"):
-        loss_sum(model, {}, batch(), 5)
+        loss_sum(model, params, batch(), 5)
 
 
 @pytest.mark.parametrize(("variant", "unroll_layers"), [("ternary", True), ("hybrid", False)])

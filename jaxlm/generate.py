@@ -1,24 +1,37 @@
-"""Text from a model: one compiled prefill, one compiled decoding step, any prompt length."""
+"""Text from a model: one compiled prefill and one compiled decoding step serve prompts of any length."""
 
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.common.sampling import Sampling, check_prompt
+from jaxlm.common.sampling import PENALTY_WINDOW, Sampling, check_prompt
 from jaxlm.model.language_model import LanguageModel, init_cache
+from jaxlm.ops.shapes import LastLogits
 from jaxlm.ops.ternary_linear import Params, ternarize
 from jaxlm.parallel.sharding import constrain
 
-# Prompts and caches are padded up to powers of two, so few programs serve all lengths.
+# Prompts and caches are padded to powers of two, so few programs serve all lengths.
 SMALLEST_BUCKET = 64
 
 
-def sample(logits: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
-    """Token ids `[B]` drawn from logits `[B, V]` (top-p: arXiv 1904.09751; min-p: arXiv 2407.01082)."""
+class Decoding(flax.struct.PyTreeNode):
+    """The state of a generation between two tokens, of B prompts together."""
+
+    cache: Any  # of the model, see `init_cache`
+    recent: (
+        Any  # Int [B, PENALTY_WINDOW]: the latest tokens of each text, -1 where there are fewer; None without penalty
+    )
+    index: Any  # Int: number of tokens chosen so far
+
+
+def sample(logits: LastLogits, sampling: Sampling, key: jax.Array) -> jax.Array:
+    """Return token ids `[B]` drawn from logits `[B, V]` (top-p: arXiv 1904.09751; min-p: arXiv 2407.01082)."""
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1)
     logits = logits / sampling.temperature
@@ -36,16 +49,41 @@ def sample(logits: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
     return jax.random.categorical(key, logits)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6), donate_argnums=4)
-def _step(model: LanguageModel, params: Params, tokens, positions, cache, place, sampling: Sampling):
-    """Run tokens, choose the next ones. The key depends on (seed, index of the token) alone.
+def penalize(logits: LastLogits, recent: jax.Array, penalty: float) -> LastLogits:
+    """Return logits `[B, V]` with those of recent tokens `[B, W]` made less likely (arXiv 1909.05858).
 
-    `place` is (index of each row's last token, seed, index of the token to choose).
+    A positive logit is divided by the penalty, a negative one multiplied. Entries of -1 stand for no token.
     """
-    last, seed, index = place
-    logits, cache = model.apply({"params": params}, tokens, positions, cache, last, method="decode")
-    key = jax.random.fold_in(jax.random.key(seed), index)
-    return constrain(sample(logits, sampling, key), None), cache
+    rows = jnp.arange(len(logits))[:, None]
+    is_recent = jnp.zeros(logits.shape, bool).at[rows, recent].max(recent >= 0, mode="drop")
+    return jnp.where(is_recent, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "sampling"), donate_argnames=("state",))
+def _step(
+    model: LanguageModel,
+    params: Params,
+    tokens: jax.Array,
+    positions: jax.Array,
+    last: jax.Array,
+    state: Decoding,
+    seed: jax.Array,
+    sampling: Sampling,
+) -> tuple[jax.Array, Decoding]:
+    """Run tokens `[B, L]` at their positions, and choose the next one of each row, `[B]`.
+
+    `last` `[B]` is the index of each row's last token; those after it are padding. The random choice depends on the
+    seed and the number of tokens chosen before.
+    """
+    logits, cache = model.apply({"params": params}, tokens, positions, state.cache, last, method="decode")
+    recent = state.recent
+    if recent is not None:
+        logits = penalize(logits, recent, sampling.repetition_penalty)
+    key = jax.random.fold_in(jax.random.key(seed), state.index)
+    chosen = constrain(sample(logits, sampling, key), None)
+    if recent is not None:
+        recent = jnp.concatenate([recent[:, 1:], chosen[:, None].astype(recent.dtype)], axis=1)
+    return chosen, Decoding(cache, recent, state.index + 1)
 
 
 def generate_batch(
@@ -55,9 +93,9 @@ def generate_batch(
     sampling: Sampling,
     stop_id: int | None = None,
 ) -> Iterator[np.ndarray]:
-    """Continue prompts of any lengths together; yields one token for each, `[B]`, until all have stopped.
+    """Continue prompts of any lengths together. Yields one token of each, `[B]`, until all have stopped.
 
-    A prompt that has stopped yields `stop_id` on. Raises ValueError where a prompt is empty, holds an id
+    A prompt that has stopped yields `stop_id` from then on. Raises ValueError where a prompt is empty, holds an id
     outside the vocabulary, or leaves no room in the model's context.
     """
     config = model.config
@@ -72,24 +110,25 @@ def generate_batch(
         row[: len(prompt)] = prompt
     params = ternarize(params, config)
     cache_length = min(_bucket(longest + max_tokens), config.max_seq_len)
-    cache = init_cache(config, len(prompts), cache_length, model.dtype)
-    positions = np.broadcast_to(np.arange(padded, dtype=np.int32), tokens.shape)
-    last = (lengths - 1).astype(np.int32)
+    state = Decoding(
+        cache=init_cache(config, len(prompts), cache_length, model.dtype),
+        recent=None if sampling.repetition_penalty == 1 else _recent_tokens(prompts),
+        index=np.int32(0),
+    )
     fixed, seed = _compiled_settings(sampling), np.int32(sampling.seed)
-    chosen, cache = _step(model, params, tokens, positions, cache, (last, seed, np.int32(0)), fixed)
-    stopped = np.zeros(len(prompts), bool)
-    zeros = np.zeros(len(prompts), np.int32)
-    for index in range(1, max_tokens + 1):
+    positions = np.broadcast_to(np.arange(padded, dtype=np.int32), tokens.shape)
+    chosen, state = _step(model, params, tokens, positions, (lengths - 1).astype(np.int32), state, seed, fixed)
+    stopped, zeros = np.zeros(len(prompts), bool), np.zeros(len(prompts), np.int32)
+    for count in range(1, max_tokens + 1):
         output = np.asarray(chosen)
         if stop_id is not None:
             output = np.where(stopped, stop_id, output)
             stopped |= output == stop_id
         yield output
-        if stopped.all() or index == max_tokens:
+        if stopped.all() or count == max_tokens:
             return
-        positions = (lengths + index - 1).astype(np.int32)[:, None]
-        place = (zeros, seed, np.int32(index))
-        chosen, cache = _step(model, params, chosen[:, None], positions, cache, place, fixed)
+        positions = (lengths + count - 1).astype(np.int32)[:, None]
+        chosen, state = _step(model, params, chosen[:, None], positions, zeros, state, seed, fixed)
 
 
 def generate(
@@ -99,15 +138,24 @@ def generate(
     sampling: Sampling,
     stop_id: int | None = None,
 ) -> Iterator[int]:
-    """Continue one prompt; yields token ids as they come, without the stop token."""
+    """Continue one prompt. Yields token ids as they come, without the stop token."""
     for tokens in generate_batch(model, params, [prompt], sampling, stop_id):
         if stop_id is not None and tokens[0] == stop_id:
             return
         yield int(tokens[0])
 
 
+def _recent_tokens(prompts: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return the last PENALTY_WINDOW tokens of each prompt, -1 in front of shorter ones."""
+    recent = np.full((len(prompts), PENALTY_WINDOW), -1, np.int32)
+    for row, prompt in zip(recent, prompts, strict=True):
+        latest = list(prompt)[-PENALTY_WINDOW:]
+        row[len(row) - len(latest) :] = latest
+    return recent
+
+
 def _compiled_settings(sampling: Sampling) -> Sampling:
-    """The settings that the compiled step depends on: another length or seed is no reason to compile again."""
+    """Return the settings that the compiled step depends on: for another length or seed nothing is compiled again."""
     kept = {field.name: getattr(sampling, field.name) for field in dataclasses.fields(Sampling)}
     return Sampling(**kept | {"max_tokens": 1, "seed": 0})
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.common.sampling import LARGEST_TEMPERATURE, SMALLEST_TEMPERATURE, SMALLEST_TOP_P, Sampling
-from jaxlm.generate import _step, generate, generate_batch, sample
+from jaxlm.common.sampling import LARGEST_TEMPERATURE, PENALTY_WINDOW, SMALLEST_TEMPERATURE, SMALLEST_TOP_P, Sampling
+from jaxlm.generate import _recent_tokens, _step, generate, generate_batch, penalize, sample
 from jaxlm.model.language_model import LanguageModel, init_params
 
 
@@ -104,3 +104,23 @@ def test_frequencies_follow_the_temperature():
 def test_prompts_that_cannot_be_continued_are_refused(model_and_params, prompt, message):
     with pytest.raises(ValueError, match=message):
         list(generate(*model_and_params, prompt, Sampling()))
+
+
+def test_a_repetition_penalty_is_that_of_mlx_lm(model_and_params):
+    import mlx.core as mx
+    from mlx_lm.sample_utils import make_repetition_penalty
+
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((2, 300), np.float32)
+    prompts = [[1, 5, 5, 299], rng.integers(0, 300, 100).tolist()]
+    found = np.asarray(penalize(jnp.asarray(logits), jnp.asarray(_recent_tokens(prompts)), 1.3))
+    for row, prompt, before in zip(found, prompts, logits, strict=True):
+        expected = make_repetition_penalty(1.3, PENALTY_WINDOW)(mx.array(prompt), mx.array(before[None]))
+        np.testing.assert_allclose(row, np.array(expected)[0], rtol=1e-6)
+
+
+def test_a_repetition_penalty_ends_a_loop(model_and_params):
+    model, params = model_and_params
+    plain = list(generate(model, params, [1, 5], Sampling(max_tokens=40)))
+    penalized = list(generate(model, params, [1, 5], Sampling(max_tokens=40, repetition_penalty=5.0)))
+    assert len(set(penalized)) > len(set(plain))

@@ -149,15 +149,15 @@ def explain_unknown(parser: Any, message: str) -> str | None:
     if found := re.search(r"unrecognized arguments: (--)?([^\s=]+)", message):
         if not found[1]:
             return f"{found[2]!r}: found a value without a flag before it; see --help"
-        hint = _hint(found[2], names)
+        hint = hint_for(found[2], names)
         return f"--{found[2]}: there is no such flag; {f'did you mean --{hint}?' if hint else 'see --help_all'}"
     if found := re.search(r"Option '([^']+)' is not accepted", message):
-        hint = _hint(found[1], names)
+        hint = hint_for(found[1], names)
         return f"{found[1]}: there is no such setting; {f'did you mean {hint}?' if hint else 'see --help_all'}"
     return None
 
 
-def _hint(name: str, names: Iterable[str]) -> str | None:
+def hint_for(name: str, names: Iterable[str]) -> str | None:
     """Return the setting that was probably meant, None where nothing comes near."""
     names = list(names)
     word = name.lower().replace("-", "_")

@@ -1,4 +1,4 @@
-"""Several processes that train one model: how they find each other, agree, and end when one of them is lost."""
+"""Several processes that train one model: they find each other, agree, and end when one of them is lost."""
 
 import atexit
 import contextlib
@@ -25,7 +25,7 @@ RUNTIME_ERRORS = ("ABORTED: ", "DEADLINE_EXCEEDED: ", "INTERNAL: ", "UNAVAILABLE
 
 @dataclass(frozen=True, kw_only=True)
 class DistributedConfig:
-    """How the processes of one run find each other; by default there is one. Raises ValueError on half of it."""
+    """Addresses of the processes of one run; by default there is one. Raises ValueError where only a part is given."""
 
     coordinator_address: str | None = None
     """host:port of process 0, the same on every process."""
@@ -64,13 +64,13 @@ class DistributedConfig:
 
     @property
     def alone(self) -> bool:
-        """Whether this process is the only one."""
+        """True if this process is the only one."""
         return not self.auto and self.coordinator_address is None
 
 
 @contextlib.contextmanager
 def joined(config: DistributedConfig) -> Iterator[None]:
-    """Be one of the processes of a run; enter it before anything else asks jax for a device.
+    """Join the processes of a run. Enter it before anything else asks jax for a device.
 
     Raises ValueError where the cluster gives no addresses and OSError where a device or another process fails.
     Where the others are not there in time the process ends with one line and exit code 2.
@@ -88,7 +88,7 @@ def joined(config: DistributedConfig) -> Iterator[None]:
         if isinstance(error, jax.errors.JaxRuntimeError | TimeoutError) or str(error).startswith(RUNTIME_ERRORS):
             raise OSError(
                 f"process {jax.process_index()}: a device or another process failed: {str(error).splitlines()[0]}; "
-                "resume from the last checkpoint with --resume true"
+                "resume from the last checkpoint with --resume"
             ) from error
         raise
     jax.distributed.shutdown()
@@ -135,18 +135,18 @@ def _leave_at_once() -> None:
 
 
 def is_first() -> bool:
-    """Whether this process writes the files that there is one of."""
+    """Return True if this process writes the files of the run."""
     return jax.process_index() == 0
 
 
 def wait_for_all(name: str) -> None:
-    """Return when every process has come here."""
+    """Wait until every process has called this."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def least_of_all(number: int) -> int:
-    """The smallest of the processes' numbers, each below 2^31; all of them have to ask together."""
+    """Return the smallest of the processes' numbers, each below 2^31. All processes have to call this together."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.process_allgather(np.int32(number)).min())
@@ -177,14 +177,14 @@ def _message(error: Exception | None) -> np.ndarray:
 
 
 def to_host(array: jax.Array | np.ndarray) -> np.ndarray:
-    """The whole of an array, on every process; all of them have to ask for it together."""
+    """Return all of an array on every process. All processes have to call this together."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return multihost_utils.process_allgather(array, tiled=True)
     return np.asarray(array)
 
 
 class SharedStop:
-    """A stop request that all processes heed at the same step, whichever of them the signal came to."""
+    """A stop request that all processes obey at the same step, whichever of them received the signal."""
 
     def __init__(self, stop: StopRequest):
         self._stop = stop
@@ -199,12 +199,12 @@ class SharedStop:
         self._raise(self._vote() if self._several else None)
 
     def check_step(self) -> None:
-        """The same without waiting: of several processes it knows what was so a step ago."""
+        """Do the same without waiting: with several processes it acts on the votes of the step before."""
         before, self._pending = self._pending, self._vote() if self._several else None
         self._raise(before)
 
     def watch(self, work: Callable[[], Result]) -> Result:
-        """Run `work` and raise StopRequested as soon as it may be: among several processes, after it."""
+        """Run `work`, and raise StopRequested as soon as a stop is asked for; among several processes only after it."""
         if not self._several:
             return self._stop.watch(work)
         result = work()

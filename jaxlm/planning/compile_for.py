@@ -21,7 +21,7 @@ from jaxlm.common.architecture.config import ModelConfig, config_from_dict
 from jaxlm.common.architecture.model_flops import model_flops
 from jaxlm.common.architecture.presets import preset
 from jaxlm.model.language_model import LanguageModel, Remat
-from jaxlm.parallel.sharding import MeshConfig, check_batch, make_mesh
+from jaxlm.parallel.mesh import MeshConfig, check_batch, make_mesh
 from jaxlm.planning.chips import GIB, Chip, chip_of
 from jaxlm.planning.hlo_costs import Costs, hlo_costs
 from jaxlm.training.abstract_step import abstract_batch, abstract_step

@@ -19,7 +19,7 @@ from jaxlm.common.architecture.parameters import parameter_count
 from jaxlm.common.architecture.presets import PRESETS
 from jaxlm.common.run.run_directory import is_run_directory, read_run_config
 from jaxlm.parallel.distributed import least_of_all
-from jaxlm.parallel.sharding import check_model, make_mesh
+from jaxlm.parallel.mesh import check_model, make_mesh
 from jaxlm.training.abstract_step import abstract_batch, step_of_run
 from jaxlm.training.device_memory import GIB, bytes_per_device, compiled_memory, free_bytes
 from jaxlm.training.resolve import resolve_model, training_model

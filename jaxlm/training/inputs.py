@@ -21,7 +21,8 @@ from jaxlm.common.run.stop_request import StopRequest
 from jaxlm.common.sampling import check_prompt
 from jaxlm.evaluate import unigram_evaluation
 from jaxlm.parallel.distributed import is_first
-from jaxlm.parallel.sharding import batch_share, check_batch, check_model, make_mesh
+from jaxlm.parallel.mesh import check_batch, check_model, make_mesh
+from jaxlm.parallel.sharding import batch_share
 from jaxlm.training.open_run import open_run
 from jaxlm.training.resolve import resolve_model
 from jaxlm.training.train_config import TrainConfig

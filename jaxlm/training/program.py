@@ -17,7 +17,7 @@ from jaxlm.model.language_model import LanguageModel
 from jaxlm.ops.cpu import compiler_options
 from jaxlm.ops.ternary_linear import Params, TernaryWeight, quantize_params, with_ternary
 from jaxlm.parallel.distributed import SharedStop
-from jaxlm.parallel.sharding import batch_sharding, batch_ways, global_batch, place
+from jaxlm.parallel.sharding import batch_sharding, data_parallel_size, global_batch, place
 from jaxlm.training.abstract_step import abstract_batch, step_of_run
 from jaxlm.training.device_memory import (
     GIB,
@@ -92,7 +92,7 @@ class ProgramBuilder:
         batch = abstract_batch(mesh, config.sequences_per_step, config.seq_len, config.document_mask)
         step = self._phase("compiling the training step", lambda: self._step.lower(state, batch).compile())
         device = jax.local_devices()[0]
-        check_step_fits(step, config.sequences_per_step, batch_ways(), config.grad_accumulation_steps, device)
+        check_step_fits(step, config.sequences_per_step, data_parallel_size(), config.grad_accumulation_steps, device)
         self._print_memory(bytes_per_device(state), compiled_memory(step).temporaries, free_bytes(device))
         # Every process reads the loss.
         loss = make_loss_function(self.model, NamedSharding(mesh, PartitionSpec()))

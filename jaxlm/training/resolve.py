@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
 
 from jaxlm.common.architecture.config import ModelConfig, config_from_dict
 from jaxlm.common.architecture.presets import nearest_preset, preset
+from jaxlm.common.help import hint_for
 from jaxlm.common.run.run_config import steps_of_epochs
 from jaxlm.model.language_model import LanguageModel, Remat
 from jaxlm.ops.attention import choose_kernel
@@ -35,6 +37,7 @@ def resolve_model(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
     if shape_given and "head_dim" not in config.model:
         fields["head_dim"] = 0  # derived anew
     fields["vocab_size"] = tokenizer.vocab_size
+    check_model_fields(config.model)
     fields |= {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
     model = config_from_dict(fields | config.model)
     if model.vocab_size < tokenizer.vocab_size:
@@ -47,6 +50,16 @@ def resolve_model(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
             f"set --model.max_seq_len {config.seq_len}"
         )
     return model
+
+
+def check_model_fields(given: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming the nearest field, where `--model.NAME` is given for a field that does not exist."""
+    known = [field.name for field in dataclasses.fields(ModelConfig)]
+    for name in given:
+        if name not in known:
+            hint = hint_for(f"model.{name}", [f"model.{field}" for field in known])
+            meant = f"did you mean --{hint}?" if hint else f"expected one of {', '.join(known)}"
+            raise ValueError(f"--model.{name}: a model has no such field; {meant}")
 
 
 def model_flags(config: ModelConfig) -> list[str]:

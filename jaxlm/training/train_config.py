@@ -8,7 +8,7 @@ from jaxlm.common.sampling import LARGEST_SEED
 from jaxlm.model.language_model import Remat
 from jaxlm.ops.attention import AttentionKernel
 from jaxlm.parallel.distributed import DistributedConfig
-from jaxlm.parallel.sharding import MeshConfig
+from jaxlm.parallel.mesh import MeshConfig
 from shared_tokenizer.settings import setting
 
 DEFAULT_STEPS = 1000

@@ -20,7 +20,7 @@ from jaxlm.evaluate import evaluate
 from jaxlm.generate import generate
 from jaxlm.ops.ternary_linear import with_ternary
 from jaxlm.parallel.distributed import SharedStop, all_or_none, is_first
-from jaxlm.parallel.sharding import describe_mesh
+from jaxlm.parallel.mesh import describe_mesh
 from jaxlm.training.auto_size import choose_sizes
 from jaxlm.training.host_allocator import keep_freed_memory, release_freed_memory
 from jaxlm.training.inputs import TrainingInputs, open_inputs, open_sets

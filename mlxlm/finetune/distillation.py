@@ -1,4 +1,4 @@
-"""Distillation: a student learns what a frozen teacher expects, besides what the text says (arXiv 1503.02531)."""
+"""Distillation: a student learns from the distribution of a frozen teacher and from the text (arXiv 1503.02531)."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ class DistillationLoss:
         self._teacher, self._weight, self._temperature, self._chunks = teacher, weight, temperature, chunks
 
     def __call__(self, model: LanguageModel, batch: Batch) -> tuple[mx.array, mx.array]:
-        """Summed loss over the tokens of the loss mask, and how many they are."""
+        """Return the summed loss over the tokens of the loss mask, and their number."""
         rows = batch["targets"], batch["loss_mask"], mx.stop_gradient(batch_hidden(self._teacher, batch))
         hidden = batch_hidden(model, batch)
         return head_loss_sum(model, hidden, rows, self._losses, self._chunks), mx.sum(batch["loss_mask"])
@@ -39,7 +39,7 @@ class DistillationLoss:
 
 
 def open_teacher(path: Path, student: ModelConfig, tokenizer: Tokenizer, seq_len: int) -> LanguageModel:
-    """The frozen teacher of a student that is trained on sequences of so many tokens.
+    """Open the frozen teacher of a student that is trained on sequences of `seq_len` tokens.
 
     Raises ValueError where it is no dense model, has another vocabulary or cannot see a whole sequence.
     """

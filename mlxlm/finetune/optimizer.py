@@ -19,7 +19,7 @@ DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
 
 
 def learning_rate(pieces: Sequence[Piece], step: int) -> float:
-    """The learning rate of a step, counted from 0."""
+    """Return the learning rate of a step, counted from 0."""
     piece = [piece for piece in pieces if piece.begin <= step][-1]
     done = min(step - piece.begin, piece.steps) / piece.steps
     left = 0.5 * (1 + math.cos(math.pi * done)) if piece.shape == "cosine" else 1 - done
@@ -27,7 +27,7 @@ def learning_rate(pieces: Sequence[Piece], step: int) -> float:
 
 
 def global_norm(arrays: Arrays) -> mx.array:
-    """Euclidean norm of all arrays together."""
+    """Return the Euclidean norm of all arrays together."""
     return mx.sqrt(sum((mx.sum(mx.square(array)) for array in arrays.values()), mx.array(0.0)))
 
 
@@ -35,13 +35,13 @@ class AdamW:
     """AdamW (arXiv 1711.05101) behind a clip of the global gradient norm; pure functions of arrays by dotted path."""
 
     def __init__(self, config: OptimizerConfig, num_train_steps: int):
-        """Raises ValueError where the warm-up leaves no step to train."""
+        """Raise ValueError where the warm-up leaves no step to train."""
         self._config = config
         self._pieces = learning_rate_pieces(config, num_train_steps)
         self._decay_end = weight_decay_end(config, num_train_steps)
 
     def init(self, parameters: Arrays) -> OptimizerState:
-        """The moments before the first step."""
+        """Return the moments before the first step."""
         dtype = DTYPES[self._config.first_moment_dtype]
         return {
             "first_moment": {path: mx.zeros(array.shape, dtype) for path, array in parameters.items()},
@@ -49,7 +49,7 @@ class AdamW:
         }
 
     def factors(self, step: int) -> Arrays:
-        """The numbers that `update` needs of a step, counted from 0."""
+        """Return the numbers of a step, counted from 0, that `update` needs."""
         config = self._config
         is_decayed_now = self._decay_end is None or step < self._decay_end
         numbers = {
@@ -63,7 +63,7 @@ class AdamW:
     def update(
         self, parameters: Arrays, gradients: Arrays, state: OptimizerState, factors: Arrays
     ) -> tuple[Arrays, OptimizerState]:
-        """Parameters and moments after one step."""
+        """Return parameters and moments after one step."""
         config = self._config
         gradients = self._clipped(gradients)
         updated: Arrays = {}

@@ -21,7 +21,7 @@ from mlxlm.model.layers import BitLinear
 
 @functools.cache
 def latent_ternary_linear(scale_dtype: str) -> Callable[[mx.array, mx.array], mx.array]:
-    """y = (q . codes) * (g / s) of x `[..., in]` and latent weights `[out, in]`, for scales of a precision.
+    """Return y = (q . codes) * (g / s) of x `[..., in]` and latent weights `[out, in]`, for scales of a precision.
 
     Gradients are straight-through, as if y = x~ W~^T of the dequantized values: dW = dy^T x~ and dx = dy W~.
     """
@@ -48,7 +48,7 @@ def latent_ternary_linear(scale_dtype: str) -> Callable[[mx.array, mx.array], mx
 
 @mx.custom_function
 def straight_through(latent: mx.array, quantized: mx.array) -> mx.array:
-    """`quantized` forward, with its gradient handed to `latent` unchanged."""
+    """Return `quantized`, whose gradient flows to `latent` unchanged (straight-through)."""
     return quantized
 
 
@@ -83,7 +83,7 @@ class LatentEmbedding(nn.Module):
         return self._table()[token_ids]
 
     def attend(self, x: mx.array) -> mx.array:
-        """Logits of the tied head."""
+        """Return the logits of the tied head."""
         return x @ self._table().T
 
     def _table(self) -> mx.array:
@@ -96,7 +96,7 @@ class LatentEmbedding(nn.Module):
 
 
 def latent_model(artifact: Artifact, linear: type[LatentBitLinear] = LatentBitLinear) -> LanguageModel:
-    """A model to train: its parameters are the latent weights of an artifact, by the paths of the names table.
+    """Return a model to train, whose parameters are the latent weights of an artifact, by the paths of the table.
 
     `linear` is what its ternary linears are made of. Raises ValueError where the artifact is packed and has none.
     """
@@ -122,5 +122,5 @@ def latent_model(artifact: Artifact, linear: type[LatentBitLinear] = LatentBitLi
 
 
 def ternary_paths(config: ModelConfig) -> list[str]:
-    """Paths of the latent weights that become ternary codes."""
+    """Return the paths of the latent weights that are ternarised."""
     return [parameter.attribute for parameter in parameters(config) if parameter.storage == "ternary"]

@@ -13,7 +13,7 @@ from mlxlm.model.language_model import LanguageModel
 
 
 class RampedBitLinear(LatentBitLinear):
-    """A dense linear on its way to a BitLinear: y = x~ w~^T, where v~ = (1 - lambda) v + lambda q(v).
+    """A dense linear that becomes a BitLinear: y = x~ w~^T, where v~ = (1 - lambda) v + lambda q(v).
 
     Gradients are straight-through, as in a BitLinear: dw = dy^T x~ and dx = dy w~. At lambda 0 it is the dense linear,
     at lambda 1 the LatentBitLinear, to the bit. It has no norm inside, because a dense linear has none.
@@ -44,7 +44,7 @@ def _mixed(share: mx.array, value: mx.array, quantized: mx.array) -> mx.array:
 
 
 def warm_start_model(artifact: Artifact) -> LanguageModel:
-    """The ternary model to train whose latent weights are those of a dense one.
+    """Return the ternary model to train, whose latent weights are those of a dense one.
 
     Raises ValueError where the model is quantized already, or has sizes that ternary weights cannot have.
     """
@@ -57,7 +57,7 @@ def warm_start_model(artifact: Artifact) -> LanguageModel:
 
 
 def ramp_steps(quantize_steps: int | None, num_train_steps: int) -> int:
-    """Steps over which lambda rises: half of all where none are named.
+    """Return the steps over which lambda rises: half of all where none are given.
 
     Raises ValueError where the last step would not be one of the ternary model.
     """
@@ -72,7 +72,7 @@ def ramp_steps(quantize_steps: int | None, num_train_steps: int) -> int:
 
 
 class QuantizationRamp:
-    """Lambda of all layers of a model that have one: linear from 0 at the first step to 1 after `num_steps`."""
+    """The schedule of lambda for all layers of a model that have one: linear from 0 to 1 in `num_steps` steps."""
 
     def __init__(self, model: LanguageModel, num_steps: int):
         self._layers = [module for module in model.modules() if isinstance(module, RampedBitLinear)]
@@ -80,7 +80,7 @@ class QuantizationRamp:
         self.set_step(1)
 
     def set_step(self, step: int) -> None:
-        """Make the layers those of a step, counted from 1."""
+        """Set lambda of all layers to that of a step, counted from 1."""
         done = max(step - 1, 0)
         self._lambda = 1.0 if done >= self._num_steps else done / self._num_steps
         for layer in self._layers:

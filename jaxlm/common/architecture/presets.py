@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import parameter_count
+from jaxlm.common.help import nearest
 
 
 def bitnet(**fields) -> ModelConfig:
@@ -152,9 +153,9 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str) -> ModelConfig:
-    """Return the preset of that name. Raises ValueError listing the known ones."""
+    """Return the preset of that name. Raises ValueError listing the known ones, and the nearest."""
     if name not in PRESETS:
-        raise ValueError(f"preset: found {name!r}, expected one of {', '.join(PRESETS)}")
+        raise ValueError(f"preset: found {name!r}, expected one of {', '.join(PRESETS)}{nearest(name, PRESETS)}")
     return PRESETS[name]
 
 

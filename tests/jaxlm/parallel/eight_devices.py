@@ -14,7 +14,8 @@ from jaxlm.checkpoints.checkpoint import Checkpoints, restore_params
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.ops.ternary_linear import ternarize_weight, ternary_linear
-from jaxlm.parallel.sharding import MeshConfig, batch_sharding, global_batch, make_mesh, place, tree_shardings
+from jaxlm.parallel.mesh import MeshConfig, make_mesh
+from jaxlm.parallel.sharding import batch_sharding, global_batch, place, tree_shardings
 from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.training.train_step import init_state, make_train_step
 from tests.conftest import TINY, VARIANTS

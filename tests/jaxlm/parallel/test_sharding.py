@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jaxlm.parallel.distributed import DistributedConfig
-from jaxlm.parallel.sharding import MeshConfig, batch_share, check_batch, check_model
+from jaxlm.parallel.mesh import MeshConfig, check_batch, check_model
+from jaxlm.parallel.sharding import batch_share
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[3]

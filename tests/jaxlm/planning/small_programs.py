@@ -13,7 +13,7 @@ from jaxlm.common.architecture.model_flops import model_flops
 from jaxlm.common.architecture.parameters import parameters
 from jaxlm.common.architecture.presets import preset
 from jaxlm.model.language_model import LanguageModel
-from jaxlm.parallel.sharding import MeshConfig, make_mesh
+from jaxlm.parallel.mesh import MeshConfig, make_mesh
 from jaxlm.planning.hlo_costs import hlo_costs
 from jaxlm.training.abstract_step import abstract_batch, abstract_step
 

@@ -4,7 +4,7 @@ import pytest
 
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.model.language_model import LanguageModel
-from jaxlm.parallel.sharding import MeshConfig, make_mesh
+from jaxlm.parallel.mesh import MeshConfig, make_mesh
 from jaxlm.training.abstract_step import abstract_batch, abstract_step
 from jaxlm.training.optimizer import make_optimizer
 from jaxlm.training.train_step import init_state

@@ -8,7 +8,7 @@ import jaxlm.training.auto_size
 from jaxlm.common.architecture.model_flops import model_flops
 from jaxlm.common.architecture.parameters import parameter_count, ternary_parameter_count
 from jaxlm.common.architecture.presets import preset
-from jaxlm.parallel.sharding import MeshConfig, make_mesh
+from jaxlm.parallel.mesh import MeshConfig, make_mesh
 from jaxlm.training.auto_size import Device, _step_bytes, choose_sizes, largest_fitting, suitable_batch
 from jaxlm.training.device_memory import GIB
 from jaxlm.training.inputs import open_sets

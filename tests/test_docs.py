@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 
 import pytest
 import yaml
@@ -59,6 +60,11 @@ def test_every_command_parses(page):
                 command.parse()
         except ValueError as error:
             raise AssertionError(f"{line}\n{error}") from error
+
+
+def test_the_commands_are_installed_by_their_names():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
+    assert scripts == {name: f"{name}.__main__:main" for name in ("jaxlm", "mlxlm")}
 
 
 def test_there_are_commands_of_every_kind():

@@ -25,6 +25,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "shared_tokenizer.sources": ("shared_tokenizer.chat",),
     "shared_tokenizer.data": (
         "shared_tokenizer.manifest",
+        "shared_tokenizer.settings",
         "shared_tokenizer.tokenizers",
         "shared_tokenizer.chat",
         "shared_tokenizer.sources",
@@ -32,6 +33,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "shared_tokenizer.preparation": (
         "shared_tokenizer.manifest",
+        "shared_tokenizer.settings",
         "shared_tokenizer.tokenizers",
         "shared_tokenizer.chat",
         "shared_tokenizer.sources",

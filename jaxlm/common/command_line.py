@@ -25,11 +25,14 @@ USER_ERRORS = (ValueError, OSError, FloatingPointError, OverflowError, MemoryErr
 _COMMON_FLAGS = ("config", "debug", "help_all")
 
 
-def run_command(command: str | Command, *, argv: list[str] | None = None, positional: bool = False) -> None:
+def run_command(
+    command: str | Command, *, argv: list[str] | None = None, positional: bool = False, program: str | None = None
+) -> None:
     """Parse the flags of a command, call it, and exit: 0 when done, 2 on a user's mistake.
 
     `command` is a function of one settings dataclass, or "module:function". A mistake is one line on stderr; `--debug`
-    shows the traceback instead. With `positional` the settings that have no default are given by position.
+    shows the traceback instead. With `positional` the settings that have no default are given by position. `program` is
+    the name in the help; by default that of the script.
     """
     argv = sys.argv[1:] if argv is None else argv
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -39,7 +42,7 @@ def run_command(command: str | Command, *, argv: list[str] | None = None, positi
     try:
         quiet_libraries()
         function = _import_function(command) if isinstance(command, str) else command
-        function(parse(settings_class_of(function), argv, function.__doc__, positional=positional))
+        function(parse(settings_class_of(function), argv, function.__doc__, positional=positional, program=program))
     except KeyboardInterrupt:
         sys.stdout.flush()
         sys.stderr.write("interrupted\n")
@@ -77,7 +80,7 @@ def choose_command(
         print(f"\n{program} COMMAND --help shows the settings of a command.")
     elif name in commands:
         sys.argv[1:] = rest
-        run_command(commands[name][0], argv=rest, positional=name in positional)
+        run_command(commands[name][0], argv=rest, positional=name in positional, program=f"{program} {name}")
     else:
         hint = nearest(name, commands) or f", expected one of {', '.join(commands)}"
         sys.stderr.write(f"error: {program}: found no command {name!r}{hint}\n")
@@ -101,6 +104,7 @@ def parse(
     description: str | None = None,
     *,
     positional: bool = False,
+    program: str | None = None,
 ) -> Settings:
     """Read settings from flags, over those of a `--config` file. Raises ValueError on what does not fit.
 
@@ -110,7 +114,9 @@ def parse(
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
+    parser = jsonargparse.ArgumentParser(
+        prog=program, description=description, exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument("--config", action="config", help="YAML file of these settings; flags go over it")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--help_all", action="store_true", help="show all settings and exit")

@@ -9,7 +9,7 @@ from typing import Any
 from shared_tokenizer.settings import metadata_of
 
 # Order of the groups; a group that is not named here comes after them.
-GROUPS = ("run", "data", "model", "training", "optimizer", "evaluation", "checkpoints", "devices", "advanced")
+GROUPS = ("run", "data", "tokenizer", "model", "training", "optimizer", "evaluation", "checkpoints", "devices", "advanced")
 # Words that people bring from other programs -> flags of ours, the first that a command has.
 FOREIGN_WORDS = {
     "lr": ("optimizer.learning_rate",),
@@ -119,7 +119,7 @@ def arrange_help(parser: Any, settings_class: type, *, full: bool) -> None:
         else:
             rules = top[parent]
             heading = rules.group or ("advanced" if has_basic else "settings")
-        if full or not has_basic or rules is None or rules.basic:
+        if full or (name != "print_config" and (not has_basic or rules is None or rules.basic)):
             groups.setdefault(heading, []).append(action)
     order = [*(name for name in ("options", "settings", *GROUPS) if name in groups)]
     order += [name for name in groups if name not in order]

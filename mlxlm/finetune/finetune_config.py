@@ -7,7 +7,7 @@ from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.common.run.run_config import RunConfig, check_accumulation
 from jaxlm.common.sampling import LARGEST_SEED
 from mlxlm.adapters.adapters import AdapterConfig
-from shared_tokenizer.chat.formats import ChatFormatChoice
+from shared_tokenizer.preparation.prepare_config import TextConfig
 from shared_tokenizer.settings import check_unchanged, setting
 
 Method = Literal["lora", "qat", "full"]
@@ -18,7 +18,7 @@ LONGEST_DEFAULT = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(RunConfig):
+class FinetuneConfig(RunConfig, TextConfig):
     """One fine-tuning run. Raises ValueError on a value out of range or without effect."""
 
     model: str = setting(group="model", basic=True, resumable=True)
@@ -57,16 +57,6 @@ class FinetuneConfig(RunConfig):
     """Share of the teacher in the training loss; the rest is the text's."""
     teacher_temperature: float = setting(2.0, group="distillation", more_than=0)
     """Divisor of the logits where teacher and model are compared."""
-    val_fraction: float = setting(0.05, group="data")
-    """Share of the documents of text or chats held out for validation, chosen by their hash."""
-    document_characters: int = setting(0, group="data", at_least=0)
-    """Cut texts at line ends into documents of about this many characters; 0 leaves each text whole."""
-    max_bad_rows: int = setting(0, group="data", at_least=0)
-    """Unreadable rows of the data to skip, at most."""
-    text_column: str | None = setting(None, group="data")
-    """Column that holds the text or the messages, where it is not found by itself."""
-    chat_format: ChatFormatChoice = setting("auto", group="data", basic=True)
-    """Format of chats; auto is the model's own, or else chatml."""
     checkpoint_every_steps: int = setting(100, group="checkpoints", resumable=True, at_least=0)
     """Steps between checkpoints; 0 saves only at the end or when stopped."""
     optimizer: OptimizerConfig = setting(factory=lambda: OptimizerConfig(learning_rate=1e-4, warmup_steps=0))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared_tokenizer.data.evaluation import Evaluation
+from shared_tokenizer.settings import check_bounds, setting
 from shared_tokenizer.sources.documents import cut_document, is_validation, read_documents
 
 
@@ -14,22 +15,18 @@ class EvaluationText:
 
     text_column: str | None = None
     """Column that holds the text; by default one with a well-known name."""
-    document_characters: int = 0
+    document_characters: int = setting(0, at_least=0)
     """Characters of a document, about, as in prepare_data.py: longer texts are cut. 0 cuts no text."""
-    held_out: float | None = None
+    held_out: float | None = setting(None, more_than=0, at_most=1)
     """Fraction of the documents to evaluate on: the same documents that prepare_data.py holds out with this
     val_fraction and the same document_characters. By default all."""
-    seq_len: int = 256
+    seq_len: int = setting(256, at_least=1)
     """Tokens per window; at most the context length of the model."""
-    batch_size: int = 8
+    batch_size: int = setting(8, at_least=1)
     """Windows per batch."""
 
     def __post_init__(self) -> None:
-        for name in ("seq_len", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1")
-        if self.held_out is not None and not 0 < self.held_out <= 1:
-            raise ValueError(f"held_out: found {self.held_out}, expected more than 0 and at most 1")
+        check_bounds(self)
 
     def read(self, sources: Sequence[str]) -> list[str]:
         """Return the texts of files, folders or `stdlib`. Raises ValueError where there is none, or none held out."""

@@ -1,66 +1,73 @@
 """Settings of a preparation: text -> token shards."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from shared_tokenizer.chat.formats import ChatFormatChoice, named_chat_format
 from shared_tokenizer.preparation.executors import Executor
 from shared_tokenizer.preparation.prepare_slice import PrepareOptions
+from shared_tokenizer.settings import check_bounds, setting
 from shared_tokenizer.tokenizers.train import TRAIN_SIZE, ModelType
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
-    """Settings of `prepare`. Raises ValueError on a value out of range and on two settings that exclude each other."""
+class TextConfig:
+    """The settings by which files become documents, the same wherever text or chats are read."""
 
-    output_dir: str
-    """Directory of token shards to create: a local path, or the URL of any filesystem that fsspec knows. A finished
-    directory with the same content is kept."""
-    input: list[str] = field(default_factory=list)
-    """Text files and folders of them, or stdlib: the source code of the Python standard library."""
-    tokenizer: str | None = None
-    """Tokenizer to use: its directory, or one file of that."""
-    vocab_size: int | None = None
-    """Number of tokens of a tokenizer to train on the input, in place of a given one."""
-    model_type: ModelType = "bpe"
-    """Kind of tokenizer to train."""
-    special_tokens: list[str] = field(default_factory=list)
-    """Additional special tokens of the tokenizer to train."""
-    train_size: int = TRAIN_SIZE
-    """Bytes of text to train a tokenizer on: a sample of the input, chosen by hash."""
-    text_column: str | None = None
+    text_column: str | None = setting(None, group="data", basic=True)
     """Column that holds the text or the messages; by default one with a well-known name."""
-    chat_format: ChatFormatChoice = "auto"
+    chat_format: ChatFormatChoice = setting("auto", group="data", basic=True)
     """Format in which chats are written as tokens; auto takes the format of the tokenizer's chat template, or chatml if
     it has none."""
-    hub: str | None = None
-    """Dataset of the Hugging Face hub (or a folder in its layout) to read in place of input."""
-    hub_config: str | None = None
-    """Configuration of the hub dataset, for example sample-10BT."""
-    hub_split: str = "train"
-    """Split of the hub dataset."""
-    hub_streaming: bool = True
-    """True reads the hub dataset over the network; false downloads it first and keeps the copy."""
-    val_fraction: float = 0.05
+    val_fraction: float = setting(0.05, group="data", basic=True, more_than=0, less_than=1)
     """Fraction of the documents that is held out for validation, chosen by hash."""
-    document_characters: int = 0
+    document_characters: int = setting(0, group="data", basic=True, at_least=0)
     """Characters of a document, about: longer texts are cut at line ends, so that a part of one long file can be held
     out. 0 cuts no text."""
-    min_text_length: int = 1
+    max_bad_rows: int = setting(0, group="data", at_least=0)
+    """Unreadable rows that are skipped; one more stops the command with an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(TextConfig):
+    """Settings of `prepare`. Raises ValueError on a value out of range and on two settings that exclude each other."""
+
+    output_dir: str = setting(group="run", basic=True)
+    """Directory of token shards to create: a local path, or the URL of any filesystem that fsspec knows. A finished
+    directory with the same content is kept."""
+    input: list[str] = setting(factory=list, group="data", basic=True)
+    """Text files and folders of them, or stdlib: the source code of the Python standard library."""
+    tokenizer: str | None = setting(None, group="tokenizer", basic=True)
+    """Tokenizer to use: its directory, or one file of that."""
+    vocab_size: int | None = setting(None, group="tokenizer", basic=True)
+    """Number of tokens of a tokenizer to train on the input, in place of a given one."""
+    model_type: ModelType = setting("bpe", group="tokenizer")
+    """Kind of tokenizer to train."""
+    special_tokens: list[str] = setting(factory=list, group="tokenizer")
+    """Additional special tokens of the tokenizer to train."""
+    train_size: int = setting(TRAIN_SIZE, group="tokenizer", at_least=1)
+    """Bytes of text to train a tokenizer on: a sample of the input, chosen by hash."""
+    hub: str | None = setting(None, group="data", basic=True)
+    """Dataset of the Hugging Face hub (or a folder in its layout) to read in place of input."""
+    hub_config: str | None = setting(None, group="data")
+    """Configuration of the hub dataset, for example sample-10BT."""
+    hub_split: str = setting("train", group="data")
+    """Split of the hub dataset."""
+    hub_streaming: bool = setting(True, group="data")
+    """True reads the hub dataset over the network; false downloads it first and keeps the copy."""
+    min_text_length: int = setting(1, group="data", at_least=1)
     """Characters of the shortest document that is kept."""
-    dedup: bool = False
+    dedup: bool = setting(False, group="data", basic=True)
     """True leaves out every exact copy of an earlier document."""
-    max_samples: int | None = None
+    max_samples: int | None = setting(None, group="data", at_least=1)
     """Documents after which the preparation stops."""
-    max_tokens: int | None = None
+    max_tokens: int | None = setting(None, group="data", basic=True, at_least=1)
     """Tokens of the result at most: the preparation stops before the document that would exceed them."""
-    max_bad_rows: int = 0
-    """Unreadable rows that are skipped; one more stops the preparation with an error."""
-    shard_tokens: int = 50_000_000
+    shard_tokens: int = setting(50_000_000, group="advanced", at_least=1)
     """Tokens per shard file, at least: a shard ends with the document that reaches this number."""
-    num_workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    num_workers: int = setting(factory=lambda: os.cpu_count() or 1, group="advanced", at_least=1)
     """Processes on this machine; by default one per processor core."""
-    executor: Executor = "local"
+    executor: Executor = setting("local", group="advanced")
     """Workers: processes on this machine (local), or a running Ray cluster that sees the same files (ray)."""
 
     def __post_init__(self) -> None:
@@ -70,14 +77,7 @@ class PrepareConfig:
             )
         if bool(self.input) == bool(self.hub):
             raise ValueError("input, hub: expected one of the two; give files to read, or a dataset of the hub")
-        if not 0 < self.val_fraction < 1:
-            raise ValueError(f"val_fraction: found {self.val_fraction}, expected more than 0 and less than 1")
-        for name in ("train_size", "min_text_length", "shard_tokens", "num_workers", "max_samples", "max_tokens"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name}: found {value}, expected at least 1")
-        for name in ("document_characters", "max_bad_rows"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: found {getattr(self, name)}, expected 0 or more")
+        check_bounds(self)
         if self.chat_format != "auto":
             named_chat_format(self.chat_format)
         if self.tokenizer is not None and self.special_tokens:

@@ -30,13 +30,13 @@ BAD_ROWS_SHOWN = 10
 class PrepareOptions:
     """Settings that the shards depend on, next to input and tokenizer. `PrepareConfig` describes them."""
 
-    val_fraction: float = 0.05
-    document_characters: int = 0
-    min_text_length: int = 1
-    shard_tokens: int = 50_000_000
-    max_samples: int | None = None
-    max_tokens: int | None = None
-    dedup: bool = False
+    val_fraction: float
+    document_characters: int
+    min_text_length: int
+    shard_tokens: int
+    max_samples: int | None
+    max_tokens: int | None
+    dedup: bool
 
 
 @dataclass(frozen=True)

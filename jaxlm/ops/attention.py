@@ -1,7 +1,7 @@
 """Causal attention within segments, by the kernel that suits the device, and attention to a cache.
 
-The scores of a long sequence never exist. `xla` runs everywhere, in blocks of queries (`jaxlm.ops.block_attention`).
-`cudnn` is NVIDIA's fused kernel, `splash` the one for TPUs.
+`reference_attention` is the definition. No kernel ever holds the scores of a long sequence. `xla` runs everywhere, in
+tiles of queries (`jaxlm.ops.tiled_attention`). `cudnn` is NVIDIA's fused kernel, `splash` the one for TPUs.
 """
 
 from functools import partial
@@ -11,24 +11,43 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxlm.ops.block_attention import MIXED, block_attention, blocks_of, is_seen
 from jaxlm.ops.gpu import AMPERE, is_ampere
 from jaxlm.ops.shapes import Positions, SegmentIds
+from jaxlm.ops.tiled_attention import ATTENTION_OUTPUT, tiled_attention, tiles_of, visible_keys
+
+
+def reference_attention(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, segment_ids: SegmentIds | None
+) -> jax.Array:
+    """Return softmax(Q K^T / sqrt(H)) V `[B, L, N, H]` in float32, as defined; tests compare every kernel with it.
+
+    Query n of queries `[B, L, N, H]` reads key n // G of keys and values `[B, S, K, H]`, G = N / K (arXiv 1706.03762,
+    2305.13245). Where it lies at position l, it sees the keys s <= l of its own segment.
+    """
+    (B, L, N, H), (S, K) = queries.shape, keys.shape[1:3]
+    queries, keys, values = (x.astype(jnp.float32) for x in (queries, keys, values))
+    scores = jnp.einsum("blkgh,bskh->bkgls", queries.reshape(B, L, K, N // K, H), keys) / H**0.5
+    visible = jnp.tril(jnp.ones((L, S), bool))[None]
+    if segment_ids is not None:
+        visible = visible & (segment_ids[:, :, None] == segment_ids[:, None])
+    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bkgls,bskh->blkgh", weights, values).reshape(B, L, N, H)
+
 
 AttentionKernel = Literal["xla", "cudnn", "splash"]
-# jax's name for cuDNN's forward pass. It gives what its backward pass needs as well, which no name of ours reaches.
+# jax's name for cuDNN's forward pass. It also returns what its backward pass needs, which no name of ours reaches.
 CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"
-# Tokens up to which cuDNN takes a whole sequence in one go.
-CUDNN_BLOCK = 4096
+# Tokens up to which cuDNN takes a whole sequence at once; queries of a tile of longer ones.
+CUDNN_TILE = 4096
 _CUDNN_HEAD_DIM = 128
-# Queries of a prompt that see a cache at a time.
-CACHED_BLOCK = 128
+# Queries of a prompt that are attended to a cache at a time.
+CACHED_TILE = 128
 
 
 def choose_kernel(asked: AttentionKernel | Literal["auto"], dtype: Any, head_dim: int, device: Any) -> AttentionKernel:
-    """The kernel for a device: what was asked for, or with `auto` the one that was measured fastest there.
+    """Return the kernel for a device: the one asked for, or with `auto` the one that was measured fastest there.
 
-    Raises ValueError where the device, the precision or the heads' size do not allow what was asked for.
+    Raises ValueError where the device, the precision or the heads' size do not allow the one asked for.
     """
     cudnn = is_ampere(device) and jnp.dtype(dtype).itemsize == 2 and head_dim % 8 == 0 and head_dim <= _CUDNN_HEAD_DIM
     if asked == "auto":
@@ -61,11 +80,11 @@ def causal_attention(
     if kernel == "splash":
         from jaxlm.ops.splash_attention import splash_attention  # takes seconds to import
 
-        return checkpoint_name(splash_attention(queries, keys, values, segment_ids), MIXED)
+        return checkpoint_name(splash_attention(queries, keys, values, segment_ids), ATTENTION_OUTPUT)
     if kernel == "xla":
-        return block_attention(queries, keys, values, segment_ids)
-    if queries.shape[1] > CUDNN_BLOCK:
-        return checkpoint_name(_cudnn_by_blocks(queries, keys, values, segment_ids), MIXED)
+        return tiled_attention(queries, keys, values, segment_ids)
+    if queries.shape[1] > CUDNN_TILE:
+        return checkpoint_name(_cudnn_by_tiles(queries, keys, values, segment_ids), ATTENTION_OUTPUT)
     same = None if segment_ids is None else (segment_ids[:, :, None] == segment_ids[:, None])[:, None]
     return jax.nn.dot_product_attention(queries, keys, values, mask=same, is_causal=True, implementation=kernel)
 
@@ -73,41 +92,41 @@ def causal_attention(
 def cached_attention(queries: jax.Array, keys: jax.Array, values: jax.Array, positions: Positions) -> jax.Array:
     """Attend queries `[B, L, N, H]` at `positions` to a cache's keys and values `[B, K, S, H]` at or before them.
 
-    The scores of a long prompt never exist: CACHED_BLOCK queries see the cache at a time.
+    No scores of a whole long prompt are held: CACHED_TILE queries are attended at a time.
     """
     L, K, S = queries.shape[1], keys.shape[1], keys.shape[2]
-    blocks = blocks_of(L, min(L, CACHED_BLOCK))
+    tiles = tiles_of(L, min(L, CACHED_TILE))
     grouped = queries.reshape(*queries.shape[:2], K, -1, queries.shape[-1])
 
-    def attend(row: tuple[jax.Array, jax.Array]) -> jax.Array:
-        queries, positions = row
-        scores = jnp.einsum("btkrh,bksh->bkrts", queries, keys, preferred_element_type=jnp.float32)
-        seen = jnp.arange(S)[None, None] <= positions[:, :, None]
-        weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores * keys.shape[-1] ** -0.5, -jnp.inf), axis=-1)
-        return jnp.einsum("bkrts,bksh->bkrth", weights.astype(values.dtype), values).transpose(0, 3, 1, 2, 4)
+    def attend(tile: tuple[jax.Array, jax.Array]) -> jax.Array:
+        queries, positions = tile
+        scores = jnp.einsum("blkgh,bksh->bkgls", queries, keys, preferred_element_type=jnp.float32)
+        visible = jnp.arange(S)[None, None] <= positions[:, :, None]
+        weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores * keys.shape[-1] ** -0.5, -jnp.inf), axis=-1)
+        return jnp.einsum("bkgls,bksh->bkglh", weights.astype(values.dtype), values).transpose(0, 3, 1, 2, 4)
 
-    mixed = jax.lax.map(attend, (blocks.cut(grouped, 1), blocks.cut(jnp.asarray(positions), 1)))
-    return blocks.join([mixed], 1, L).reshape(queries.shape)
+    outputs = jax.lax.map(attend, (tiles.cut(grouped, 1), tiles.cut(jnp.asarray(positions), 1)))
+    return tiles.join([outputs], 1, L).reshape(queries.shape)
 
 
-def _cudnn_by_blocks(
+def _cudnn_by_tiles(
     queries: jax.Array, keys: jax.Array, values: jax.Array, segment_ids: SegmentIds | None
 ) -> jax.Array:
-    """cuDNN keeps no scores, but is told which tokens share a document by a mask of all pairs."""
+    """Attend by tiles: cuDNN keeps no scores, but takes a mask of all pairs, which grows with the square of L."""
     B, L = queries.shape[:2]
-    blocks = blocks_of(L, CUDNN_BLOCK)
+    tiles = tiles_of(L, CUDNN_TILE)
     segments = jnp.zeros((B, L), jnp.int32) if segment_ids is None else jnp.asarray(segment_ids)
-    cut = blocks.cut(queries, 1)
+    cut = tiles.cut(queries, 1)
     outputs = []
-    for rows, end in blocks.by_group((cut, blocks.cut(segments, 1), jnp.arange(len(cut)) * blocks.size)):
-        seen = tuple(x[:, :end] for x in (keys, values, segments))
-        outputs.append(jax.lax.map(partial(jax.checkpoint(_attend), seen=seen), rows))
-    return blocks.join(outputs, 1, L)
+    for group, end in tiles.by_group((cut, tiles.cut(segments, 1), jnp.arange(len(cut)) * tiles.size)):
+        visible = tuple(x[:, :end] for x in (keys, values, segments))
+        outputs.append(jax.lax.map(partial(jax.checkpoint(_attend_tile), visible=visible), group))
+    return tiles.join(outputs, 1, L)
 
 
-def _attend(row: Any, seen: Any) -> jax.Array:
-    """Attend one block, (queries, segments, place of the first), to (keys, values, segments)."""
-    queries, own_segments, start = row
-    keys, values, segments = seen
-    mask = is_seen(start, queries.shape[1], keys.shape[1], own_segments, segments)
+def _attend_tile(tile: Any, visible: Any) -> jax.Array:
+    """Attend one tile, (queries, segments, position of the first), to (keys, values, segments)."""
+    queries, query_segments, start = tile
+    keys, values, key_segments = visible
+    mask = visible_keys(start, queries.shape[1], keys.shape[1], query_segments, key_segments)
     return jax.nn.dot_product_attention(queries, keys, values, mask=mask[:, None], implementation="cudnn")

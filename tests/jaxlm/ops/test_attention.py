@@ -7,13 +7,13 @@ import pytest
 
 import jaxlm.ops.attention
 from jaxlm.model.language_model import REMAT_POLICIES
-from jaxlm.ops.attention import causal_attention, choose_kernel
+from jaxlm.ops.attention import causal_attention, choose_kernel, reference_attention
 from jaxlm.ops.splash_attention import splash_attention
-from tests.jaxlm.ops.attention_inputs import inputs, whole
+from tests.jaxlm.ops.attention_inputs import inputs
 
 
-def test_cudnn_takes_a_long_sequence_by_blocks(monkeypatch):
-    monkeypatch.setattr(jaxlm.ops.attention, "CUDNN_BLOCK", 4)
+def test_cudnn_takes_a_long_sequence_by_tiles(monkeypatch):
+    monkeypatch.setattr(jaxlm.ops.attention, "CUDNN_TILE", 4)
     any_device = jax.nn.dot_product_attention
     asked = []
 
@@ -24,7 +24,7 @@ def test_cudnn_takes_a_long_sequence_by_blocks(monkeypatch):
     monkeypatch.setattr(jax.nn, "dot_product_attention", without_cudnn)
     segment_ids = np.cumsum(np.arange(39) % 5 == 4)[None].repeat(2, axis=0)
     found = causal_attention(*inputs(39), segment_ids, "cudnn")
-    np.testing.assert_allclose(found, whole(*inputs(39), segment_ids), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found, reference_attention(*inputs(39), segment_ids), rtol=1e-5, atol=1e-5)
     assert set(asked) == {"cudnn"}
 
 
@@ -59,11 +59,11 @@ def test_a_kernel_that_cannot_run_is_refused():
 
 
 @pytest.mark.parametrize("segmented", [False, True])
-def test_splash_gives_the_attention_of_the_whole(segmented):
+def test_splash_equals_the_reference(segmented):
     segment_ids = np.cumsum(np.arange(128) % 50 == 49)[None].repeat(2, axis=0) if segmented else None
     arguments = inputs(128)
     found = splash_attention(*arguments, segment_ids, interpret=True)
-    np.testing.assert_allclose(found, whole(*arguments, segment_ids), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found, reference_attention(*arguments, segment_ids), rtol=1e-5, atol=1e-5)
 
 
 def test_splash_refuses_a_sequence_that_is_not_made_of_whole_vectors():
@@ -71,8 +71,8 @@ def test_splash_refuses_a_sequence_that_is_not_made_of_whole_vectors():
         splash_attention(*inputs(100), None)
 
 
-def test_what_the_forward_pass_of_cudnn_gives_is_kept_for_its_backward_pass():
-    # Private, but the only place where jax says the name.
+def test_the_outputs_of_cudnn_s_forward_pass_are_saved_for_its_backward_pass():
+    # Private, but the only place where jax writes the name.
     from jax._src.cudnn.fused_attention_stablehlo import _dot_product_attention_fwd_p_wrapper as forward
 
     assert REMAT_POLICIES["products"](forward)

@@ -23,11 +23,16 @@ def config(request, tiny_config) -> ModelConfig:
 
 @pytest.fixture
 def params(config):
+    return initial_params(config)
+
+
+@functools.cache
+def initial_params(config):
     return jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
 
 
-# What does not depend on the embedding or the head.
-by_mixer = pytest.mark.parametrize("config", ["dense", "ternary", "mlgru", "hybrid"], indirect=True)
+# For tests that do not depend on the embedding or the head. The hybrid's layers of attention are those of "ternary".
+by_mixer = pytest.mark.parametrize("config", ["dense", "mlgru", "hybrid"], indirect=True)
 
 
 @pytest.fixture
@@ -79,9 +84,14 @@ def test_logits_are_causal_by_gradient(config, params, token_ids):
     assert (gradient[6:] == 0).all()
 
 
-@pytest.mark.parametrize("block", [1, 2, 128])
-def test_cached_decoding_equals_the_uncached_pass(monkeypatch, config, params, token_ids, block):
-    monkeypatch.setattr(jaxlm.ops.attention, "CACHED_BLOCK", block)
+# Every model with one tile of the cache; several tiles where attention is all or a part of the layers.
+@pytest.mark.parametrize(
+    ("config", "tile"),
+    [*((name, 128) for name in VARIANTS), ("dense", 1), ("dense", 2), ("hybrid", 1), ("hybrid", 2)],
+    indirect=["config"],
+)
+def test_cached_decoding_equals_the_uncached_pass(monkeypatch, config, params, token_ids, tile):
+    monkeypatch.setattr(jaxlm.ops.attention, "CACHED_TILE", tile)
     model = LanguageModel(config)
     expected = apply(model, params, token_ids)
     cache = init_cache(config, 2, 16)
@@ -124,10 +134,13 @@ def test_a_cache_of_another_model_is_refused(tiny_config, config, params, token_
             model.apply({"params": params}, token_ids, token_ids, cache, jnp.zeros(2, jnp.int32), method="decode")
 
 
+# The layers of "ternary" are those of the hybrid, and "dense" has none to quantize.
+@pytest.mark.parametrize("config", [name for name in VARIANTS if name not in ("ternary", "dense")], indirect=True)
 def test_latent_and_ternary_parameters_run_the_same(config, params, token_ids):
     model = LanguageModel(config)
     latent = apply(model, params, token_ids)
-    np.testing.assert_array_equal(apply(model, ternarize(params, config), token_ids), latent)
+    ternary = jax.jit(ternarize, static_argnums=1)(params, config)
+    np.testing.assert_array_equal(apply(model, ternary, token_ids), latent)
 
     def loss(params, once):
         if once:
@@ -148,10 +161,8 @@ def test_unrolled_layers_equal_the_loop(config, params, token_ids):
 
 
 @pytest.mark.parametrize("counts_anew", [True, False])
-@pytest.mark.parametrize("variant", ["ternary", "mlgru", "hybrid"])
-def test_segments_do_not_see_each_other(tiny_config, token_ids, variant, counts_anew):
-    config = dataclasses.replace(tiny_config, **VARIANTS[variant])
-    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+@pytest.mark.parametrize("config", ["dense", "hybrid"], indirect=True)
+def test_segments_do_not_see_each_other(config, params, token_ids, counts_anew):
     model = LanguageModel(config)
     segment_ids = np.array([[0] * 6 + [1] * 6] * 2)
     positions = np.array([[*range(6), *range(6)]] * 2) if counts_anew else None
@@ -162,7 +173,7 @@ def test_segments_do_not_see_each_other(tiny_config, token_ids, variant, counts_
 
 def test_padding_leaves_no_trace_in_a_recurrent_state(tiny_config, token_ids):
     config = dataclasses.replace(tiny_config, **VARIANTS["mlgru"])
-    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+    params = initial_params(config)
     model = LanguageModel(config)
     decode = jax.jit(lambda t, p, c, last: model.apply({"params": params}, t, p, c, last, method="decode"))
     positions = jnp.broadcast_to(jnp.arange(12), (2, 12))
@@ -225,7 +236,7 @@ def test_rotary_depends_on_distance_alone():
 
 
 def test_bfloat16_is_close_to_float32(tiny_config, token_ids):
-    params = jax.jit(init_params, static_argnums=0)(tiny_config, jax.random.key(0))
+    params = initial_params(tiny_config)
     exact = apply(LanguageModel(tiny_config), params, token_ids)
     rounded = apply(LanguageModel(tiny_config, dtype=jnp.bfloat16), params, token_ids)
     assert rounded.dtype == jnp.float32

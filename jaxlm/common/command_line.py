@@ -114,9 +114,7 @@ def parse(
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(
-        prog=program, description=description, exit_on_error=False, allow_abbrev=False
-    )
+    parser = jsonargparse.ArgumentParser(prog=program, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of these settings; flags go over it")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("--help_all", action="store_true", help="show all settings and exit")

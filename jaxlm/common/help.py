@@ -9,7 +9,18 @@ from typing import Any
 from shared_tokenizer.settings import metadata_of
 
 # Order of the groups; a group that is not named here comes after them.
-GROUPS = ("run", "data", "tokenizer", "model", "training", "optimizer", "evaluation", "checkpoints", "devices", "advanced")
+GROUPS = (
+    "run",
+    "data",
+    "tokenizer",
+    "model",
+    "training",
+    "optimizer",
+    "evaluation",
+    "checkpoints",
+    "devices",
+    "advanced",
+)
 # Words that people bring from other programs -> flags of ours, the first that a command has.
 FOREIGN_WORDS = {
     "lr": ("optimizer.learning_rate",),
@@ -108,7 +119,10 @@ def arrange_help(parser: Any, settings_class: type, *, full: bool) -> None:
     nested = {name.partition(".")[0] for name in actions if "." in name}
     has_basic = any(rules.basic for rules in top.values())
     groups: dict[str, list[Any]] = {}
-    for name, action in actions.items():
+    # The command's own settings before those that it shares with others.
+    shared = [name for name in actions if name.partition(".")[0] not in settings_class.__annotations__]
+    for name in sorted(actions, key=lambda name: name in shared):
+        action = actions[name]
         parent, _, child = name.partition(".")
         if name in nested:  # the flag that takes a whole group as one value
             continue
@@ -130,7 +144,8 @@ def arrange_help(parser: Any, settings_class: type, *, full: bool) -> None:
     if has_basic and not full:
         parser.epilog = "These are the settings that matter first; --help_all shows all of them."
     # The usage line would list every flag once more.
-    parser.usage = "%(prog)s [--config FILE] [settings]"
+    by_position = [name.upper() for name, action in actions.items() if name in top and not action.option_strings]
+    parser.usage = " ".join(["%(prog)s", *by_position, "[--config FILE] [settings]"])
 
 
 def _nested_metadata(settings_class: type, parent: str, child: str) -> Any:

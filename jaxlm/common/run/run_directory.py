@@ -104,9 +104,7 @@ def open_run_directory(
     path.mkdir(parents=True, exist_ok=True)
     with _locked(path / LOCK):
         if exists and not resume:
-            raise ValueError(
-                f"{path}: already holds a run; continue it with --resume or choose another output_dir"
-            )
+            raise ValueError(f"{path}: already holds a run; continue it with --resume or choose another output_dir")
         # As the file has it: tuples are lists there.
         resolved = yaml.safe_load(yaml.safe_dump({**settings, "resume": resume}))
         if exists:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from jaxlm.checkpoints.checkpoint import Checkpoints
 from jaxlm.checkpoints.weights import artifact_params
+from jaxlm.common.run.summary import format_bytes
 from jaxlm.evaluate import LossFunction, make_loss_function
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.ops.cpu import compiler_options
@@ -20,7 +21,6 @@ from jaxlm.parallel.distributed import SharedStop
 from jaxlm.parallel.sharding import batch_sharding, data_parallel_size, global_batch, place
 from jaxlm.training.abstract_step import abstract_batch, step_of_run
 from jaxlm.training.device_memory import (
-    GIB,
     bytes_per_device,
     check_state_fits,
     check_step_fits,
@@ -107,8 +107,8 @@ class ProgramBuilder:
         )
 
     def _print_memory(self, state: int, step: int, free: int | None) -> None:
-        known = "" if free is None else f" of {free / GIB:.2f} GiB free"
-        self._console.print(f"memory per device: state {state / GIB:.2f} GiB, a step {step / GIB:.2f} GiB{known}")
+        known = "" if free is None else f" of {format_bytes(free)} free"
+        self._console.print(f"memory per device: state {format_bytes(state)}, a step {format_bytes(step)}{known}")
 
     def _place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Return a batch that every process holds in full as arrays over the mesh."""

@@ -53,14 +53,15 @@ def run_table(
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_row("model", f"{name}: {total:,} parameters, {ternary / total:.0%} ternary")
     if config.has_packed_form:
-        table.add_row("file", f"{_size(tensor_bytes(config, 'packed'))} packed")
+        table.add_row("file", f"{format_bytes(tensor_bytes(config, 'packed'))} packed")
     table.add_row("steps", f"{steps:,} of {batch} = {tokens_per_step:,} tokens")
     table.add_row("tokens", f"{tokens:,}, {tokens / total:.2g} per parameter")
     table.add_row("epochs", f"{tokens / tokens_per_epoch:.2f} of {tokens_per_epoch:,} training tokens")
     return table
 
 
-def _size(nbytes: int) -> str:
+def format_bytes(nbytes: float) -> str:
+    """Return a size for people, in powers of 1000: `163.1 kB`, `4.6 MB`, `1.2 GB`."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if nbytes >= size:
             return f"{nbytes / size:.1f} {unit}"

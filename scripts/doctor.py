@@ -1,4 +1,4 @@
-"""What this machine can do, and whether it computes right."""
+"""Show what this machine can do, and test that it computes right."""
 
 from jaxlm.common.command_line import run_command
 

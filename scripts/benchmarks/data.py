@@ -1,4 +1,4 @@
-"""What data costs: preparation against the bare tokenizer library, its memory, and batches against a constant one."""
+"""The cost of data: preparation against the bare tokenizer library, its memory, and batches against a constant one."""
 
 import json
 import multiprocessing
@@ -36,7 +36,7 @@ BATCH_CHARACTERS = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class DataBenchmark:
-    """What to measure on."""
+    """The text, the model and the number of turns."""
 
     data_dir: str = "data/stdlib"
     """Token shards: their tokenizer is timed, and the batches of training come from them."""

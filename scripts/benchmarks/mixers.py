@@ -28,7 +28,7 @@ from jaxlm.ops.ternary_linear import ternarize
 
 @dataclass(frozen=True, kw_only=True)
 class MixersBenchmark:
-    """What to measure."""
+    """Settings of the measurement."""
 
     preset: str = "ternary-tiny"
     """The attention model; the other has MLGRU in its place."""
@@ -41,7 +41,7 @@ class MixersBenchmark:
     tokens: int = 64
     """Tokens to decode in each turn."""
     turns: int = 5
-    """Turns that the contestants take."""
+    """Turns that the candidates take."""
 
 
 def benchmark(settings: MixersBenchmark) -> None:
@@ -127,11 +127,11 @@ def _training_step(config: ModelConfig, tokens: int, seq_len: int) -> tuple[Call
     return step, compiled.memory_analysis().temp_size_in_bytes
 
 
-def _take_turns(contestants: dict[str, Callable[[], Any]], turns: int) -> dict[str, float]:
+def _take_turns(candidates: dict[str, Callable[[], Any]], turns: int) -> dict[str, float]:
     """Median seconds of each, after one turn that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(turns + 1):
-        for name, run in contestants.items():
+        for name, run in candidates.items():
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
@@ -142,13 +142,13 @@ def _decoding(settings: MixersBenchmark, models: dict[str, ModelConfig]) -> None
     table = Table(title="decoding, tokens/s")
     for heading in ("model", *(f"after {context:,}" for context in settings.contexts), "last / first"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
-    contestants: dict[str, Callable[[], Any]] = {}
+    candidates: dict[str, Callable[[], Any]] = {}
     for name, config in models.items():
         params = jax.jit(lambda key, config=config: ternarize(init_params(config, key), config))(jax.random.key(0))
         for context in settings.contexts:
-            contestants[f"jax {name} {context}"] = _jax_decoder(config, params, context, settings.tokens)
-            contestants[f"mlx {name} {context}"] = _mlx_decoder(config, context, settings.tokens)
-    seconds = _take_turns(contestants, settings.turns)
+            candidates[f"jax {name} {context}"] = _jax_decoder(config, params, context, settings.tokens)
+            candidates[f"mlx {name} {context}"] = _mlx_decoder(config, context, settings.tokens)
+    seconds = _take_turns(candidates, settings.turns)
     for framework in ("jax", "mlx"):
         for name in models:
             speeds = [settings.tokens / seconds[f"{framework} {name} {context}"] for context in settings.contexts]

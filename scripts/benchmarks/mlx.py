@@ -12,7 +12,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import mlx_lm.utils
 import numpy as np
-from benchmarks.contestants import Measured, OnDevice, Setup, measure
+from benchmarks.candidates import Measured, OnDevice, Setup, measure
 from mlx_lm.generate import generate_step
 from mlx_lm.tuner.trainer import default_loss
 from mlx_lm.tuner.utils import linear_to_lora_layers
@@ -36,7 +36,7 @@ from mlxlm.load import load_model
 
 @dataclass(frozen=True, kw_only=True)
 class MlxBenchmark:
-    """What to measure."""
+    """Settings of the measurement."""
 
     preset: str = "dense-5m"
     """Dense model, with weights that were never trained."""
@@ -167,7 +167,7 @@ def _our_generation(directory: Path, prompt: list[int], tokens: int) -> OnDevice
 
 
 def _ternary_memory(settings: MlxBenchmark, folder: Path) -> None:
-    """What a packed model and its float twin hold, and what a step of LoRA takes beside it.
+    """Print the memory of a packed model and of its float twin, and that of a LoRA step next to it.
 
     Over so few tokens that activations are next to nothing, a dequantized copy of a weight would show in the peak.
     """

@@ -62,7 +62,7 @@ class QualityBenchmark:
             raise ValueError("models: found none, expected presets with learning rates, {ternary-tiny: [0.004]}")
 
 
-class Contestant:
+class Candidate:
     """A model in training, with the seconds that its steps took."""
 
     def __init__(self, name: str, config: ModelConfig, learning_rate: float, settings: QualityBenchmark):
@@ -95,40 +95,40 @@ def benchmark(settings: QualityBenchmark) -> None:
     tokenizer = sets.tokenizer
     batches = sets.evaluation_batches(settings.batch_size, settings.eval_batches)
     vocabulary = {"vocab_size": tokenizer.vocab_size, "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
-    contestants = [
-        Contestant(name, replace(preset(name), **vocabulary), rate, settings)
+    candidates = [
+        Candidate(name, replace(preset(name), **vocabulary), rate, settings)
         for name, rates in settings.models.items()
         for rate in rates
     ]
-    for contestant in contestants:
-        contestant.compile(batches[0])
+    for candidate in candidates:
+        candidate.compile(batches[0])
     iterator = iter(training_batches(sets.train, BatchOrder(settings.batch_size, settings.seed)))
     for _ in range(settings.num_train_steps):
         batch = next(iterator)
-        for contestant in contestants:  # in turn, so that a drift of the machine meets all
-            contestant.step(batch)
-    _print_quality(settings, contestants, [c.evaluate(batches, tokenizer.token_bytes) for c in contestants])
+        for candidate in candidates:  # in turn, so that a drift of the machine meets all
+            candidate.step(batch)
+    _print_quality(settings, candidates, [c.evaluate(batches, tokenizer.token_bytes) for c in candidates])
 
 
-def _print_quality(settings: QualityBenchmark, contestants: list[Contestant], found: list[Evaluation]) -> None:
+def _print_quality(settings: QualityBenchmark, candidates: list[Candidate], found: list[Evaluation]) -> None:
     tokens = settings.num_train_steps * settings.batch_size * settings.seq_len
     table = Table(title=f"{tokens:,} tokens, seed {settings.seed}")
     headings = ("rate", "parameters", "artifact bytes", "nats per token", "bits per byte", "tokens/s", "speed")
     table.add_column("model")
     for heading in headings:
         table.add_column(heading, justify="right")
-    for contestant, evaluation in zip(contestants, found, strict=True):
-        kind = "packed" if contestant.config.has_packed_form else "latent"
+    for candidate, evaluation in zip(candidates, found, strict=True):
+        kind = "packed" if candidate.config.has_packed_form else "latent"
         table.add_row(
-            contestant.name,
-            f"{contestant.learning_rate:g}",
-            f"{parameter_count(contestant.config):,}",
-            f"{tensor_bytes(contestant.config, kind):,}",
+            candidate.name,
+            f"{candidate.learning_rate:g}",
+            f"{parameter_count(candidate.config):,}",
+            f"{tensor_bytes(candidate.config, kind):,}",
             f"{evaluation.loss:.4f}",
             f"{evaluation.bits_per_byte:.4f}",
-            f"{tokens / contestant.seconds:,.0f}",
-            f"{contestants[-1].seconds / contestant.seconds:.2f}",
+            f"{tokens / candidate.seconds:,.0f}",
+            f"{candidates[-1].seconds / candidate.seconds:.2f}",
         )
     console = make_console()
     console.print(table)
-    console.print(f"speed: tokens/s over those of {contestants[-1].name}")
+    console.print(f"speed: tokens/s over those of {candidates[-1].name}")

@@ -1,5 +1,5 @@
-"""What a training step costs when the sequence, batch, layers or devices double, read from its compiled form; and how
-long the compiler takes for eight times the layers.
+"""The cost of a training step when the sequence, batch, layers or devices double, read from its compiled form; and the
+time of the compiler for eight times the layers.
 
 No step runs. The devices may be simulated:
 `JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=8 python scripts/benchmark.py scaling`.

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from benchmarks.contestants import Measured, OnDevice, Setup, measure, measure_apart
+from benchmarks.candidates import Measured, OnDevice, Setup, measure, measure_apart
 from benchmarks.training_step import example_batch, on_device, training_step
 from rich.table import Table
 
@@ -37,7 +37,7 @@ LARGEST_PRODUCT = {"cpu": 4096, "gpu": 8192}
 
 @dataclass(frozen=True, kw_only=True)
 class TrainBenchmark:
-    """What to measure."""
+    """Settings of the measurement."""
 
     presets: list[str] = field(default_factory=lambda: ["ternary-tiny", "ternary-25m"])
     """Ternary models to train; each is compared with its float twin in JAX and with the peers."""
@@ -62,14 +62,14 @@ def benchmark(settings: TrainBenchmark) -> None:
         ternary = replace(preset(name), max_seq_len=max(settings.seq_len, preset(name).max_seq_len))
         dense = replace(ternary, linear="dense", sub_norm=False, linear_norm=False, ternary_head=False)
         with tempfile.TemporaryDirectory() as folder:
-            contestants = _contestants(settings, ternary, dense, Path(folder))
-            found = (measure if _device() == "cpu" else measure_apart)(contestants, settings.turns)
+            candidates = _candidates(settings, ternary, dense, Path(folder))
+            found = (measure if _device() == "cpu" else measure_apart)(candidates, settings.turns)
         _print(settings, name, ternary, found)
 
 
-def _contestants(settings: TrainBenchmark, ternary: ModelConfig, dense: ModelConfig, folder: Path) -> dict[str, Setup]:
+def _candidates(settings: TrainBenchmark, ternary: ModelConfig, dense: ModelConfig, folder: Path) -> dict[str, Setup]:
     shape, dtype = (settings.batch_size, settings.seq_len), settings.dtype
-    contestants: dict[str, Setup] = {
+    candidates: dict[str, Setup] = {
         "jaxlm ternary": functools.partial(training_step, ternary, *shape, dtype=dtype),
         "jaxlm ternary, --remat products": functools.partial(training_step, ternary, *shape, "products", dtype),
         "jaxlm float": functools.partial(training_step, dense, *shape, dtype=dtype),
@@ -80,8 +80,8 @@ def _contestants(settings: TrainBenchmark, ternary: ModelConfig, dense: ModelCon
                 params = jax.jit(functools.partial(init_params, config))(jax.random.key(0))
             export_artifact(folder / kind, config, params, "latent")
     for peer in settings.peers:
-        contestants[PEERS[peer]] = functools.partial(_torch_step, peer, folder, ternary.vocab_size, *shape, dtype)
-    return contestants | {BEST_PRODUCT: functools.partial(_best_product, dtype)}
+        candidates[PEERS[peer]] = functools.partial(_torch_step, peer, folder, ternary.vocab_size, *shape, dtype)
+    return candidates | {BEST_PRODUCT: functools.partial(_best_product, dtype)}
 
 
 def _device() -> Literal["cpu", "gpu"]:

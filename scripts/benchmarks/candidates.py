@@ -1,4 +1,4 @@
-"""Contestants of a benchmark, each in a process of its own: threads, caches and peak memory of one meet no other."""
+"""Candidates of a benchmark, each in a process of its own: threads, caches and peak memory of one meet no other."""
 
 import multiprocessing
 import resource
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-# Called in the contestant's process: builds what it needs and returns the function to be timed.
+# Called in the candidate's process: builds what it needs and returns the function to be timed.
 Setup = Callable[[], Callable[[], Any]]
 
 
@@ -27,7 +27,7 @@ class OnDevice:
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one contestant."""
+    """Of one candidate."""
 
     seconds: float
     """Median of its turns."""
@@ -35,22 +35,22 @@ class Measured:
     """Peak memory beyond what the process held before the setup, which imports libraries first; or the device's."""
 
 
-def measure_apart(contestants: Mapping[str, Setup], turns: int) -> dict[str, Measured]:
+def measure_apart(candidates: Mapping[str, Setup], turns: int) -> dict[str, Measured]:
     """One after another, for a device that does not drift and whose memory one of them may need alone."""
     found = {}
-    for name, setup in contestants.items():
+    for name, setup in candidates.items():
         found |= measure({name: setup}, turns)
         print(f"{name}: {1000 * found[name].seconds:.1f} ms, {found[name].peak_bytes / 1e6:,.0f} MB", flush=True)
     return found
 
 
-def measure(contestants: Mapping[str, Setup], turns: int, warm_up: int = 2) -> dict[str, Measured]:
-    """Let contestants take turns, so that a drift of the machine meets all. Raises RuntimeError where one fails."""
+def measure(candidates: Mapping[str, Setup], turns: int, warm_up: int = 2) -> dict[str, Measured]:
+    """Let candidates take turns, so that a drift of the machine meets all. Raises RuntimeError where one fails."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     processes = []
     try:
-        for name, setup in contestants.items():
+        for name, setup in candidates.items():
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(setup, theirs), daemon=True)
             process.start()
@@ -58,7 +58,7 @@ def measure(contestants: Mapping[str, Setup], turns: int, warm_up: int = 2) -> d
             processes.append(process)
             pipes[name] = ours
             _ask(name, ours)  # ready; one after another, so that no setup disturbs another's
-        seconds: dict[str, list[float]] = {name: [] for name in contestants}
+        seconds: dict[str, list[float]] = {name: [] for name in candidates}
         for _ in range(warm_up + turns):
             for name, pipe in pipes.items():
                 pipe.send("run")

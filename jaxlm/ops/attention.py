@@ -12,22 +12,20 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.ops.gpu import AMPERE, is_ampere
-from jaxlm.ops.shapes import Positions, SegmentIds
+from jaxlm.ops.shapes import CachedKeys, CachedValues, Keys, Positions, Queries, SegmentIds, Values
 from jaxlm.ops.tiled_attention import ATTENTION_OUTPUT, tiled_attention, tiles_of, visible_keys
 
 
-def reference_attention(
-    queries: jax.Array, keys: jax.Array, values: jax.Array, segment_ids: SegmentIds | None
-) -> jax.Array:
+def reference_attention(queries: Queries, keys: Keys, values: Values, segment_ids: SegmentIds | None) -> Queries:
     """Return softmax(Q K^T / sqrt(H)) V `[B, L, N, H]` in float32, as defined; tests compare every kernel with it.
 
-    Query n of queries `[B, L, N, H]` reads key n // G of keys and values `[B, S, K, H]`, G = N / K (arXiv 1706.03762,
-    2305.13245). Where it lies at position l, it sees the keys s <= l of its own segment.
+    Head n of queries `[B, L, N, H]` reads head n // G of keys and values `[B, L, K, H]`, G = N / K (arXiv 1706.03762,
+    2305.13245). The query at position l sees the keys at positions s <= l of its own segment.
     """
-    (B, L, N, H), (S, K) = queries.shape, keys.shape[1:3]
+    (B, L, N, H), K = queries.shape, keys.shape[2]
     queries, keys, values = (x.astype(jnp.float32) for x in (queries, keys, values))
     scores = jnp.einsum("blkgh,bskh->bkgls", queries.reshape(B, L, K, N // K, H), keys) / H**0.5
-    visible = jnp.tril(jnp.ones((L, S), bool))[None]
+    visible = jnp.tril(jnp.ones((L, L), bool))[None]
     if segment_ids is not None:
         visible = visible & (segment_ids[:, :, None] == segment_ids[:, None])
     weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf), axis=-1)
@@ -70,12 +68,12 @@ def choose_kernel(asked: AttentionKernel | Literal["auto"], dtype: Any, head_dim
 
 
 def causal_attention(
-    queries: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
+    queries: Queries,
+    keys: Keys,
+    values: Values,
     segment_ids: SegmentIds | None,
     kernel: AttentionKernel = "xla",
-) -> jax.Array:
+) -> Queries:
     """Attend queries `[B, L, N, H]` to keys and values `[B, L, K, H]` at or before them in their own segment."""
     if kernel == "splash":
         from jaxlm.ops.splash_attention import splash_attention  # takes seconds to import
@@ -89,17 +87,17 @@ def causal_attention(
     return jax.nn.dot_product_attention(queries, keys, values, mask=same, is_causal=True, implementation=kernel)
 
 
-def cached_attention(queries: jax.Array, keys: jax.Array, values: jax.Array, positions: Positions) -> jax.Array:
+def cached_attention(queries: Queries, keys: CachedKeys, values: CachedValues, positions: Positions) -> Queries:
     """Attend queries `[B, L, N, H]` at `positions` to a cache's keys and values `[B, K, S, H]` at or before them.
 
     No scores of a whole long prompt are held: CACHED_TILE queries are attended at a time.
     """
-    L, K, S = queries.shape[1], keys.shape[1], keys.shape[2]
+    (B, L, N, H), (K, S) = queries.shape, keys.shape[1:3]
     tiles = tiles_of(L, min(L, CACHED_TILE))
-    grouped = queries.reshape(*queries.shape[:2], K, -1, queries.shape[-1])
+    grouped = queries.reshape(B, L, K, N // K, H)
 
     def attend(tile: tuple[jax.Array, jax.Array]) -> jax.Array:
-        queries, positions = tile
+        queries, positions = tile  # [B, T, K, G, H] and [B, T] of T queries; written l below
         scores = jnp.einsum("blkgh,bksh->bkgls", queries, keys, preferred_element_type=jnp.float32)
         visible = jnp.arange(S)[None, None] <= positions[:, :, None]
         weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores * keys.shape[-1] ** -0.5, -jnp.inf), axis=-1)
@@ -109,9 +107,7 @@ def cached_attention(queries: jax.Array, keys: jax.Array, values: jax.Array, pos
     return tiles.join([outputs], 1, L).reshape(queries.shape)
 
 
-def _cudnn_by_tiles(
-    queries: jax.Array, keys: jax.Array, values: jax.Array, segment_ids: SegmentIds | None
-) -> jax.Array:
+def _cudnn_by_tiles(queries: Queries, keys: Keys, values: Values, segment_ids: SegmentIds | None) -> Queries:
     """Attend by tiles: cuDNN keeps no scores, but takes a mask of all pairs, which grows with the square of L."""
     B, L = queries.shape[:2]
     tiles = tiles_of(L, CUDNN_TILE)

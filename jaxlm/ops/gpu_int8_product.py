@@ -1,6 +1,7 @@
 """The scaled product of int8 arrays as one kernel for NVIDIA's GPUs, in Pallas on Triton.
 
-XLA writes the sums out in float32 before anything scales them; here they never leave a multiprocessor.
+y_mo = scale_m sum_i x_mi codes_oi. One program computes a tile of y, `[TILE, TILE]`, from TILE rows of x and TILE of
+the codes. XLA writes the sums to memory before anything scales them; here they never leave a multiprocessor.
 """
 
 import jax
@@ -45,6 +46,7 @@ def tiled_product(
 
 
 def _multiply_tile(x, codes, scale, y):
+    # x [TILE, I], codes [TILE, I], scale [TILE], y [TILE, TILE]; sums over I, TILE of it at a time.
     contract_last = (((1,), (1,)), ((), ()))
 
     def add_depth(place, sums):

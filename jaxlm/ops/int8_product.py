@@ -1,7 +1,16 @@
-"""Products of int8 arrays summed in int32, by the fastest instructions that the platform has for them."""
+"""Products of int8 arrays summed in int32, by the fastest instructions that the platform has for them.
+
+x86's VPDPBUSD (AVX-512 VNNI, Intel's Software Developer's Manual) multiplies unsigned bytes by signed ones. So there
+
+    x W^T = (x + 128) W^T - 128 sum_i W_i    for x `[..., I]` and W `[O, I]`
+
+and x + 128 is x with its sign bit inverted, read as unsigned. Sums of int32 are exact up to I = 2^31 / (255 * 128),
+65,793.
+"""
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +22,7 @@ from jax.interpreters import batching, mlir
 
 from jaxlm.ops.cpu import has_vnni
 from jaxlm.ops.gpu import is_ampere
+from jaxlm.ops.shapes import Codes, FeatureScale, Int8Features, Int32Outputs, Outputs
 
 # What turns an int8 into the uint8 that is larger by 128.
 _SIGN_BIT = 128
@@ -21,7 +31,7 @@ _FEWEST_ROWS = 64
 _unsigned_product = Primitive("unsigned_product")
 
 
-def scaled_product(x: jax.Array, codes: jax.Array, scale: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+def scaled_product(x: Int8Features, codes: Codes, scale: FeatureScale, dtype: Any) -> Outputs:
     """`(x codes^T) * scale` in `dtype`, of int8 `[..., I]` and `[O, I]` and float32 scales `[..., 1]`.
 
     The sums are exact and scaled in float32, so the same on every platform.
@@ -32,7 +42,7 @@ def scaled_product(x: jax.Array, codes: jax.Array, scale: jax.Array, dtype: jax.
     return jax.lax.platform_dependent(x, codes, scale, cuda=functools.partial(_by_kernel, dtype=dtype), default=by_xla)
 
 
-def _product_then_scale(x: jax.Array, codes: jax.Array, scale: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+def _product_then_scale(x: Int8Features, codes: Codes, scale: FeatureScale, dtype: Any) -> Outputs:
     return (int8_product(x, codes).astype(jnp.float32) * scale).astype(dtype)
 
 
@@ -41,7 +51,7 @@ def _may_have_kernel() -> bool:
     return is_ampere(jax.devices()[0]) and jax.sharding.get_abstract_mesh().size <= 1
 
 
-def _by_kernel(x: jax.Array, codes: jax.Array, scale: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+def _by_kernel(x: Int8Features, codes: Codes, scale: FeatureScale, dtype: Any) -> Outputs:
     from jaxlm.ops.gpu_int8_product import fits_tiles, tiled_product  # Triton's part of jax is not everywhere
 
     rows = x.reshape(-1, x.shape[-1])
@@ -50,22 +60,22 @@ def _by_kernel(x: jax.Array, codes: jax.Array, scale: jax.Array, dtype: jax.typi
     return tiled_product(rows, codes, scale.reshape(-1), dtype).reshape(*x.shape[:-1], len(codes))
 
 
-def int8_product(x: jax.Array, codes: jax.Array) -> jax.Array:
+def int8_product(x: Int8Features, codes: Codes) -> Int32Outputs:
     """`x codes^T` of int8 `[..., I]` and int8 `[O, I]`, int32 `[..., O]`; exact, so the same on every platform."""
     if not has_vnni() or math.prod(x.shape[:-1]) < _FEWEST_ROWS:
         return _signed(x, codes)
     return jax.lax.platform_dependent(x, codes, cpu=_by_unsigned, default=_signed)
 
 
-def _signed(x: jax.Array, codes: jax.Array) -> jax.Array:
+def _signed(x: Int8Features, codes: Codes) -> Int32Outputs:
     contract_last = (((x.ndim - 1,), (1,)), ((), ()))
     return jax.lax.dot_general(x, codes, contract_last, preferred_element_type=jnp.int32)
 
 
-def _by_unsigned(x: jax.Array, codes: jax.Array) -> jax.Array:
-    """(x + 128) codes^T - 128 sum(codes): x86 multiplies unsigned bytes by signed ones."""
+def _by_unsigned(x: Int8Features, codes: Codes) -> Int32Outputs:
+    """Return (x + 128) codes^T - 128 sum_i codes_i."""
     unsigned = jax.lax.bitcast_convert_type(x, jnp.uint8) ^ jnp.uint8(_SIGN_BIT)
-    excess = _SIGN_BIT * jnp.sum(codes, axis=1, dtype=jnp.int32)
+    excess = _SIGN_BIT * jnp.sum(codes, axis=1, dtype=jnp.int32)  # [O]
     return _unsigned_product.bind(unsigned, codes) - jnp.expand_dims(excess, range(x.ndim - 1))
 
 

@@ -1,8 +1,13 @@
-"""h_t = f_t h_{t-1} + u_t over a sequence, elementwise in float32, with its own backward pass.
+"""h_t = f_t h_{t-1} + u_t over a sequence, elementwise in float32, with its own backward pass (arXiv 1709.04057).
+
+With the gradient dh_t of the loss by each state alone, and g_t by the state and all that follow from it:
+
+    g_t = dh_t + f_{t+1} g_{t+1}     df_t = g_t h_{t-1}     du_t = g_t     dh_0 = f_1 g_1
+
+So the backward pass is the same recurrence in reverse. It saves the decays and the states, and nothing of the scan.
 
 On a CPU the steps are taken one by one where the arrays lie, which keeps its vector units busy and copies nothing.
-Elsewhere they are taken in parallel chunks: within all chunks of CHUNK steps at once, then from chunk to chunk. The
-backward pass is the same recurrence in reverse, so it keeps the decays and the states and nothing of the scan itself.
+Elsewhere they are taken in parallel chunks: within all chunks of CHUNK steps at once, then from chunk to chunk.
 `jax.lax.associative_scan` was measured slower and larger than both (scripts/benchmark.py mixers).
 """
 
@@ -39,7 +44,7 @@ def _states(decays: Recurrent, updates: Recurrent, initial: State) -> Recurrent:
 
 
 def in_steps(decays: Recurrent, updates: Recurrent, initial: State) -> Recurrent:
-    """The states, one after another."""
+    """Return the states, computed one after another."""
 
     def step(t, carry):
         state, states = carry
@@ -52,8 +57,7 @@ def in_steps(decays: Recurrent, updates: Recurrent, initial: State) -> Recurrent
 def _backward_in_steps(decays: Recurrent, states: Recurrent, initial: State, dstates: Recurrent):
     def step(t, carry):
         dstate, ddecays, dupdates = carry
-        # dL/dh_t collects its own gradient and, through the next step, f_{t+1} times that of h_{t+1}.
-        dstate = _at(dstates, t) + dstate
+        dstate = _at(dstates, t) + dstate  # g_t; the carry is f_{t+1} g_{t+1}, [B, E]
         previous = jnp.where(t == 0, initial, _at(states, jnp.maximum(t - 1, 0)))
         return dstate * _at(decays, t), _put(ddecays, dstate * previous, t), _put(dupdates, dstate, t)
 
@@ -72,10 +76,14 @@ def _put(x: Recurrent, value: State, t: jax.Array) -> Recurrent:
 
 
 def in_chunks(decays: Recurrent, updates: Recurrent, initial: State) -> Recurrent:
-    """The states, CHUNK times as many at once."""
+    """Return the states, computed in all chunks at once.
+
+    From a state of zero, step j of chunk c has the state s_cj. With the product p_cj of the chunk's decays up to j,
+    h_cj = s_cj + p_cj h_(c-1), where h_(c-1) is the last state of the chunk before.
+    """
     B, L, E = updates.shape
     padding = ((0, 0), (0, -L % CHUNK), (0, 0))
-    # [step in chunk, B, chunk, E]
+    # [B, L, E] -> [CHUNK, B, chunks, E]
     decays, updates = (jnp.moveaxis(jnp.pad(x, padding).reshape(B, -1, CHUNK, E), 2, 0) for x in (decays, updates))
     zeros = jnp.zeros(updates.shape[1:], updates.dtype)
 
@@ -85,13 +93,14 @@ def in_chunks(decays: Recurrent, updates: Recurrent, initial: State) -> Recurren
         carry = (decay * state + update, decay * product)
         return carry, carry
 
+    # s_cj and p_cj, [CHUNK, B, chunks, E]
     _, (states, products) = jax.lax.scan(within, (zeros, zeros + 1), (decays, updates))
 
     def across(state, chunk):
         last_state, last_product = chunk
         return last_product * state + last_state, state
 
-    # The state that each chunk starts from.
+    # The state h_(c-1) that each chunk starts from, [chunks, B, E].
     lasts = (jnp.moveaxis(states[-1], 1, 0), jnp.moveaxis(products[-1], 1, 0))
     _, starts = jax.lax.scan(across, initial, lasts)
     states = states + products * jnp.moveaxis(starts, 0, 1)[None]
@@ -99,6 +108,7 @@ def in_chunks(decays: Recurrent, updates: Recurrent, initial: State) -> Recurren
 
 
 def _backward_in_chunks(decays: Recurrent, states: Recurrent, initial: State, dstates: Recurrent):
+    # g_t, by the recurrence in reverse with the decays f_{t+1}; 0 after the last. All are [B, L, E].
     following = jnp.concatenate([decays[:, 1:], jnp.zeros_like(decays[:, :1])], axis=1)
     dupdates = in_chunks(following[:, ::-1], dstates[:, ::-1], jnp.zeros_like(initial))[:, ::-1]
     previous = jnp.concatenate([initial[:, None], states[:, :-1]], axis=1)

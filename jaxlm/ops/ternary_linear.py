@@ -20,7 +20,7 @@ from jaxlm.common.architecture.parameters import parameters
 from jaxlm.common.architecture.ternary import quantize_activation, quantize_weight
 from jaxlm.ops.int8_product import scaled_product
 from jaxlm.ops.shapes import Features, LatentWeight, Outputs
-from jaxlm.parallel.sharding import gather_codes
+from jaxlm.parallel.sharding import all_gather_codes
 
 Params = dict[str, Any]
 # What the backward pass of a ternary linear needs of its input, by the name that rematerialization knows it by.
@@ -97,10 +97,14 @@ def quantize_features(x: Features, name: str = "") -> QuantizedFeatures:
 
 
 def ternary_linear(x: Features | QuantizedFeatures, weight: TernaryWeight, name: str = "") -> Outputs:
-    """y = (q . codes) * (g / s): int8 products summed in int32, so exact in any order of summation.
+    """Return y = (q codes^T) * (g / s) `[..., O]` of BitNet b1.58 (arXiv 2402.17764).
 
-    Gradients are straight-through, as if y = x~ W~^T of the dequantized values: dW = dy^T x~ and dx = dy W~.
-    `name` is the layer's, which tells how a mesh splits the codes.
+    q `[..., I]` are the features in int8 and s `[..., 1]` their scale, codes `[O, I]` the weight in {-1, 0, 1} and g
+    its scale. Products of int8 are summed in int32, so they are exact in any order of summation.
+
+    Gradients are straight-through (arXiv 1308.3432), those of y = x~ W~^T with the dequantized x~ = q / s and
+    W~ = g codes: dx = dy W~ `[..., I]` and dW = dy^T x~ `[O, I]`, summed over all tokens.
+    `name` is the layer's, by which a mesh splits the codes.
     """
     return _product(x if isinstance(x, QuantizedFeatures) else quantize_features(x), weight, name)
 
@@ -111,7 +115,7 @@ def _product(x: QuantizedFeatures, weight: TernaryWeight, name: str) -> Outputs:
 
 
 def _forward(x, weight, name):
-    y = scaled_product(x.codes, gather_codes(weight.codes, name), weight.scale / x.scale, x.features.dtype)
+    y = scaled_product(x.codes, all_gather_codes(weight.codes, name), weight.scale / x.scale, x.features.dtype)
     # int8 residuals: a quarter of the activations that a float layer keeps.
     return y, (x.codes, x.scale, weight)
 
@@ -119,14 +123,16 @@ def _forward(x, weight, name):
 def _backward(name, residuals, dy):
     quantized, scale, weight = residuals
     # Brought together as bytes: left to itself, a compiler may convert first and gather floats.
-    codes = gather_codes(weight.codes, name)
+    codes = all_gather_codes(weight.codes, name)
+    # dx = dy W~: [..., O] @ [O, I]
     dx = dy @ (codes * weight.scale).astype(dy.dtype)
     latent = None
     if weight.latent is not None:
-        rows = dy.reshape(-1, dy.shape[-1])
-        columns = (quantized / scale).astype(dy.dtype).reshape(-1, quantized.shape[-1])
+        # dW = dy^T x~: [tokens, O], [tokens, I] -> [O, I]
+        dy_TO = dy.reshape(-1, dy.shape[-1])
+        x_TI = (quantized / scale).astype(dy.dtype).reshape(-1, quantized.shape[-1])
         contract_tokens = (((0,), (0,)), ((), ()))
-        latent = jax.lax.dot_general(rows, columns, contract_tokens, preferred_element_type=jnp.float32)
+        latent = jax.lax.dot_general(dy_TO, x_TI, contract_tokens, preferred_element_type=jnp.float32)
     to_features = QuantizedFeatures(dx, _no_gradient(quantized), jnp.zeros_like(scale))
     return to_features, TernaryWeight(_no_gradient(weight.codes), jnp.zeros_like(weight.scale), latent)
 

@@ -1,8 +1,15 @@
 """Causal attention within segments by tiles of queries, with its own backward pass; for any device.
 
-No score outlives its tile: the backward pass computes them again from the logarithms of the softmaxes' sums, which are
-saved (arXiv 2307.08691). The tiles of a group run one after another and see the keys up to their group's end, so most
-of what causality hides is never computed.
+FlashAttention's mathematics (arXiv 2205.14135, 2307.08691), with tiles of queries alone. Per head, for the queries Q of
+a tile, the keys K and values V that they may see, and the gradient dO of the output O:
+
+    forward     S = Q K^T / sqrt(H) + mask     m = max(S)     z = m + log sum exp(S - m)     O = exp(S - z) V
+    backward    P = exp(S - z)     dP = dO V^T     dS = P * (dP - sum(P * dP))
+                dV = P^T dO        dQ = dS K / sqrt(H)     dK = dS^T Q / sqrt(H)
+
+max and sum run along the keys. Only O and z are saved: no score outlives its tile, since the backward pass computes S
+again. The tiles of a group run one after another and see the keys up to their group's end, so most of the scores that
+causality masks are never computed.
 """
 
 from collections.abc import Iterator
@@ -14,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxlm.ops.shapes import SegmentIds
+from jaxlm.ops.shapes import Keys, KeySegmentIds, Queries, SegmentIds, Values
 
 # The name by which rematerialization knows the output of attention.
 ATTENTION_OUTPUT = "attention_output"
@@ -58,7 +65,7 @@ def tiles_of(length: int, size: int) -> Tiles:
 
 
 def visible_keys(
-    start: jax.Array, count: int, end: int, query_segments: SegmentIds | None, key_segments: SegmentIds | None
+    start: jax.Array, count: int, end: int, query_segments: SegmentIds | None, key_segments: KeySegmentIds | None
 ) -> jax.Array:
     """Return the mask `[B or 1, count, end]` of the keys at or before each query in the query's own segment.
 
@@ -72,15 +79,13 @@ def visible_keys(
     return visible & (query_segments[:, :, None] == key_segments[:, None])
 
 
-def tiled_attention(
-    queries: jax.Array, keys: jax.Array, values: jax.Array, segment_ids: SegmentIds | None
-) -> jax.Array:
+def tiled_attention(queries: Queries, keys: Keys, values: Values, segment_ids: SegmentIds | None) -> Queries:
     """Attend queries `[B, L, N, H]` to keys and values `[B, L, K, H]` at or before them in their own segment."""
     B, L, N, H = queries.shape
     K = keys.shape[2]
     # G = N / K queries read each key; heads come before tokens, so that a tile of them is one matrix per head.
-    queries = queries.reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    keys, values = (x.transpose(0, 2, 1, 3) for x in (keys, values))
+    queries = queries.reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4)  # [B, K, G, L, H]
+    keys, values = (x.transpose(0, 2, 1, 3) for x in (keys, values))  # [B, K, L, H]
     attention_output = _attention(queries, keys, values, segment_ids)
     return attention_output.transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
 
@@ -146,11 +151,11 @@ def _keys_before(end: int, keys: jax.Array, values: jax.Array, segment_ids: Segm
 
 
 def _attend_tile(tile, visible):
-    """Return the output `[B, K, G, L, H]` of one tile, and the logarithms of its softmaxes' sums `[B, K, G, L, 1]`."""
+    """Return the output O `[B, K, G, T, H]` of a tile of T queries, and z `[B, K, G, T, 1]`; l is T's letter below."""
     _, values, _ = visible
     scores = _scores(tile, visible)
     largest = jnp.max(scores, axis=-1, keepdims=True)
-    weights = jnp.exp(scores - largest)
+    weights = jnp.exp(scores - largest)  # O is divided by their sum after the product, which is smaller
     total = jnp.sum(weights, axis=-1, keepdims=True)
     output = _product("bkgls,bksh->bkglh", weights.astype(values.dtype), values) / total
     return output.astype(values.dtype), largest + jnp.log(total)
@@ -162,8 +167,9 @@ def _tile_gradient(sums, tile, visible):
     The sums are of the activations' type. Over the 128 tiles of 16,384 tokens, in bfloat16, they err twice as much as
     the rounding of one tile does.
     """
-    tile, d_output, log_sum = tile
-    keys, values, _ = visible
+    tile, d_output, log_sum = tile  # queries and d_output [B, K, G, T, H], log_sum [B, K, G, T, 1]
+    keys, values, _ = visible  # [B, K, S, H]
+    # P, dP and dS are [B, K, G, T, S]; dK and dV sum over the G queries of each key.
     weights = jnp.exp(_scores(tile, visible) - log_sum)
     d_weights = _product("bkglh,bksh->bkgls", d_output, values).astype(keys.dtype)
     # From the tile itself: with the forward pass's output kept for it, a step was no faster.
@@ -176,7 +182,7 @@ def _tile_gradient(sums, tile, visible):
 
 
 def _scores(tile, visible):
-    """Return the scores `[B, K, G, L, S]` of one tile, with _HIDDEN added where the key is not visible."""
+    """Return the scores S `[B, K, G, T, S]` of one tile, with _HIDDEN added where the key is not visible."""
     queries, query_segments, start = tile
     keys, _, key_segments = visible
     scores = _product("bkglh,bksh->bkgls", queries, keys) * _scale(keys)

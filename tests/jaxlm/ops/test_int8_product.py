@@ -5,7 +5,7 @@ import pytest
 
 from jaxlm.ops import int8_product as module
 from jaxlm.ops.int8_product import int8_product, scaled_product
-from jaxlm.parallel.sharding import MeshConfig, make_mesh
+from jaxlm.parallel.mesh import MeshConfig, make_mesh
 
 
 def _operands(shape, outputs):
@@ -52,9 +52,9 @@ def test_few_rows_stay_signed(monkeypatch):
 
 
 def test_rows_and_codes_may_be_mapped_over(unsigned):
-    x, codes, expected = _operands((2, 7, 33), 9)
+    x, codes, expected = map(jnp.asarray, _operands((2, 7, 33), 9))
     np.testing.assert_array_equal(jax.vmap(int8_product, in_axes=(1, None), out_axes=1)(x, codes), expected)
-    both = np.stack([codes, -codes])
+    both = jnp.stack([codes, -codes])
     np.testing.assert_array_equal(jax.vmap(int8_product, in_axes=(None, 0))(x, both), [expected, -expected])
     np.testing.assert_array_equal(jax.vmap(int8_product)(x, both), [expected[0], -expected[1]])
 

@@ -16,7 +16,7 @@ import optax
 from jaxlm.ops.logits import head_logits
 from jaxlm.ops.shapes import Hidden, LossMask, Tokens
 from jaxlm.ops.ternary_linear import TernaryWeight
-from jaxlm.parallel.sharding import batch_ways, constrain, gather_codes, target_platform
+from jaxlm.parallel.sharding import all_gather_codes, constrain, data_parallel_size, target_platform
 
 # Largest size of the float32 logits of a chunk on a CPU: they should stay in its cache.
 LARGEST_CHUNK_BYTES = 16 * 2**20
@@ -72,7 +72,7 @@ def _gathered(name: str, trained: Trained, constant: Constant, dtype: Any) -> tu
     This is done once for all chunks: inside their loop, XLA for CPUs would repeat it for each.
     """
     if constant is not None:
-        return trained, constant.replace(codes=gather_codes(constant.codes, name))
+        return trained, constant.replace(codes=all_gather_codes(constant.codes, name))
     assert trained is not None
     return constrain(trained.astype(dtype), "vocab", None), None
 
@@ -98,7 +98,7 @@ def _forward(name, trained, constant, x, targets, mask):
     """
     narrow, constant_all = _gathered(name, trained, constant, x.dtype)
     _, B, _, D = x.shape
-    ways = batch_ways() if B % batch_ways() == 0 else 1
+    ways = data_parallel_size() if B % data_parallel_size() == 0 else 1
 
     def nats_of(trained, x, targets, mask):
         return _nats(x, _join(trained, constant_all), targets, mask, name)
@@ -139,7 +139,7 @@ _chunked_nats.defvjp(_forward, _backward)
 
 def _fewest_chunks(batch_size: int, seq_len: int, vocab_size: int) -> int:
     """Return the fewest chunks whose logits are small enough on a device, or which are too short to cut."""
-    tokens = -(-batch_size // batch_ways()) * seq_len
+    tokens = -(-batch_size // data_parallel_size()) * seq_len
     smallest = SMALLEST_CHUNK_TOKENS["cpu" if target_platform() == "cpu" else "accelerator"]
     largest = max(LARGEST_CHUNK_BYTES // (4 * vocab_size), smallest)
     return next(n for n in range(1, seq_len + 1) if seq_len % n == 0 and (tokens <= n * largest or n == seq_len))

@@ -5,8 +5,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -15,7 +13,7 @@ import pytest
 from jaxlm.common.run.metrics_log import read_metrics
 from jaxlm.load import load_model
 from shared_tokenizer.manifest import verify_manifest
-from tests.commands import ROOT
+from tests.commands import start
 from tests.conftest import prepare_texts
 from tests.integration.test_bad_input import assert_refused
 from tests.integration.test_stop_and_resume import SHAPE, flags, train
@@ -47,36 +45,24 @@ def free_port():
 
 
 class Pair:
-    """Two processes of one run; what they print goes into files."""
+    """Two processes of one run."""
 
-    def __init__(self, folder, arguments):
+    def __init__(self, arguments):
         port = free_port()
-        self.outputs = [folder / f"output-{number}.txt" for number in range(2)]
-        self.processes = []
-        for number, output in enumerate(self.outputs):
-            command = [sys.executable, "-u", "scripts/train_jax.py", *map(str, arguments), *address(port, number)]
-            with output.open("wb") as file:
-                started = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=os.environ)
-            self.processes.append(started)
+        self.processes = [start("scripts/train_jax.py", *arguments, *address(port, number)) for number in range(2)]
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *error):
         for process in self.processes:
-            process.kill()
-            process.wait()
+            process.__exit__(*error)
 
     def printed(self, number):
-        return self.outputs[number].read_text("utf-8", "replace")
+        return self.processes[number].stdout + self.processes[number].stderr
 
-    def wait_for(self, words):
-        while words not in self.printed(0):
-            assert self.processes[0].poll() is None, self.printed(0)
-            time.sleep(0.05)
-
-    def codes(self, seconds=300):
-        return [process.wait(seconds) for process in self.processes]
+    def codes(self):
+        return [process.wait() for process in self.processes]
 
 
 def losses(run_dir):
@@ -94,9 +80,8 @@ DENSE = {"preset": "dense-tiny", "sample_tokens": 4, "num_train_steps": 20, "opt
 def test_two_processes_train_as_one_does(workplace):
     one = train(flags(workplace, "one", **DENSE))
     assert one.returncode == 0, one.stderr
-    (workplace / "pair").mkdir()
     # Split, so that what one process writes has to come from both.
-    with Pair(workplace / "pair", [*flags(workplace, "two", **DENSE), "--mesh.fsdp", -1]) as pair:
+    with Pair([*flags(workplace, "two", **DENSE), "--mesh.fsdp", -1]) as pair:
         assert pair.codes() == [0, 0], pair.printed(0) + pair.printed(1)
         assert "2 cpu device(s) of 2 process(es): data 1 x fsdp 2 x tensor 1" in pair.printed(0)
         assert "step 20/20" in pair.printed(0)
@@ -113,10 +98,9 @@ def test_two_processes_train_as_one_does(workplace):
 
 
 def test_a_lost_process_ends_the_other_and_one_goes_on_alone(workplace):
-    (workplace / "lost-pair").mkdir()
     arguments = [*flags(workplace, "lost", num_train_steps=3000), "--mesh.fsdp", -1]
-    with Pair(workplace / "lost-pair", arguments) as pair:
-        pair.wait_for("step 30/")
+    with Pair(arguments) as pair:
+        pair.processes[0].wait_for("step 30/")
         pair.processes[1].send_signal(signal.SIGKILL)
         start = time.monotonic()
         assert pair.processes[0].wait(TIMEOUT + 60) != 0
@@ -136,25 +120,23 @@ def test_a_lost_process_ends_the_other_and_one_goes_on_alone(workplace):
 
 
 def test_a_signal_to_one_stops_both_at_the_same_step(workplace):
-    (workplace / "stopped-pair").mkdir()
     # The sizes are left to the device: both have to choose the same.
     arguments = [*flags(workplace, "stopped", num_train_steps=3000, batch_size="auto"), "--mesh.fsdp", -1]
-    with Pair(workplace / "stopped-pair", arguments) as pair:
-        pair.wait_for("step 5/")
+    with Pair(arguments) as pair:
+        pair.processes[0].wait_for("step 5/")
         pair.processes[1].send_signal(signal.SIGTERM)
         assert pair.codes() == [0, 0], pair.printed(0) + pair.printed(1)
         assert "SIGTERM: saved step" in pair.printed(0)
         assert "batch_size auto: " in pair.printed(0)
-    saved = max(int(path.name) for path in (workplace / "stopped" / "checkpoints").iterdir())
-    assert f"saved step {saved}." in pair.printed(0)
+        saved = max(int(path.name) for path in (workplace / "stopped" / "checkpoints").iterdir())
+        assert f"saved step {saved}." in pair.printed(0)
     verify_manifest(workplace / "stopped" / "checkpoints" / str(saved))
 
 
 def test_what_one_process_refuses_is_refused_by_both(workplace):
-    (workplace / "refused-pair").mkdir()
     (workplace / "taken").mkdir()
     (workplace / "taken" / "file").write_text("")
-    with Pair(workplace / "refused-pair", flags(workplace, "taken")) as pair:
+    with Pair(flags(workplace, "taken")) as pair:
         assert pair.codes() == [2, 2]
         assert "error: " in pair.printed(0) and "is not empty and holds no run" in pair.printed(0)
         assert "error: process 0 failed: " in pair.printed(1)
@@ -165,8 +147,7 @@ def test_a_coordinator_that_nobody_reaches_is_one_line(workplace):
     for number in (0, 1):
         words = [word if word != str(TIMEOUT) else "3" for word in address(port, number)]
         start = time.monotonic()
-        command = [sys.executable, "scripts/train_jax.py", *flags(workplace, "nobody"), *words]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+        done = train([*flags(workplace, "nobody"), *words])
         assert_refused(done, f"coordinator 127.0.0.1:{port}", f"process {number} of 2", "within 3 s")
         assert time.monotonic() - start < 60
     assert not (workplace / "nobody").exists()

@@ -4,8 +4,6 @@ import functools
 import json
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -15,7 +13,7 @@ import pytest
 from jaxlm.common.run.metrics_log import read_metrics
 from jaxlm.load import load_model
 from shared_tokenizer.manifest import verify_manifest
-from tests.commands import ROOT, run
+from tests.commands import run, start
 from tests.conftest import prepare_texts
 
 # Dies by SIGKILL when the checkpoint of step 20 has its files but not yet its manifest.
@@ -28,7 +26,6 @@ def write_manifest(directory):
         os.kill(os.getpid(), signal.SIGKILL)
     seal(directory)
 jaxlm.checkpoints.checkpoint.write_manifest = write_manifest
-sys.argv = ["train_jax.py", *sys.argv[1:]]
 exec(compile(open("scripts/train_jax.py").read(), "train_jax.py", "exec"))
 """
 
@@ -110,8 +107,8 @@ def final_state(run_dir: Path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_while_saving_and_resumed_equals_never_stopped(workplace, straight, kind):
     broken = f"broken-{kind}"
-    command = [sys.executable, "-c", KILLED_WHILE_SAVING, *flags(workplace, broken, **KINDS[kind])]
-    killed = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=300)
+    (workplace / "killed.py").write_text(KILLED_WHILE_SAVING)
+    killed = run(workplace / "killed.py", *flags(workplace, broken, **KINDS[kind]))
     assert killed.returncode == -signal.SIGKILL
     resumed = train(["--config", str(workplace / broken / "config.yaml"), "--resume", "true"])
     assert resumed.returncode == 0, resumed.stderr
@@ -143,22 +140,6 @@ def test_training_goes_on_from_a_latent_artifact(workplace, straight):
     assert packed.returncode == 2 and "packed and holds no latent weights" in packed.stderr
 
 
-def stop_at(arguments, line_start: str, number: int):
-    """Start a run, send a signal as soon as a line begins with `line_start`, and wait for its end."""
-    command = [sys.executable, "-u", "scripts/train_jax.py", *arguments]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stderr is not None
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if line.startswith(line_start):
-                process.send_signal(number)
-                break
-        lines += process.stdout.readlines()
-        errors = process.stderr.read()
-    return process.returncode, "".join(lines), errors
-
-
 @pytest.mark.parametrize(
     ("line_start", "number"),
     [
@@ -173,8 +154,11 @@ def test_a_signal_saves_and_leaves_with_the_resume_command(workplace, line_start
     arguments = flags(
         workplace, name, num_train_steps=4000, compilation_cache_dir=workplace / name / ".." / number.name
     )
-    code, printed, errors = stop_at(arguments, line_start, number)
-    assert code == 0, errors
+    with start("scripts/train_jax.py", *arguments) as command:
+        command.wait_for(f"\n{line_start}")
+        command.send_signal(number)
+        assert command.wait() == 0, command.stderr
+        printed = command.stdout
     assert f"{number.name}: saved step" in printed
     assert f"--config {workplace / name / 'config.yaml'} --resume true" in printed
     saved = sorted((workplace / name / "checkpoints").iterdir(), key=lambda path: path.stat().st_mtime)

@@ -1,4 +1,4 @@
-"""What this machine's processor does fast, and how XLA is told to use it."""
+"""The fast instructions of this machine's processor, and the compiler options by which XLA uses them."""
 
 import functools
 from pathlib import Path
@@ -31,25 +31,25 @@ _FEATURES = (
 
 
 def processor_features() -> list[str]:
-    """Return the features of this processor that matter for speed; an empty list where it does not say."""
+    """Return the features of this processor that matter for speed; an empty list where Linux does not list them."""
     words = set(_CPU_INFO.read_text().split()) if _CPU_INFO.exists() else set()
     return [feature for feature in _FEATURES if feature in words]
 
 
 @functools.cache
 def has_vnni() -> bool:
-    """Whether it is an x86 processor with AVX-512 VNNI, which multiplies bytes four times as fast as float32."""
+    """Return True if this is an x86 processor with AVX-512 VNNI: four byte products in the time of a float32 one."""
     return _CPU_INFO.exists() and "avx512_vnni" in _CPU_INFO.read_text()
 
 
 def compiler_options(platform: str) -> dict[str, Any]:
-    """Options of `jax.jit` that make a training step faster on the platform; none where they were not measured."""
+    """Return options of `jax.jit` that make a training step faster on a platform; none where they were not measured."""
     return _OPTIONS if platform == "cpu" and has_vnni() and _compiler_knows_options() else {}
 
 
 @functools.cache
 def _compiler_knows_options() -> bool:
-    """Some of them are XLA's experiments, which another version may end."""
+    """Return True if this version of XLA accepts the options: some are experiments, which another version may end."""
     try:
         jax.jit(lambda: 0, compiler_options=_OPTIONS).lower().compile()
     except jax.errors.JaxRuntimeError:

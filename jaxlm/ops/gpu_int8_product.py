@@ -9,29 +9,29 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-# Rows, columns and depth of the tiles that a program multiplies at a time, and how many of them it loads ahead.
+# Rows, columns and depth of the tiles that a program multiplies at a time, and the number of tiles loaded ahead.
 TILE = 128
 _STAGES = 3
 _WARPS = 4
 
 
 def fits_tiles(x: jax.Array, codes: jax.Array) -> bool:
-    """Whether operands `[M, I]` and `[O, I]` are made of whole tiles."""
+    """Return True if operands `[M, I]` and `[O, I]` divide into whole tiles."""
     return not any(size % TILE for size in (*x.shape, *codes.shape))
 
 
 def tiled_product(
     x: jax.Array, codes: jax.Array, scale: jax.Array, dtype: jax.typing.DTypeLike, *, interpret: bool = False
 ) -> jax.Array:
-    """`(x codes^T) * scale` in `dtype` of int8 `[M, I]` and `[O, I]` that fit the tiles, and float32 scales `[M]`.
+    """Return `(x codes^T) * scale` `[M, O]` in `dtype`, of int8 `[M, I]` and `[O, I]` and float32 scales `[M]`.
 
-    `interpret` runs the kernel's steps one by one on any device.
+    M, O and I are multiples of TILE. `interpret` runs the kernel's steps one by one on any device.
     """
     (rows, depth), outputs = x.shape, codes.shape[0]
     return pl.pallas_call(
         _multiply_tile,
         out_shape=jax.ShapeDtypeStruct((rows, outputs), dtype),
-        # Neighbours share rows: together they read all codes, which the cache of the GPU holds.
+        # Programs next to each other share rows of x; together they read all codes, which the GPU's cache holds.
         grid=(outputs // TILE, rows // TILE),
         in_specs=[
             pl.BlockSpec((TILE, depth), lambda column, row: (row, 0)),
@@ -49,8 +49,8 @@ def _multiply_tile(x, codes, scale, y):
     # x [TILE, I], codes [TILE, I], scale [TILE], y [TILE, TILE]; sums over I, TILE of it at a time.
     contract_last = (((1,), (1,)), ((), ()))
 
-    def add_depth(place, sums):
-        depth = pl.ds(place * TILE, TILE)
+    def add_depth(index, sums):
+        depth = pl.ds(index * TILE, TILE)
         return sums + jax.lax.dot_general(x[:, depth], codes[:, depth], contract_last, preferred_element_type=jnp.int32)
 
     sums = jax.lax.fori_loop(0, x.shape[1] // TILE, add_depth, jnp.zeros(y.shape, jnp.int32))

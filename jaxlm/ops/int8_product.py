@@ -24,7 +24,7 @@ from jaxlm.ops.cpu import has_vnni
 from jaxlm.ops.gpu import is_ampere
 from jaxlm.ops.shapes import Codes, FeatureScale, Int8Features, Int32Outputs, Outputs
 
-# What turns an int8 into the uint8 that is larger by 128.
+# Inverting it turns an int8 into the uint8 that is larger by 128.
 _SIGN_BIT = 128
 # With fewer rows of x the sums of the codes cost more than the products gain, as when text is generated.
 _FEWEST_ROWS = 64
@@ -32,9 +32,9 @@ _unsigned_product = Primitive("unsigned_product")
 
 
 def scaled_product(x: Int8Features, codes: Codes, scale: FeatureScale, dtype: Any) -> Outputs:
-    """`(x codes^T) * scale` in `dtype`, of int8 `[..., I]` and `[O, I]` and float32 scales `[..., 1]`.
+    """Return `(x codes^T) * scale` `[..., O]` in `dtype`, of int8 `[..., I]` and `[O, I]`, float32 scales `[..., 1]`.
 
-    The sums are exact and scaled in float32, so the same on every platform.
+    The sums are exact and are scaled in float32, so the result is the same on every platform.
     """
     by_xla = functools.partial(_product_then_scale, dtype=dtype)
     if not _may_have_kernel():
@@ -52,7 +52,7 @@ def _may_have_kernel() -> bool:
 
 
 def _by_kernel(x: Int8Features, codes: Codes, scale: FeatureScale, dtype: Any) -> Outputs:
-    from jaxlm.ops.gpu_int8_product import fits_tiles, tiled_product  # Triton's part of jax is not everywhere
+    from jaxlm.ops.gpu_int8_product import fits_tiles, tiled_product  # not every jax has Triton
 
     rows = x.reshape(-1, x.shape[-1])
     if not fits_tiles(rows, codes):
@@ -61,7 +61,7 @@ def _by_kernel(x: Int8Features, codes: Codes, scale: FeatureScale, dtype: Any) -
 
 
 def int8_product(x: Int8Features, codes: Codes) -> Int32Outputs:
-    """`x codes^T` of int8 `[..., I]` and int8 `[O, I]`, int32 `[..., O]`; exact, so the same on every platform."""
+    """Return `x codes^T`, int32 `[..., O]`, of int8 `[..., I]` and `[O, I]`; exact, so the same on every platform."""
     if not has_vnni() or math.prod(x.shape[:-1]) < _FEWEST_ROWS:
         return _signed(x, codes)
     return jax.lax.platform_dependent(x, codes, cpu=_by_unsigned, default=_signed)
@@ -85,7 +85,7 @@ def _shape(x, codes):
 
 
 def _lower(context, x, codes):
-    # As stablehlo: jax.lax.dot_general would widen operands of different types first.
+    # Lowered to StableHLO directly: jax.lax.dot_general would first widen operands of different types.
     shape = context.avals_out[0].shape
     dimensions = stablehlo.DotDimensionNumbers.get([], [], [len(shape) - 1], [1])
     kind = ir.RankedTensorType.get(shape, ir.IntegerType.get_signless(32))

@@ -21,7 +21,7 @@ CHUNK = 32
 
 @jax.custom_vjp
 def linear_recurrence(decays: Recurrent, updates: Recurrent, initial: State) -> Recurrent:
-    """States `[B, L, E]` of decays and updates `[B, L, E]` from an initial state `[B, E]`."""
+    """Return the states h `[B, L, E]` of decays f and updates u `[B, L, E]` and an initial state h_0 `[B, E]`."""
     return _states(decays, updates, initial)
 
 

@@ -8,21 +8,20 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import MultiHeadMask
 
-from jaxlm.ops.shapes import SegmentIds
+from jaxlm.ops.shapes import Keys, Queries, SegmentIds, Values
 from jaxlm.parallel.sharding import mesh_axes
 
-# The kernel works on tiles of this many tokens, or fewer of shorter sequences, by vectors of LANES.
+# Tokens of the kernel's largest tile; tiles are multiples of LANES, the width of a TPU's vectors.
 TILE = 512
 LANES = 128
 
 
 def splash_attention(
-    queries: jax.Array, keys: jax.Array, values: jax.Array, segment_ids: SegmentIds | None, *, interpret: bool = False
-) -> jax.Array:
+    queries: Queries, keys: Keys, values: Values, segment_ids: SegmentIds | None, *, interpret: bool = False
+) -> Queries:
     """Attend queries `[B, L, N, H]` to keys and values `[B, L, K, H]` at or before them in their own segment.
 
-    `interpret` runs the kernel's steps one by one on any device. Raises ValueError where the sequence is not made of
-    whole vectors.
+    `interpret` runs the kernel's steps one by one on any device. Raises ValueError where L is not a multiple of LANES.
     """
     B, L, _, H = queries.shape
     if L % LANES:
@@ -41,13 +40,14 @@ def splash_attention(
     scaled = (queries * H**-0.5).astype(queries.dtype)  # the kernel leaves the scale to its caller
     if jax.sharding.get_abstract_mesh().empty:
         return attend(scaled, keys, values, segments)
-    # A kernel is opaque to the partitioner: every device runs it on its rows and heads.
+    # A kernel is opaque to the partitioner: every device runs it on its own rows and heads.
     heads, rows = mesh_axes("batch", None, "wide", None), mesh_axes("batch", None)
     shared = jax.shard_map(attend, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
     return shared(scaled, keys, values, segments)
 
 
 def _kernel(num_heads: int, length: int, interpret: bool) -> Callable[..., Any]:
+    # The largest tile that divides the sequence.
     tile = next(size for size in range(min(TILE, length), 0, -LANES) if length % size == 0)
     sizes = splash.BlockSizes(
         block_q=tile,

@@ -1,8 +1,8 @@
 """The ternary linear as one operation: int8 codes times int8 activations, with its own backward pass.
 
-The layer takes codes and a scale, never latent weights. Training ternarises the parameter tree once a step
-(`ternarize`), outside scans and micro-batches; packed inference reads codes from a file. So training,
-evaluation and inference run the same layer, and nothing is quantized twice.
+The layer takes codes and a scale, never latent weights. Training quantizes the parameter tree once per step
+(`quantize_params`), outside scans and micro-batches; packed inference reads codes from a file. So training, evaluation
+and inference run the same layer, and nothing is quantized twice.
 """
 
 import functools
@@ -23,13 +23,13 @@ from jaxlm.ops.shapes import Features, LatentWeight, Outputs
 from jaxlm.parallel.sharding import all_gather_codes
 
 Params = dict[str, Any]
-# What the backward pass of a ternary linear needs of its input, by the name that rematerialization knows it by.
+# The name by which rematerialization knows the codes and scale of a ternary linear's input, its backward pass's needs.
 TERNARY_RESIDUALS = "ternary_residuals"
 
 
 @jax.custom_vjp
 def straight_through(latent: jax.Array, quantized: jax.Array) -> jax.Array:
-    """`quantized` forward, with its gradient handed to `latent` unchanged."""
+    """Return `quantized`, whose gradient flows to `latent` unchanged (arXiv 1308.3432)."""
     return quantized
 
 
@@ -39,8 +39,8 @@ straight_through.defvjp(lambda latent, quantized: (quantized, None), lambda _, d
 class TernaryWeight(flax.struct.PyTreeNode):
     """A ternary matrix, or a stack of them.
 
-    Invariants: codes in {-1, 0, 1}; one scale a matrix; dequantized == codes * scale. `latent` is where the
-    gradient goes in training; the forward pass never reads it. It is None in a model that is only run.
+    Invariants: codes in {-1, 0, 1}; one scale per matrix; dequantized == codes * scale. In training the
+    gradient flows to `latent`, which the forward pass never reads. It is None in a model that is only run.
     """
 
     # Not typed more closely: jax also builds the node with placeholders and with gradients in its leaves.
@@ -50,12 +50,12 @@ class TernaryWeight(flax.struct.PyTreeNode):
 
 
 def ternarize_weight(latent: LatentWeight, scale_dtype: str) -> TernaryWeight:
-    """Quantize latent weights `[..., out, in]`."""
+    """Return the ternary form of latent weights `[..., O, I]`, without a gradient."""
     return TernaryWeight(*quantize_weight(jax.lax.stop_gradient(latent), scale_dtype, jnp))
 
 
 def quantize_params(params: Params, config: ModelConfig) -> dict[str, TernaryWeight]:
-    """The ternary form of every latent matrix that the config calls ternary, by dotted path."""
+    """Return the ternary form of every latent matrix that the config calls ternary, by dotted path."""
     flat = flatten_dict(params, sep=".")
     paths = {".".join(parameter.path) for parameter in parameters(config) if parameter.storage == "ternary"}
     return {
@@ -66,21 +66,21 @@ def quantize_params(params: Params, config: ModelConfig) -> dict[str, TernaryWei
 
 
 def with_ternary(params: Params, ternary: dict[str, TernaryWeight]) -> Params:
-    """Put ternary weights in the place of their latent ones, to which they hand the gradient."""
+    """Replace each latent matrix by its TernaryWeight. Straight-through: gradients flow to the latent matrix."""
     flat = flatten_dict(params, sep=".")
     joined = {path: weight.replace(latent=flat[path]) for path, weight in ternary.items()}
     return unflatten_dict(flat | joined, sep=".")
 
 
 def ternarize(params: Params, config: ModelConfig) -> Params:
-    """Parameters for running: ternary matrices without their latent weights. A packed model's stay as they are."""
+    """Return parameters for inference: ternary matrices without latent weights. Packed ones stay the same."""
     return unflatten_dict(flatten_dict(params, sep=".") | quantize_params(params, config), sep=".")
 
 
 class QuantizedFeatures(flax.struct.PyTreeNode):
     """Features `[..., I]` in int8, for all the linears that read them. Invariant: dequantized == codes / scale.
 
-    `features` is where the gradient goes; products never read it.
+    The gradient flows to `features`, which products never read.
     """
 
     # Not typed more closely: jax also builds the node with placeholders and with gradients in its leaves.
@@ -90,7 +90,7 @@ class QuantizedFeatures(flax.struct.PyTreeNode):
 
 
 def quantize_features(x: Features, name: str = "") -> QuantizedFeatures:
-    """Quantize features by token. Rematerialization knows codes and scale as TERNARY_RESIDUALS, and by `name`."""
+    """Quantize features per token. Rematerialization knows codes and scale as TERNARY_RESIDUALS, and by `name`."""
     codes, scale = quantize_activation(jax.lax.stop_gradient(x), jnp)
     kept = checkpoint_name((codes.astype(jnp.int8), scale), TERNARY_RESIDUALS)
     return QuantizedFeatures(x, *checkpoint_name(kept, name))
@@ -122,7 +122,7 @@ def _forward(x, weight, name):
 
 def _backward(name, residuals, dy):
     quantized, scale, weight = residuals
-    # Brought together as bytes: left to itself, a compiler may convert first and gather floats.
+    # All-gathered as bytes: without this, a compiler may convert first and all-gather floats.
     codes = all_gather_codes(weight.codes, name)
     # dx = dy W~: [..., O] @ [O, I]
     dx = dy @ (codes * weight.scale).astype(dy.dtype)

@@ -172,7 +172,7 @@ def _tile_gradient(sums, tile, visible):
     # P, dP and dS are [B, K, G, T, S]; dK and dV sum over the G queries of each key.
     weights = jnp.exp(_scores(tile, visible) - log_sum)
     d_weights = _product("bkglh,bksh->bkgls", d_output, values).astype(keys.dtype)
-    # From the tile itself: with the forward pass's output kept for it, a step was no faster.
+    # Equal to sum(dO * O). That needs O as a residual, and was no faster.
     common = jnp.sum(weights * d_weights, axis=-1, keepdims=True)
     d_scores = (weights * (d_weights - common) * _scale(keys)).astype(keys.dtype)
     d_keys = _product("bkgls,bkglh->bksh", d_scores, tile[0])

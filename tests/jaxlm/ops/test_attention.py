@@ -71,7 +71,7 @@ def test_splash_refuses_a_sequence_that_is_not_made_of_whole_vectors():
         splash_attention(*inputs(100), None)
 
 
-def test_the_outputs_of_cudnn_s_forward_pass_are_saved_for_its_backward_pass():
+def test_outputs_of_the_cudnn_forward_pass_are_saved():
     # Private, but the only place where jax writes the name.
     from jax._src.cudnn.fused_attention_stablehlo import _dot_product_attention_fwd_p_wrapper as forward
 

@@ -7,7 +7,7 @@ from jaxlm.ops import cpu
 
 
 @pytest.mark.parametrize("described", ["flags : avx512f avx512_vnni\n", "flags : avx2\n", None])
-def test_the_processor_is_asked(described, tmp_path, monkeypatch):
+def test_vnni_is_read_from_cpuinfo(described, tmp_path, monkeypatch):
     info = tmp_path / "cpuinfo"
     if described is not None:
         info.write_text(described)

@@ -16,5 +16,5 @@ def test_only_nvidia_gpus_have_a_compute_capability(given, capability, ampere):
     assert is_ampere(device) == ampere
 
 
-def test_a_processor_has_none():
+def test_a_cpu_has_no_compute_capability():
     assert compute_capability(jax.devices("cpu")[0]) is None and not is_ampere(jax.devices("cpu")[0])

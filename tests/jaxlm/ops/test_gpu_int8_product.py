@@ -18,6 +18,6 @@ def test_tiles_make_up_the_product(dtype):
 
 
 @pytest.mark.parametrize("shape", [(255, 128, 128), (256, 100, 128), (256, 128, 4)])
-def test_what_is_not_made_of_whole_tiles_is_told(shape):
+def test_operands_that_do_not_divide_into_tiles_do_not_fit(shape):
     rows, depth, outputs = shape
     assert not fits_tiles(jnp.zeros((rows, depth), jnp.int8), jnp.zeros((outputs, depth), jnp.int8))

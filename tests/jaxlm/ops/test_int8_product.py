@@ -17,7 +17,7 @@ def _operands(shape, outputs):
 
 @pytest.fixture
 def unsigned(monkeypatch):
-    """Products of unsigned bytes, on any processor, of any number of rows."""
+    """Choose products of unsigned bytes, on any processor, for any number of rows."""
     monkeypatch.setattr(module, "has_vnni", lambda: True)
     monkeypatch.setattr(module, "_FEWEST_ROWS", 1)
 
@@ -80,7 +80,7 @@ def test_one_gpu_multiplies_whole_tiles_in_a_kernel(monkeypatch):
         return "pallas_call" in str(jax.make_jaxpr(lambda *x: scaled_product(*x, jnp.float32))(*operands))
 
     assert has_kernel(operands)
-    # Elsewhere the same program does without.
+    # On a CPU the same program runs without the kernel.
     np.testing.assert_array_equal(jax.jit(scaled_product, static_argnums=3)(*operands, jnp.float32), expected)
     assert not has_kernel(_scaled((2, 100, 128), 128)[0])
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):

@@ -13,12 +13,12 @@ LENGTHS = (1, CHUNK - 1, CHUNK, 2 * CHUNK + 5)
 def inputs(length, seed=0):
     rng = np.random.default_rng(seed)
     decays = rng.uniform(0, 1, (2, length, 3))
-    decays[:, length // 2] = 0  # a document begins
+    decays[:, length // 2] = 0  # a document starts
     return decays, rng.normal(size=(2, length, 3)), rng.normal(size=(2, 3))
 
 
 def loop(decays, updates, initial):
-    """The equation as it stands."""
+    """Return the states by the equation as written, step by step."""
 
     def step(state, inputs):
         state = inputs[0] * state + inputs[1]
@@ -31,8 +31,8 @@ def loop(decays, updates, initial):
 @pytest.mark.parametrize("platform", ["cpu", "default"])
 @pytest.mark.parametrize("length", LENGTHS)
 def test_states_and_gradients_are_those_of_a_loop_in_float64(length, platform, monkeypatch):
-    # As on every platform: tests run where only one of the two is chosen.
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, **ways: ways[platform](*args))
+    # Test the code of every platform: on a CPU, jax would choose only one of the two.
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, **branches: branches[platform](*args))
     with jax.enable_x64(True):
         arrays = [jnp.asarray(array, jnp.float64) for array in inputs(length)]
         weights = jnp.asarray(np.random.default_rng(1).normal(size=arrays[1].shape))

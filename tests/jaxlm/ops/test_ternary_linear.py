@@ -14,7 +14,7 @@ from jaxlm.ops.ternary_linear import (
 
 
 def fake_quantized_linear(x, latent, scale_dtype="bfloat16"):
-    """The plain float form: dequantize both sides, multiply, let gradients pass straight through."""
+    """Return the linear in plain floats: dequantize both sides, multiply, let gradients pass straight through."""
     quantized, scale = quantize_activation(x, jnp)
     x = x + jax.lax.stop_gradient(quantized / scale - x)
     codes, weight_scale = quantize_weight(latent, scale_dtype, jnp)

@@ -79,7 +79,15 @@ def test_a_ternary_layer_is_equal_to_the_bit(tiny_config, tmp_path):
     np.testing.assert_allclose(np.array(module(mx.array(x))), ternary_linear(x, weight), rtol=3e-7)
 
 
-@pytest.mark.parametrize("kind", ["latent", "packed"])
+# Latent artifacts where loading quantizes an embedding or a head; quantized layers are compared code by code above.
+@pytest.mark.parametrize(
+    ("artifacts", "kind"),
+    [
+        *((name, "packed") for name in VARIANTS),
+        *((name, "latent") for name in ("ternary_head", "int8_embedding", "ternary_embedding")),
+    ],
+    indirect=["artifacts"],
+)
 def test_256_greedy_tokens_are_the_same(artifacts, kind):
     config, latent, packed = artifacts
     path = latent if kind == "latent" else packed

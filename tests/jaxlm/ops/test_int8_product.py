@@ -39,12 +39,17 @@ def test_extremes_do_not_saturate(unsigned):
 
 
 def test_operands_reach_the_compiler_as_bytes(unsigned):
+    """The program holds the promise of speed: a product of bytes, which the processor multiplies four at a time.
+
+    Integers widened before the product give the same sums, so no number shows the difference.
+    """
     x, codes, _ = _operands((16, 32), 8)
     lowered = jax.jit(int8_product).lower(x, codes).as_text()
     assert "(tensor<16x32xui8>, tensor<8x32xi8>) -> tensor<16x8xi32>" in lowered
 
 
 def test_few_rows_stay_signed(monkeypatch):
+    """The program holds the promise that the product of a few rows, as in generation, is not shifted to unsigned."""
     monkeypatch.setattr(module, "has_vnni", lambda: True)
     x, codes, expected = _operands((2, 3, 32), 8)
     assert "ui8" not in jax.jit(int8_product).lower(x, codes).as_text()

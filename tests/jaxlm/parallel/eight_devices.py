@@ -99,6 +99,7 @@ def collectives(text):
 
 
 def test_fsdp_gathers_the_weights_of_blocks_as_int8():
+    """The compiled program holds the promise that devices exchange ternary weights as one byte each, not as float32."""
     config = MODELS["ternary"]
     gathered = [
         array for name, array in collectives(compiled("ternary", "fsdp 8", 1)[0].as_text()) if name == "all-gather"
@@ -112,6 +113,7 @@ def test_fsdp_gathers_the_weights_of_blocks_as_int8():
 
 
 def test_micro_batches_stay_on_the_devices_of_their_rows():
+    """The compiled program holds the promise that accumulation sends no token ids between devices."""
     found = collectives(compiled("dense", "fsdp 8", 2)[0].as_text())
     assert not [array for name, array in found if array.startswith("s32") and name != "all-reduce"]
 

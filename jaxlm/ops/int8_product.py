@@ -26,8 +26,9 @@ from jaxlm.ops.shapes import Codes, FeatureScale, Int8Features, Int32Outputs, Ou
 
 # Inverting it turns an int8 into the uint8 that is larger by 128.
 _SIGN_BIT = 128
-# With fewer rows of x the sums of the codes cost more than the products gain, as when text is generated.
-_FEWEST_ROWS = 64
+# With fewer rows of x, as in decoding, the sums of the codes cost more than the products gain: unsigned products take
+# 1.0 to 7 times as long at 8 to 64 rows, and 0.24 to 0.45 at 2048 (AMD EPYC, 2 cores, 2026-11-28).
+_FEWEST_ROWS = 128
 _unsigned_product = Primitive("unsigned_product")
 
 

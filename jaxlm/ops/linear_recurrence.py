@@ -8,7 +8,8 @@ So the backward pass is the same recurrence in reverse. It saves the decays and 
 
 On a CPU the steps are taken one by one where the arrays lie, which keeps its vector units busy and copies nothing.
 Elsewhere they are taken in parallel chunks: within all chunks of CHUNK steps at once, then from chunk to chunk.
-`jax.lax.associative_scan` was measured slower and larger than both (scripts/benchmark.py mixers).
+On a CPU, with gradients, chunks take 3 times as long, and `jax.lax.associative_scan` 4 to 5 times (AMD EPYC, 2 cores,
+2026-11-28; also scripts/benchmark.py mixers).
 """
 
 import jax

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.ops.cross_entropy import cross_entropy_sum
@@ -22,5 +21,4 @@ def loss_sum(model: LanguageModel, params: Params, batch: Batch, chunks: int = 0
     )
     x, weight = operands
     name = model.head_modules()[1]
-    nats = cross_entropy_sum(x, weight, batch["targets"], batch["loss_mask"], chunks=chunks, name=name)
-    return nats, jnp.sum(batch["loss_mask"])
+    return cross_entropy_sum(x, weight, batch["targets"], batch["loss_mask"], chunks=chunks, name=name)

@@ -1,8 +1,14 @@
 """Cross-entropy over the vocabulary, in chunks of the sequence: the logits of all tokens never exist.
 
-With logits z = x W^T, the loss of a token is log sum_v exp(z_v) - z_target. The gradient of a chunk is taken while its
-logits exist (as Liger Kernel does, arXiv 2410.10989): nothing is computed twice, and the backward pass only multiplies
-by the gradient that comes from outside.
+For T tokens with inputs x `[T, D]` of the head, its matrix W `[V, D]`, targets y `[T]` and loss mask m `[T]`:
+
+    z = x W^T                                               logits [T, V]
+    nats = sum_t m_t (log sum_v exp(z_tv) - z_t,y(t))
+    dz = m (softmax(z) - onehot(y))                         d nats / dz [T, V]
+    dx = dz W,  dW = dz^T x                                 [T, D] and [V, D]
+
+The gradient of a chunk is computed while its logits exist (as in Liger Kernel, arXiv 2410.10989): nothing is computed
+twice, and the backward pass only multiplies by the gradient that comes from outside.
 """
 
 import functools
@@ -10,131 +16,140 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
+from jaxtyping import Float, Int
 
 from jaxlm.ops.logits import head_logits
-from jaxlm.ops.shapes import Hidden, LossMask, Tokens
-from jaxlm.ops.ternary_linear import TernaryWeight
+from jaxlm.ops.shapes import AnyArray, Hidden, LossMask, Tokens
+from jaxlm.ops.ternary_linear import TernaryWeight, no_gradient, quantize_features
 from jaxlm.parallel.sharding import all_gather_codes, constrain, data_parallel_size, target_platform
 
 # Largest size of the float32 logits of a chunk on a CPU: they should stay in its cache.
 LARGEST_CHUNK_BYTES = 16 * 2**20
 # Each chunk adds to the whole gradient of the head, which takes an accelerator as long as the work on some 300 tokens.
 SMALLEST_CHUNK_TOKENS = {"cpu": 512, "accelerator": 2048}
-# Which part of a weight has a gradient: a float matrix is all trained; of a ternary one the latent weights are, and the
-# rest is constant.
-Trained = jax.Array | None
-Constant = TernaryWeight | None
+HeadWeight = Float[AnyArray, "V D"] | TernaryWeight
 
 
 def cross_entropy_sum(
-    x: Hidden, weight: jax.Array | TernaryWeight, targets: Tokens, mask: LossMask, *, chunks: int = 0, name: str
-) -> jax.Array:
-    """Return the summed cross-entropy in nats of targets `[B, L]` under x W^T, over the tokens of the mask.
+    x: Hidden, weight: HeadWeight, targets: Tokens, mask: LossMask, *, chunks: int = 0, name: str
+) -> tuple[Float[jax.Array, ""], Int[jax.Array, ""]]:
+    """Return the cross-entropy in nats, summed over the tokens of the mask, and the number of these tokens.
 
-    x is `[B, L, D]`; W `[V, D]` is a float matrix or a ternary one, of the layer `name`. `chunks` cuts the sequence: 0
-    takes as few as keep the logits of one small, 1 computes all at once. Raises ValueError where it does not divide L.
+    x is `[B, L, D]`, targets and mask `[B, L]`; W `[V, D]` is a float matrix or a ternary one, of the layer `name`.
+    `chunks` cuts the sequence: 0 takes as few as keep the logits of one small, 1 computes all at once. Raises
+    ValueError where it does not divide L.
     """
     B, L, _ = x.shape
-    rows = len(weight.codes if isinstance(weight, TernaryWeight) else weight)
-    chunks = chunks or _fewest_chunks(B, L, vocab_size=rows)
+    chunks = chunks or _fewest_chunks(B, L, vocab_size=_shape(weight)[0])
     if L % chunks:
         raise ValueError(f"loss_chunks: found {chunks}, expected a divisor of seq_len {L}")
-    if chunks == 1:
-        return _nats(x, weight, targets, mask, name)
-
-    def cut(array: Any) -> Any:  # [B, L, ...] -> [chunks, B, L / chunks, ...]
-        return jnp.moveaxis(array.reshape(B, chunks, L // chunks, *array.shape[2:]), 1, 0)
-
-    trained, constant = _split(weight)
-    return _chunked_nats(name, trained, constant, cut(x), cut(targets), cut(mask))
+    return _nats(chunks, name, x, weight, targets, mask), jnp.sum(mask)
 
 
-def _nats(x: Any, weight: Any, targets: Any, mask: Any, name: str) -> jax.Array:
-    logits = head_logits(x, weight, name)
-    return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, targets) * mask)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _nats(chunks: int, name: str, x: Any, weight: Any, targets: Any, mask: Any) -> jax.Array:
+    rows, weight = _cut((x, targets, mask), chunks), _all_gathered(weight, name, x.dtype)
+
+    def add(nats, chunk):
+        x, targets, mask = chunk
+        return nats + _chunk_nats(head_logits(x, weight), targets, mask)[0], None
+
+    return jnp.sum(jax.lax.scan(add, _zeros(rows), rows)[0])
 
 
-def _split(weight: jax.Array | TernaryWeight) -> tuple[Trained, Constant]:
+def _forward(chunks, name, x, weight, targets, mask):
+    rows, gathered = _cut((x, targets, mask), chunks), _all_gathered(weight, name, x.dtype)
+    V, D = _shape(weight)
+
+    def add(sums, chunk):
+        nats, dweight = sums  # [P], [P, V, D]
+        x, targets, mask = chunk  # [P, T, D], [P, T], [P, T]
+        logits = head_logits(x, gathered)  # [P, T, V]
+        chunk_nats, log_sums = _chunk_nats(logits, targets, mask)
+        is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
+        x, matrix = _dequantized(x, gathered)
+        # In the precision of x, summed in float32.
+        dlogits = ((jnp.exp(logits - log_sums) - is_target) * mask[..., None]).astype(x.dtype)
+        dx = jnp.einsum("ptv,vd->ptd", dlogits, matrix)
+        dweight += jnp.einsum("ptv,ptd->pvd", dlogits, x, preferred_element_type=jnp.float32)
+        return (nats + chunk_nats, dweight), dx
+
+    (nats, dweight), dx = jax.lax.scan(add, (_zeros(rows), _zeros(rows, V, D)), rows)
+    return jnp.sum(nats), (_join(dx, *targets.shape), jnp.sum(dweight, axis=0), weight, targets, mask)
+
+
+def _backward(chunks, name, residuals, dnats):
+    dx, dweight, weight, targets, mask = residuals
+    # Multiplied in float32: a loss scale is beyond float16.
+    dx, dweight = (dx * dnats).astype(dx.dtype), dweight * dnats
     if isinstance(weight, TernaryWeight):
-        return weight.latent, weight.replace(latent=None)
-    return weight, None
+        latent = None if weight.latent is None else dweight.astype(weight.latent.dtype)
+        dweight = TernaryWeight(no_gradient(weight.codes), jnp.zeros_like(weight.scale), latent)
+    else:
+        dweight = dweight.astype(weight.dtype)
+    return dx, dweight, no_gradient(targets), no_gradient(mask)
 
 
-def _join(trained: Trained, constant: Constant) -> Any:
-    return trained if constant is None else constant.replace(latent=trained)
+_nats.defvjp(_forward, _backward)
 
 
-def _gathered(name: str, trained: Trained, constant: Constant, dtype: Any) -> tuple[Trained, Constant]:
+def _chunk_nats(logits: Any, targets: Any, mask: Any) -> tuple[jax.Array, jax.Array]:
+    """Return the summed nats `[P]` of logits `[P, T, V]`, and log sum_v exp(z) `[P, T, 1]`."""
+    log_sums = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    of_targets = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+    return jnp.sum((log_sums - of_targets)[..., 0] * mask, axis=-1), log_sums
+
+
+def _shape(weight: Any) -> tuple[int, ...]:
+    return (weight.codes if isinstance(weight, TernaryWeight) else weight).shape
+
+
+def _all_gathered(weight: Any, name: str, dtype: Any) -> Any:
     """Return the weight all-gathered along `fsdp`, floats in the precision of x.
 
     This is done once for all chunks: inside their loop, XLA for CPUs would repeat it for each.
     """
-    if constant is not None:
-        return trained, constant.replace(codes=all_gather_codes(constant.codes, name))
-    assert trained is not None
-    return constrain(trained.astype(dtype), "vocab", None), None
+    if isinstance(weight, TernaryWeight):
+        return weight.replace(codes=all_gather_codes(weight.codes, name), latent=None)
+    return constrain(weight.astype(dtype), "vocab", None)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked_nats(
-    name: str, trained: Trained, constant: Constant, x: jax.Array, targets: jax.Array, mask: jax.Array
-) -> jax.Array:
-    """Return the summed nats of chunks `[chunks, B, L / chunks, ...]`."""
-    weight = _join(*_gathered(name, trained, constant, x.dtype))
-
-    def add(total, chunk):
-        x, targets, mask = chunk
-        return total + _nats(x, weight, targets, mask, name), None
-
-    return jax.lax.scan(add, jnp.zeros(()), (x, targets, mask))[0]
+def _dequantized(x: Any, weight: Any) -> tuple[jax.Array, jax.Array]:
+    """Return the operands of the gradients' products: straight-through, those of a ternary head are dequantized."""
+    if not isinstance(weight, TernaryWeight):
+        return x, weight
+    quantized = quantize_features(x)
+    return (quantized.codes / quantized.scale).astype(x.dtype), (weight.codes * weight.scale).astype(x.dtype)
 
 
-def _forward(name, trained, constant, x, targets, mask):
-    """Return the summed nats, and their gradients as residuals.
+def _cut(rows: Any, chunks: int) -> Any:
+    """Return arrays `[B, L, ...]` as `[chunks, P, T, ...]`: chunks of T tokens on each of the P devices of the batch.
 
-    Devices that share the batch sum up apart, so that the gradient of the head is reduced once, not once per chunk.
+    Each device sums up its own nats and dW, so that they are reduced once and not once per chunk.
     """
-    narrow, constant_all = _gathered(name, trained, constant, x.dtype)
-    _, B, _, D = x.shape
-    ways = data_parallel_size() if B % data_parallel_size() == 0 else 1
+    devices = data_parallel_size()
 
-    def nats_of(trained, x, targets, mask):
-        return _nats(x, _join(trained, constant_all), targets, mask, name)
+    def cut(array: Any) -> jax.Array:
+        B, L, *rest = array.shape
+        P = devices if B % devices == 0 else 1
+        array = array.reshape(P, B // P, chunks, L // chunks, *rest)
+        array = jnp.moveaxis(array, 2, 0).reshape(chunks, P, -1, *rest)
+        return constrain(array, None, "batch", *[None] * (array.ndim - 2))
 
-    gradient = jax.vmap(jax.value_and_grad(nats_of, argnums=(0, 1)), in_axes=(None, 0, 0, 0))
-
-    def apart(rows):  # [B, L / chunks, ...] -> [ways, B / ways, L / chunks, ...]
-        return constrain(rows.reshape(ways, B // ways, *rows.shape[1:]), "batch", *[None] * rows.ndim)
-
-    def add(totals, chunk):
-        wide = None if narrow is None else narrow.astype(trained.dtype)  # its gradient is as wide as the parameter
-        nats, (dweight, dx) = gradient(wide, *map(apart, chunk))
-        return jax.tree.map(jnp.add, totals, (nats, dweight)), dx.reshape(B, -1, D)
-
-    zero_nats = constrain(jnp.zeros(ways), "batch")
-    zero_weight = None if trained is None else constrain(jnp.zeros((ways, *trained.shape), trained.dtype), "batch")
-    (nats, dweight), dx = jax.lax.scan(add, (zero_nats, zero_weight), (x, targets, mask))
-    dweight = None if dweight is None else jnp.sum(dweight, axis=0)
-    return jnp.sum(nats), (dweight, dx, constant, targets, mask)
+    return jax.tree.map(cut, rows)
 
 
-def _backward(name, residuals, dnats):
-    dweight, dx, constant, targets, mask = residuals
-    dweight = None if dweight is None else dweight * dnats
-    # Multiplied in float32: a loss scale is beyond float16.
-    dx = (dx * dnats).astype(dx.dtype)
-    return dweight, jax.tree.map(_no_gradient, constant), dx, _no_gradient(targets), _no_gradient(mask)
+def _join(array: jax.Array, B: int, L: int) -> jax.Array:
+    """Return `[chunks, P, T, D]` as `[B, L, D]`."""
+    chunks, P, _, D = array.shape
+    array = jnp.moveaxis(array.reshape(chunks, P, B // P, L // chunks, D), 0, 2)
+    return constrain(array.reshape(B, L, D), "batch", None, None)
 
 
-def _no_gradient(array: Any) -> Any:
-    if jnp.issubdtype(array.dtype, jnp.inexact):
-        return jnp.zeros_like(array)
-    return np.zeros(array.shape, jax.dtypes.float0)
-
-
-_chunked_nats.defvjp(_forward, _backward)
+def _zeros(rows: Any, *shape: int) -> jax.Array:
+    """Return one sum for each of the P devices, `[P, *shape]`, before the first chunk."""
+    P = jax.tree.leaves(rows)[0].shape[1]
+    return constrain(jnp.zeros((P, *shape)), "batch", *[None] * len(shape))
 
 
 def _fewest_chunks(batch_size: int, seq_len: int, vocab_size: int) -> int:

@@ -133,11 +133,12 @@ def _backward(name, residuals, dy):
         x_TI = (quantized / scale).astype(dy.dtype).reshape(-1, quantized.shape[-1])
         contract_tokens = (((0,), (0,)), ((), ()))
         latent = jax.lax.dot_general(dy_TO, x_TI, contract_tokens, preferred_element_type=jnp.float32)
-    to_features = QuantizedFeatures(dx, _no_gradient(quantized), jnp.zeros_like(scale))
-    return to_features, TernaryWeight(_no_gradient(weight.codes), jnp.zeros_like(weight.scale), latent)
+    to_features = QuantizedFeatures(dx, no_gradient(quantized), jnp.zeros_like(scale))
+    return to_features, TernaryWeight(no_gradient(weight.codes), jnp.zeros_like(weight.scale), latent)
 
 
-def _no_gradient(integers):
+def no_gradient(integers: Any) -> np.ndarray:
+    """Return the gradient of integers that jax expects: zeros of its type float0."""
     return np.zeros(integers.shape, jax.dtypes.float0)
 
 

@@ -23,7 +23,7 @@ Cache = KVCache | RecurrentState | dict[str, Any]
 
 # Outputs that are worth saving. Those of the gates of MLGRU are not: their products are small, their arrays large.
 _LINEAR_OUTPUTS = ("q_proj", "k_proj", "v_proj", ATTENTION_OUTPUT, "o_proj", "gate_proj", "up_proj", "down_proj")
-# Int8 inputs of the ternary layers that follow no norm. A norm is recomputed in any case, and its codes with it.
+# Int8 inputs that are worth saving: to recompute these would repeat attention, or the product of gate and up.
 _INT8_INPUTS = ("o_proj_input", "down_proj_input")
 
 Remat = Literal["none", "products", "ternary", "blocks"]
@@ -64,7 +64,8 @@ class Block(nn.Module):
     ) -> tuple[Hidden, Any]:
         """Return the hidden states `[B, L, D]` after the block, and the cache of all layers, None while training.
 
-        `layer` is the block's index in the cache, `lower_bound` that of the forget gates of MLGRU.
+        `layer` is the index of the block in the cache; `lower_bound` `[E]` is the smallest value of each forget gate of
+        MLGRU.
         """
         normed = self.input_layernorm(x)
         if self.token_mixer == "attention":
@@ -93,7 +94,7 @@ class PatternOfBlocks(nn.Module):
         lower_bounds: jax.Array | None = None,
     ) -> tuple[Hidden, Any]:
         """Return the hidden states after the blocks, and their caches by position in the pattern."""
-        written = {}
+        caches = {} if cache is None else dict(cache)
         recurrent = 0
         for position, token_mixer in enumerate(self.config.token_mixer):
             name, lower_bound = f"place_{position}", None  # the name is that of the parameters in checkpoints
@@ -101,8 +102,10 @@ class PatternOfBlocks(nn.Module):
                 assert lower_bounds is not None
                 lower_bound, recurrent = lower_bounds[recurrent], recurrent + 1
             block = self.block(self.config, token_mixer, name=name)
-            x, written[name] = block(x, context, cache and cache[name], repeat, lower_bound)
-        return x, cache and written
+            x, written = block(x, context, caches.get(name), repeat, lower_bound)
+            if cache is not None:
+                caches[name] = written
+        return x, None if cache is None else caches
 
 
 def _scanned(module: nn.Module, carried: tuple[Hidden, Any], layer: Any, lower_bound: Any, context: Context) -> Any:
@@ -130,7 +133,7 @@ class LanguageModel(nn.Module):
     """Token ids `[B, L]` to next-token logits `[B, L, V]`, float32.
 
     `params` may hold latent or ternary matrices (see `ternarize`); the parameters of the blocks are stacked
-    along a leading layer axis whether the layers run as a loop or, with `unroll_layers`, one after another.
+    along a leading layer axis whether the layers run as one scan or, with `unroll_layers`, unrolled.
     """
 
     config: ModelConfig
@@ -150,7 +153,8 @@ class LanguageModel(nn.Module):
         is_pattern = len(config.token_mixer) > 1
         block: Any = Block
         if self.remat != "none":
-            # In a loop, forward and backward pass are separate programs; unrolled, XLA would merge them again.
+            # Without `prevent_cse`, XLA merges the recomputation with the forward pass and saves what remat drops. A
+            # scan needs no such guard.
             block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll_layers)
         self.layers = PatternOfBlocks(config, block) if is_pattern else block(config, config.token_mixer[0])
         self.norm = RMSNorm(config.norm_eps)
@@ -231,8 +235,7 @@ class LanguageModel(nn.Module):
         ValueError where the cache belongs to another model.
         """
         _check_cache(self.config, token_ids.shape[0], cache)
-        table = self.embed_tokens()
-        x = table[token_ids].astype(self.dtype)
+        x = self.embed_tokens()[token_ids].astype(self.dtype)  # not on a mesh: no sharding to constrain
         is_valid_token = jnp.arange(token_ids.shape[1])[None] <= last[:, None]
         context = Context(positions, positions == 0, is_valid_token=is_valid_token)
         # The cache is carried from layer to layer, so XLA writes it in place; per-layer inputs and outputs are copied.

@@ -43,7 +43,10 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """y = x W^T without bias, W `[out, in]`. Gradient checkpointing knows the output by the layer's name."""
+    """y = x W^T without bias, W `[out, in]`.
+
+    `checkpoint_name` tags the output with the layer's name, so that a remat policy can save it.
+    """
 
     config: ModelConfig
     features: int
@@ -55,15 +58,16 @@ class Linear(nn.Module):
 
     @nn.compact
     def operands(self, x: Features) -> tuple[Features, jax.Array]:
-        """Return x and W, for a product that is computed elsewhere."""
+        """Return x and W, for `cross_entropy_sum`, which multiplies them in chunks."""
         return x, self.param("weight", nn.initializers.normal(self.init_std), (self.features, x.shape[-1]))
 
 
 class BitLinear(nn.Module):
     """The ternary linear of BitNet b1.58 (arXiv 2402.17764), W `[out, in]`, optionally with a norm before it.
 
-    Its parameter is a TernaryWeight, or latent weights that are quantized here, as float features are. Gradient
-    checkpointing knows the output by the layer's name, and the quantized input by that name and "_input".
+    Its parameter is a TernaryWeight, or latent weights that are quantized here, as float features are.
+    `checkpoint_name` tags the output with the layer's name and the quantized input with that name and "_input", so that
+    a remat policy can save them.
     """
 
     config: ModelConfig
@@ -79,7 +83,7 @@ class BitLinear(nn.Module):
 
     @nn.compact
     def operands(self, x: Features | QuantizedFeatures) -> tuple[Features | QuantizedFeatures, TernaryWeight]:
-        """Return x after the layer's own norm and W, for a product that is computed elsewhere."""
+        """Return x after the layer's own norm and W, for `cross_entropy_sum`, which multiplies them in chunks."""
         if self.config.linear_norm and not isinstance(x, QuantizedFeatures):
             x = RMSNorm(self.config.norm_eps, name="rms_norm")(x)
         in_features = (x.codes if isinstance(x, QuantizedFeatures) else x).shape[-1]

@@ -1,8 +1,9 @@
 """The ternary linear as one operation: int8 codes times int8 activations, with its own backward pass.
 
-The layer takes codes and a scale, never latent weights. Training quantizes the parameter tree once per step
-(`quantize_params`), outside scans and micro-batches; packed inference reads codes from a file. So training, evaluation
-and inference run the same layer, and nothing is quantized twice.
+The layer computes from codes and a scale. In training, `quantize_params` quantizes the latent weights once per step,
+after the update and outside scans and micro-batches, and `with_ternary` attaches them to the codes, so that they
+receive the gradient. `ternarize` is for inference from latent weights; packed inference reads codes from a file. So training,
+evaluation and inference run the same layer, and nothing is quantized twice.
 """
 
 import functools
@@ -23,7 +24,7 @@ from jaxlm.ops.shapes import Features, LatentWeight, Outputs
 from jaxlm.parallel.sharding import all_gather_codes
 
 Params = dict[str, Any]
-# The name by which rematerialization knows the codes and scale of a ternary linear's input, its backward pass's needs.
+# Tag of the int8 codes and the scale of a ternary linear's input, by which a remat policy can save them.
 TERNARY_RESIDUALS = "ternary_residuals"
 
 
@@ -126,15 +127,15 @@ def _backward(name, residuals, dy):
     codes = all_gather_codes(weight.codes, name)
     # dx = dy W~: [..., O] @ [O, I]
     dx = dy @ (codes * weight.scale).astype(dy.dtype)
-    latent = None
+    dweight = None
     if weight.latent is not None:
         # dW = dy^T x~: [tokens, O], [tokens, I] -> [O, I]
         dy_TO = dy.reshape(-1, dy.shape[-1])
         x_TI = (quantized / scale).astype(dy.dtype).reshape(-1, quantized.shape[-1])
         contract_tokens = (((0,), (0,)), ((), ()))
-        latent = jax.lax.dot_general(dy_TO, x_TI, contract_tokens, preferred_element_type=jnp.float32)
+        dweight = jax.lax.dot_general(dy_TO, x_TI, contract_tokens, preferred_element_type=jnp.float32)
     to_features = QuantizedFeatures(dx, no_gradient(quantized), jnp.zeros_like(scale))
-    return to_features, TernaryWeight(no_gradient(weight.codes), jnp.zeros_like(weight.scale), latent)
+    return to_features, TernaryWeight(no_gradient(weight.codes), jnp.zeros_like(weight.scale), dweight)
 
 
 def no_gradient(integers: Any) -> np.ndarray:

@@ -21,7 +21,7 @@ Metrics = dict[str, jax.Array]
 TernaryTree = dict[str, TernaryWeight]
 # (params, ternary, batch) -> summed nats, and the number of tokens that they are summed over.
 LossFunction = Callable[[Params, TernaryTree, Batch], tuple[jax.Array, jax.Array]]
-Step = Callable[["TrainState", Batch], tuple["TrainState", Metrics]]
+Step = Callable[["TrainState", Batch, LossFunction], tuple["TrainState", Metrics]]
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -70,34 +70,33 @@ def make_train_step(
     out_shardings: Any = None,
     platform: str | None = None,
 ) -> jax.stages.Wrapped:
-    """Build the step.
+    """Build the step: the gradients of a batch, the update of the optimizer, and the metrics.
 
-    The gradient is that of the mean loss over all tokens of the batch, however many micro-batches it is computed in.
-    Weights are ternarised once, after the update, for the next step. On a mesh, `out_shardings` are those of (state,
-    metrics) and `platform` is that of its devices. In float16 the loss is scaled (see `_with_loss_scale`).
+    The gradient is that of the mean loss over all tokens of the loss mask, however many micro-batches it is computed
+    in. Weights are ternarised once, after the update, for the next step. `learning_rate` is the optimizer's schedule,
+    for the metrics. On a mesh, `out_shardings` are those of (state, metrics) and `platform` is that of its devices. In
+    float16 the loss is scaled (see `with_loss_scale`).
     """
 
-    def loss(params: Params, ternary: TernaryTree, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def summed_loss(params: Params, ternary: TernaryTree, batch: Batch) -> tuple[jax.Array, jax.Array]:
         return loss_sum(model, with_ternary(params, ternary), batch, loss_chunks)
 
-    def step_of_loss(loss: LossFunction) -> Step:
-        def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-            mean, grads = accumulate_gradients(loss, state, batch, grad_accumulation_steps)
-            after = apply_update(optimizer, model.config, state, grads)
-            return after, step_metrics(mean, grads, learning_rate(state.step), state, after)
+    def train_step(state: TrainState, batch: Batch, summed_loss: LossFunction) -> tuple[TrainState, Metrics]:
+        loss, grads = accumulate_gradients(summed_loss, state, batch, grad_accumulation_steps)
+        after = apply_update(optimizer, model.config, state, grads)
+        return after, step_metrics(loss, grads, learning_rate(state.step), state, after)
 
-        return train_step
-
-    step = _with_loss_scale(step_of_loss, loss) if model.dtype == jnp.float16 else step_of_loss(loss)
+    step = with_loss_scale(train_step) if model.dtype == jnp.float16 else train_step
     options = compiler_options(platform or jax.default_backend())
+    step = partial(step, summed_loss=summed_loss)
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=options)
 
 
 def accumulate_gradients(
-    loss: LossFunction, state: TrainState, batch: Batch, micro_batches: int
+    summed_loss: LossFunction, state: TrainState, batch: Batch, micro_batches: int
 ) -> tuple[jax.Array, Params]:
-    """Return the mean loss over all tokens of a batch `[B, L]` and its gradient, from micro-batches `[B / n, L]`."""
-    value_and_grad = partial(jax.value_and_grad(loss, has_aux=True), state.params, state.ternary)
+    """Return the mean loss over the loss mask of a batch `[B, L]` and its gradient, from micro-batches `[B / n, L]`."""
+    value_and_grad = partial(jax.value_and_grad(summed_loss, has_aux=True), state.params, state.ternary)
     if micro_batches == 1:
         (nats, tokens), grads = value_and_grad(batch)
     else:
@@ -151,21 +150,21 @@ def _ternary_health(before: TernaryTree, after: TernaryTree) -> Metrics:
     }
 
 
-def _with_loss_scale(step_of_loss: Callable[[LossFunction], Step], loss: LossFunction) -> Step:
+def with_loss_scale(train_step: Step) -> Step:
     """Return a step that multiplies the loss, so that small float16 gradients do not vanish (arXiv 1710.03740).
 
     Nats and tokens are multiplied alike, by a power of two, so the mean loss and its gradient come out as they are. A
     step whose gradient overflows changes nothing but the scale; its gradient norm is reported as 0.
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, summed_loss: LossFunction) -> tuple[TrainState, Metrics]:
         scale: DynamicScale = state.loss_scale
 
         def scaled_loss(*arguments: Any) -> tuple[jax.Array, jax.Array]:
-            nats, tokens = loss(*arguments)
+            nats, tokens = summed_loss(*arguments)
             return nats * scale.scale, tokens * scale.scale
 
-        after, metrics = step_of_loss(scaled_loss)(state, batch)
+        after, metrics = train_step(state, batch, scaled_loss)
         is_finite = jnp.isfinite(metrics["train/grad_norm"])
         unchanged = state.replace(step=state.step + 1)
         after = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, unchanged)

@@ -47,9 +47,9 @@ def train(config: TrainConfig) -> bool:
     console.quiet = not is_first()
     with contextlib.ExitStack() as stack:
         sets = all_or_none(lambda: open_sets(config))
-        counted = resolve_steps(config, sets.train_examples)
-        chosen = all_or_none(lambda: choose_sizes(counted, sets, console.print))
-        inputs = all_or_none(lambda: open_inputs(chosen, sets, console, stack))
+        with_steps = resolve_steps(config, sets.train_examples)
+        resolved = all_or_none(lambda: choose_sizes(with_steps, sets, console.print))
+        inputs = all_or_none(lambda: open_inputs(resolved, sets, console, stack))
         checkpoints = stack.enter_context(contextlib.closing(_open_checkpoints(inputs, console)))
         stack.enter_context(jax.set_mesh(inputs.mesh))
         return _train(inputs, checkpoints, console)
@@ -92,7 +92,7 @@ def _train(inputs: TrainingInputs, checkpoints: Checkpoints, console: Console) -
 
 
 class _Run:
-    """The state between two steps, and what is done there (see `TrainingRun` of jaxlm.common)."""
+    """The state between two steps, and what is done there (see `TrainingRun` in jaxlm/common/run/training_loop.py)."""
 
     program: Program
 

@@ -61,7 +61,7 @@ def finetune(config: FinetuneConfig) -> bool:
 
 
 class _Run:
-    """The state between two steps, and what is done there (see `TrainingRun` of jaxlm.common)."""
+    """The state between two steps, and what is done there (see `TrainingRun` in jaxlm/common/run/training_loop.py)."""
 
     def __init__(self, inputs: FinetuneInputs, console: Console):
         config, model = inputs.config, inputs.model

@@ -60,7 +60,7 @@ class ModelConfig:
     scale_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of ternary scales, in training and on disk; models trained by other programs need float32."""
     initializer_range: float = 0.02
-    """Standard deviation of the initial linear weights; o_proj and down_proj start smaller by sqrt(2 num_layers)."""
+    """Standard deviation of the initial linear weights; o_proj and down_proj: divided by sqrt(2 num_layers)."""
     embedding_range: float = 0.02
     """Standard deviation of the initial embeddings."""
     bos_id: int | None = None

@@ -14,9 +14,12 @@ import numpy as np
 
 Array = Any  # numpy.ndarray, jax.Array or mlx.core.array
 
+# The floor of what is divided by: the largest |W|, float32 weight scales, and the largest |x| of a token.
 EPSILON = 1e-5
-# The smallest scale that is a normal float16 number, so that every format holds the same scale.
-SMALLEST_BFLOAT16_SCALE = 2.0**-14
+# The smallest normal float16 number, exact in bfloat16 too, so that every format holds the same scale.
+SMALLEST_SCALE = 2.0**-14
+# Sizes up to which the integer sums of `absmean` fit int32.
+MOST_COLUMNS, MOST_WEIGHTS = 2**16 - 1, 2**30 - 1
 ACTIVATION_LEVELS = 127
 CODES_PER_BYTE = 4
 CODES_PER_WORD = 16
@@ -29,9 +32,15 @@ def absmean(weight: Array, xp: Any) -> Array:
     The sum runs over integers: |W| in steps of 2^-14 times the power of two below the largest magnitude. So the mean is
     the same number in any framework, on any number of devices and in any order of summation. A float mean is not, and
     a scale near a rounding boundary would differ between training and export. The result is within 1e-6 of the true
-    mean (1e-5 with a heavy tail); the sums fit int32 up to 2^30 weights per matrix.
+    mean (1e-5 with a heavy tail). Raises ValueError beyond 65,535 columns or 2^30 - 1 weights per matrix, where the
+    sums would not fit int32.
     """
     rows, columns = weight.shape[-2:]
+    if columns > MOST_COLUMNS or rows * columns > MOST_WEIGHTS:
+        raise ValueError(
+            f"ternary matrix: found {rows:,} x {columns:,} weights, expected at most {MOST_COLUMNS:,} columns and "
+            f"{MOST_WEIGHTS:,} weights, whose scale can be summed exactly; make the matrix dense or split it"
+        )
     magnitude = xp.abs(weight.astype(xp.float32))
     largest = xp.maximum(xp.max(magnitude, axis=(-2, -1), keepdims=True), EPSILON)
     power = (largest.view(xp.int32) & 0x7F800000).view(xp.float32)  # 2^floor(log2(largest))
@@ -39,7 +48,8 @@ def absmean(weight: Array, xp: Any) -> Array:
     row_sums = xp.sum(xp.round(magnitude / step).astype(xp.int32), axis=-1, keepdims=True)
     high = xp.sum(row_sums >> 14, axis=-2, keepdims=True).astype(xp.float32)
     low = xp.sum(row_sums & 0x3FFF, axis=-2, keepdims=True).astype(xp.float32)
-    # One rounding only: a product with a power of two is exact, and compilers differ in how they compile a division.
+    # mean = step * sum / (rows * columns). Multiplying by a power of two is exact; a division by a constant is not
+    # compiled alike everywhere, so the reciprocal is multiplied.
     return (high * 2.0**14 + low) * (1 / (rows * columns)) * step
 
 
@@ -58,7 +68,7 @@ def quantize_weight(weight: Array, scale_dtype: str, xp: Any) -> tuple[Array, Ar
     """
     scale = absmean(weight, xp)
     if scale_dtype == "bfloat16":
-        scale = xp.maximum(round_to_bfloat16(scale, xp), SMALLEST_BFLOAT16_SCALE)
+        scale = xp.maximum(round_to_bfloat16(scale, xp), SMALLEST_SCALE)
     else:
         scale = xp.maximum(scale, EPSILON)
     return nearest_codes(weight.astype(xp.float32), scale, xp), scale[..., 0, 0]

@@ -13,7 +13,7 @@ from gguf.quants import dequantize, quantize
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import Parameter, parameter_count, parameters
 from jaxlm.common.architecture.presets import PRESETS
-from jaxlm.common.architecture.ternary import SMALLEST_BFLOAT16_SCALE
+from jaxlm.common.architecture.ternary import SMALLEST_SCALE
 
 TERNARY_TYPES = (GGMLQuantizationType.TQ1_0, GGMLQuantizationType.TQ2_0)
 TERNARY_BLOCK = 256
@@ -131,7 +131,7 @@ def ternary_scale(encoded: np.ndarray, quantization: GGMLQuantizationType) -> np
     scales = _block_scales(_by_block(encoded, quantization))
     scales = np.unique(scales[scales != 0])
     if len(scales) == 0:
-        return np.float32(SMALLEST_BFLOAT16_SCALE)  # all codes are 0, so any scale is right
+        return np.float32(SMALLEST_SCALE)  # all codes are 0, so any scale is right
     if len(scales) > 1:
         raise ValueError(f"found blocks of {len(scales)} different scales, expected one scale per matrix")
     if not 0 < scales[0] < np.inf:

@@ -73,7 +73,7 @@ def test_prepare_data_refuses_missing_empty_and_wrong_input(tmp_path):
         (["--num_train_step", "5"], ["num_train_step"]),
         (["--num_train_steps", "0"], ["num_train_steps: found 0, expected at least 1"]),
         (["--model.num_heads", "5"], ["num_heads: found 5, which does not divide hidden_size 256"]),
-        (["--model.layers", "5"], ["model settings: unknown layers; known are vocab_size"]),
+        (["--model.layers", "5"], ["--model.layers: a model has no such field; did you mean --model.num_layers?"]),
         (["--seq_len", "4096"], ["seq_len: found 4096, expected at most the model's max_seq_len 512"]),
         (["--batch_size", "10000"], ["batch_size: found 10000, but the training data holds only"]),
         (["--data_weights", "1", "2"], ["data_weights: found [1.0, 2.0], expected 1 positive numbers"]),

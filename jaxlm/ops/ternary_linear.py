@@ -2,8 +2,8 @@
 
 The layer computes from codes and a scale. In training, `quantize_params` quantizes the latent weights once per step,
 after the update and outside scans and micro-batches, and `with_ternary` attaches them to the codes, so that they
-receive the gradient. `ternarize` is for inference from latent weights; packed inference reads codes from a file. So training,
-evaluation and inference run the same layer, and nothing is quantized twice.
+receive the gradient. `ternarize` is for inference from latent weights; packed inference reads codes from a file. So
+training, evaluation and inference run the same layer, and nothing is quantized twice.
 """
 
 import functools

@@ -21,19 +21,19 @@ ENDLESS = 2**62
 
 @dataclass(frozen=True)
 class BatchOrder:
-    """The settings that decide which examples a host gets at which step.
+    """The settings that decide which examples a part of the run (a host, or hosts that share examples) gets at a step.
 
-    `batch_size` counts the examples of all hosts together. Raises ValueError where it is no multiple of `num_hosts`.
+    `batch_size` counts the examples of all parts together. Raises ValueError where it is no multiple of `num_parts`.
     """
 
     batch_size: int
     seed: int
-    host: int = 0
-    num_hosts: int = 1
+    part: int = 0
+    num_parts: int = 1
 
     def __post_init__(self) -> None:
-        if self.batch_size % self.num_hosts:
-            raise ValueError(f"batch_size: found {self.batch_size}, expected a multiple of the {self.num_hosts} hosts")
+        if self.batch_size % self.num_parts:
+            raise ValueError(f"batch_size: found {self.batch_size}, expected a multiple of the {self.num_parts} hosts")
 
 
 def open_examples(
@@ -59,7 +59,7 @@ def open_examples(
 def training_batches(
     sets: Sequence[Examples], order: BatchOrder, weights: Sequence[float] | None = None
 ) -> grain.IterDataset[Example]:
-    """Return an endless stream of batches `[batch_size / num_hosts, L]`, each set shuffled anew every epoch.
+    """Return an endless stream of batches `[batch_size / num_parts, L]`, each set shuffled anew every epoch.
 
     `weights` are the shares of the sets among the examples, by default their sizes. The batch of step k of all hosts
     together depends on (sets, weights, batch_size, seed, k) alone, so a run may resume with another number of hosts.
@@ -78,7 +78,7 @@ def training_batches(
         )
     endless = [grain.MapDataset.source(examples).seed(order.seed).shuffle().repeat(None) for examples in sets]
     dataset = endless[0] if len(sets) == 1 else grain.MapDataset.mix(endless, weights=weights)
-    dataset = dataset[order.host : ENDLESS : order.num_hosts].batch(order.batch_size // order.num_hosts)
+    dataset = dataset[order.part : ENDLESS : order.num_parts].batch(order.batch_size // order.num_parts)
     return dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
 
 

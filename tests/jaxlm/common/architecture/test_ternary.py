@@ -139,5 +139,5 @@ def test_unpack_affine_refuses_a_three():
 @pytest.mark.parametrize("shape", [(1, 2**16), (2**15, 2**15)])
 def test_a_matrix_whose_scale_cannot_be_summed_exactly_is_refused(shape):
     weight = np.broadcast_to(np.float32(1), shape)
-    with pytest.raises(ValueError, match="ternary matrix: found .* weights, expected at most 65,535 columns"):
+    with pytest.raises(ValueError, match=r"ternary matrix: found .* weights, expected at most 65,535 columns"):
         ternary.absmean(weight, np)

@@ -1,4 +1,4 @@
-"""Cross-entropy of the next token, as in jaxlm/model/loss.py; optionally in chunks of the tokens.
+"""Cross-entropy of the next token, as in jaxlm/ops/cross_entropy.py; optionally in chunks of the tokens.
 
 The gradient of a chunk is computed while its logits exist (as in Liger Kernel, arXiv 2410.10989), so nothing is
 computed twice and the backward pass only multiplies by the gradient of the loss.
@@ -23,7 +23,7 @@ Batch = dict[str, mx.array]
 TokenLosses = Callable[..., mx.array]
 # Bytes of the float32 logits of a chunk. MLX runs ahead of a CPU by some hundred operations, which is several chunks.
 LARGEST_CHUNK_BYTES = 8 * 2**20
-# As in jaxlm/model/loss.py on an accelerator; a CPU loses no time to short chunks.
+# As in jaxlm/ops/cross_entropy.py on an accelerator; a CPU loses no time to short chunks.
 SMALLEST_CHUNK_TOKENS = {"cpu": 64, "gpu": 2048}
 
 

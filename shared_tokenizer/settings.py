@@ -45,9 +45,9 @@ class Setting:
     def expected(self, value: object) -> str:
         """Return the bounds in words, for the message about a value that is outside them."""
         if self.at_least is not None and self.at_most is not None:
-            return f"{self.at_least:g} to {self.at_most:g}"
+            return f"{_number(self.at_least)} to {_number(self.at_most)}"
         words = [
-            f"{word} {bound:g}"
+            f"{word} {_number(bound)}"
             for word, bound in (
                 ("at least", self.at_least),
                 ("more than", self.more_than),
@@ -61,6 +61,10 @@ class Setting:
         if isinstance(value, float) and self.at_most is None and self.less_than is None:
             return " and ".join([*words, "finite"])
         return ", ".join(words)
+
+
+def _number(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def setting(

@@ -21,7 +21,7 @@ class Sampling:
 
     max_tokens: int = setting(128, at_least=1)
     """Tokens to generate, at most."""
-    temperature: float = setting(0.0, at_least=0, at_most=LARGEST_TEMPERATURE)
+    temperature: float = 0.0
     """0 takes the likeliest token; higher is more varied."""
     top_k: int = setting(0, at_least=0)
     """Choose among this many likeliest tokens; 0 does not limit."""
@@ -35,19 +35,17 @@ class Sampling:
     """Seed of the random choice."""
 
     def __post_init__(self) -> None:
+        low, high = SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE
+        if not (self.temperature == 0 or low <= self.temperature <= high):
+            raise ValueError(f"temperature: found {self.temperature}, expected 0, or {low:g} to {high:g}")
         check_bounds(self)
-        if 0 < self.temperature < SMALLEST_TEMPERATURE:
-            raise ValueError(
-                f"temperature: found {self.temperature}, expected 0, or {SMALLEST_TEMPERATURE:g} to "
-                f"{LARGEST_TEMPERATURE:g}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(Sampling):
     """A model, a prompt, and the choice of tokens. Its defaults suit a base model."""
 
-    temperature: float = setting(0.8, at_least=0, at_most=LARGEST_TEMPERATURE)
+    temperature: float = 0.8
     """0 takes the likeliest token; higher is more varied."""
     top_p: float = setting(0.95, at_least=SMALLEST_TOP_P, at_most=1)
     """Choose among the likeliest tokens that together reach this probability; 1 does not limit."""

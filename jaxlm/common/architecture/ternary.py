@@ -19,7 +19,8 @@ EPSILON = 1e-5
 # The smallest normal float16 number, exact in bfloat16 too, so that every format holds the same scale.
 SMALLEST_SCALE = 2.0**-14
 # Sizes up to which the integer sums of `absmean` fit int32.
-MOST_COLUMNS, MOST_WEIGHTS = 2**16 - 1, 2**30 - 1
+MOST_COLUMNS = 2**16 - 1
+MOST_WEIGHTS = 2**30 - 1
 ACTIVATION_LEVELS = 127
 CODES_PER_BYTE = 4
 CODES_PER_WORD = 16

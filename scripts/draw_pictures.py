@@ -18,18 +18,20 @@ MEASURED = Path("docs/measured/loss.json")
 README = Path("README.md")
 CODE_MAP = Path("docs/code-map.md")
 
-# Files to read in this order, from text to loss to token, with what each of them shows.
+# Files to read in this order, from token shards to the training loop, with the subject of each.
 SPINE = (
-    ("shared_tokenizer/tokenizers/tokenizer.py", "text to ids and back: the interface of every tokenizer"),
-    ("shared_tokenizer/data/batches.py", "token shards to shuffled batches, the same on any number of hosts"),
+    ("shared_tokenizer/data/examples.py", "token shards to examples of one length: inputs, targets, loss mask, segments"),
+    ("shared_tokenizer/data/batches.py", "examples to shuffled batches, the same on any number of hosts"),
     ("jaxlm/common/architecture/config.py", "the fields that define a model"),
     ("jaxlm/common/architecture/ternary.py", "the quantizers, for numpy, JAX and MLX"),
     ("jaxlm/ops/ternary_linear.py", "int8 forward product, straight-through gradient"),
     ("jaxlm/model/layers.py", "norm, linear, embedding, rotary position, feed-forward"),
-    ("jaxlm/model/language_model.py", "the decoder: ids to logits, to loss or to the next token"),
-    ("jaxlm/training/train_step.py", "(state, batch) to (state, metrics)"),
-    ("jaxlm/training/trainer.py", "the loop, from an empty directory to an artifact"),
-    ("mlxlm/model/language_model.py", "the same decoder on a Mac"),
+    ("jaxlm/model/mixers.py", "attention and MLGRU, each with its cache"),
+    ("jaxlm/model/language_model.py", "the decoder: ids to logits, or to the operands of the loss"),
+    ("jaxlm/model/loss.py", "the loss of a batch"),
+    ("jaxlm/ops/cross_entropy.py", "cross-entropy in chunks, with its gradient written out"),
+    ("jaxlm/training/train_step.py", "(state, batch) to (state, metrics): gradients, update, new codes"),
+    ("jaxlm/common/run/training_loop.py", "the loop: step, log, evaluate, sample, save; the same for MLX"),
 )
 # Packages that the small graph shows as one node each; the large one shows all rooms.
 FOLDED = ("shared_tokenizer", "jaxlm.common", "scripts")

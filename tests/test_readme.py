@@ -61,10 +61,10 @@ def test_the_graph_of_rooms_is_that_of_the_import_rule():
 
 
 @pytest.mark.parametrize("page", ["README", "CODE_MAP"])
-def test_the_spine_is_ten_files_of_about_the_lines_that_it_says(page):
+def test_the_spine_is_ten_to_twelve_files_of_about_the_lines_that_it_says(page):
     rows = re.findall(r"^\| \[?`([^`]+)`.*\| (\d+) \|", DRAW["read_part"](DRAW[page], "spine"), re.MULTILINE)
     assert [name for name, _ in rows] == [name for name, _ in DRAW["SPINE"]]
-    assert len(rows) == 10
+    assert 10 <= len(rows) <= 12
     lines = {name: len((ROOT / name).read_text("utf-8").splitlines()) for name, _ in rows}
     assert sum(lines.values()) <= 2500
     for name, shown in rows:

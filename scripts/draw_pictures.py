@@ -20,7 +20,7 @@ CODE_MAP = Path("docs/code-map.md")
 
 # Files to read in this order, from token shards to the training loop, with the subject of each.
 SPINE = (
-    ("shared_tokenizer/data/examples.py", "token shards to examples of one length: inputs, targets, loss mask, segments"),
+    ("shared_tokenizer/data/examples.py", "token shards to examples: inputs, targets, loss mask, segments"),
     ("shared_tokenizer/data/batches.py", "examples to shuffled batches, the same on any number of hosts"),
     ("jaxlm/common/architecture/config.py", "the fields that define a model"),
     ("jaxlm/common/architecture/ternary.py", "the quantizers, for numpy, JAX and MLX"),

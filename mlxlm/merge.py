@@ -16,6 +16,7 @@ from rich.table import Table
 from jaxlm.common.artifact.artifact import write_artifact
 from jaxlm.common.command_line import make_console, run_command
 from jaxlm.common.formats.open_model import open_model
+from jaxlm.common.next_command import next_command
 from mlxlm.adapters.merged_tensors import LayerMerge, MergedTensors, adapters_of
 from mlxlm.evaluate import evaluate_text
 from mlxlm.load import load_model
@@ -128,7 +129,8 @@ def main(config: MergeConfig) -> None:
         console.print(f"ternary codes: {flipped:,} of {weights:,} flipped ({flipped / weights:.2%})")
     if report.evaluations:
         console.print(evaluation_table(report.evaluations))
-    console.print(f"merged: {config.output_dir}; report: {Path(config.output_dir) / REPORT}")
+    console.print(f"merged: {config.output_dir}\nreport: {Path(config.output_dir) / REPORT}")
+    console.print(f"next:   {next_command('mlx-generate', '--model', config.output_dir, '--prompt', '...')}")
 
 
 def _layer_table(layers: list[LayerMerge]) -> Table:

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxlm.common.command_line import make_console
+from jaxlm.common.next_command import next_command
 from shared_tokenizer.preparation.prepare import prepare
 from shared_tokenizer.preparation.prepare_config import PrepareConfig
 from shared_tokenizer.preparation.prepare_slice import Summary
@@ -62,3 +63,5 @@ def main(config: PrepareConfig) -> None:
         console.print(
             f"{split}: {found['documents']:,} documents, {found['tokens']:,} tokens, {ratio:.2f} bytes per token"
         )
+    console.print(f"shards: {config.output_dir}")
+    console.print(f"next:   {next_command('train', '--data_dir', config.output_dir, '--output_dir', 'runs/mine')}")

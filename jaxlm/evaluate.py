@@ -1,4 +1,4 @@
-"""Loss of a model on text, and of the frequencies of its tokens, which any model must beat."""
+"""The loss of a model on text, and that of its token frequencies, which any model must beat."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ LossFunction = Callable[[Params, Batch], tuple[jax.Array, jax.Array]]
 
 
 def make_loss_function(model: LanguageModel, out_shardings: Any = None) -> jax.stages.Wrapped:
-    """The jitted summed loss and token count of a batch; parameters may be latent or ternary."""
+    """Return the jitted function (params, batch) -> (summed nats, tokens). Parameters may be latent or ternary."""
     return jax.jit(lambda params, batch: loss_sum(model, params, batch), out_shardings=out_shardings)
 
 
@@ -32,7 +32,7 @@ def evaluate(
     token_bytes: np.ndarray,
     check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Total loss over batches. `token_bytes` is the tokenizer's table; `check` runs between batches."""
+    """Return the total loss over batches. `token_bytes` is the tokenizer's table; `check` runs between batches."""
     return evaluate_batches(lambda batch: loss_function(params, batch), batches, token_bytes, check)
 
 
@@ -45,7 +45,10 @@ def evaluate_text(
     batch_size: int,
     track: Callable[[Sequence[Batch]], Iterable[Batch]] = iter,
 ) -> Evaluation:
-    """Evaluate on documents, in windows of `seq_len` tokens. Raises ValueError as `text_batches` does."""
+    """Evaluate on documents, in windows of `seq_len` tokens. `track` may show progress over the batches.
+
+    Raises ValueError as `text_batches` does.
+    """
     config = model.config
     batches = text_batches(tokenizer, texts, min(seq_len, config.max_seq_len), batch_size, config.vocab_size)
     ternary = ternarize(params, config)
@@ -55,9 +58,9 @@ def evaluate_text(
 def unigram_evaluation(
     train: Sequence[TokenShards], vocab_size: int, batches: Iterable[Batch], token_bytes: np.ndarray
 ) -> Evaluation:
-    """The same tokens under the train splits' token frequencies (add-one): what any model must beat.
+    """Return the loss of the same tokens under the token frequencies of the train splits, plus one each.
 
-    The frequencies are those of the first UNIGRAM_TOKENS tokens of each.
+    Any model must beat it. The frequencies are those of the first UNIGRAM_TOKENS tokens of each split.
     """
     counts = np.ones(vocab_size)
     for shards in train:

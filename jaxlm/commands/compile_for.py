@@ -61,7 +61,7 @@ def print_report(settings: CompileForConfig, report: Report, smallest: dict[str,
 
 
 def as_json(settings: CompileForConfig, report: Report, smallest: dict[str, str | None]) -> dict[str, Any]:
-    """The report and everything that follows from it, as plain values."""
+    """Return the report and everything that is computed from it, as plain values."""
     costs, roofline = report.costs, report.roofline
     return {
         "settings": dataclasses.asdict(settings),

@@ -34,18 +34,18 @@ class Restored:
 
 
 class Checkpoints:
-    """The checkpoints of one run, open for writing. `say` receives a line on anything unusual.
+    """The checkpoints of one run, open for writing. `log` receives a line on anything unusual.
 
     `belongs_to` maps what a checkpoint depends on (model, tokenizer, data) to its fingerprint.
     """
 
-    def __init__(self, directory: Path, *, keep_last: int, belongs_to: Mapping[str, str], say: Callable[[str], None]):
+    def __init__(self, directory: Path, *, keep_last: int, belongs_to: Mapping[str, str], log: Callable[[str], None]):
         self._directory, self._keep_last, self._belongs_to = directory, keep_last, dict(belongs_to)
         if is_first():
             directory.mkdir(exist_ok=True)
             for unfinished in directory.glob(".*"):
                 shutil.rmtree(unfinished)
-            quarantine_damaged(directory, say)
+            quarantine_damaged(directory, log)
         wait_for_all()
 
     @property

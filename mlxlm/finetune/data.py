@@ -26,9 +26,9 @@ class ProcessBatches(Iterator[Batch]):
         return {name: mx.array(example[name]) for name in example}
 
     def get_state(self) -> dict[str, Any]:
-        """The place in the data, the same in every process; it can be written as JSON."""
+        """Return the position in the data, the same in every process, as values that JSON can hold."""
         return self._iterator.get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go to a place that `get_state` gave, here or in JAX."""
+        """Go to a position that `get_state` returned, here or in JAX."""
         self._iterator.set_state(state)

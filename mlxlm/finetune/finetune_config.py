@@ -84,7 +84,7 @@ class FinetuneConfig(RunConfig, TextConfig):
             check_unchanged(self, TEACHER_SETTINGS, "without teacher")
 
     def adapters(self) -> AdapterConfig:
-        """The adapters of method lora."""
+        """Return the adapters of method lora."""
         return AdapterConfig(
             rank=self.rank,
             scale=self.scale,

@@ -94,7 +94,7 @@ class _Run:
             inputs.run.checkpoints,
             keep_last=self.config.keep_last_checkpoints,
             belongs_to=fingerprints,
-            say=self.console.print,
+            log=self.console.print,
         )
 
     def _print_start(self) -> None:

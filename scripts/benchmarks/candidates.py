@@ -36,7 +36,7 @@ class Measured:
 
 
 def measure_apart(candidates: Mapping[str, Setup], turns: int) -> dict[str, Measured]:
-    """One after another, for a device that does not drift and whose memory one of them may need alone."""
+    """Run the candidates one after another, on a device that does not drift and whose memory one may need alone."""
     found = {}
     for name, setup in candidates.items():
         found |= measure({name: setup}, turns)

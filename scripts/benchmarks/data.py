@@ -67,7 +67,7 @@ def benchmark(settings: DataBenchmark) -> None:
 
 
 def _write_corpus(path: Path, source: str, megabytes: int) -> None:
-    """A row for every 4,000 characters or so; later rounds differ from the first in each row."""
+    """Write a row per 4,000 characters, about; later rounds differ from the first in each row."""
     wanted, written, turn = megabytes * 10**6, 0, 0
     with path.open("w", encoding="utf-8") as file:
         while written < wanted:
@@ -108,7 +108,7 @@ def _prepare(corpus: Path, output: Path, settings: DataBenchmark, num_workers: i
 
 
 def _bare_seconds(corpus: Path, settings: DataBenchmark) -> float:
-    """The slowest process's time to encode its share of the texts, which it holds in memory."""
+    """Return the time of the slowest process to encode its share of the texts, which it holds in memory."""
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(settings.num_workers, context) as pool:
         barrier = manager.Barrier(settings.num_workers)
@@ -131,7 +131,7 @@ def _encode_share(corpus: Path, data_dir: str, index: int, count: int, barrier) 
 
 
 def _library_encode(directory: Path) -> Callable[[list[str]], object]:
-    """The library's own call for a batch of texts, on one thread."""
+    """Return the library's own call for a batch of texts, on one thread."""
     if (directory / MODEL_FILE).is_file():
         processor = sentencepiece.SentencePieceProcessor(model_file=str(directory / MODEL_FILE))
         return lambda texts: processor.encode(texts, num_threads=1)

@@ -55,7 +55,7 @@ def benchmark(settings: MixersBenchmark) -> None:
 
 
 def _scans(settings: MixersBenchmark, width: int) -> None:
-    """The recurrence and its gradient alone: as trained here, and by two scans that jax differentiates."""
+    """Time the recurrence and its gradient alone: as trained here, and by two scans that jax differentiates."""
     ways = {
         "ours": linear_recurrence.linear_recurrence,
         "chunks by jax": linear_recurrence.in_chunks,
@@ -116,7 +116,7 @@ def _training(settings: MixersBenchmark, models: dict[str, ModelConfig]) -> None
 
 
 def _training_step(config: ModelConfig, tokens: int, seq_len: int) -> tuple[Callable[[], Any], int]:
-    """A function that does one step, and the bytes that the compiled step needs beside its arguments."""
+    """Return a function that does one step, and the bytes that the compiled step needs next to its arguments."""
     compiled, state, batch = compiled_step(config, max(1, tokens // seq_len), seq_len)
 
     def step() -> None:

@@ -105,14 +105,14 @@ def _add_rows(table: Table, work: str, tokens: int, found: dict[str, Measured]) 
 
 
 def _measured(run: Callable[[], Any]) -> OnDevice:
-    """A function to be timed, with the peak of MLX's memory from now on."""
+    """Return a function to be timed, with the peak of MLX's memory from now on."""
     mx.clear_cache()
     mx.reset_peak_memory()
     return OnDevice(run, mx.get_peak_memory)
 
 
 def _stock_training(directory: Path, ids: np.ndarray, rank: int, recipe: OptimizerConfig) -> OnDevice:
-    """The step of `mlx_lm.tuner.trainer.train`, which is a function inside that one; with a clip of the gradient."""
+    """Return the step of `mlx_lm.tuner.trainer.train`, a function inside that one, with a clip of the gradient."""
     model, _ = mlx_lm.utils.load_model(directory)
     model.freeze()
     linear_to_lora_layers(model, -1, {"rank": rank, "scale": 20.0, "dropout": 0.0})
@@ -200,7 +200,7 @@ def _ternary_memory(settings: MlxBenchmark, folder: Path) -> None:
 
 
 def _held_weights(directory: Path) -> OnDevice:
-    """Its peak is what a model holds after it has run, the constants of its layers included."""
+    """Return the memory of a model after it has run, the constants of its layers included."""
     model, _ = load_model(directory)
 
     def held_bytes() -> int:

@@ -55,7 +55,7 @@ class Cost:
     flops: float
     temporaries: int
     gathered: int
-    """Bytes of the arrays that are brought together."""
+    """Bytes of the arrays that are all-gathered."""
 
 
 def benchmark(settings: ScalingBenchmark) -> None:
@@ -118,7 +118,7 @@ def measure(settings: ScalingBenchmark) -> Cost:
 
 
 def flops_on_paper(settings: ScalingBenchmark) -> float:
-    """Of one device."""
+    """Return the bytes of one device."""
     return model_flops(_model(settings), settings.batch_size, settings.seq_len) / settings.devices
 
 

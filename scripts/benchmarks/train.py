@@ -91,7 +91,7 @@ def _device() -> Literal["cpu", "gpu"]:
 def _torch_step(
     peer: Peer, folder: Path, vocab_size: int, batch_size: int, seq_len: int, dtype: str
 ) -> Callable[[], Any]:
-    """One step of a peer, with torch's fused AdamW and the same clip of the gradient."""
+    """Return one step of a peer, with torch's fused AdamW and the same clip of the gradient."""
     import torch
     import transformers
 
@@ -144,7 +144,7 @@ def _fake_quantize(model: Any) -> None:
 
 
 def _best_product(dtype: str) -> Callable[[], Any]:
-    """The square product that utilization is measured against; of random numbers, for zeros are faster on a GPU."""
+    """Time the square product that utilization is measured against, of random numbers: zeros are faster on a GPU."""
     size = LARGEST_PRODUCT[_device()]
     matrix = jax.random.normal(jax.random.key(0), (size, size), dtype)
     product = jax.jit(jnp.matmul)

@@ -20,7 +20,7 @@ from shared_tokenizer.data.examples import Example
 
 
 def example_batch(vocab_size: int, batch_size: int, seq_len: int) -> Example:
-    """A batch of random tokens, one document a row: attention needs no mask but the causal one, here and in PyTorch."""
+    """Return a batch of random tokens, one document per row, so that attention needs the causal mask only."""
     shape = (batch_size, seq_len)
     rng = np.random.default_rng(0)
     ids, targets = (rng.integers(0, vocab_size, shape).astype(np.int32) for _ in range(2))
@@ -35,8 +35,10 @@ def example_batch(vocab_size: int, batch_size: int, seq_len: int) -> Example:
 def compiled_step(
     config: ModelConfig, batch_size: int, seq_len: int, remat: Remat | None = None, dtype: str = "float32"
 ) -> tuple[Any, Any, Example]:
-    """The compiled step, its state and a batch, with the attention and, without `remat`, the rematerialization that
-    training takes on this device."""
+    """Return the compiled step, its state and a batch, with the attention kernel that training takes on this device.
+
+    So it is with gradient checkpointing, where `remat` is None.
+    """
     keep_freed_memory()
     recipe = OptimizerConfig()
     optimizer, schedule = make_optimizer(recipe, 10**6), learning_rate_schedule(recipe, 10**6)
@@ -53,7 +55,7 @@ def compiled_step(
 def training_step(
     config: ModelConfig, batch_size: int, seq_len: int, remat: Remat | None = None, dtype: str = "float32"
 ) -> Callable[[], Any]:
-    """A function that does one step and waits for its end."""
+    """Return a function that does one step and waits for its end."""
     compiled, state, batch = compiled_step(config, batch_size, seq_len, remat, dtype)
 
     release_freed_memory()
@@ -69,6 +71,6 @@ def training_step(
 
 
 def on_device(run: Callable[[], Any]) -> Callable[[], Any]:
-    """A function that computes on jax's device, whose memory counts where it has its own."""
+    """Return a function that computes on jax's device, whose memory counts where it has its own."""
     device = jax.devices()[0]
     return run if device.platform == "cpu" else OnDevice(run, lambda: device.memory_stats()["peak_bytes_in_use"])

@@ -1,4 +1,4 @@
-"""metrics.jsonl: the numbers of a run, one line a step."""
+"""metrics.jsonl: the numbers of a run, one line per step."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from shared_tokenizer.manifest import write_file
 
 
 class MetricsLog:
-    """metrics.jsonl, one line a step. Opening it forgets what came after `last_step` and a line cut short."""
+    """The file metrics.jsonl, one line per step. Opening it removes steps after `last_step` and a line cut short."""
 
     def __init__(self, path: Path, last_step: int):
         self._path = path
@@ -18,7 +18,7 @@ class MetricsLog:
         self._last: dict[str, Any] = kept[-1] if kept else {}
 
     def write(self, values: dict[str, Any]) -> None:
-        """Add a line, or add to the last one where it is of the same step."""
+        """Add a line, or add to the last line if it is of the same step."""
         with self._path.open("r+", encoding="utf-8") as file:
             end = file.seek(0, os.SEEK_END)
             if self._last.get("step") == values["step"]:
@@ -31,7 +31,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    """Read the lines of a metrics.jsonl, without a last line that a kill cut short."""
     if not path.is_file():
         return []
     lines = path.read_text("utf-8").split("\n")[:-1]

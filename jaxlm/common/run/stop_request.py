@@ -1,4 +1,4 @@
-"""A polite end: SIGINT, SIGTERM and SIGHUP ask the trainer to save and leave."""
+"""Signals as requests: SIGINT, SIGTERM and SIGHUP ask the trainer to save and leave."""
 
 import signal
 import threading
@@ -11,18 +11,18 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequested(Exception):
-    """Raised out of work that cannot be finished quickly once a stop was asked for."""
+    """A stop was asked for. It is raised out of work that cannot be finished quickly."""
 
 
 class StopRequest:
-    """While entered, the three signals set `requested` instead of ending the process.
+    """A context in which the three signals set `requested` instead of ending the process.
 
-    A second signal acts as it always does, for whoever cannot wait.
+    A second signal acts as it does outside, for those who cannot wait.
     """
 
     def __init__(self) -> None:
         self.requested: str | None = None
-        """Name of the signal that came, or None."""
+        """Name of the signal that was received, or None."""
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:

@@ -24,7 +24,8 @@ POSITIONAL = ("convert", "verify")
 
 def main() -> None:
     """Run the command that the first word names."""
-    choose_command("jaxlm", COMMANDS, sys.argv[1:], positional=POSITIONAL, version=__version__)
+    elsewhere = {name: f"mlxlm {name}" for name in ("finetune", "chat", "merge", "server")}
+    choose_command("jaxlm", COMMANDS, sys.argv[1:], positional=POSITIONAL, version=__version__, elsewhere=elsewhere)
 
 
 if __name__ == "__main__":

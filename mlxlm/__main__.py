@@ -17,7 +17,9 @@ COMMANDS = {
 
 def main() -> None:
     """Run the command that the first word names."""
-    choose_command("mlxlm", COMMANDS, sys.argv[1:], version=__version__)
+    names = ("train", "prepare", "tokenizer", "convert", "verify", "new-model", "doctor", "presets", "runs")
+    elsewhere = {name: f"jaxlm {name}" for name in names}
+    choose_command("mlxlm", COMMANDS, sys.argv[1:], version=__version__, elsewhere=elsewhere)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ def main(config: AdaptedGenerateConfig) -> None:
     if tokenizer is None:
         raise ValueError(f"{config.model}: found no tokenizer, so there is no text to continue")
     prompt = tokenizer.encode_prompt(config.prompt)
+    check_prompt(prompt, model.config.vocab_size, model.config.max_seq_len)
     stream = TextStream(tokenizer)
     sys.stdout.write(config.prompt)
     times = []

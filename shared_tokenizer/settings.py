@@ -29,6 +29,8 @@ class Setting:
     less_than: float | None = None
     formerly: str = ""
     """Name of the field in files that earlier versions wrote."""
+    instead_of: str = ""
+    """Field that is given up where this one is given as a flag: the other may stand in a file."""
 
     def allows(self, value: object) -> bool:
         """Return True if a value is in bounds. None and words such as auto always are."""
@@ -79,9 +81,10 @@ def setting(
     at_most: float | None = None,
     less_than: float | None = None,
     formerly: str = "",
+    instead_of: str = "",
 ) -> Any:
     """Return a dataclass field with the metadata of a `Setting`. Numbers with a bound have to be finite too."""
-    metadata = {_KEY: Setting(group, basic, resumable, at_least, more_than, at_most, less_than, formerly)}
+    metadata = {_KEY: Setting(group, basic, resumable, at_least, more_than, at_most, less_than, formerly, instead_of)}
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

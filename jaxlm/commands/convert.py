@@ -104,12 +104,10 @@ def print_report(report: ConversionReport, verbose: bool) -> None:
     """Print the tensors, one row per kind or all of them, and the comparison."""
     console = make_console()
     table = Table(box=None, pad_edge=False)
-    for heading in ("tensor", "shape", "type"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("tensors", justify="right")
-    table.add_column("bytes", justify="right")
-    for (name, shape, dtype), sizes in _tensor_kinds(report, verbose).items():
-        table.add_row(name, shape, dtype, str(len(sizes)), f"{sum(sizes):,}")
+    for heading in ("", "tensor", "stored as", "bytes"):
+        table.add_column(heading, no_wrap=True, justify="right" if heading in ("", "bytes") else "left")
+    for (name, form), sizes in _tensor_kinds(report, verbose).items():
+        table.add_row(f"{len(sizes)} x" if len(sizes) > 1 else "", name, form, f"{sum(sizes):,}")
     console.print(table)
     console.print(f"bytes: {report.bytes_found:,} found, {report.bytes_predicted:,} predicted")
     print_comparison(report.weights, report.logits, report.logits_by)
@@ -117,12 +115,13 @@ def print_report(report: ConversionReport, verbose: bool) -> None:
         console.print(f"warning: {warning}")
 
 
-def _tensor_kinds(report: ConversionReport, verbose: bool) -> dict[tuple[str, str, str], list[int]]:
-    """Return the bytes of the tensors by (name, shape, type); the layers of a kind together, unless verbose."""
-    kinds: dict[tuple[str, str, str], list[int]] = {}
+def _tensor_kinds(report: ConversionReport, verbose: bool) -> dict[tuple[str, str], list[int]]:
+    """Return the bytes of the tensors by (name, type and shape); the layers of a kind together, unless verbose."""
+    kinds: dict[tuple[str, str], list[int]] = {}
     for tensor in report.tensors:
-        name = tensor["name"] if verbose else re.sub(r"\.\d+\.", ".*.", tensor["name"])
-        kinds.setdefault((name, str(list(tensor["shape"])), tensor["dtype"]), []).append(tensor["bytes"])
+        name = tensor["name"] if verbose else re.sub(r"^.*?layers\.\d+\.|^blk\.\d+\.", "*.", tensor["name"])
+        form = f"{tensor['dtype']} {list(tensor['shape'])}"
+        kinds.setdefault((name, form), []).append(tensor["bytes"])
     return kinds
 
 

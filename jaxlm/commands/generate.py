@@ -3,7 +3,7 @@
 import sys
 import time
 
-from jaxlm.common.sampling import GenerateConfig, print_speed
+from jaxlm.common.sampling import GenerateConfig, check_prompt, print_speed
 from jaxlm.generate import generate
 from jaxlm.load import load_model
 from shared_tokenizer.tokenizers.tokenizer import TextStream
@@ -14,9 +14,11 @@ def main(config: GenerateConfig) -> None:
     model, params, tokenizer = load_model(config.model)
     if tokenizer is None:
         raise ValueError(f"{config.model}: found no tokenizer, so there is no text to continue")
+    prompt = tokenizer.encode_prompt(config.prompt)
+    check_prompt(prompt, model.config.vocab_size, model.config.max_seq_len)
     stream, times = TextStream(tokenizer), []
     sys.stdout.write(config.prompt)
-    for token in generate(model, params, tokenizer.encode_prompt(config.prompt), config, tokenizer.eos_id):
+    for token in generate(model, params, prompt, config, tokenizer.eos_id):
         times.append(time.perf_counter())
         sys.stdout.write(stream.add(token))
         sys.stdout.flush()

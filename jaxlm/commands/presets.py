@@ -29,7 +29,7 @@ def main(config: PresetsConfig) -> None:
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("preset", no_wrap=True)
-    for heading in ("parameters", "ternary", "layers", "width", "context", "packed MB", "training GB"):
+    for heading in ("size", "ternary", "layers", "width", "context", "packed MB", "train GB"):
         table.add_column(heading, justify="right")
     for name, model in PRESETS.items():
         total = parameter_count(model)
@@ -40,7 +40,7 @@ def main(config: PresetsConfig) -> None:
             memory = "-"
         table.add_row(
             name,
-            f"{total:,}",
+            _short(total),
             f"{ternary_parameter_count(model) / total:.0%}",
             str(model.num_layers),
             f"{model.hidden_size:,}",
@@ -50,5 +50,11 @@ def main(config: PresetsConfig) -> None:
         )
     console.print(table)
     console.print(
-        f"With the vocabulary of the preset; training memory of {_BATCH} x {_SEQ_LEN} tokens in float32, an estimate."
+        f"With the vocabulary of the preset. Train GB: an estimate of the memory in\ntraining on {_BATCH} x {_SEQ_LEN} "
+        "tokens in float32."
     )
+
+
+def _short(parameters: int) -> str:
+    """Return a number of parameters for people: 4.6M, 374M, 1.36B."""
+    return f"{parameters / 1e9:.2f}B" if parameters >= 1e9 else f"{parameters / 1e6:.3g}M"

@@ -5,6 +5,7 @@ help live in one line. The function is named by its module: libraries are quiete
 """
 
 import contextlib
+import dataclasses
 import importlib
 import itertools
 import json
@@ -15,8 +16,8 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar, get_origin, get_type_hints
 
-from jaxlm.common.help import arrange_help, explain_unknown, nearest
-from shared_tokenizer.settings import with_new_names
+from jaxlm.common.help import arrange_help, explain_mistake, nearest
+from shared_tokenizer.settings import metadata_of, with_new_names
 
 Settings = TypeVar("Settings")
 Command = Callable[[Any], Any]
@@ -64,11 +65,12 @@ def choose_command(
     *,
     positional: Collection[str] = (),
     version: str,
+    elsewhere: Mapping[str, str] | None = None,
 ) -> None:
     """Run the command that the first word names, with the words after it.
 
     `commands` maps a name to ("module:function", one line of help). Without a name, or with an unknown one, the list
-    of commands is shown.
+    of commands is shown. `elsewhere` maps commands of another program to how they are called.
     """
     name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if name in ("--version", "-V"):
@@ -82,7 +84,8 @@ def choose_command(
         sys.argv[1:] = rest
         run_command(commands[name][0], argv=rest, positional=name in positional, program=f"{program} {name}")
     else:
-        hint = nearest(name, commands) or f", expected one of {', '.join(commands)}"
+        meant = (elsewhere or {}).get(name)
+        hint = f"; that is {meant}" if meant else nearest(name, commands) or f", expected one of {', '.join(commands)}"
         sys.stderr.write(f"error: {program}: found no command {name!r}{hint}\n")
         sys.exit(2)
 
@@ -127,7 +130,9 @@ def parse(
         words = _with_values(_gather_lists(argv, settings_class), settings_class)
         values = parser.parse_args(_with_new_names(words, settings_class))
     except jsonargparse.ArgumentError as error:
-        raise ValueError(explain_unknown(parser, _one_line(error)) or f"{_one_line(error)}; see --help") from error
+        raise ValueError(
+            explain_mistake(parser, _one_line(error), settings_class) or f"{_one_line(error)}; see --help"
+        ) from error
     fields = parser.instantiate(values).as_dict()
     return settings_class(**{name: value for name, value in fields.items() if name not in _COMMON_FLAGS})
 
@@ -157,7 +162,11 @@ def _split_list_flag(word: str, lists: set[str]) -> list[str]:
 
 
 def _with_values(argv: list[str], settings_class: type) -> list[str]:
-    """Let a flag of a bool stand alone: `--resume` becomes `--resume true`."""
+    """Let a flag of a bool stand alone: `--resume` becomes `--resume true`; let a flag replace what excludes it."""
+    for field in dataclasses.fields(settings_class):
+        other = metadata_of(field).instead_of
+        if other and f"--{field.name}" in argv and f"--{other}" not in argv:
+            argv = [*argv, f"--{other}", "null"]
     switches = {f"--{name}" for name, kind in get_type_hints(settings_class).items() if kind is bool}
     found: list[str] = []
     for word, following in itertools.pairwise([*argv, "--"]):

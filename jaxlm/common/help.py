@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from shared_tokenizer.settings import metadata_of
 
@@ -155,11 +155,12 @@ def _nested_metadata(settings_class: type, parent: str, child: str) -> Any:
     return next(metadata_of(field) for field in dataclasses.fields(nested) if field.name == child)
 
 
-def explain_unknown(parser: Any, message: str) -> str | None:
-    """Return a message about the first flag, or key of a config file, that does not exist, naming the nearest one.
+def explain_mistake(parser: Any, message: str, settings_class: type) -> str | None:
+    """Return a message about a flag or key that does not exist, naming the nearest one, or about a wrong value.
 
     None where the parser's message is about something else.
     """
+    expected = expected_values(settings_class)
     names = [action.dest for group in parser._action_groups for action in group._group_actions]
     if found := re.search(r"unrecognized arguments: (--)?([^\s=]+)", message):
         if not found[1]:
@@ -169,7 +170,33 @@ def explain_unknown(parser: Any, message: str) -> str | None:
     if found := re.search(r"Option '([^']+)' is not accepted", message):
         hint = hint_for(found[1], names)
         return f"{found[1]}: there is no such setting; {f'did you mean {hint}?' if hint else 'see --help_all'}"
+    if found := re.search(r"Group '([^']+)' does not accept option '([^']+)'", message):
+        name = f"{found[1]}.{found[2]}"
+        hint = hint_for(name, names)
+        return f"{name}: there is no such setting; {f'did you mean {hint}?' if hint else 'see --help_all'}"
+    found = re.search(r'Parser key "([^"]+)":.*(?:Got|Given) value: (\S+)', message)
+    if found and found[1] in expected:
+        return f"{found[1]}: found {found[2]}, expected {expected[found[1]]}"
     return None
+
+
+def expected_values(settings_class: type) -> dict[str, str]:
+    """Return the values that every setting may have, in words, by dotted name."""
+    found = {}
+    for name, kind in get_type_hints(settings_class).items():
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            found |= {f"{name}.{inner}": words for inner, words in expected_values(kind).items()}
+        else:
+            found[name] = _in_words(kind)
+    return found
+
+
+def _in_words(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if parts := [part for part in get_args(kind) if part is not type(None)] if not isinstance(kind, type) else []:
+        return " or ".join(_in_words(part) for part in parts)
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(kind, "another value")
 
 
 def hint_for(name: str, names: Iterable[str]) -> str | None:

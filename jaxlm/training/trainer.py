@@ -166,6 +166,8 @@ class _Run:
             log(f"--- sample\n{text}\n---")
         unigram = inputs.data.unigram
         log(f"held-out loss    {evaluation.loss:.4f} nats per token  {evaluation.bits_per_byte:.4f} bits per byte")
+        if warning := self.report.overfitting(evaluation.loss):
+            log(warning)
         log(f"unigram model    {unigram.loss:.4f} nats per token  {unigram.bits_per_byte:.4f} bits per byte")
         log(f"{kind} artifact  {inputs.run.artifact}")
         log(f"loss curve       {inputs.run.loss_plot}")

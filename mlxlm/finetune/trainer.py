@@ -34,6 +34,9 @@ from mlxlm.model.trees import flat_arrays
 from shared_tokenizer.data.evaluation import Evaluation, evaluate_batches
 from shared_tokenizer.data.examples import Example
 
+# With fewer steps, a run that was given epochs says how to train longer.
+FEW_STEPS = 20
+
 
 def finetune(config: FinetuneConfig) -> bool:
     """Fine-tune as configured. Returns True when all steps are done, False when a signal ended the run early.
@@ -111,6 +114,11 @@ class _Run:
             )
         )
         self.console.print(f"method {config.method}: {trainable:,} trainable parameters")
+        if config.num_train_steps is None and inputs.num_train_steps < FEW_STEPS:
+            self.console.print(
+                f"note: all of this data is {inputs.num_train_steps} step(s), too few to learn much; "
+                "--num_train_steps takes more"
+            )
 
     def _restore(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
@@ -179,6 +187,8 @@ class _Run:
         if text:
             log(f"--- sample\n{text}\n---")
         log(f"held-out loss    {evaluation.loss:.4f} nats per token  {evaluation.bits_per_byte:.4f} bits per byte")
+        if warning := self.report.overfitting(evaluation.loss):
+            log(warning)
         log(f"peak memory      {mx.get_peak_memory() / 2**30:.2f} GiB")
         if inputs.adapters is None:
             log(f"latent artifact  {result}")

@@ -40,3 +40,7 @@ def test_a_command_that_does_not_exist_names_the_nearest(monkeypatch, capsys):
         jaxlm.__main__.main()
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: jaxlm: found no command 'trian'; did you mean train?\n"
+    monkeypatch.setattr(sys, "argv", ["jaxlm", "finetune"])
+    with pytest.raises(SystemExit):
+        jaxlm.__main__.main()
+    assert capsys.readouterr().err == "error: jaxlm: found no command 'finetune'; that is mlxlm finetune\n"

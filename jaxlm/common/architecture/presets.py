@@ -155,7 +155,9 @@ PRESETS: dict[str, ModelConfig] = {
 def preset(name: str) -> ModelConfig:
     """Return the preset of that name. Raises ValueError listing the known ones, and the nearest."""
     if name not in PRESETS:
-        raise ValueError(f"preset: found {name!r}, expected one of {', '.join(PRESETS)}{nearest(name, PRESETS)}")
+        hint = nearest(name, PRESETS)
+        known = " `jaxlm presets` lists all" if hint else f", expected one of {', '.join(PRESETS)}"
+        raise ValueError(f"preset: found {name!r}{hint}{known}")
     return PRESETS[name]
 
 

@@ -16,9 +16,11 @@ class RunConfig:
     """Run directory to create, or to continue with resume."""
     resume: bool = setting(False, group="run", basic=True, resumable=True)
     """Continue the run in output_dir from its last complete checkpoint."""
-    num_train_steps: int | None = setting(None, group="training", basic=True, at_least=1)
+    num_train_steps: int | None = setting(None, group="training", basic=True, at_least=1, instead_of="num_epochs")
     """Optimizer steps in all; without it and num_epochs 1000, and in fine-tuning one epoch."""
-    num_epochs: float | None = setting(None, group="training", basic=True, more_than=0, formerly="epochs")
+    num_epochs: float | None = setting(
+        None, group="training", basic=True, more_than=0, formerly="epochs", instead_of="num_train_steps"
+    )
     """Passes over the training data, in place of num_train_steps."""
     grad_accumulation_steps: int = setting(1, group="training", at_least=1)
     """Micro-batches that a batch is split into; the result is that of the whole batch."""

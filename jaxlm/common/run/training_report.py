@@ -130,6 +130,17 @@ class TrainingReport:
             history.append(f"{self._latest['perf/tokens_per_second']:,.0f} tokens/s")
         self._console.print("  ".join(history))
 
+    def overfitting(self, last_loss: float) -> str | None:
+        """Return a warning where an earlier evaluation of the run was better than the last by more than 1 %."""
+        lines = [] if self._run is None else [line for line in read_metrics(self._run.metrics) if "val/loss" in line]
+        best = min(lines, key=lambda line: line["val/loss"], default=None)
+        if best is None or best["val/loss"] >= 0.99 * last_loss:
+            return None
+        return (
+            f"warning: the held-out loss was lower at step {best['step']} ({best['val/loss']:.4f}) and has risen "
+            "since: the model overfits; train on more text, or for fewer steps"
+        )
+
     def _newest_checkpoint(self) -> str:
         step = self._last_checkpoint()
         return "there is no checkpoint yet" if step is None else f"the last checkpoint is of step {step}"

@@ -76,6 +76,41 @@ def test_a_key_of_a_file_that_does_not_exist_names_the_nearest(tmp_path):
         parse(Config, ["--config", str(tmp_path / "c.yaml")])
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_epochs", "four"], "num_epochs: found four, expected a whole number$"),
+        (["--optimizer.learning_rate", "fast"], r"optimizer\.learning_rate: found fast, expected a number$"),
+        (["--resume", "maybe"], "resume: found maybe, expected true or false$"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(flags, message):
+    with pytest.raises(ValueError, match=message):
+        parse(Config, [*NEEDED, *flags])
+
+
+def test_a_union_and_a_choice_name_their_values():
+    needed = ["--data_dir", "d", "--output_dir", "o"]
+    with pytest.raises(ValueError, match="batch_size: found four, expected a whole number or one of auto"):
+        parse(TrainConfig, [*needed, "--batch_size", "four"])
+    with pytest.raises(ValueError, match="dtype: found f8, expected one of auto, float32, bfloat16, float16"):
+        parse(TrainConfig, [*needed, "--dtype", "f8"])
+
+
+def test_a_nested_key_that_does_not_exist_names_the_nearest(tmp_path):
+    (tmp_path / "c.yaml").write_text("data_dir: d\noptimizer: {learning_rte: 3}\n")
+    with pytest.raises(ValueError, match=r"optimizer\.learning_rte: there is no such setting; did you mean"):
+        parse(Config, ["--config", str(tmp_path / "c.yaml")])
+
+
+def test_a_flag_replaces_what_excludes_it_in_the_file(tmp_path):
+    (tmp_path / "c.yaml").write_text("data_dir: [d]\noutput_dir: o\nnum_epochs: 2\n")
+    found = parse(TrainConfig, ["--config", str(tmp_path / "c.yaml"), "--num_train_steps", "7"])
+    assert (found.num_train_steps, found.num_epochs) == (7, None)
+    with pytest.raises(ValueError, match="found both, expected one of the two"):
+        parse(TrainConfig, ["--config", str(tmp_path / "c.yaml"), "--num_train_steps", "7", "--num_epochs", "1"])
+
+
 def test_a_switch_needs_no_value():
     assert parse(Config, [*NEEDED, "--resume"]).resume
     assert parse(Config, ["--resume", *NEEDED]).resume

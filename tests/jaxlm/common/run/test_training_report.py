@@ -55,6 +55,12 @@ def test_what_is_done_beside_training_is_no_training_time(report, tmp_path, monk
     assert second["perf/step_time_ms"] == pytest.approx(4000 / 3, abs=0.01)
 
 
+def test_a_held_out_loss_that_has_risen_is_said(report):
+    report.evaluation(2, loss=2.0, bits_per_byte=1.0)
+    assert report.overfitting(2.01) is None
+    assert "was lower at step 2 (2.0000)" in (report.overfitting(3.0) or "")
+
+
 class Number:
     """A number that whoever reads it has to wait for."""
 

@@ -19,7 +19,7 @@ from jaxlm.common.architecture.parameters import parameter_count
 from jaxlm.common.architecture.presets import PRESETS
 from jaxlm.common.run.run_directory import is_run_directory, read_run_config
 from jaxlm.parallel.distributed import least_of_all
-from jaxlm.parallel.mesh import check_model, make_mesh
+from jaxlm.parallel.mesh import check_model
 from jaxlm.training.abstract_step import abstract_batch, step_of_run
 from jaxlm.training.device_memory import GIB, bytes_per_device, compiled_memory, free_bytes
 from jaxlm.training.resolve import resolve_model, training_model
@@ -46,7 +46,7 @@ class Device:
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
 
-def choose_sizes(config: TrainConfig, sets: DataSets, log: Callable[[str], None]) -> TrainConfig:
+def choose_sizes(config: TrainConfig, sets: DataSets, mesh: Mesh, log: Callable[[str], None]) -> TrainConfig:
     """Return the settings with the `auto` sizes chosen, and log why. All processes choose the same.
 
     A preset is taken if it fits the device and gets TOKENS_PER_PARAMETER tokens per parameter, the largest first; then
@@ -57,7 +57,7 @@ def choose_sizes(config: TrainConfig, sets: DataSets, log: Callable[[str], None]
         return config
     if config.resume and is_run_directory(Path(config.output_dir)):
         return _as_recorded(config)
-    device = Device(make_mesh(config.mesh), _budget())
+    device = Device(mesh, _budget())
     candidates = _candidates(config, sets.tokenizer, device.mesh)
     larger = "there is none larger"
     for name, model_config in candidates.items():

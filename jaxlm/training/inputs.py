@@ -21,7 +21,7 @@ from jaxlm.common.run.stop_request import StopRequest
 from jaxlm.common.sampling import check_prompt
 from jaxlm.evaluate import unigram_evaluation
 from jaxlm.parallel.distributed import is_first
-from jaxlm.parallel.mesh import check_batch, check_model, make_mesh
+from jaxlm.parallel.mesh import check_batch, check_model
 from jaxlm.parallel.sharding import batch_share
 from jaxlm.training.open_run import open_run
 from jaxlm.training.resolve import resolve_model
@@ -64,12 +64,11 @@ class TrainingInputs:
     stop: StopRequest
 
 
-def open_sets(config: TrainConfig) -> DataSets:
+def open_sets(config: TrainConfig, mesh: Mesh) -> DataSets:
     """Open the shard sets of a run.
 
     Raises ValueError where mesh and batch do not go together, then where the sets are damaged, empty or do not.
     """
-    mesh = make_mesh(config.mesh)
     if config.batch_size != "auto":
         check_batch(mesh, config.batch_size, config.grad_accumulation_steps)
     return DataSets.open(
@@ -81,12 +80,14 @@ def open_sets(config: TrainConfig) -> DataSets:
     )
 
 
-def open_inputs(config: TrainConfig, sets: DataSets, console: Console, stack: contextlib.ExitStack) -> TrainingInputs:
+def open_inputs(
+    config: TrainConfig, sets: DataSets, mesh: Mesh, console: Console, stack: contextlib.ExitStack
+) -> TrainingInputs:
     """Open all that a run of chosen sizes needs, until `stack` is closed.
 
     Raises ValueError on settings, data or a run directory that do not fit, before any file is written.
     """
-    mesh, tokenizer = make_mesh(config.mesh), sets.tokenizer
+    tokenizer = sets.tokenizer
     model_config = resolve_model(config, tokenizer)
     _validate(config, model_config, mesh, tokenizer)
     stop = stack.enter_context(StopRequest())

@@ -20,7 +20,7 @@ from jaxlm.evaluate import evaluate
 from jaxlm.generate import generate
 from jaxlm.ops.ternary_linear import with_ternary
 from jaxlm.parallel.distributed import SharedStop, all_or_none, is_first
-from jaxlm.parallel.mesh import describe_mesh
+from jaxlm.parallel.mesh import describe_mesh, make_mesh
 from jaxlm.training.auto_size import choose_sizes
 from jaxlm.training.host_allocator import keep_freed_memory, release_freed_memory
 from jaxlm.training.inputs import TrainingInputs, open_inputs, open_sets
@@ -46,10 +46,11 @@ def train(config: TrainConfig) -> bool:
     console = make_console()
     console.quiet = not is_first()
     with contextlib.ExitStack() as stack:
-        sets = all_or_none(lambda: open_sets(config))
+        mesh = all_or_none(lambda: make_mesh(config.mesh))
+        sets = all_or_none(lambda: open_sets(config, mesh))
         with_steps = resolve_steps(config, sets.train_examples)
-        resolved = all_or_none(lambda: choose_sizes(with_steps, sets, console.print))
-        inputs = all_or_none(lambda: open_inputs(resolved, sets, console, stack))
+        resolved = all_or_none(lambda: choose_sizes(with_steps, sets, mesh, console.print))
+        inputs = all_or_none(lambda: open_inputs(resolved, sets, mesh, console, stack))
         checkpoints = stack.enter_context(contextlib.closing(_open_checkpoints(inputs, console)))
         stack.enter_context(jax.set_mesh(inputs.mesh))
         return _train(inputs, checkpoints, console)

@@ -101,7 +101,7 @@ def golden_token_ids(config: ModelConfig, batch_size: int = 2, length: int = 12)
 
 
 def parity_error(found: np.ndarray, expected: np.ndarray, is_ternary: bool) -> str | None:
-    """What is wrong with logits `[B, L, V]` by the parity rule, or None. The counts are printed either way.
+    """Return the fault of logits `[B, L, V]` by the parity rule, or None. The counts are printed either way.
 
     Dense: every logit within DENSE_MAX. Ternary: within TERNARY_MAX, TERNARY_MEAN on average, and within
     DENSE_MAX at most positions, those without a flip, so that the tolerance hides nothing. The likeliest

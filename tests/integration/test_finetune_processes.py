@@ -52,7 +52,7 @@ def place(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="module")
 def printed(place):
-    """What two processes print that fine-tune."""
+    """Fine-tune in two processes, and return what they print."""
     (place / "program.py").write_text(PROGRAM)
     launch = ["-c", "from mlx._distributed_utils.launch import main; main()"]
     launch += ["-n", "2", "--backend", "ring", "--python", sys.executable]
@@ -60,7 +60,7 @@ def printed(place):
 
 
 def python(place, *words):
-    """What a Python prints that is started in a folder to fine-tune the model there."""
+    """Start a Python in a folder to fine-tune the model there, and return what it prints."""
     # On a CPU, MLX compiles with g++: seconds a run.
     environment = os.environ | {"MLX_DISABLE_COMPILE": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *words, "--model", "model", "--data", "data", *FLAGS.split()]

@@ -49,7 +49,7 @@ def go_round(place: Path, tokenizer: Tokenizer) -> Path:
 
 
 def call(program: str, settings: dict[str, object], *words: object) -> str:
-    """What a command prints, which must not fail."""
+    """Run a command, which must not fail, and return what it prints."""
     flags = [part for name, value in settings.items() for part in (f"--{name}", value)]
     done = run(program, *words, *flags)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""What holds on a mesh of 8 simulated devices; run by test_sharding.py in a process of its own."""
+"""Tests on a mesh of 8 simulated devices; run by test_sharding.py in a process of its own."""
 
 import dataclasses
 import functools

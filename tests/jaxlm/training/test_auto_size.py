@@ -35,7 +35,8 @@ def choose(**settings):
     """The chosen config and what was said."""
     config = TrainConfig(**settings)
     said = []
-    return choose_sizes(config, open_sets(config), said.append), said
+    mesh = make_mesh(config.mesh)
+    return choose_sizes(config, open_sets(config, mesh), mesh, said.append), said
 
 
 def has_free(monkeypatch, nbytes):
@@ -93,7 +94,7 @@ def test_a_batch_is_split_into_the_largest_micro_batches_that_fit(monkeypatch, s
     has_free(monkeypatch, 2 * GIB)  # 9/10 of it are given to the run: 8 sequences and not 9
     asked = needs(monkeypatch, of_micro_batch)
     chosen, [said] = choose(**settings, batch_size="auto", model=SHAPE)
-    model = resolve_model(chosen, open_sets(chosen).tokenizer)
+    model = resolve_model(chosen, open_sets(chosen, make_mesh(chosen.mesh)).tokenizer)
     wanted = round(suitable_batch(model, 32, 1000) / 32)
     parts, rows = chosen.grad_accumulation_steps, chosen.sequences_per_step // chosen.grad_accumulation_steps
     assert (parts, rows) == (math.ceil(wanted / 8), wanted // parts) and parts > 1
@@ -149,7 +150,7 @@ def test_a_run_that_is_resumed_keeps_its_sizes(monkeypatch, settings):
     needs(monkeypatch, of_micro_batch)
     auto = settings | {"preset": "auto", "batch_size": "auto"}
     chosen, _ = choose(**auto)
-    model = dataclasses.asdict(resolve_model(chosen, open_sets(chosen).tokenizer))
+    model = dataclasses.asdict(resolve_model(chosen, open_sets(chosen, make_mesh(chosen.mesh)).tokenizer))
     with open_run(chosen, model) as run:
         recorded = yaml.safe_load((run.path / "config.yaml").read_text())
     assert (recorded["preset"], recorded["batch_size"]) == (chosen.preset, chosen.batch_size)
@@ -162,7 +163,7 @@ def test_a_run_that_is_resumed_keeps_its_sizes(monkeypatch, settings):
 
 def test_the_compiler_is_asked(settings):
     config = TrainConfig(**settings, batch_size=2, model=SHAPE | {"num_layers": 1})
-    model, mesh = resolve_model(config, open_sets(config).tokenizer), make_mesh(MeshConfig())
+    model, mesh = resolve_model(config, open_sets(config, make_mesh(config.mesh)).tokenizer), make_mesh(MeshConfig())
     state = 12 * parameter_count(model) + ternary_parameter_count(model)
     assert state < _step_bytes(config, model, Device(mesh, GIB)) < 50 * 2**20
     # Where the state does not fit, it is not.

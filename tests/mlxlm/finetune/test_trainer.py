@@ -75,7 +75,7 @@ METHODS = {
 
 
 def numbers(run):
-    """What was logged of every step, but for time and memory."""
+    """Return what was logged of every step, except time and memory."""
     lines = read_metrics(run / "metrics.jsonl")
     return [{name: value for name, value in line.items() if not name.startswith("perf/")} for line in lines]
 

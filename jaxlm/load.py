@@ -31,9 +31,9 @@ def load_model(
     path = Path(path)
     if is_run_directory(path):
         config, params = load_run(path, log)
-        return LanguageModel(config, dtype), params, load_tokenizer(RunDirectory(path).tokenizer)
+        return LanguageModel(config, dtype), params, load_tokenizer(RunDirectory(path).tokenizer, verify=verify)
     artifact = open_model(path, verify=verify)
-    tokenizer = find_tokenizer(path, artifact.tokenizer_metadata)
+    tokenizer = find_tokenizer(path, artifact.tokenizer_metadata, verify=verify)
     return LanguageModel(artifact.config, dtype), artifact_params(artifact), tokenizer
 
 
@@ -47,9 +47,9 @@ def open_weights(
     path = Path(path)
     if is_run_directory(path):
         config, params = load_run(path, log)
-        return config, tree_weights(params), load_tokenizer(RunDirectory(path).tokenizer)
+        return config, tree_weights(params), load_tokenizer(RunDirectory(path).tokenizer, verify=verify)
     artifact = open_model(path, verify=verify)
-    tokenizer = find_tokenizer(path, artifact.tokenizer_metadata)
+    tokenizer = find_tokenizer(path, artifact.tokenizer_metadata, verify=verify)
     return artifact.config, artifact_weights(artifact), tokenizer
 
 

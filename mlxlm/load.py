@@ -29,7 +29,7 @@ def load_model(
     if adapter_path is not None:
         load_adapters(model, Path(adapter_path), verify=verify)
     model.eval()
-    tokenizer = find_tokenizer(path, artifact.tokenizer_metadata)
+    tokenizer = find_tokenizer(path, artifact.tokenizer_metadata, verify=verify)
     return model, tokenizer
 
 

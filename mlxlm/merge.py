@@ -25,7 +25,7 @@ from shared_tokenizer.chat.template import copy_chat_template
 from shared_tokenizer.data.evaluation import Evaluation
 from shared_tokenizer.data.evaluation_text import EvaluationText, evaluation_table
 from shared_tokenizer.load import tokenizer_directory
-from shared_tokenizer.manifest import sealed_directory
+from shared_tokenizer.manifest import sealed_directory, verify_where_sealed
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 REPORT = "merge.json"
@@ -86,6 +86,7 @@ def merge(config: MergeConfig) -> MergeReport:
         del model  # so that only one model is in memory
         with tokenizer_directory(source, tokenizer) as tokenizer_dir:
             write_artifact(directory, artifact.config, artifact.kind, tensors.read, tokenizer_dir=tokenizer_dir)
+        verify_where_sealed(Path(config.adapter_path))
         copy_chat_template(Path(config.adapter_path), directory)
         if texts:
             evaluations["merged"] = _evaluate(load_model(directory, verify=False), texts, config)

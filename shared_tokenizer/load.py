@@ -9,6 +9,7 @@ from typing import Any
 from shared_tokenizer.chat.formats import ChatFormat
 from shared_tokenizer.chat.template import chat_format_of, read_chat_template
 from shared_tokenizer.gguf.reader import gguf_tokenizer
+from shared_tokenizer.manifest import verify_where_sealed
 from shared_tokenizer.tokenizers.json_definition import read_definition
 from shared_tokenizer.tokenizers.json_tokenizer import JsonTokenizer
 from shared_tokenizer.tokenizers.json_vocabulary import definition_of_vocabulary
@@ -26,6 +27,7 @@ from shared_tokenizer.tokenizers.tokenizer_files import (
 
 # `load_tokenizer` opens the first of these in a directory.
 KINDS = (MODEL_FILE, DEFINITION_FILE, VOCABULARY_FILE)
+WEIGHT_ENDINGS = (".safetensors", ".gguf")
 
 
 def has_tokenizer(directory: Path) -> bool:
@@ -33,14 +35,28 @@ def has_tokenizer(directory: Path) -> bool:
     return any((Path(directory) / name).is_file() for name in KINDS)
 
 
-def find_tokenizer(path: Path, metadata: Mapping[str, Any] | None = None) -> Tokenizer | None:
+def find_tokenizer(path: Path, metadata: Mapping[str, Any] | None = None, *, verify: bool = True) -> Tokenizer | None:
     """Return the tokenizer of a model directory, or of the metadata of a GGUF file; None where there is none.
 
-    Raises ValueError where it cannot be read.
+    Raises ValueError as `load_tokenizer` does.
     """
     if metadata is not None:
         return gguf_tokenizer(metadata)
-    return load_tokenizer(path) if has_tokenizer(path) else None
+    if has_tokenizer(path):
+        return load_tokenizer(path, verify=verify)
+    if verify:
+        verify_tokenizer(path)
+    return None
+
+
+def verify_tokenizer(directory: Path) -> None:
+    """Compare the files of a tokenizer with the seal of its directory, or of a directory around it; weights are left
+    to who opens them.
+
+    To be called before a tokenizer is copied. Without a seal there is nothing to compare. Raises DamagedError where a
+    file is missing, altered or not listed.
+    """
+    verify_where_sealed(Path(directory), lambda name: not name.endswith(WEIGHT_ENDINGS))
 
 
 @contextlib.contextmanager
@@ -69,19 +85,20 @@ def find_chat_format(path: Path, tokenizer: Tokenizer) -> ChatFormat | None:
         raise ValueError(f"{path}: {error}") from error
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path, *, verify: bool = True) -> Tokenizer:
     """Read the tokenizer of a directory, or of one file in it: tokenizer.model, tokenizer.json or vocab.json.
 
     Of tokenizer.model and a tokenizer.json with more tokens, tokenizer.json is read. The files next to it say which
-    tokens are special, and are saved with the tokenizer. Raises ValueError with the name of the file that is missing
-    or wrong.
+    tokens are special, and are saved with the tokenizer. `verify=False` skips the comparison with the seal. Raises
+    DamagedError where the files differ from the seal of their directory, or of the one around it, and ValueError with
+    the name of the file that is missing or wrong.
     """
     path = Path(path)
-    if path.is_dir():
-        return _load_directory(path)
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"{path}: no such file or directory, expected a tokenizer")
-    return _load_file(path)
+    if verify:  # before any content of the files is used
+        verify_tokenizer(path if path.is_dir() else path.parent)
+    return _load_directory(path) if path.is_dir() else _load_file(path)
 
 
 def _load_directory(directory: Path) -> Tokenizer:

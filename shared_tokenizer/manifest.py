@@ -1,8 +1,8 @@
 """Sealed directories: complete or absent, and protected against damage.
 
 A sealed directory holds MANIFEST.sha256 (in the format of `sha256sum`), which lists every file in it. Artifacts,
-checkpoints, tokenizers and token shards are sealed. Loading them compares every file with its digest, so no run
-trains on a flipped bit.
+checkpoints, tokenizers and token shards are sealed. Loading or copying them compares every file with its digest, so no
+run trains on a flipped bit.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 MANIFEST = "MANIFEST.sha256"
@@ -46,8 +46,8 @@ def seal_directory(directory: Path, sha256: Mapping[str, str] | None = None) -> 
             _sync_directory(path)
 
 
-def verify_manifest(directory: Path) -> None:
-    """Compare every file with the manifest.
+def verify_manifest(directory: Path, include: Callable[[str], bool] = lambda name: True) -> None:
+    """Compare every file with the manifest, or only those whose names, relative to the directory, `include` takes.
 
     Raises DamagedError with the name of the first file that is missing, altered or not listed, or of the manifest.
     """
@@ -57,11 +57,11 @@ def verify_manifest(directory: Path) -> None:
             f"{directory}: found no {MANIFEST}; the directory is incomplete, or another program has written it; "
             "copy or write it again"
         )
-    listed = _parse(manifest)
+    listed = {name: digest for name, digest in _parse(manifest).items() if include(name)}
     for name in listed:
         if not (directory / name).is_file():
             raise DamagedError(f"{directory / name}: missing, but listed in {MANIFEST}")
-    if extra := set(_files(directory)) - set(listed):
+    if extra := set(filter(include, _files(directory))) - set(listed):
         raise DamagedError(f"{directory / min(extra)}: not listed in {MANIFEST}; remove it or restore the directory")
     for name, expected in listed.items():
         if (found := _digest(directory / name)) != expected:
@@ -69,6 +69,19 @@ def verify_manifest(directory: Path) -> None:
                 f"{directory / name}: damaged, found sha256 {found[:12]}..., expected {expected[:12]}...; "
                 "restore it from a copy or write it again"
             )
+
+
+def verify_where_sealed(directory: Path, include: Callable[[str], bool] = lambda name: True) -> None:
+    """Compare the files of a directory that `include` takes with its seal, or with the seal around it that lists them.
+
+    Without a seal there is nothing to compare. Raises DamagedError as `verify_manifest` does.
+    """
+    directory = directory.absolute()
+    around, below = directory.parent, f"{directory.name}/"
+    if (directory / MANIFEST).is_file():
+        verify_manifest(directory, include)
+    elif (around / MANIFEST).is_file() and any(name.startswith(below) for name in _parse(around / MANIFEST)):
+        verify_manifest(around, lambda name: name.startswith(below) and include(name.removeprefix(below)))
 
 
 def _parse(manifest: Path) -> dict[str, str]:

@@ -21,7 +21,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "shared_tokenizer.tokenizers": (),
     "shared_tokenizer.chat": ("shared_tokenizer.tokenizers",),
     "shared_tokenizer.gguf": ("shared_tokenizer.tokenizers", "shared_tokenizer.chat"),
-    "shared_tokenizer": ("shared_tokenizer.tokenizers", "shared_tokenizer.chat", "shared_tokenizer.gguf"),
+    "shared_tokenizer": (
+        "shared_tokenizer.manifest",
+        "shared_tokenizer.tokenizers",
+        "shared_tokenizer.chat",
+        "shared_tokenizer.gguf",
+    ),
     "shared_tokenizer.sources": ("shared_tokenizer.chat",),
     "shared_tokenizer.data": (
         "shared_tokenizer.manifest",

@@ -29,6 +29,7 @@ from mlxlm.adapters.adapters import (
 from mlxlm.model.language_model import LanguageModel
 from mlxlm.model.trees import flat_arrays
 from shared_tokenizer.chat.template import copy_chat_template
+from shared_tokenizer.load import verify_tokenizer
 from shared_tokenizer.manifest import MANIFEST, sealed_directory, verify_manifest
 
 CONFIG = "adapter_config.json"
@@ -43,7 +44,7 @@ def save_adapters(
     """Write the adapters of a model atomically; `config` is the one they were added with.
 
     The chat template of `tokenizer_dir`, if it has one, is copied into the directory. Raises ValueError if the
-    directory exists or a number is not finite; then nothing is written.
+    directory exists, a number is not finite or the tokenizer differs from its seal; then nothing is written.
     """
     config = resolve_config(model, config)
     content = {
@@ -59,6 +60,7 @@ def save_adapters(
         prefix = _prefix(model.config)
         write_tensors(temporary / WEIGHTS, tensors, lambda name: np.array(arrays[name.removeprefix(prefix)]))
         if tokenizer_dir is not None:
+            verify_tokenizer(tokenizer_dir)
             copy_chat_template(tokenizer_dir, temporary)
 
 

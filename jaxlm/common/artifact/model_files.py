@@ -15,6 +15,7 @@ import numpy as np
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import StoredTensor
 from jaxlm.common.artifact.safetensors import TensorFile, file_bytes, write_tensors
+from shared_tokenizer.load import verify_tokenizer
 
 MAX_FILE_BYTES = 5 * 10**9
 CONFIG = "config.json"
@@ -182,10 +183,12 @@ def write_model_files(
     """Write a model into an existing directory: `content` as config.json, the tensors, the tokenizer's files.
 
     `read(name)` returns a tensor; it is called once per tensor, in order. A generation_config.json next to the
-    tokenizer is copied; otherwise one is written with the ids of special tokens. Raises ValueError where a tensor does
-    not have the shape and dtype declared.
+    tokenizer is copied; otherwise one is written with the ids of special tokens. Raises DamagedError where the
+    tokenizer differs from its seal, and ValueError where a tensor does not have the shape and dtype declared.
     """
     _write_json(directory / CONFIG, content)
+    if tokenizer_dir is not None:
+        verify_tokenizer(tokenizer_dir)
     for name in TOKENIZER_FILES:
         if tokenizer_dir is not None and (tokenizer_dir / name).is_file():
             shutil.copyfile(tokenizer_dir / name, directory / name)

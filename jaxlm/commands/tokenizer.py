@@ -7,6 +7,7 @@ from jaxlm.common.next_command import next_command
 from shared_tokenizer.manifest import sealed_directory
 from shared_tokenizer.settings import check_bounds, setting
 from shared_tokenizer.sources.documents import read_documents
+from shared_tokenizer.sources.row_rules import RowRules
 from shared_tokenizer.tokenizers.train import TRAIN_SIZE, ModelType, sample_texts, train_tokenizer
 
 
@@ -37,7 +38,8 @@ def main(config: TokenizerConfig) -> None:
     """Train a sentencepiece tokenizer whose decoding gives back every text exactly."""
     with sealed_directory(Path(config.output_dir)) as directory:
         texts = sample_texts(
-            (document.text for document in read_documents(config.input, config.text_column)), config.train_size
+            (document.text for document in read_documents(config.input, RowRules(config.text_column))),
+            config.train_size,
         )
         tokenizer = train_tokenizer(
             texts, config.vocab_size, model_type=config.model_type, special_tokens=config.special_tokens

@@ -7,6 +7,7 @@ from typing import Any
 from shared_tokenizer.data.evaluation import Evaluation
 from shared_tokenizer.settings import check_bounds, setting
 from shared_tokenizer.sources.documents import cut_document, is_validation, read_documents
+from shared_tokenizer.sources.row_rules import RowRules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class EvaluationText:
         """Return the texts of files, folders or `stdlib`. Raises ValueError where there is none, or none held out."""
         documents = (
             document
-            for whole in read_documents(sources, self.text_column)
+            for whole in read_documents(sources, RowRules(text_column=self.text_column))
             for document in cut_document(whole, self.document_characters)
         )
         if self.held_out is not None:

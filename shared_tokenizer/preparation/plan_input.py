@@ -22,10 +22,10 @@ def plan_input(config: PrepareConfig, leave_out: Collection[Path], reporter: Rep
     """
     if config.hub:
         hub = HubSource(config.hub, config.hub_config, config.hub_split, config.hub_streaming)
-        plan, example = plan_hub(hub, config.text_column)
+        plan, example = plan_hub(hub, config.rules)
         _show_columns(hub.name, example.columns, example.read(), reporter)
         return plan
-    files = [file for source in config.input for file in find_files(source, config.text_column, leave_out)]
+    files = [file for source in config.input for file in find_files(source, config.rules, leave_out)]
     _show_files(files, reporter)
     return plan_files(files)
 

@@ -7,6 +7,7 @@ from shared_tokenizer.chat.formats import ChatFormatChoice, named_chat_format
 from shared_tokenizer.preparation.executors import Executor
 from shared_tokenizer.preparation.prepare_slice import PrepareOptions
 from shared_tokenizer.settings import check_bounds, setting
+from shared_tokenizer.sources.row_rules import RowRules
 from shared_tokenizer.tokenizers.train import TRAIN_SIZE, ModelType
 
 
@@ -26,6 +27,11 @@ class TextConfig:
     out. 0 cuts no text."""
     max_bad_rows: int = setting(0, group="data", at_least=0)
     """Unreadable rows that are skipped; one more stops the command with an error."""
+
+    @property
+    def rules(self) -> RowRules:
+        """Return the settings that say what a row means."""
+        return RowRules(text_column=self.text_column)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared_tokenizer.chat.messages import Message, instruction_messages, parse_messages
+from shared_tokenizer.sources.row_rules import RowRules
 
 CHAT_COLUMNS = ("messages", "conversations")
 TEXT_COLUMNS = ("text", "TEXT", "content", "message", "body")
@@ -40,12 +41,13 @@ def choose_columns(names: Iterable[str]) -> Columns | None:
     return Columns(content=LAST_COLUMN) if LAST_COLUMN in present else None
 
 
-def find_columns(rows: Iterable[Mapping[str, Any]], text_column: str | None = None) -> tuple[Columns, bool]:
+def find_columns(rows: Iterable[Mapping[str, Any]], rules: RowRules) -> tuple[Columns, bool]:
     """Return the columns of the first row that has known ones, and True if they hold chats.
 
-    `text_column` names the column instead. Raises ValueError where rows have columns, but none of them is known.
+    `rules.text_column` names the column instead. Raises ValueError where rows have columns, but none of them is known.
     """
     names: dict[str, None] = {}
+    text_column = rules.text_column
     for row in rows:
         columns = choose_columns(row) if text_column is None else Columns(content=text_column)
         if columns and (columns.content is None or columns.content in row):

@@ -14,6 +14,7 @@ from typing import Any
 from shared_tokenizer.chat.messages import Message
 from shared_tokenizer.sources.columns import Columns, find_columns, read_columns
 from shared_tokenizer.sources.readers import ROW_SUFFIXES, TEXT_SUFFIXES, BadRow, Piece, Row, format_of, read_rows
+from shared_tokenizer.sources.row_rules import RowRules
 
 STDLIB = "stdlib"
 SNIFFED_ROWS = 100
@@ -78,18 +79,19 @@ class SourceFile:
     format: str
     columns: Columns = field(default_factory=Columns)
     holds_chats: bool = False
+    rules: RowRules = field(default_factory=RowRules)
     problem: str | None = None
     """Reason why no row of the file can be read, None for a readable file."""
 
 
-def read_documents(sources: Iterable[str], text_column: str | None = None) -> Iterator[Document]:
+def read_documents(sources: Iterable[str], rules: RowRules | None = None) -> Iterator[Document]:
     """Yield the documents of files, folders and `stdlib` in a stable order, without the empty ones.
 
     Raises ValueError on a source that is missing or holds no text, and on the first row that cannot be read.
     """
     for source in sources:
         found = False
-        for file in find_files(source, text_column):
+        for file in find_files(source, rules):
             for document in read_file(file):
                 if isinstance(document, Rejected):
                     raise ValueError(f"{document.where}: {document.reason}")
@@ -100,13 +102,13 @@ def read_documents(sources: Iterable[str], text_column: str | None = None) -> It
             raise ValueError(f"{source}: found no text, expected {_EXPECTED}")
 
 
-def find_files(source: str, text_column: str | None = None, leave_out: Collection[Path] = ()) -> list[SourceFile]:
+def find_files(source: str, rules: RowRules | None = None, leave_out: Collection[Path] = ()) -> list[SourceFile]:
     """Return the readable files of a source in a stable order, without those below the folders of `leave_out`.
 
     Raises ValueError where the source is missing or holds no such file.
     """
     files = [
-        _inspect(SourceFile(source, path, name, file_format), text_column)
+        _inspect(SourceFile(source, path, name, file_format, rules=rules or RowRules()))
         for path, name, file_format in _list_files(source)
         if not any(path.resolve().is_relative_to(folder) for folder in leave_out)
     ]
@@ -154,14 +156,14 @@ def _walk(folder: Path) -> Iterator[Path]:
             yield from (path for name in names if (path := Path(root, name)).is_file())
 
 
-def _inspect(file: SourceFile, text_column: str | None) -> SourceFile:
+def _inspect(file: SourceFile) -> SourceFile:
     """Return the file with the columns of its first rows."""
     if file.format == "text":
         return file
     first_rows = itertools.islice(read_rows(file.path, file.format), SNIFFED_ROWS)
     try:
         objects = (row.value for row in first_rows if isinstance(row, Row))
-        columns, holds_chats = find_columns(objects, text_column)
+        columns, holds_chats = find_columns(objects, file.rules)
     except ValueError as error:
         return replace(file, problem=str(error))
     return replace(file, columns=columns, holds_chats=holds_chats)
@@ -178,10 +180,10 @@ def read_file(file: SourceFile, piece: Piece | None = None) -> Iterator[Document
         if isinstance(row, BadRow):
             yield Rejected(where, row.reason)
         else:
-            yield to_document(row.value, file.columns, where, holds_chats=file.holds_chats)
+            yield to_document(row.value, file.columns, where, file.rules, holds_chats=file.holds_chats)
 
 
-def to_document(row: Any, columns: Columns, where: str, *, holds_chats: bool) -> Document | Rejected:
+def to_document(row: Any, columns: Columns, where: str, rules: RowRules, *, holds_chats: bool) -> Document | Rejected:
     """Return the document of a row: a text, or an object with these columns. A bad row is returned as rejected."""
     try:
         document = Document(where, row if isinstance(row, str) else read_columns(row, columns))

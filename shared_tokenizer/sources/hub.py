@@ -8,6 +8,7 @@ from typing import Any
 
 from shared_tokenizer.sources.columns import Columns, find_columns
 from shared_tokenizer.sources.documents import SNIFFED_ROWS, Document, Rejected, to_document
+from shared_tokenizer.sources.row_rules import RowRules
 from shared_tokenizer.sources.slices import Plan, Slice
 
 ROWS_PER_SLICE = 50_000
@@ -38,6 +39,7 @@ class HubPart:
     hub: HubSource
     columns: Columns
     holds_chats: bool
+    rules: RowRules
     start: int
     stop: int
 
@@ -54,7 +56,7 @@ class HubPart:
         else:
             rows, first, name = split.select(range(self.start, self.stop)), self.start, self.source
         for number, row in enumerate(_rows(rows, name), first + 1):
-            yield to_document(row, self.columns, f"{name}:{number}", holds_chats=self.holds_chats)
+            yield to_document(row, self.columns, f"{name}:{number}", self.rules, holds_chats=self.holds_chats)
 
 
 def _rows(rows: Any, name: str) -> Iterator[Any]:
@@ -65,7 +67,7 @@ def _rows(rows: Any, name: str) -> Iterator[Any]:
         raise ValueError(f"hub: {name}: {error}") from error
 
 
-def plan_hub(hub: HubSource, text_column: str | None) -> tuple[Plan, HubPart]:
+def plan_hub(hub: HubSource, rules: RowRules) -> tuple[Plan, HubPart]:
     """Return the plan of a hub dataset and its first part.
 
     The fingerprint covers the names and revisions of the files on the hub, not their content. Raises ValueError where
@@ -73,14 +75,14 @@ def plan_hub(hub: HubSource, text_column: str | None) -> tuple[Plan, HubPart]:
     """
     split = hub.open()
     try:
-        columns, holds_chats = find_columns(itertools.islice(_rows(split, hub.name), SNIFFED_ROWS), text_column)
+        columns, holds_chats = find_columns(itertools.islice(_rows(split, hub.name), SNIFFED_ROWS), rules)
     except ValueError as error:
         raise ValueError(f"hub: {hub.name}: {error}") from error
     if hub.streaming:
         ranges = [(index, split.num_shards) for index in range(split.num_shards)]
     else:
         ranges = [(start, min(start + ROWS_PER_SLICE, len(split))) for start in range(0, len(split), ROWS_PER_SLICE)]
-    parts = [HubPart(hub, columns, holds_chats, *bounds) for bounds in ranges]
+    parts = [HubPart(hub, columns, holds_chats, rules, *bounds) for bounds in ranges]
     slices = [Slice(index, [part]) for index, part in enumerate(parts)]
     return Plan(slices, _fingerprint(hub, columns), holds_chats), parts[0]
 

@@ -2,6 +2,7 @@ import pytest
 
 from shared_tokenizer.chat.messages import Message
 from shared_tokenizer.sources.columns import Columns, choose_columns, find_columns, read_columns
+from shared_tokenizer.sources.row_rules import RowRules
 
 
 @pytest.mark.parametrize(
@@ -49,16 +50,16 @@ def test_a_row_without_its_columns_says_so(row, columns, message):
 
 
 def test_the_columns_are_those_of_the_first_row_that_has_known_ones():
-    assert find_columns([{"id": 1}, {"text": "a"}]) == (Columns(content="text"), False)
-    assert find_columns([{"talk": [], "text": "a"}], "talk") == (Columns(content="talk"), True)
+    assert find_columns([{"id": 1}, {"text": "a"}], RowRules()) == (Columns(content="text"), False)
+    assert find_columns([{"talk": [], "text": "a"}], RowRules("talk")) == (Columns(content="talk"), True)
     with pytest.raises(ValueError, match="found the columns id, url, expected a known name; set text_column"):
-        find_columns([{"id": 1, "url": 2}])
+        find_columns([{"id": 1, "url": 2}], RowRules())
     with pytest.raises(ValueError, match=r"found the columns id, expected 'talk'"):
-        find_columns([{"id": 1}], "talk")
+        find_columns([{"id": 1}], RowRules("talk"))
 
 
 def test_messages_may_be_written_as_json():
     text = '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'
-    assert find_columns([{"messages": text}]) == (Columns(content="messages"), True)
+    assert find_columns([{"messages": text}], RowRules()) == (Columns(content="messages"), True)
     assert read_columns({"messages": text}, Columns(content="messages"))[1] == Message("assistant", "a")
     assert read_columns({"messages": "[plain"}, Columns(content="messages")) == "[plain"

@@ -7,7 +7,8 @@ from pathlib import Path
 from shared_tokenizer.preparation.prepare_config import PrepareConfig
 from shared_tokenizer.preparation.reporter import Reporter
 from shared_tokenizer.sources.columns import Columns
-from shared_tokenizer.sources.documents import Document, Rejected, SourceFile, find_files, read_file
+from shared_tokenizer.sources.documents import Document, Rejected, read_file
+from shared_tokenizer.sources.files import SourceFile, find_files
 from shared_tokenizer.sources.hub import HubSource, plan_hub
 from shared_tokenizer.sources.slices import Plan, plan_files
 

@@ -1,27 +1,17 @@
-"""Sources of text -> documents: files, folders, and the source code of the Python standard library."""
+"""Sources of text -> documents: texts and chats, each with the place it was read from."""
 
 import hashlib
-import itertools
 import json
-import os
-import sysconfig
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shared_tokenizer.chat.messages import Message
-from shared_tokenizer.sources.columns import Columns, find_columns, read_columns
-from shared_tokenizer.sources.readers import ROW_SUFFIXES, TEXT_SUFFIXES, BadRow, Piece, Row, format_of, read_rows
+from shared_tokenizer.sources.columns import Columns, read_columns
+from shared_tokenizer.sources.files import EXPECTED, SourceFile, find_files, printable
+from shared_tokenizer.sources.readers import BadRow, Piece, read_rows
 from shared_tokenizer.sources.row_rules import RowRules
-
-STDLIB = "stdlib"
-SNIFFED_ROWS = 100
-# A folder with this file is a directory that this project has written (shared_tokenizer.manifest), not a text.
-SEAL = "MANIFEST.sha256"
-# Tests repeat themselves, installed packages differ between machines, and the last two are tables of data.
-_STDLIB_LEFT_OUT = {"test", "tests", "site-packages", "dist-packages", "encodings", "pydoc_data"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +20,8 @@ class Document:
 
     name: str
     content: str | tuple[Message, ...]
+    split: Literal["train", "val"] | None = None
+    """Split that the layout of the source puts the document in, None where its hash decides."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -67,21 +59,8 @@ class Rejected:
 
     where: str
     reason: str
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One file of a source, with its format and columns."""
-
-    source: str
-    path: Path
-    name: str
-    format: str
-    columns: Columns = field(default_factory=Columns)
-    holds_chats: bool = False
-    rules: RowRules = field(default_factory=RowRules)
-    problem: str | None = None
-    """Reason why no row of the file can be read, None for a readable file."""
+    loses_rest: bool = False
+    """True where the rest of the file cannot be read either."""
 
 
 def read_documents(sources: Iterable[str], rules: RowRules | None = None) -> Iterator[Document]:
@@ -99,79 +78,12 @@ def read_documents(sources: Iterable[str], rules: RowRules | None = None) -> Ite
                     found = True
                     yield document
         if not found:
-            raise ValueError(f"{source}: found no text, expected {_EXPECTED}")
-
-
-def find_files(source: str, rules: RowRules | None = None, leave_out: Collection[Path] = ()) -> list[SourceFile]:
-    """Return the readable files of a source in a stable order, without those below the folders of `leave_out`.
-
-    Raises ValueError where the source is missing or holds no such file.
-    """
-    files = [
-        _inspect(SourceFile(source, path, name, file_format, rules=rules or RowRules()))
-        for path, name, file_format in _list_files(source)
-        if not any(path.resolve().is_relative_to(folder) for folder in leave_out)
-    ]
-    if not files:
-        raise ValueError(f"{source}: found no readable file, expected {_EXPECTED}")
-    return files
-
-
-_EXPECTED = (
-    f"a text file, a folder of them ({' '.join(sorted(TEXT_SUFFIXES))}), {' '.join(ROW_SUFFIXES)} "
-    f"(.gz and .zst too) or {STDLIB!r}"
-)
-
-
-def _list_files(source: str) -> Iterator[tuple[Path, str, str]]:
-    """Yield path, name and format of every file."""
-    if source == STDLIB:
-        root = Path(sysconfig.get_paths()["stdlib"])
-        names = (path.relative_to(root) for path in root.rglob("*.py"))
-        for name in sorted(name for name in names if not _STDLIB_LEFT_OUT & set(name.parts)):
-            yield root / name, f"{STDLIB}/{name.as_posix()}", "text"
-        return
-    path = Path(source)
-    if path.is_file():
-        yield path, _printable(Path(path.name)), format_of(path) or "text"
-    elif path.is_dir():
-        for file in sorted(_walk(path)):
-            if file_format := format_of(file):
-                yield file, _printable(file.relative_to(path)), file_format
-    else:
-        raise ValueError(f"{source}: no such file or folder")
-
-
-def _printable(path: Path) -> str:
-    """Return a path as UTF-8 text; bytes that are not UTF-8 are escaped."""
-    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Yield every file below a folder, without sealed directories (shard sets, models)."""
-    for root, folders, names in os.walk(folder):
-        if SEAL in names:
-            folders.clear()
-        else:
-            yield from (path for name in names if (path := Path(root, name)).is_file())
-
-
-def _inspect(file: SourceFile) -> SourceFile:
-    """Return the file with the columns of its first rows."""
-    if file.format == "text":
-        return file
-    first_rows = itertools.islice(read_rows(file.path, file.format), SNIFFED_ROWS)
-    try:
-        objects = (row.value for row in first_rows if isinstance(row, Row))
-        columns, holds_chats = find_columns(objects, file.rules)
-    except ValueError as error:
-        return replace(file, problem=str(error))
-    return replace(file, columns=columns, holds_chats=holds_chats)
+            raise ValueError(f"{source}: found no text, expected {EXPECTED}")
 
 
 def read_file(file: SourceFile, piece: Piece | None = None) -> Iterator[Document | Rejected]:
     """Yield the documents of a file, or of a piece of it, and its rejected rows."""
-    path = _printable(file.path)
+    path = printable(file.path)
     if file.problem is not None:
         yield Rejected(path, file.problem)
         return

@@ -12,7 +12,8 @@ from typing import Protocol
 import pyarrow
 import pyarrow.parquet
 
-from shared_tokenizer.sources.documents import Document, Rejected, SourceFile, read_file
+from shared_tokenizer.sources.documents import Document, Rejected, read_file
+from shared_tokenizer.sources.files import SourceFile
 from shared_tokenizer.sources.readers import MAX_TEXT_BYTES, Piece, is_compressed
 
 SMALLEST_SLICE_BYTES = 4 << 20

@@ -5,15 +5,14 @@ import pytest
 from shared_tokenizer.chat.messages import Message
 from shared_tokenizer.manifest import MANIFEST
 from shared_tokenizer.sources.documents import (
-    STDLIB,
     Document,
     Rejected,
     cut_document,
-    find_files,
     is_validation,
     read_documents,
     read_file,
 )
+from shared_tokenizer.sources.files import STDLIB, find_files
 
 
 def test_a_folder_is_read_in_a_stable_order(tmp_path):

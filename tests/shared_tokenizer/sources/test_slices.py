@@ -5,7 +5,7 @@ import pyarrow.parquet
 import pytest
 
 from shared_tokenizer.sources import readers, slices
-from shared_tokenizer.sources.documents import find_files
+from shared_tokenizer.sources.files import find_files
 from shared_tokenizer.sources.slices import plan_files
 
 

@@ -7,13 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared_tokenizer.sources.columns import Columns, find_columns
-<<<<<<< HEAD
-from shared_tokenizer.sources.documents import SNIFFED_ROWS, Document, Rejected, to_document
-from shared_tokenizer.sources.row_rules import RowRules
-=======
 from shared_tokenizer.sources.documents import Document, Rejected, to_document
 from shared_tokenizer.sources.files import SNIFFED_ROWS
->>>>>>> c33406d (The finding of files has a file of its own, apart from documents)
+from shared_tokenizer.sources.row_rules import RowRules
 from shared_tokenizer.sources.slices import Plan, Slice
 
 ROWS_PER_SLICE = 50_000

@@ -31,6 +31,8 @@ class Setting:
     """Name of the field in files that earlier versions wrote."""
     instead_of: str = ""
     """Field that is given up where this one is given as a flag: the other may stand in a file."""
+    more_help: str = ""
+    """Text of the help after the docstring of the field: what the code knows by a table."""
 
     def allows(self, value: object) -> bool:
         """Return True if a value is in bounds. None and words such as auto always are."""
@@ -82,9 +84,11 @@ def setting(
     less_than: float | None = None,
     formerly: str = "",
     instead_of: str = "",
+    more_help: str = "",
 ) -> Any:
     """Return a dataclass field with the metadata of a `Setting`. Numbers with a bound have to be finite too."""
-    metadata = {_KEY: Setting(group, basic, resumable, at_least, more_than, at_most, less_than, formerly, instead_of)}
+    bounds = (at_least, more_than, at_most, less_than)
+    metadata = {_KEY: Setting(group, basic, resumable, *bounds, formerly, instead_of, more_help)}
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -133,6 +133,8 @@ def arrange_help(parser: Any, settings_class: type, *, full: bool) -> None:
         else:
             rules = top[parent]
             heading = rules.group or ("advanced" if has_basic else "settings")
+        if rules is not None and rules.more_help:
+            action.help = f"{action.help} {rules.more_help}"
         if full or (name != "print_config" and (not has_basic or rules is None or rules.basic)):
             groups.setdefault(heading, []).append(action)
     order = [*(name for name in ("options", "settings", *GROUPS) if name in groups)]

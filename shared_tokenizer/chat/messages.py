@@ -10,31 +10,21 @@ transformers returns the same ids with the template of `write_chat_template`, wi
 - For a tokenizer that puts a space before a text, it puts one before every text between special tokens.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
 from shared_tokenizer.chat.formats import ChatFormat, Edge, Part, Role
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
-# The spellings of the roles in published data sets.
-_ROLES: Mapping[str, Role] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-}
-
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation. Of the turns of the assistant, those that are not `learned` are context only."""
 
     role: Role
     content: str
+    learned: bool = True
 
 
 @dataclass(frozen=True)
@@ -45,86 +35,13 @@ class EncodedChat:
     loss_mask: list[bool]
 
 
-def parse_messages(value: object, *, needs_reply: bool = True) -> tuple[Message, ...]:
-    """Return the messages of a list of `{"role", "content"}` or `{"from", "value"}`. Other keys are ignored.
-
-    A content may also be a list of text parts. Raises ValueError on any other value, an unknown role, a system
-    message that is not the first, a blank message of user or assistant, and, with `needs_reply`, a conversation
-    without a message of the assistant.
-    """
-    if not isinstance(value, list):
-        raise ValueError(f"messages: found {_kind(value)}, expected a list of messages")
-    messages = tuple(_parse_message(message, f"messages[{i}]") for i, message in enumerate(value))
-    if not messages:
-        raise ValueError("messages: found an empty list, expected a conversation")
-    for i, message in enumerate(messages):
-        if i and message.role == "system":
-            raise ValueError(f"messages[{i}]: found a system message, expected one only as the first message")
-    if needs_reply and all(message.role != "assistant" for message in messages):
-        raise ValueError("messages: found no turn of the assistant, expected one to learn from")
-    return messages
-
-
-def instruction_messages(instruction: str, input: str | None, output: str) -> tuple[Message, ...]:
-    """Return a conversation of an instruction and its answer. The input follows the instruction after a blank line.
-
-    Raises ValueError where either is blank.
-    """
-    return (
-        _checked("user", f"{instruction}\n\n{input}" if input else instruction, "instruction"),
-        _checked("assistant", output, "output"),
-    )
-
-
-def _parse_message(value: object, where: str) -> Message:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: found {_kind(value)}, expected an object with a role and a content")
-    role_key, content_key = ("role", "content") if "role" in value else ("from", "value")
-    for key in (role_key, content_key):
-        if key not in value:
-            raise ValueError(
-                f"{where}: found the keys {', '.join(map(repr, value)) or 'none'}, expected 'role' and 'content', "
-                f"or 'from' and 'value'"
-            )
-    role = value[role_key]
-    if not isinstance(role, str) or role not in _ROLES:
-        raise ValueError(f"{where}: found the role {role!r}, expected one of {', '.join(_ROLES)}")
-    content_where = f"{where}: {content_key}"
-    return _checked(_ROLES[role], _parse_content(value[content_key], content_where), content_where)
-
-
-def _parse_content(value: object, where: str) -> str:
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise ValueError(f"{where}: found {_kind(value)}, expected a text")
-    for part in value:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            found = repr(part.get("type")) if isinstance(part, dict) else _kind(part)
-            raise ValueError(f"{where}: found a part that is {found}, expected parts of the type 'text' with a text")
-    return "".join(part["text"] for part in value)
-
-
-def _checked(role: Role, content: str, where: str) -> Message:
-    if role != "system" and not content.strip():
-        raise ValueError(f"{where}: found no text, expected the message of the {role}; leave such conversations out")
-    try:
-        content.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where}: found {content[error.start]!r} at {error.start}, expected Unicode text") from error
-    return Message(role, content)
-
-
-def _kind(value: object) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"
-
-
 def encode_chat(messages: Sequence[Message], tokenizer: Tokenizer, chat_format: ChatFormat) -> EncodedChat:
     """Return ids and loss mask of a conversation.
 
     Like every document it begins with the begin token where the tokenizer has one, even if an imported template
-    writes none. The loss mask covers the assistant's contents and the tokens that end them. In formats whose markers
-    may be text (`[INST]`, `<|user|>`, `### Response:`), a message that spells a marker writes that marker.
+    writes none. The loss mask covers the assistant's contents and the tokens that end them, but for turns that are not
+    `learned`. In formats whose markers may be text (`[INST]`, `<|user|>`, `### Response:`), a message that spells a
+    marker writes that marker.
     Raises ValueError where the format cannot express the conversation, or the tokenizer lacks a special token of it.
     """
     return _encode(_conversation(messages, chat_format), tokenizer, chat_format)
@@ -157,23 +74,26 @@ def reply_content(text: str, chat_format: ChatFormat) -> str:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A part of a conversation. `in_loss` is True if its tokens are in the loss mask."""
+    """A part of a conversation: whether the assistant writes its tokens, and whether they are in the loss mask."""
 
     part: Part
-    in_loss: bool
+    by_assistant: bool = False
+    in_loss: bool = False
 
 
 def _outside_loss(parts: Sequence[Part]) -> Iterator[_Piece]:
-    return (_Piece(part, False) for part in parts)
+    return (_Piece(part) for part in parts)
 
 
 def _conversation(messages: Sequence[Message], chat_format: ChatFormat) -> list[_Piece]:
     frames = {"system": chat_format.system, "user": chat_format.user, "assistant": chat_format.assistant}
     pieces = list[_Piece]()
     for turn in _turns(messages, chat_format):
-        frame, in_loss = frames[turn.role], turn.role == "assistant"
+        frame, by_assistant = frames[turn.role], turn.role == "assistant"
         pieces += _outside_loss(frame.header)
-        pieces += (_Piece(part, in_loss) for part in (frame.lead, turn.content, *frame.end))
+        pieces += (
+            _Piece(part, by_assistant, by_assistant and turn.learned) for part in (frame.lead, turn.content, *frame.end)
+        )
         pieces += _outside_loss(frame.footer)
     return pieces
 
@@ -212,27 +132,35 @@ def _text(parts: Sequence[Part]) -> str:
 
 
 def _alternating(turns: Sequence[Message]) -> list[Message]:
-    """Join consecutive turns of one role by a blank line."""
+    """Join consecutive turns of one role by a blank line. Raises ValueError where only one of them is learned."""
     merged = list[Message]()
     for turn in turns:
         if merged and merged[-1].role == turn.role:
-            turn = Message(turn.role, f"{merged.pop().content}\n\n{turn.content}")
+            if merged[-1].learned != turn.learned:
+                raise ValueError(
+                    "messages: found two turns of the assistant in a row of which only one is learned, expected a turn "
+                    "of the user between them; use a format that keeps turns apart: chatml, llama-3, zephyr"
+                )
+            turn = replace(turn, content=f"{merged.pop().content}\n\n{turn.content}")
         merged.append(turn)
     return merged
 
 
 def _encode(pieces: Sequence[_Piece], tokenizer: Tokenizer, chat_format: ChatFormat) -> EncodedChat:
     if pieces[0].part is not Edge.BEGIN:
-        pieces = [_Piece(Edge.BEGIN, False), *pieces]
-    resolved = ((_resolved(piece.part, tokenizer, chat_format), piece.in_loss) for piece in pieces)
-    written = [(part, in_loss) for part, in_loss in resolved if part != ""]
+        pieces = [_Piece(Edge.BEGIN), *pieces]
+    resolved = ((_resolved(piece.part, tokenizer, chat_format), piece) for piece in pieces)
+    written = [(part, piece) for part, piece in resolved if part != ""]
     ids, loss_mask, after_text = list[int](), list[bool](), False
-    # Adjacent texts of the same loss mask are encoded as one text, as transformers does it.
-    for (is_text, in_loss), run in groupby(written, key=lambda piece: (isinstance(piece[0], str), piece[1])):
-        parts = [part for part, _ in run]
+    # Adjacent texts of one writer are encoded as one text, as transformers does it. The assistant's stay apart from its
+    # header also where they are not learned: the ids are those of the answer that was generated.
+    for (is_text, *_), run in groupby(
+        written, key=lambda part: (isinstance(part[0], str), part[1].by_assistant, part[1].in_loss)
+    ):
+        parts, found = zip(*run, strict=True)
         text = "".join(map(str, parts))
         ids += _encode_text(text, tokenizer, after_text) if is_text else map(int, parts)
-        loss_mask += [in_loss] * (len(ids) - len(loss_mask))
+        loss_mask += [found[0].in_loss] * (len(ids) - len(loss_mask))
         after_text = is_text
     return EncodedChat(ids, loss_mask)
 

@@ -7,6 +7,7 @@ from shared_tokenizer.chat.formats import ChatFormatChoice, named_chat_format
 from shared_tokenizer.preparation.executors import Executor
 from shared_tokenizer.preparation.prepare_slice import PrepareOptions
 from shared_tokenizer.settings import check_bounds, setting
+from shared_tokenizer.sources.column_names import COLUMNS_HELP
 from shared_tokenizer.sources.row_rules import RowRules
 from shared_tokenizer.tokenizers.train import TRAIN_SIZE, ModelType
 
@@ -15,8 +16,11 @@ from shared_tokenizer.tokenizers.train import TRAIN_SIZE, ModelType
 class TextConfig:
     """The settings by which files become documents, the same wherever text or chats are read."""
 
-    text_column: str | None = setting(None, group="data", basic=True)
-    """Column that holds the text or the messages; by default one with a well-known name."""
+    text_column: str | None = setting(None, group="data", basic=True, more_help=COLUMNS_HELP)
+    """Column that holds the text or the messages, a.b for one inside another, or question+answer and
+    question+context+answer; by default columns with known names."""
+    roles: dict[str, str] = setting(factory=dict, group="data")
+    """Who speaks under another name in messages, for example {"customer": "user"}: system, user or assistant."""
     chat_format: ChatFormatChoice = setting("auto", group="data", basic=True)
     """Format in which chats are written as tokens; auto takes the format of the tokenizer's chat template, or chatml if
     it has none."""
@@ -31,7 +35,7 @@ class TextConfig:
     @property
     def rules(self) -> RowRules:
         """Return the settings that say what a row means."""
-        return RowRules(text_column=self.text_column)
+        return RowRules(text_column=self.text_column, roles_by_name=self.roles)
 
 
 @dataclass(frozen=True, kw_only=True)

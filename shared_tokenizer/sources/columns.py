@@ -1,95 +1,248 @@
-"""Columns of a row -> the text or the chat that they hold; the columns are found by well-known names."""
+"""Columns of a row -> the text or the chat that they hold; what is not read is named.
 
-import json
-from collections.abc import Iterable, Mapping
+A column that could change what is learned is used or refused by name. `unused_columns` names all others.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shared_tokenizer.chat.messages import Message, instruction_messages, parse_messages
+from shared_tokenizer.chat.messages import Message
+from shared_tokenizer.chat.parse import ROLES, is_message, unused_keys
+from shared_tokenizer.sources.cells import get_cell, has_cell
+from shared_tokenizer.sources.column_names import (
+    ANSWER_COLUMNS,
+    CHAT_COLUMNS,
+    CONTEXT_COLUMNS,
+    HISTORY_COLUMN,
+    LAST_COLUMN,
+    OTHER_CHAT_COLUMNS,
+    QUESTION_COLUMNS,
+    SYSTEM_COLUMNS,
+    TEXT_COLUMNS,
+    find_pair,
+    first_of,
+    possible_questions,
+)
+from shared_tokenizer.sources.conversations import (
+    add_history,
+    add_system,
+    list_cell,
+    read_chat,
+    read_pair,
+    refuse_hidden_tools,
+)
 from shared_tokenizer.sources.row_rules import RowRules
-
-CHAT_COLUMNS = ("messages", "conversations")
-TEXT_COLUMNS = ("text", "TEXT", "content", "message", "body")
-INSTRUCTION_COLUMNS = ("instruction", "instruct", "prompt", "question")
-INPUT_COLUMNS = ("input", "context")
-ANSWER_COLUMNS = ("output", "response", "completion", "answer")
-LAST_COLUMN = "output"
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that are read: either `content`, or `instruction`, an optional `input` and `answer`."""
+    """The columns that are read: either `content`, or `instruction`, an optional `input` and `answer`.
+
+    `beside` are the system and history columns of the first rows; later rows are searched for them too.
+    """
 
     content: str | None = None
     instruction: str | None = None
     input: str | None = None
     answer: str | None = None
+    beside: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the columns, in the order in which they are read."""
+        found = (*self.beside, self.content, self.instruction, self.input, self.answer)
+        return tuple(name for name in found if name)
 
     def __str__(self) -> str:
-        return self.content or " + ".join(name for name in (self.instruction, self.input, self.answer) if name)
+        return " + ".join(self.names)
 
 
-def choose_columns(names: Iterable[str]) -> Columns | None:
-    """Return the columns to read among those of a source, None where no name is known."""
-    present = set(names)
-    for name in (*CHAT_COLUMNS, *TEXT_COLUMNS):
-        if name in present:
-            return Columns(content=name)
-    instruction, answer = _first(INSTRUCTION_COLUMNS, present), _first(ANSWER_COLUMNS, present)
-    if instruction and answer:
-        return Columns(instruction=instruction, input=_first(INPUT_COLUMNS, present), answer=answer)
-    return Columns(content=LAST_COLUMN) if LAST_COLUMN in present else None
+def choose_columns(row: Mapping[str, Any]) -> Columns | None:
+    """Return the columns to read of a row, None where no name is known.
+
+    Raises ValueError where the columns are known and may mean two things, or nothing that is learned here.
+    """
+    found = {name: value for name, value in row.items() if value is not None}
+    chat = first_of(CHAT_COLUMNS, found) or next(
+        (name for name in OTHER_CHAT_COLUMNS if list_cell(found.get(name)) is not None), None
+    )
+    if chat:
+        return Columns(content=chat)
+    _refuse_ratings(found)
+    _refuse_single_messages(found)
+    text, pair = first_of(TEXT_COLUMNS, found), find_pair(found)
+    if pair is None:
+        return _choose_text(found, text)
+    if text is not None and not _repeats(found[text], [found[name] for name in pair]):
+        raise _ambiguous(text, "+".join(pair), "a text and as a question with its answer")
+    _refuse_second_question(found, pair)
+    context = first_of(tuple(name for name in CONTEXT_COLUMNS if name not in pair), found)
+    return Columns(instruction=pair[0], input=context, answer=pair[1])
+
+
+def _choose_text(found: Mapping[str, Any], text: str | None) -> Columns | None:
+    answer = first_of(ANSWER_COLUMNS, found)
+    if text is not None:
+        if answer is not None and isinstance(found[answer], str):
+            raise _ambiguous(text, f"{text}+{answer}", "a text and as the question of an answer")
+        return Columns(content=text)
+    if answer is not None and (question := next(possible_questions(found, answer), None)) is not None:
+        raise _ambiguous(answer, f"{question}+{answer}", "a text and as the answer of a question")
+    return Columns(content=LAST_COLUMN) if LAST_COLUMN in found else None
+
+
+def _ambiguous(single: str, joined: str, meanings: str) -> ValueError:
+    columns = ", ".join(dict.fromkeys([single, *joined.split("+")]))
+    return ValueError(
+        f"found the columns {columns}, which can be read as {meanings}; choose with "
+        f"--text_column {single} or --text_column {joined}"
+    )
+
+
+def _refuse_ratings(found: Mapping[str, Any]) -> None:
+    """Raise ValueError where the row rates answers, of which the worse would be learned too."""
+    if "rejected" in found and "chosen" in found:
+        raise ValueError(
+            "found the columns chosen and rejected, which are preferences between answers, expected answers to learn; "
+            "--text_column chosen learns the chosen ones alone"
+        )
+    pair = find_pair(found)
+    if pair is not None and isinstance(found.get("label"), bool):
+        raise ValueError(
+            f"found the columns {pair[0]}, {pair[1]} and a label of true or false, which rates answers, expected "
+            f"answers to learn; leave the false ones out, then --text_column {pair[0]}+{pair[1]}"
+        )
+
+
+def _refuse_single_messages(found: Mapping[str, Any]) -> None:
+    """Raise ValueError where a row is one message of a conversation, which would be learned as a text of its own."""
+    role = next((name for name in ("role", "from") if name in found), None)
+    if role is None or not is_message(found) or str(found[role]).lower() not in ROLES:
+        return
+    content = first_of(("content", "value", "text"), found)
+    raise ValueError(
+        f"found the columns {role} and {content}, which are one message of a conversation, expected a conversation per "
+        f'row: {{"messages": [...]}}; --text_column {content} learns each message as a text of its own'
+    )
+
+
+def _refuse_second_question(found: Mapping[str, Any], pair: tuple[str, str]) -> None:
+    for name in QUESTION_COLUMNS:
+        if name in found and name != pair[0] and isinstance(found[name], str) and found[name].strip():
+            texts = [str(found[pair[0]]), str(found[name])]
+            if not _repeats(texts[0], texts[1:]) and not _repeats(texts[1], texts[:1]):
+                raise ValueError(
+                    f"found the columns {pair[0]} and {name} beside {pair[1]}, and both may be the question; choose "
+                    f"with --text_column {pair[0]}+{pair[1]}, --text_column {name}+{pair[1]} or --text_column "
+                    f"{pair[0]}+{name}+{pair[1]}"
+                )
+
+
+def _repeats(text: object, parts: list[Any]) -> bool:
+    """Return True if a text holds all parts, as a chat that is written out does."""
+    return isinstance(text, str) and all(isinstance(part, str) and part.strip() in text for part in parts)
 
 
 def find_columns(rows: Iterable[Mapping[str, Any]], rules: RowRules) -> tuple[Columns, bool]:
     """Return the columns of the first row that has known ones, and True if they hold chats.
 
-    `rules.text_column` names the column instead. Raises ValueError where rows have columns, but none of them is known.
+    `rules.text_column` names the column instead. Raises ValueError where rows have columns, but none of them is known,
+    or their meaning is not certain.
     """
     names: dict[str, None] = {}
-    text_column = rules.text_column
     for row in rows:
-        columns = choose_columns(row) if text_column is None else Columns(content=text_column)
-        if columns and (columns.content is None or columns.content in row):
-            return columns, columns.content is None or isinstance(_content(row, columns.content), list)
-        names |= dict.fromkeys(row)
+        columns = choose_columns(row) if rules.text_column is None else _named_columns(rules.text_column, row)
+        if columns is not None:
+            holds_chats = columns.content is None or list_cell(get_cell(row, columns.content)) is not None
+            return (_with_side_columns(columns, row) if holds_chats else columns), holds_chats
+        names |= dict.fromkeys(_all_names(row))
     if names:
-        wanted = "expected a known name; set text_column" if text_column is None else f"expected {text_column!r}"
-        raise ValueError(f"found the columns {', '.join(names)}, {wanted}")
+        wanted = "a known name; set text_column" if rules.text_column is None else repr(rules.text_column)
+        raise ValueError(f"found the columns {', '.join(names)}, expected {wanted}")
     return Columns(content="text"), False  # no row can be read: each one becomes an error of its own
 
 
-def _first(names: Iterable[str], present: set[str]) -> str | None:
-    return next((name for name in names if name in present), None)
+def _all_names(row: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in row.items():
+        yield from [f"{name}.{key}" for key in value] if isinstance(value, dict) and value else [name]
 
 
-def read_columns(row: Mapping[str, Any], columns: Columns) -> str | tuple[Message, ...]:
-    """Return the text or the chat of a row. Raises ValueError where a column is missing or has another type."""
+def _named_columns(given: str, row: Mapping[str, Any]) -> Columns | None:
+    """Return the columns that `a`, `a.b`, `question+answer` or `question+context+answer` names, None without them."""
+    if has_cell(row, given):
+        return Columns(content=given)
+    parts = [part.strip() for part in given.split("+")]
+    if len(parts) not in (2, 3) or not has_cell(row, parts[0]) or not has_cell(row, parts[-1]):
+        return None
+    return Columns(instruction=parts[0], input=parts[1] if len(parts) == 3 else None, answer=parts[-1])
+
+
+def _with_side_columns(columns: Columns, row: Mapping[str, Any]) -> Columns:
+    beside = tuple(name for name in _side_columns(row, columns) if row[name])
+    return Columns(columns.content, columns.instruction, columns.input, columns.answer, beside)
+
+
+def _side_columns(row: Mapping[str, Any], columns: Columns) -> Iterator[str]:
+    """Yield the first system column of a row and its history."""
+    read = (columns.content, columns.instruction, columns.input, columns.answer)
+    system = next((name for name in SYSTEM_COLUMNS if row.get(name) and name not in read), None)
+    if system is not None:
+        yield system
+    if row.get(HISTORY_COLUMN) and HISTORY_COLUMN not in read:
+        yield HISTORY_COLUMN
+
+
+def read_columns(row: Mapping[str, Any], columns: Columns, rules: RowRules | None = None) -> str | tuple[Message, ...]:
+    """Return the text or the chat of a row. Raises ValueError where a column is missing or cannot be understood."""
+    rules = rules or RowRules()
     if columns.content is None:
         assert columns.instruction and columns.answer
-        given = None if columns.input is None else row.get(columns.input)
-        if given is not None and not isinstance(given, str):
-            raise ValueError(f"column {columns.input!r}: found a {type(given).__name__}, expected a string")
-        return instruction_messages(_text(row, columns.instruction), given or None, _text(row, columns.answer))
-    value = _content(row, columns.content)
-    return parse_messages(value) if isinstance(value, list) else _text(row, columns.content)
+        context = _context_column(row, columns)
+        cells = [get_cell(row, name) for name in (columns.instruction, columns.answer)]
+        given = None if context is None or not has_cell(row, context) else get_cell(row, context)
+        chat = read_pair(cells[0], given, cells[1], (columns.instruction, context or "", columns.answer), rules)
+    else:
+        value = get_cell(row, columns.content)
+        messages = list_cell(value)
+        if messages is None and columns.content not in CHAT_COLUMNS:
+            return _text(columns.content, value)
+        chat = read_chat(value if messages is None else messages, columns.content, rules)
+    for name in _side_columns(row, columns):
+        chat = add_history(chat, row[name], rules) if name == HISTORY_COLUMN else add_system(chat, row[name], name)
+    refuse_hidden_tools(chat, row)
+    return chat
 
 
-def _content(row: Mapping[str, Any], column: str) -> Any:
-    """Return the value of a column. Messages that are written as JSON text, as in a CSV file, are parsed."""
-    value = row.get(column)
-    if column in CHAT_COLUMNS and isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
+def _context_column(row: Mapping[str, Any], columns: Columns) -> str | None:
+    """Return the context column: that of the first rows, or one that only later rows have."""
+    if columns.input is not None or (columns.instruction, columns.answer) != find_pair(row):
+        return columns.input
+    return first_of(tuple(name for name in CONTEXT_COLUMNS if name != columns.instruction), row)
 
 
-def _text(row: Mapping[str, Any], column: str) -> str:
-    if column not in row:
-        raise ValueError(f"no column {column!r}, found {', '.join(map(repr, row)) or 'none'}")
-    value = row[column]
+def unused_columns(row: Mapping[str, Any], columns: Columns) -> Iterator[str]:
+    """Yield the columns of a row, and the keys of its messages, that hold something and are not read."""
+    used = {columns.content, columns.instruction, columns.answer}
+    if columns.content is None:
+        used.add(_context_column(row, columns))
+    messages = None if columns.content is None else list_cell(get_cell(row, columns.content))
+    if columns.content is None or messages is not None or columns.content in CHAT_COLUMNS:
+        used.update(_side_columns(row, columns))
+    for name, value in row.items():
+        if name in used or value is None or value == "" or value == [] or value == {}:
+            continue
+        nested = [path for path in used if path and path.startswith(f"{name}.") and path not in row]
+        if not nested:
+            yield name
+        elif isinstance(value, dict):
+            read = {path.removeprefix(f"{name}.").partition(".")[0] for path in nested}
+            yield from (f"{name}.{key}" for key in value if key not in read)
+    if messages is not None:
+        yield from (f"{columns.content}[].{key}" for key in unused_keys(messages))
+
+
+def _text(column: str, value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"column {column!r}: found a {type(value).__name__}, expected a string")
     return value

@@ -3,12 +3,12 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 from shared_tokenizer.chat.messages import Message
-from shared_tokenizer.sources.columns import Columns, read_columns
+from shared_tokenizer.sources.columns import Columns, read_columns, unused_columns
 from shared_tokenizer.sources.files import EXPECTED, SourceFile, find_files, printable
 from shared_tokenizer.sources.readers import BadRow, Piece, read_rows
 from shared_tokenizer.sources.row_rules import RowRules
@@ -22,6 +22,8 @@ class Document:
     content: str | tuple[Message, ...]
     split: Literal["train", "val"] | None = None
     """Split that the layout of the source puts the document in, None where its hash decides."""
+    unused: tuple[str, ...] = field(default=(), compare=False)
+    """Names of the columns, and of keys of messages, that hold something and were not read."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -49,7 +51,9 @@ class Document:
         """Return the sha256 of the content, 32 bytes."""
         if isinstance(self.content, str):
             return hashlib.sha256(self._encoded[0]).digest()
-        turns = [[message.role, message.content] for message in self.content]
+        turns = [
+            [message.role, message.content, *([] if message.learned else ["context only"])] for message in self.content
+        ]
         return hashlib.sha256(json.dumps(turns).encode()).digest()
 
 
@@ -98,7 +102,11 @@ def read_file(file: SourceFile, piece: Piece | None = None) -> Iterator[Document
 def to_document(row: Any, columns: Columns, where: str, rules: RowRules, *, holds_chats: bool) -> Document | Rejected:
     """Return the document of a row: a text, or an object with these columns. A bad row is returned as rejected."""
     try:
-        document = Document(where, row if isinstance(row, str) else read_columns(row, columns))
+        if isinstance(row, str):
+            document = Document(where, row)
+        else:
+            content = read_columns(row, columns, rules)
+            document = Document(where, content, tuple(dict.fromkeys(unused_columns(row, columns))))
         document.size_bytes  # noqa: B018 - raises on lone surrogates, which JSON can hold
     except UnicodeEncodeError:
         return Rejected(where, "found half a surrogate pair, expected Unicode text")

@@ -1,6 +1,7 @@
 """The user's choices of how a row is understood, the same for every file of a command."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -8,3 +9,4 @@ class RowRules:
     """Settings that say what a row means; `TextConfig` describes them."""
 
     text_column: str | None = None
+    roles_by_name: Mapping[str, str] = field(default_factory=dict)

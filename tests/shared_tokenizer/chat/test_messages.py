@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -19,8 +20,6 @@ from shared_tokenizer.chat.messages import (
     Message,
     encode_chat,
     encode_generation_prompt,
-    instruction_messages,
-    parse_messages,
     reply_content,
     stop_ids,
 )
@@ -220,6 +219,25 @@ def test_a_tokenizer_that_puts_spaces_before_texts(name: str) -> None:
     assert shown(encode_chat(CHAT[1:3], tokenizer, named_chat_format(name)), tokenizer) == SPACED[name]
 
 
+@pytest.mark.parametrize("chat_format", FORMATS, ids=CHAT_FORMATS)
+@pytest.mark.parametrize("spaced", [False, True])
+def test_a_turn_that_is_not_learned_changes_the_mask_and_no_id(chat_format: ChatFormat, spaced: bool) -> None:
+    tokenizer = SpacedBytes() if spaced else Bytes()
+    chat = [Message("user", "Hi"), Message("assistant", "Wrong", learned=False), *CHAT[3:]]
+    encoded = encode_chat(chat, tokenizer, chat_format)
+    whole = encode_chat([replace(message, learned=True) for message in chat], tokenizer, chat_format)
+    assert encoded.ids == whole.ids
+    learned = shown(encoded, tokenizer).partition("\u00ab")[2].partition("\u00bb")[0]
+    assert learned.strip().startswith("See you") and "Wrong" not in shown(encoded, tokenizer).partition("\u00ab")[2]
+
+
+@pytest.mark.parametrize("name", ["llama-2", "mistral"])
+def test_turns_of_which_one_is_learned_are_not_joined(name: str) -> None:
+    chat = [Message("user", "a"), Message("assistant", "b", learned=False), Message("assistant", "c")]
+    with pytest.raises(ValueError, match="two turns of the assistant in a row of which only one is learned"):
+        encode_chat(chat, Bytes(), named_chat_format(name))
+
+
 def test_stop_ids() -> None:
     tokenizer = Bytes()
     special = tokenizer.special_tokens
@@ -409,71 +427,6 @@ def test_where_whitespace_would_join_the_header(theirs, kind: str) -> None:
     assert ours.decode(ids) == ours.decode(their_ids(other, chat))
     prompt = their_ids(other, chat[:1], add_generation_prompt=True)
     assert ids[: len(prompt)] == prompt != their_ids(other, chat)[: len(prompt)]
-
-
-# Reading messages.
-
-
-def test_messages_in_either_spelling() -> None:
-    expected = (Message("system", ""), Message("user", "a"), Message("assistant", "b"))
-    first = [{"role": "system", "content": ""}, {"role": "user", "content": "a", "id": 3}]
-    assert parse_messages([*first, {"role": "assistant", "content": "b", "tool_calls": None}]) == expected
-    for user, assistant in (("human", "gpt"), ("user", "assistant"), ("human", "chatgpt"), ("user", "bot")):
-        second = [{"from": "system", "value": ""}, {"from": user, "value": "a"}, {"from": assistant, "value": "b"}]
-        assert parse_messages(second) == expected
-
-
-def test_content_in_parts() -> None:
-    parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]
-    assert parse_messages([{"role": "assistant", "content": parts}]) == (Message("assistant", "a b"),)
-
-
-def test_messages_without_a_reply() -> None:
-    assert parse_messages([{"role": "user", "content": "a"}], needs_reply=False) == (Message("user", "a"),)
-
-
-USER = {"role": "user", "content": "a"}
-REPLY = {"role": "assistant", "content": "b"}
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (None, "messages: found nothing, expected a list"),
-        ({"role": "user"}, "messages: found a dict, expected a list"),
-        ([], "messages: found an empty list"),
-        (["hi"], r"messages\[0\]: found a str, expected an object"),
-        ([{}], r"messages\[0\]: found the keys none, expected 'role' and 'content', or 'from' and 'value'"),
-        ([{"role": "user", "value": "a"}], r"messages\[0\]: found the keys 'role', 'value', expected"),
-        (
-            [USER, {"role": "tool", "content": "a"}],
-            r"messages\[1\]: found the role 'tool', expected one of system, user",
-        ),
-        ([{"role": ["user"], "content": "a"}], r"found the role \['user'\]"),
-        ([USER, {"role": "assistant", "content": None}], r"messages\[1\]: content: found nothing, expected a text"),
-        ([USER, {"from": "gpt", "value": 3}], r"messages\[1\]: value: found a int, expected a text"),
-        (
-            [USER, {"role": "assistant", "content": " \n"}],
-            r"messages\[1\]: content: found no text, expected the message of the a",
-        ),
-        ([{"role": "user", "content": [{"type": "image"}]}, REPLY], "found a part that is 'image'"),
-        ([{"role": "user", "content": ["a"]}, REPLY], "found a part that is a str"),
-        ([{"role": "user", "content": "a\ud800"}, REPLY], r"messages\[0\]: content: found '\\ud800' at 1"),
-        ([USER, {"role": "system", "content": "a"}, REPLY], r"messages\[1\]: found a system message"),
-        ([USER], "messages: found no turn of the assistant"),
-    ],
-)
-def test_messages_that_are_none(value: object, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        parse_messages(value)
-
-
-def test_instructions() -> None:
-    assert instruction_messages("Add.", "1 2", "3") == (Message("user", "Add.\n\n1 2"), Message("assistant", "3"))
-    for without in ("", None):
-        assert instruction_messages("Add.", without, "3")[0] == Message("user", "Add.")
-    with pytest.raises(ValueError, match="output: found no text"):
-        instruction_messages("Add.", None, "")
 
 
 # Recognising formats.

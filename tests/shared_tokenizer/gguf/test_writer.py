@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import normalizers, pre_tokenizers
 
 from shared_tokenizer.chat.formats import CHATML, LLAMA_3
-from shared_tokenizer.chat.messages import encode_chat, parse_messages, stop_ids
+from shared_tokenizer.chat.messages import encode_chat, stop_ids
+from shared_tokenizer.chat.parse import parse_messages
 from shared_tokenizer.chat.template import chat_template, read_chat_template, write_chat_template
 from shared_tokenizer.gguf.reader import gguf_tokenizer
 from shared_tokenizer.gguf.writer import gguf_tokenizer_metadata

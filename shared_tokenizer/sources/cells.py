@@ -1,0 +1,61 @@
+"""Cells of a row: nested ones by a path, and lists of messages that are written as text."""
+
+import ast
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Python's parser takes many times the memory of its text.
+LONGEST_PYTHON = 1 << 20
+_NUMPY_GAP = re.compile(r"\}\s*\n\s*\{")
+
+
+def has_cell(row: Mapping[str, Any], path: str) -> bool:
+    """Return True if a row has a column of this name, or a nested one of this path."""
+    try:
+        get_cell(row, path)
+    except ValueError:
+        return False
+    return True
+
+
+def get_cell(row: Mapping[str, Any], path: str) -> Any:
+    """Return a column, or what `a.b` names: key b of column a, or its item where b is a number. Raises ValueError."""
+    if path in row:
+        return row[path]
+    cell: Any = row
+    for name in path.split("."):
+        if isinstance(cell, Mapping) and name in cell:
+            cell = cell[name]
+        elif isinstance(cell, Sequence) and not isinstance(cell, str) and name.isdecimal() and int(name) < len(cell):
+            cell = cell[int(name)]
+        else:
+            raise ValueError(f"no column {path!r}, found {', '.join(map(repr, row)) or 'none'}")
+    return cell
+
+
+def parse_list(text: str) -> list[Any] | None:
+    """Return the list that a text spells in JSON or in Python's own notation, None where it spells none.
+
+    Python's notation is that of `str` and `repr`, as a CSV file of a data frame holds it; numpy leaves out the commas
+    between objects.
+    """
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = _parse_python(text)
+    return found if isinstance(found, list) else None
+
+
+def _parse_python(text: str) -> Any:
+    if len(text) > LONGEST_PYTHON:
+        return None
+    for written in (text, _NUMPY_GAP.sub("},{", text)):
+        try:
+            return ast.literal_eval(written.strip())
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+    return None

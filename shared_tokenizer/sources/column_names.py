@@ -1,0 +1,81 @@
+"""The names of columns that are understood, in one table, and the choice among those of a row."""
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+from typing import Any
+
+# The first one of a row is read.
+CHAT_COLUMNS = ("messages", "conversations")
+# Also read where they hold a list; a text in them may be anything.
+OTHER_CHAT_COLUMNS = ("conversation", "chat", "dialog")
+TEXT_COLUMNS = ("text", "TEXT", "content", "message", "body")
+QUESTION_COLUMNS = ("instruction", "instruct", "prompt", "question", "query", "problem")
+ANSWER_COLUMNS = ("output", "response", "completion", "answer", "solution", "answers")
+CONTEXT_COLUMNS = ("input", "context", "passage")
+SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
+HISTORY_COLUMN = "history"
+TOOLS_COLUMNS = ("tools", "functions", "available_tools")
+# An answer that is read as a text where no other column could be its question.
+LAST_COLUMN = "output"
+
+# Question and answer. Those that belong together by their names come first, then every question with every answer, then
+# names that mean a question only beside their answer.
+PAIRS: tuple[tuple[str, str], ...] = tuple(
+    dict.fromkeys(
+        [
+            ("instruction", "output"),
+            ("instruction", "response"),
+            ("prompt", "completion"),
+            ("question", "answer"),
+            ("query", "response"),
+            ("problem", "solution"),
+            *product(QUESTION_COLUMNS, ANSWER_COLUMNS),
+            *product(("input",), ANSWER_COLUMNS),
+            *product(("human", "user"), ("assistant", "bot")),
+            ("inputs", "targets"),
+            ("input", "target"),
+            ("source", "target"),
+        ]
+    )
+)
+
+# Names of columns that say where a row comes from, which is no question.
+ORIGINS = (
+    "id",
+    "source",
+    "url",
+    "category",
+    "type",
+    "language",
+    "lang",
+    "license",
+    "date",
+    "timestamp",
+    "split",
+    "meta",
+)
+
+COLUMNS_HELP = (
+    f"Known names, the first found is read: chats in {', '.join(CHAT_COLUMNS + OTHER_CHAT_COLUMNS)}; questions in "
+    f"{', '.join(QUESTION_COLUMNS)} with answers in {', '.join(ANSWER_COLUMNS)} and between them "
+    f"{', '.join(CONTEXT_COLUMNS)}; input with output, human or user with assistant, inputs with targets, source with "
+    f"target; next to these {', '.join(SYSTEM_COLUMNS)}, {HISTORY_COLUMN}; texts in {', '.join(TEXT_COLUMNS)}."
+)
+
+
+def find_pair(names: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the columns of question and answer, None where the names hold no such pair."""
+    return next((pair for pair in PAIRS if pair[0] in names and pair[1] in names), None)
+
+
+def first_of(candidates: tuple[str, ...], names: Mapping[str, Any]) -> str | None:
+    """Return the first candidate that is among the names."""
+    return next((name for name in candidates if name in names), None)
+
+
+def possible_questions(row: Mapping[str, Any], answer: str) -> Iterator[str]:
+    """Yield the columns that could hold the question of an answer: texts that are no known origin of the row."""
+    for name, value in row.items():
+        is_origin = name.lower() in ORIGINS or name.lower().endswith(("_id", "id", "_url"))
+        if name != answer and not is_origin and isinstance(value, str) and len(value.split()) > 1:
+            yield name

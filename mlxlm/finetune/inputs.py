@@ -1,6 +1,7 @@
 """Everything that a fine-tuning run needs. What may be refused is refused here, and then nothing is left behind."""
 
 import contextlib
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -31,7 +32,7 @@ from shared_tokenizer.data.examples import Example
 from shared_tokenizer.data.shards import MANIFEST
 from shared_tokenizer.load import find_tokenizer, tokenizer_directory
 from shared_tokenizer.preparation.prepare import prepare
-from shared_tokenizer.preparation.prepare_config import PrepareConfig
+from shared_tokenizer.preparation.prepare_config import PrepareConfig, TextConfig
 from shared_tokenizer.preparation.prepare_slice import Summary
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
@@ -231,12 +232,8 @@ def _prepare(
             output_dir=str(run.data),
             input=texts,
             tokenizer=str(source),
-            text_column=config.text_column,
-            chat_format=config.chat_format,
-            val_fraction=config.val_fraction,
-            document_characters=config.document_characters,
-            max_bad_rows=config.max_bad_rows,
             num_workers=1,
+            **{field.name: getattr(config, field.name) for field in dataclasses.fields(TextConfig)},
         )
         prepare(settings, _Reporter(console))
 

@@ -117,15 +117,15 @@ def is_message(value: object) -> bool:
 
 def unused_keys(value: list[Any]) -> Iterator[str]:
     """Yield the keys of messages that hold something which `parse_messages` has not used."""
-    for message in value:
+    for message in filter(is_message, value):
         used = _message_keys(message, "")
-        replies = ROLES.get(str(message[used[0]]).lower()) == "assistant"
+        speaker = ROLES.get(str(message[used[0]]).lower(), "assistant")
         for key, found in message.items():
             if key in used or found in (None, "") or found == [] or found == {}:
                 continue
             if key not in LEARNING_KEYS:
                 yield key
-            elif found and not replies:
+            elif found and speaker != "assistant":
                 yield f"{key} of {message[used[0]]}"
 
 

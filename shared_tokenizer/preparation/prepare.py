@@ -51,6 +51,8 @@ def _identity(config: PrepareConfig, plan: Plan, given: Tokenizer | None) -> dic
         "tokenizer": None if given is None else given.fingerprint,
         **(trained if given is None else {}),
         "chat_format": config.chat_format,
+        # Left out where it is empty: sets that earlier versions made have none.
+        **({"roles": config.roles} if config.roles else {}),
         **asdict(config.options),
     }
 

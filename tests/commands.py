@@ -20,9 +20,18 @@ from jaxlm.common.command_line import quiet_libraries
 ROOT = Path(__file__).parent.parent
 quiet_libraries()  # before the server starts
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    ["jsonargparse", "jaxlm.training.trainer", "jaxlm.conversion.convert", "shared_tokenizer.preparation.prepare"]
-)
+_PRELOADED = [
+    "jsonargparse",
+    "jaxlm.training.trainer",
+    "jaxlm.conversion.convert",
+    "shared_tokenizer.preparation.prepare",
+]
+_FORKS.set_forkserver_preload(_PRELOADED)
+
+
+def preload(*modules: str) -> None:
+    """Let the server import more; without effect once it runs."""
+    _FORKS.set_forkserver_preload([*_PRELOADED, *modules])
 
 
 class Command:
@@ -106,12 +115,13 @@ def _become(arguments: list[str], outputs: list[Path], environment: dict[str, st
     os.environ.update(environment)
     os.chdir(ROOT)
     try:
-        _run(arguments)
+        execute(arguments)
     finally:
         atexit._run_exitfuncs()  # as at the end of every Python, but not of a fork
 
 
-def _run(arguments: list[str]) -> None:
+def execute(arguments: list[str]) -> None:
+    """Run `python WORDS` in this process, as `start` takes them."""
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)

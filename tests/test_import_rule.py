@@ -27,7 +27,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "shared_tokenizer.chat",
         "shared_tokenizer.gguf",
     ),
-    "shared_tokenizer.sources": ("shared_tokenizer.chat",),
+    "shared_tokenizer.readers": (),
+    "shared_tokenizer.sources": ("shared_tokenizer.chat", "shared_tokenizer.readers"),
     "shared_tokenizer.data": (
         "shared_tokenizer.manifest",
         "shared_tokenizer.settings",

@@ -247,6 +247,7 @@ def _kept_documents(job: SliceJob, summary: Summary) -> Iterator[tuple[str, Docu
     """Yield source and document of all rows that are long enough; count the others in `summary`."""
     for source, read in job.slice.read():
         if isinstance(read, Rejected):
+            refuse_lost_rest(read)
             _count_bad_row(job, summary, f"{read.where}: {read.reason}")
             continue
         if not any(read.texts):
@@ -263,6 +264,15 @@ def _count_bad_row(job: SliceJob, summary: Summary, line: str) -> None:
     summary.counts["bad_rows"] += 1
     summary.bad_rows = [*summary.bad_rows, line][:BAD_ROWS_SHOWN]
     refuse_too_many_bad_rows(summary, job.max_bad_rows)
+
+
+def refuse_lost_rest(row: Rejected) -> None:
+    """Raise ValueError where more than one row is lost, which no limit on bad rows allows."""
+    if row.loses_rest:
+        raise ValueError(
+            f"{row.where}: {row.reason} (more than a row is lost, so max_bad_rows does not apply); correct the "
+            "file, or leave it out"
+        )
 
 
 def refuse_too_many_bad_rows(summary: Summary, max_bad_rows: int) -> None:

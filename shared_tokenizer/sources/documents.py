@@ -8,9 +8,10 @@ from functools import cached_property
 from typing import Any, Literal
 
 from shared_tokenizer.chat.messages import Message
+from shared_tokenizer.readers.readers import read_rows
+from shared_tokenizer.readers.rows import BadRow, Piece
 from shared_tokenizer.sources.columns import Columns, read_columns, unused_columns
 from shared_tokenizer.sources.files import EXPECTED, SourceFile, find_files, printable
-from shared_tokenizer.sources.readers import BadRow, Piece, read_rows
 from shared_tokenizer.sources.row_rules import RowRules
 
 
@@ -89,12 +90,12 @@ def read_file(file: SourceFile, piece: Piece | None = None) -> Iterator[Document
     """Yield the documents of a file, or of a piece of it, and its rejected rows."""
     path = printable(file.path)
     if file.problem is not None:
-        yield Rejected(path, file.problem)
+        yield Rejected(path, file.problem, loses_rest=True)
         return
     for row in read_rows(file.path, file.format, piece):
         where = f"{path}:{row.number}" if row.number else path
         if isinstance(row, BadRow):
-            yield Rejected(where, row.reason)
+            yield Rejected(where, row.reason, row.loses_rest)
         else:
             yield to_document(row.value, file.columns, where, file.rules, holds_chats=file.holds_chats)
 

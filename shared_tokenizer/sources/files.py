@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from shared_tokenizer.readers.readers import ROW_SUFFIXES, TEXT_SUFFIXES, format_of, read_rows
+from shared_tokenizer.readers.rows import Row
 from shared_tokenizer.sources.columns import Columns, find_columns
-from shared_tokenizer.sources.readers import ROW_SUFFIXES, TEXT_SUFFIXES, Row, format_of, read_rows
 from shared_tokenizer.sources.row_rules import RowRules
 
 STDLIB = "stdlib"

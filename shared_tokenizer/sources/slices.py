@@ -12,9 +12,10 @@ from typing import Protocol
 import pyarrow
 import pyarrow.parquet
 
+from shared_tokenizer.readers.rows import MAX_TEXT_BYTES, Piece
+from shared_tokenizer.readers.streams import is_compressed
 from shared_tokenizer.sources.documents import Document, Rejected, read_file
 from shared_tokenizer.sources.files import SourceFile
-from shared_tokenizer.sources.readers import MAX_TEXT_BYTES, Piece, is_compressed
 
 SMALLEST_SLICE_BYTES = 4 << 20
 LARGEST_SLICE_BYTES = 32 << 20

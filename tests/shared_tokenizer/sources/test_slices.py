@@ -4,7 +4,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from shared_tokenizer.sources import readers, slices
+from shared_tokenizer.readers import rows as rows_module
+from shared_tokenizer.sources import slices
 from shared_tokenizer.sources.files import find_files
 from shared_tokenizer.sources.slices import plan_files
 
@@ -13,7 +14,7 @@ from shared_tokenizer.sources.slices import plan_files
 def small_slices(monkeypatch):
     monkeypatch.setattr(slices, "SMALLEST_SLICE_BYTES", 300)
     monkeypatch.setattr(slices, "MAX_TEXT_BYTES", 200)
-    monkeypatch.setattr(readers, "MAX_TEXT_BYTES", 200)
+    monkeypatch.setattr(rows_module, "MAX_TEXT_BYTES", 200)
 
 
 def write_inputs(folder):

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared_tokenizer.sources import readers
-from shared_tokenizer.sources.readers import BadRow, Piece, Row, format_of, read_rows
+from shared_tokenizer.readers import rows as rows_module
+from shared_tokenizer.readers.readers import format_of, read_rows
+from shared_tokenizer.readers.rows import BadRow, Piece, Row
 
 OBJECTS = [{"text": "one"}, {"text": "two\nlines"}, {"text": "caf\u00e9 \u4f60"}]
 
@@ -81,7 +82,7 @@ def test_one_object_over_several_lines_is_one_row(tmp_path):
 
 
 def test_a_text_file_is_one_row_and_a_long_one_is_cut_at_line_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "MAX_TEXT_BYTES", 100)
+    monkeypatch.setattr(rows_module, "MAX_TEXT_BYTES", 100)
     text = "".join(f"line {i} \u4f60\n" for i in range(60))
     for name, compress in (("a.txt", bytes), ("a.txt.gz", gzip.compress), ("a.txt.zst", zstd)):
         path = tmp_path / name
@@ -99,7 +100,7 @@ def reasons(path, file_format):
 
 
 def test_bad_lines_are_named_and_the_rest_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "MAX_ROW_BYTES", 100)
+    monkeypatch.setattr(rows_module, "MAX_ROW_BYTES", 100)
     path = tmp_path / "a.jsonl"
     bad = [b'{"text": "trunc', b'{"text": "\xff"}', b"[1]", b'{"text": "' + b"x" * 300 + b'"}', b"[" * 90]
     path.write_bytes(b"\n".join([b'{"text": "first"}', *bad, b'{"text": "last"}']))
@@ -148,7 +149,7 @@ def test_ragged_and_broken_csv_rows_are_named(tmp_path, monkeypatch):
     assert "separated by ';', expected ','" in reasons(path, "csv")[0][1]
     path.write_text("a,a\n1,2\n")
     assert reasons(path, "csv") == [(1, "found a column name twice in the header ['a', 'a'], expected each name once")]
-    monkeypatch.setattr(readers, "MAX_ROW_BYTES", 100)
+    monkeypatch.setattr(rows_module, "MAX_ROW_BYTES", 100)
     path.write_text('id,text\n1,"' + "x\n" * 300)  # a quote that is never closed
     assert "field larger" in reasons(path, "csv")[0][1]
 

@@ -1,0 +1,120 @@
+"""The content of a file as a stream of UTF-8 bytes: decompressed, converted from its encoding, and bounded."""
+
+import codecs
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+
+from shared_tokenizer.readers import rows
+from shared_tokenizer.readers.encodings import UTF8_MARK, marked_encoding
+from shared_tokenizer.readers.rows import LostRestError
+
+_COMPRESSIONS = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
+_BLOCK = 1 << 18
+
+
+def is_compressed(path: Path) -> bool:
+    """Return True if the content is gzip or zstd; the name does not matter."""
+    return _compression(path) is not None
+
+
+def first_bytes(path: Path) -> bytes:
+    """Return the first 4 bytes of a file."""
+    with path.open("rb") as file:
+        return file.read(4)
+
+
+def _compression(path: Path) -> str | None:
+    first = first_bytes(path)
+    return next((name for name, magic in _COMPRESSIONS.items() if first.startswith(magic)), None)
+
+
+@contextlib.contextmanager
+def open_content(path: Path, encoding: str | None = None, start: int = 0) -> Iterator[tuple[io.BufferedReader, int]]:
+    """Open the content as UTF-8, after a byte-order mark. Yield the stream and its position, in bytes.
+
+    `encoding` is that of a file without a mark, None for UTF-8. Only a file that is neither compressed nor converted
+    can be opened at a `start`. Reading raises LostRestError where the content cannot be decoded, or is larger than
+    the size of the file allows.
+    """
+    compression = _compression(path)
+    with path.open("rb") as raw:
+        file: Any = raw
+        if compression is not None:
+            # Unlike the stream readers of gzip and zstandard, arrow's raises an error on a truncated file.
+            stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), compression)
+            file = io.BufferedReader(_Bounded(stream, rows.most_content_bytes(path.stat().st_size)), _BLOCK)
+        if start:
+            file.seek(start)
+            yield file, start
+            return
+        first = file.peek(4)[:4]
+        if first.startswith(UTF8_MARK):
+            file.read(len(UTF8_MARK))
+            yield file, len(UTF8_MARK)
+        elif (found := marked_encoding(first) or encoding) is not None:
+            yield io.BufferedReader(_Converted(file, found), _BLOCK), 0
+        else:
+            yield file, 0
+
+
+def is_plain(path: Path, encoding: str | None) -> bool:
+    """Return True if bytes of the content are bytes of the file: it is neither compressed nor converted."""
+    first = first_bytes(path)
+    return encoding is None and marked_encoding(first) is None and _compression(path) is None
+
+
+class _Stream(io.RawIOBase):
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._next(len(buffer))
+        buffer[: len(block)] = block
+        return len(block)
+
+    def _next(self, size: int) -> bytes:
+        """Return at most `size` bytes, none at the end."""
+        raise NotImplementedError
+
+
+class _Bounded(_Stream):
+    """A decompressed stream of at most `most` bytes."""
+
+    def __init__(self, stream: Any, most: int):
+        self._stream, self._left = stream, most
+
+    def _next(self, size: int) -> bytes:
+        block = self._stream.read(size)
+        self._left -= len(block)
+        if self._left < 0:
+            raise LostRestError(f"decompresses to more than {rows.MAX_EXPANSION:,} times the size of the file")
+        return block
+
+
+class _Converted(_Stream):
+    """A stream of another encoding, as UTF-8."""
+
+    def __init__(self, file: io.BufferedReader, encoding: str):
+        self._file, self._encoding = file, encoding
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._ready, self._read = b"", 0
+
+    def _next(self, size: int) -> bytes:
+        while not self._ready:
+            block = self._file.read(_BLOCK)
+            try:
+                text = self._decoder.decode(block, final=not block)
+                self._ready = text.encode("utf-8")
+            except UnicodeError as error:
+                position = self._read + (error.start if isinstance(error, UnicodeDecodeError) else 0)
+                raise LostRestError(f"not {self._encoding} near byte {position:,}: {error}") from error
+            self._read += len(block)
+            if not block:
+                break
+        found, self._ready = self._ready[:size], self._ready[size:]
+        return found

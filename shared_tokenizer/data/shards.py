@@ -11,6 +11,8 @@ the border of a shard.
 import hashlib
 import io
 import json
+import re
+import tokenize
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +27,18 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
+_ARRAY = b"\x93NUMPY"
+# Of numpy, whose headers are Python expressions.
+_HEADER_ERRORS = (
+    ValueError,
+    EOFError,
+    OverflowError,
+    SyntaxError,
+    TypeError,
+    MemoryError,
+    RecursionError,
+    tokenize.TokenError,
+)
 
 
 def ids_dtype(vocab_size: int) -> str:
@@ -110,7 +124,7 @@ def parse_manifest(content: bytes, path: str) -> dict[str, Any]:
     """Return the manifest that a file holds. Raises ValueError where it is damaged or of another format version."""
     try:
         manifest = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}; prepare the data again") from error
     if not isinstance(manifest, dict):
         raise ValueError(f"{path}: found a {type(manifest).__name__}, expected an object; prepare the data again")
@@ -121,7 +135,27 @@ def parse_manifest(content: bytes, path: str) -> dict[str, Any]:
         )
     if missing := {"dtype", "tokenizer_fingerprint", "options", "splits", "masked"} - set(manifest):
         raise ValueError(f"{path}: missing {min(missing)!r}; prepare the data again")
+    expected = {"dtype": str, "tokenizer_fingerprint": str, "options": dict, "splits": dict, "masked": bool}
+    for name, kind in expected.items():
+        if not isinstance(manifest[name], kind):
+            raise ValueError(f"{path}: {name}: found {str(manifest[name])[:100]}, expected {kind.__name__}")
+    for split in SPLITS:
+        _check_split(manifest["splits"].get(split), f"{path}: splits.{split}")
     return manifest
+
+
+def _check_split(found: Any, where: str) -> None:
+    """Raise ValueError where a split of a manifest does not name its shards and count their tokens."""
+    shards = found.get("shards") if isinstance(found, dict) else None
+    if not isinstance(shards, list):
+        raise ValueError(f"{where}: found {str(found)[:100]}, expected its shards; prepare the data again")
+    for shard in shards:
+        name = shard.get("name") if isinstance(shard, dict) else None
+        # A name with a separator would lead out of the directory.
+        is_shard = isinstance(name, str) and re.fullmatch(r"[\w.-]+", name)
+        counts = [shard.get(count) for count in ("tokens", "documents")] if is_shard else []
+        if not counts or not all(isinstance(count, int) and count >= 0 for count in counts):
+            raise ValueError(f"{where}: found {str(shard)[:100]}, expected name, tokens and documents of a shard")
 
 
 class Span(NamedTuple):
@@ -154,7 +188,10 @@ class TokenShards:
             return tuple(_load(directory / f"{shard['name']}{kind}.npy", dtype, shard[count]) for shard in shards)
 
         masks = load(".mask", "bool", "tokens") if manifest["masked"] else None
-        return cls(load("", manifest["dtype"], "tokens"), load(".ends", "int64", "documents"), masks)
+        ends = load(".ends", "int64", "documents")
+        for shard, positions in zip(shards, ends, strict=True):
+            _check_ends(directory / f"{shard['name']}.ends.npy", positions, shard["tokens"])
+        return cls(load("", manifest["dtype"], "tokens"), ends, masks)
 
     @classmethod
     def from_documents(cls, documents: Iterable[Sequence[int]]) -> "TokenShards":
@@ -202,11 +239,23 @@ class TokenShards:
         return Span(ids, loss_mask, is_document_start)
 
 
+def _check_ends(path: Path, ends: np.ndarray, tokens: int) -> None:
+    """Raise ValueError where documents do not end one after another, the last with the shard."""
+    last = int(ends[-1]) if len(ends) else 0
+    if last != tokens or np.any(ends[1:] < ends[:-1]) or (len(ends) and ends[0] < 0):
+        raise ValueError(f"{path}: found documents up to token {last}, expected them in order up to {tokens}")
+
+
 def _load(path: Path, dtype: str, count: int) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        # Without this prefix numpy takes a file for an archive or a pickle.
+        with path.open("rb") as file:
+            is_array = file.read(len(_ARRAY)) == _ARRAY
+        array = np.load(path, mmap_mode="r", allow_pickle=False) if is_array else None
+    except (OSError, *_HEADER_ERRORS) as error:
         raise ValueError(f"{path}: not a token shard: {error}") from error
+    if array is None:
+        raise ValueError(f"{path}: not a token shard: it does not begin as a .npy file does")
     if array.dtype != dtype or array.shape != (count,):
         raise ValueError(f"{path}: found {array.dtype} {list(array.shape)}, expected {dtype} [{count}]")
     return array

@@ -38,7 +38,7 @@ def test_what_is_written_is_read_across_shard_borders(tmp_path_factory, document
         writer.add(np.array(ids), np.array(learned))
     writer.close()
     manifest = {"format_version": 2, "dtype": "uint16", "tokenizer_fingerprint": "", "options": {}, "masked": True}
-    manifest["splits"] = {"train": {"shards": writer.shards}}
+    manifest["splits"] = {"train": {"shards": writer.shards}, "val": {"shards": []}}
     (directory / MANIFEST).write_text(json.dumps(manifest))
     shards = TokenShards.open(directory, "train")
     ids = [token for document in documents for token, _ in document]
@@ -74,3 +74,57 @@ def test_what_is_not_a_shard_set_is_refused(shards_dir, tmp_path):
         (shards_dir / MANIFEST).write_text(content)
         with pytest.raises(ValueError, match=r"manifest\.json: .*prepare the data again"):
             read_manifest(shards_dir)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"splits": None}, "splits: found None, expected dict"),
+        ({"splits": {"train": {"shards": []}}}, r"splits\.val: found None, expected its shards"),
+        ({"splits": {"train": {"shards": [{"name": "../x", "tokens": 1, "documents": 1}]}}}, ".*expected name, tokens"),
+        ({"splits": {"train": {"shards": [{"name": "x", "tokens": "1", "documents": 1}]}}}, ".*expected name, tokens"),
+        ({"options": []}, r"options: found \[\], expected dict"),
+        ({"tokenizer_fingerprint": 5}, "tokenizer_fingerprint: found 5, expected str"),
+    ],
+)
+def test_a_manifest_of_another_structure_is_refused_by_name(shards_dir, change, words):
+    path = shards_dir / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=rf"manifest\.json: {words}"):
+        TokenShards.open(shards_dir, "train")
+
+
+def test_a_manifest_nested_without_end_is_refused(shards_dir):
+    (shards_dir / MANIFEST).write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"manifest\.json: not JSON"):
+        read_manifest(shards_dir)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"PK\x03\x04" + bytes(100),  # an archive to numpy
+        b"\x80\x04K\x05.",  # a pickle
+        b"\x93NUMPY\x01\x00\x10\x00{'descr': ((((\n",
+        b"\x93NUMPY\x01\x00v\x00{'descr': '<u2', 'fortran_order': False, 'shape': (99999999999999999999999,), }",
+        b"\x93NUMPY\x02\x00\xff\xff\xff\x7f",
+    ],
+)
+def test_a_file_that_is_no_array_is_refused_by_name(shards_dir, content):
+    (shards_dir / "train-00000-00.npy").write_bytes(content.ljust(4000))
+    with pytest.raises(ValueError, match=r"train-00000-00\.npy: not a token shard"):
+        TokenShards.open(shards_dir, "train")
+
+
+@pytest.mark.parametrize(
+    "changed", [lambda ends: ends + 1, lambda ends: ends - 1, lambda ends: ends[::-1], lambda ends: -ends]
+)
+def test_documents_that_end_elsewhere_are_refused(shards_dir, changed):
+    name = "train-00000-00.ends.npy"
+    ends = np.load(shards_dir / name)
+    assert len(ends) > 2
+    np.save(shards_dir / name, changed(ends))
+    with pytest.raises(
+        ValueError, match=rf"{name}: found documents up to token -?\d+, expected them in order up to \d+"
+    ):
+        TokenShards.open(shards_dir, "train")

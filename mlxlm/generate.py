@@ -3,19 +3,22 @@
 import contextlib
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 from mlx_lm.generate import generate_step
-from mlx_lm.sample_utils import make_logits_processors, make_sampler
+from mlx_lm.sample_utils import make_repetition_penalty, make_sampler
 
 from jaxlm.common.command_line import run_command
 from jaxlm.common.sampling import PENALTY_WINDOW, GenerateConfig, Sampling, check_prompt, print_speed
 from mlxlm.load import load_model
 from mlxlm.model.language_model import LanguageModel
 from shared_tokenizer.tokenizers.tokenizer import TextStream
+
+# The tokens so far `[n]` and the logits of the next one `[1, V]` -> logits.
+LogitsProcessor: TypeAlias = Callable[[mx.array, mx.array], mx.array]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,25 +52,43 @@ def sample_tokens(
     sampling: Sampling,
     max_tokens: int,
     cache: list[Any] | None = None,
+    *,
+    earlier: Sequence[int] = (),
+    logits_processors: Sequence[LogitsProcessor] = (),
     **options: Any,
 ) -> Generator[int]:
-    """Yield at most `max_tokens` tokens that continue a prompt, after the tokens that the cache holds.
+    """Yield at most `max_tokens` tokens that continue a prompt, after the `earlier` ones, which the cache holds.
 
-    They are drawn with MLX's global random state. `options` are those of mlx-lm's `generate_step`.
+    They are drawn with MLX's global random state. `logits_processors` run after the repetition penalty; `options` are
+    the other ones of mlx-lm's `generate_step`.
     """
     # mlx-lm writes "no limit" as 0, and refuses a top-k that limits nothing.
     top_p = sampling.top_p if sampling.top_p < 1 else 0.0
     top_k = sampling.top_k if sampling.top_k < model.config.vocab_size else 0
     sampler = make_sampler(sampling.temperature, top_p=top_p, min_p=sampling.min_p, top_k=top_k)
-    if sampling.repetition_penalty != 1:
-        options["logits_processors"] = make_logits_processors(
-            repetition_penalty=sampling.repetition_penalty, repetition_context_size=PENALTY_WINDOW
-        )
+    processors = [*_repetition_penalty(sampling, earlier), *logits_processors]
     ids = mx.array(list(prompt))
-    steps = generate_step(ids, model, max_tokens=max_tokens, sampler=sampler, prompt_cache=cache, **options)
+    steps = generate_step(
+        ids,
+        model,
+        max_tokens=max_tokens,
+        sampler=sampler,
+        prompt_cache=cache,
+        logits_processors=processors,
+        **options,
+    )
     with contextlib.closing(steps):
         for token, _ in steps:
             yield int(token)
+
+
+def _repetition_penalty(sampling: Sampling, earlier: Sequence[int]) -> list[LogitsProcessor]:
+    """Return mlx-lm's penalty, which here sees the tokens in the cache too: what is cached changes no text."""
+    if sampling.repetition_penalty == 1:
+        return []
+    penalize = make_repetition_penalty(sampling.repetition_penalty, PENALTY_WINDOW)
+    before = mx.array(list(earlier[-PENALTY_WINDOW:]), mx.int32)
+    return [lambda tokens, logits: penalize(mx.concatenate([before, tokens[-PENALTY_WINDOW:]]), logits)]
 
 
 def main(config: AdaptedGenerateConfig) -> None:

@@ -10,7 +10,7 @@ LARGEST_SEED = 2**31 - 1
 # Beyond these float32 cannot hold the divided logits, or a probability.
 SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-6, 1e3
 SMALLEST_TOP_P = 1e-6
-LARGEST_PENALTY = 10.0
+SMALLEST_PENALTY, LARGEST_PENALTY = 1e-2, 10.0
 # Tokens back that the repetition penalty looks.
 PENALTY_WINDOW = 64
 
@@ -29,7 +29,7 @@ class Sampling:
     """Choose among the likeliest tokens that together reach this probability; 1 does not limit."""
     min_p: float = setting(0.0, at_least=0, at_most=1)
     """Leave out tokens less likely than this fraction of the likeliest; 0 does not limit."""
-    repetition_penalty: float = setting(1.0, more_than=0, at_most=LARGEST_PENALTY)
+    repetition_penalty: float = setting(1.0, at_least=SMALLEST_PENALTY, at_most=LARGEST_PENALTY)
     """Divide the positive logits of the last 64 tokens by this, multiply their negative ones; 1 changes nothing."""
     seed: int = setting(0, at_least=0, at_most=LARGEST_SEED)
     """Seed of the random choice."""

@@ -28,10 +28,11 @@ class PromptCache:
 
     def generate(self, prompt: Sequence[int], sampling: Sampling, max_tokens: int) -> Iterator[int]:
         """Yield at most `max_tokens` tokens that continue a prompt of at least one token."""
-        new = prompt[self._keep_prefix(prompt) :]
+        kept = self._keep_prefix(prompt)
+        new = prompt[kept:]
         try:
             self._cached_ids += new
-            for token in sample_tokens(self._model, new, sampling, max_tokens, self._cache):
+            for token in sample_tokens(self._model, new, sampling, max_tokens, self._cache, earlier=prompt[:kept]):
                 self._cached_ids.append(
                     token
                 )  # the generator runs one token ahead, so the cache holds this one already

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import re
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -12,20 +13,30 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlxlm.server.engine import Engine, Generation
 from mlxlm.server.errors import ApiError, answer_api_error, answer_fault, answer_http_error
 from mlxlm.server.guard import OPEN_ROUTE, Guard
 from mlxlm.server.json_body import read_body
+from mlxlm.server.request_log import GENERATION, RequestLog
 from mlxlm.server.requests import CompletionRequest, ServedModel, read_chat, read_completion
 from mlxlm.server.responses import ChatReply, Reply, TextReply, collect, model_object, stream
 
 
 def make_app(
-    model: ServedModel, engine: Engine, *, hosts: Collection[str], api_key: str | None, max_body_bytes: int
+    model: ServedModel,
+    engine: Engine,
+    *,
+    hosts: Collection[str],
+    api_key: str | None,
+    max_body_bytes: int,
+    origins: Collection[str] = (),
 ) -> Starlette:
-    """Return the application, which starts and stops the engine. `hosts` are the accepted values of Host."""
+    """Return the application, which starts and stops the engine.
+
+    `hosts` are the accepted values of Host, `origins` those of Origin besides the server's own.
+    """
     routes = _Routes(model, engine, max_body_bytes)
 
     @contextlib.asynccontextmanager
@@ -37,18 +48,46 @@ def make_app(
 
     app = Starlette(
         routes=[
-            Route(OPEN_ROUTE, routes.health),
-            Route("/v1/models", routes.models),
-            Route("/v1/models/{name:path}", routes.model),
-            Route("/v1/chat/completions", routes.chat, methods=["POST"]),
-            Route("/v1/completions", routes.completion, methods=["POST"]),
+            _route(OPEN_ROUTE, "GET", routes.health),
+            _route("/v1/models", "GET", routes.models),
+            _route("/v1/models/{name:path}", "GET", routes.model),
+            _route("/v1/chat/completions", "POST", routes.chat),
+            _route("/v1/completions", "POST", routes.completion),
         ],
-        middleware=[Middleware(Guard, hosts=hosts, api_key=api_key)],
+        middleware=[
+            Middleware(_PlainPath),
+            Middleware(RequestLog),
+            Middleware(Guard, hosts=hosts, api_key=api_key, origins=origins),
+        ],
         exception_handlers={ApiError: answer_api_error, HTTPException: answer_http_error, Exception: answer_fault},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     return app
+
+
+def _route(path: str, method: str, answer: Callable[[Request], Awaitable[Response]]) -> Route:
+    """Return a route that also says which methods it has, to OPTIONS."""
+    methods = ["GET", "HEAD"] if method == "GET" else [method]
+
+    async def answer_or_list(http: Request) -> Response:
+        if http.method == "OPTIONS":
+            return Response(status_code=204, headers={"Allow": ", ".join([*methods, "OPTIONS"])})
+        return await answer(http)
+
+    return Route(path, answer_or_list, methods=[*methods, "OPTIONS"])
+
+
+class _PlainPath:
+    """ASGI middleware for clients that put a slash at the end of a path, or two between the parts of their address."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["path"] = re.sub("/+", "/", scope["path"]).rstrip("/") or "/"
+        await self._app(scope, receive, send)
 
 
 class _Routes:
@@ -77,7 +116,7 @@ class _Routes:
     ) -> Response:
         body = await read_body(http, self._max_body_bytes)
         request = await run_in_threadpool(read, body, self._model)
-        generation = self._engine.submit(request.task)
+        generation = http.scope[GENERATION] = self._engine.submit(request.task)
         if request.stream:
             return _EventStream(generation, stream(generation.events(), reply, request.include_usage))
         async with _cancelled_when_gone(http.receive, generation):

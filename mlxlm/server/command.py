@@ -2,28 +2,26 @@
 
 import contextlib
 import ipaddress
+import json
 import os
+import shlex
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-
-import uvicorn
-from starlette.applications import Starlette
 
 from mlxlm.chat.chat_format import choose_chat_format
 from mlxlm.load import load_model
 from mlxlm.server.app import make_app
+from mlxlm.server.connections import run
 from mlxlm.server.engine import Engine
-from mlxlm.server.guard import host_names
+from mlxlm.server.guard import host_names, origin_names
+from mlxlm.server.request_log import start_log
 from mlxlm.server.requests import ServedModel
 from shared_tokenizer.chat.formats import ChatFormat, ChatFormatChoice
 from shared_tokenizer.settings import check_bounds, setting
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 KEY_VARIABLE = "MLXLM_API_KEY"
-# Seconds that requests in flight may go on after SIGINT or SIGTERM.
-GRACE_S = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +41,9 @@ class ServerConfig:
     port: int = setting(8080, at_least=0, at_most=65535)
     """Port to listen on; 0 takes a free one."""
     allowed_hosts: list[str] = field(default_factory=list)
-    """Further names or addresses by which clients call this server."""
+    """Further names or addresses by which clients call this server, with a port (name:80) if it is another one."""
+    allowed_origins: list[str] = field(default_factory=list)
+    """Sites whose pages may use this server, such as http://localhost:3000."""
     api_key: str | None = field(default=None, repr=False)
     """Key that clients must send. The environment variable MLXLM_API_KEY hides it from other users of this machine."""
     max_tokens: int = setting(512, at_least=1)
@@ -68,6 +68,7 @@ def main(config: ServerConfig) -> None:
     """Serve a model with OpenAI's API until interrupted."""
     api_key = find_api_key(config)
     check_reach(config, api_key)
+    origins = origin_names(config.allowed_origins)
     with contextlib.closing(listen(config.host, config.port)) as listener:
         port = listener.getsockname()[1]
         model, engine = open_engine(config)
@@ -77,10 +78,28 @@ def main(config: ServerConfig) -> None:
             hosts=host_names(port, [config.host, *config.allowed_hosts]),
             api_key=api_key,
             max_body_bytes=config.max_body_bytes,
+            origins=origins,
         )
-        host = f"[{config.host}]" if ":" in config.host else config.host
-        print(f"{model.name}: http://{host}:{port}/v1", flush=True)
+        url = server_url(config.host, port)
+        print(f"{model.name}: {url}\n{example(url, model, has_key=api_key is not None)}", flush=True)
+        start_log()
         run(app, engine, listener)
+
+
+def server_url(host: str, port: int) -> str:
+    """Return the address that clients on this machine use."""
+    if is_every_address(host):
+        host = "127.0.0.1" if ":" not in host else "::1"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+
+
+def example(url: str, model: ServedModel, *, has_key: bool) -> str:
+    """Return a command for a shell that asks the model something."""
+    asked = {"messages": [{"role": "user", "content": "Hello"}]} if model.chat_format else {"prompt": "Once"}
+    body = json.dumps({"model": model.name, **asked}, ensure_ascii=False)
+    key = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if has_key else ""
+    route = "chat/completions" if model.chat_format else "completions"
+    return f"curl {url}/{route}{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 
 
 def find_api_key(config: ServerConfig) -> str | None:
@@ -170,39 +189,3 @@ def _chat_format(config: ServerConfig, path: Path, tokenizer: Tokenizer) -> Chat
             raise
         print(f"no chat: {error}", flush=True)
         return None
-
-
-class Server(uvicorn.Server):
-    """A server that ends the generation before it waits for the connections that wait for an answer.
-
-    That takes seconds at most, so a second signal changes nothing: uvicorn would leave with a traceback.
-    """
-
-    def __init__(self, config: uvicorn.Config, engine: Engine):
-        super().__init__(config)
-        self._engine = engine
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if not self.should_exit:
-            super().handle_exit(sig, frame)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._engine.stop()
-        await super().shutdown(sockets)
-
-
-def run(app: Starlette, engine: Engine, listener: socket.socket) -> None:
-    """Serve until SIGINT, the normal end of a server; after SIGTERM the process ends with that signal."""
-    settings = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        lifespan="on",
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACE_S,
-    )
-    with contextlib.suppress(KeyboardInterrupt):
-        Server(settings, engine).run(sockets=[listener])

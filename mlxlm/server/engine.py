@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import copy
+import functools
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Generator
@@ -11,9 +12,10 @@ from typing import Any, Literal
 
 import mlx.core as mx
 from mlx_lm.models.cache import can_trim_prompt_cache
+from mlx_lm.sample_utils import make_frequency_penalty, make_presence_penalty
 
 from jaxlm.common.sampling import Sampling
-from mlxlm.generate import sample_tokens
+from mlxlm.generate import LogitsProcessor, sample_tokens
 from mlxlm.model.language_model import LanguageModel
 from mlxlm.server.errors import ApiError, internal_error, log
 from mlxlm.server.prompt_store import PromptStore
@@ -22,6 +24,31 @@ from mlxlm.server.reply_text import ReplyText
 RETRY_AFTER_S = 2
 # Longer than one prefill step takes. After this time the process ends without waiting for the thread.
 LONGEST_STOP_S = 5.0
+# Tokens. The penalties of mlx-lm look back as far as they are told.
+LONGEST_ANSWER = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenPenalties:
+    """Amounts that are taken off the logits of tokens which the answer holds already; 0 changes nothing."""
+
+    presence: float = 0.0
+    """Taken off once."""
+    frequency: float = 0.0
+    """Taken off for every time that the token was generated."""
+
+    def processors(self, num_given: int) -> list[LogitsProcessor]:
+        """Return the functions that take them off; the first `num_given` tokens they see are the prompt's."""
+        penalties = [
+            make(amount, LONGEST_ANSWER)
+            for make, amount in ((make_presence_penalty, self.presence), (make_frequency_penalty, self.frequency))
+            if amount
+        ]
+        return [functools.partial(_penalize_answer, penalty, num_given) for penalty in penalties]
+
+
+def _penalize_answer(penalty: LogitsProcessor, num_given: int, tokens: mx.array, logits: mx.array) -> mx.array:
+    return penalty(tokens[num_given:], logits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +58,7 @@ class Task:
     prompt: list[int]
     """Token ids, which fit the model's context."""
     sampling: Sampling
+    penalties: TokenPenalties = TokenPenalties()
     stop_ids: frozenset[int]
     """Tokens that end the text."""
     reply: ReplyText
@@ -54,6 +82,8 @@ class Generation:
 
     def __init__(self, task: Task, timeout_s: float):
         self.task = task
+        self.num_tokens = 0
+        """Tokens generated so far; the engine's thread counts them."""
         self._loop = asyncio.get_running_loop()
         self._deadline = self._loop.time() + timeout_s
         self._timeout_s = timeout_s
@@ -191,6 +221,7 @@ class Engine:
             for token in steps:
                 self._check(generation)
                 tokens.append(token)
+                generation.num_tokens = len(tokens)
                 text = "" if token in task.stop_ids else reply.add(token)
                 if text:
                     generation.emit(text)
@@ -220,6 +251,8 @@ class Engine:
             sampling,
             sampling.max_tokens,
             cache,
+            earlier=task.prompt[:cached],
+            logits_processors=task.penalties.processors(len(task.prompt) - cached),
             prefill_step_size=self._prefill_step_size,
             prompt_progress_callback=progress,
         )

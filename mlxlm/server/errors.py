@@ -7,10 +7,11 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.types import Scope
 
 log = logging.getLogger("uvicorn.error")
 # Characters. Messages quote the request, which may be a megabyte long.
-LONGEST_MESSAGE = 500
+LONGEST_MESSAGE, LONGEST_PATH = 500, 100
 
 
 class ApiError(Exception):
@@ -56,8 +57,15 @@ async def answer_http_error(request: Request, error: Exception) -> JSONResponse:
     """Answer an unknown route, or a method that the route does not allow; a handler of Starlette."""
     assert isinstance(error, HTTPException)
     served = ", ".join(route.path for route in request.app.routes)
-    message = f"{request.method} {request.url.path[:100]}: {error.detail}; served are {served}"
+    message = f"{request.method} {shown_path(request.scope)}: {error.detail}; served are {served}"
     return ApiError(error.status_code, message, code="unknown_url", headers=error.headers).response()
+
+
+def shown_path(scope: Scope) -> str:
+    """Return the path as it was sent, in printable ASCII and without the query, which may hold secrets."""
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    path = "".join(chr(byte) if 0x20 < byte < 0x7F else f"%{byte:02X}" for byte in raw)
+    return path if len(path) <= LONGEST_PATH else f"{path[:LONGEST_PATH]}..."
 
 
 async def answer_fault(request: Request, error: Exception) -> JSONResponse:

@@ -35,7 +35,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 def parse_object(body: bytes) -> dict[str, Any]:
     """Return the JSON object in a body. Raises ApiError on anything else, and on text that is not valid Unicode."""
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
         _check_value(value, MOST_LEVELS)
     except RecursionError:
         raise _nested_too_deeply() from None
@@ -95,12 +95,22 @@ class Fields:
             raise refuse(name, value, f"a number from {low:g} to {high:g}")
         return float(value)
 
-    def integer(self, name: str, low: int, high: int) -> int | None:
-        """Take an integer within bounds, or None if it is absent. Raises ApiError on anything else."""
+    def integer(self, name: str, low: int, high: int | None, *, unset: int | None = None) -> int | None:
+        """Take a whole number within bounds, or None if it is absent or `unset`. Raises ApiError on anything else.
+
+        JSON has one kind of number, so 16.0 is 16. `high` None sets no bound.
+        """
         value = self.take(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high):
-            raise refuse(name, value, f"a whole number from {low} to {high}")
-        return value
+        if value is None:
+            return None
+        whole = int(value) if isinstance(value, float) and value.is_integer() else value
+        if unset is not None and whole == unset:
+            return None
+        bounds = f"from {low} to {high}" if high is not None else f"of at least {low}"
+        if isinstance(whole, bool) or not isinstance(whole, int) or whole < low or (high is not None and whole > high):
+            also = f", or {unset}" if unset is not None else ""
+            raise refuse(name, value, f"a whole number {bounds}{also}")
+        return whole
 
     def flag(self, name: str) -> bool:
         """Take true or false; absent is false. Raises ApiError on anything else."""

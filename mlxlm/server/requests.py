@@ -1,62 +1,38 @@
 """Requests in the form of OpenAI's API, checked and turned into tasks for the engine.
 
-A request is refused if it uses a field that is not supported here and would change the answer. Two kinds of such fields
-are accepted: `IGNORED` ones do not change the answer, and `NEUTRAL_VALUES` are values that ask for nothing.
+A request is refused if it uses a field that is not supported here and would change the answer.
 """
 
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from jaxlm.common.sampling import LARGEST_SEED, SMALLEST_TEMPERATURE, SMALLEST_TOP_P, Sampling, check_prompt
-from mlxlm.server.engine import Task
+from jaxlm.common.sampling import (
+    LARGEST_PENALTY,
+    LARGEST_SEED,
+    SMALLEST_PENALTY,
+    SMALLEST_TEMPERATURE,
+    SMALLEST_TOP_P,
+    Sampling,
+    check_prompt,
+)
+from mlxlm.chat.history import read_history
+from mlxlm.server.engine import Task, TokenPenalties
 from mlxlm.server.errors import ApiError
 from mlxlm.server.json_body import Fields, parse_object, refuse
+from mlxlm.server.neutral_fields import check_neutral
 from mlxlm.server.reply_text import ReplyText
 from shared_tokenizer.chat.formats import ChatFormat
 from shared_tokenizer.chat.messages import encode_generation_prompt, stop_ids
-from shared_tokenizer.chat.parse import parse_messages
 from shared_tokenizer.chat.reply_stream import ReplyStream
 from shared_tokenizer.tokenizers.tokenizer import TextStream, Tokenizer
 
-MOST_STOPS = 4
+MOST_STOPS = 64
 LONGEST_STOP = 256  # characters
 LARGEST_TEMPERATURE = 2.0
-
-IGNORED = frozenset(
-    {
-        "metadata",
-        "parallel_tool_calls",
-        "prediction",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "user",
-    }
-)
-# Fields of the official API that are not supported here, with the values that ask for nothing.
-NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
-    "best_of": (1,),
-    "echo": (False,),
-    "frequency_penalty": (0, 0.0),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "modalities": (["text"],),
-    "n": (1,),
-    "presence_penalty": (0, 0.0),
-    "response_format": ({"type": "text"},),
-    "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "top_logprobs": (0,),
-}
-# `name` is accepted but not used: no chat format has a field for it.
-MESSAGE_FIELDS = ("role", "content", "name", "refusal", "annotations")
+LARGEST_CLIENT_SEED = 2**64 - 1
+# The range of the official API.
+LARGEST_TOKEN_PENALTY = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,24 +101,14 @@ def _fields(body: bytes, model: ServedModel) -> Fields:
 
 def _chat_prompt(messages: object, tokenizer: Tokenizer, chat_format: ChatFormat) -> list[int]:
     try:
-        parsed = parse_messages(messages, needs_reply=False)
-        _check_message_fields(messages)
-        return encode_generation_prompt(parsed, tokenizer, chat_format)
+        return encode_generation_prompt(read_history(messages, chat_format), tokenizer, chat_format)
     except ValueError as error:
         raise ApiError(400, str(error), param="messages") from None
 
 
-def _check_message_fields(messages: Any) -> None:
-    """Raise ValueError if a message holds more than text, for example tool calls."""
-    for number, message in enumerate(messages):
-        for name, value in message.items():
-            if name not in MESSAGE_FIELDS and value not in (None, []):
-                raise ValueError(f"messages[{number}]: found {name[:100]!r}, expected only a role and a content")
-
-
 def _text_prompt(prompt: object, tokenizer: Tokenizer) -> list[int]:
-    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
-        prompt = prompt[0]
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
+        prompt = prompt[0]  # a batch of one, which evaluation programs send
     if isinstance(prompt, str):
         try:
             return tokenizer.encode_prompt(prompt)
@@ -150,7 +116,7 @@ def _text_prompt(prompt: object, tokenizer: Tokenizer) -> list[int]:
             raise ApiError(400, str(error), param="prompt") from None
     if isinstance(prompt, list) and all(type(token) is int for token in prompt):
         return prompt
-    raise refuse("prompt", prompt, "one text or one list of token ids")
+    raise refuse("prompt", prompt, "one text or one list of token ids, alone or as a list of one")
 
 
 def _stops(fields: Fields) -> Sequence[str]:
@@ -176,27 +142,38 @@ def _request(
     """Read the fields that both routes share."""
     sampling = _sampling(fields, model, model.max_seq_len - len(prompt))
     stream, include_usage = fields.flag("stream"), _include_usage(fields)
-    _check_rest(fields)
-    task = Task(prompt=prompt, sampling=sampling, stop_ids=frozenset(ends), reply=reply)
+    penalties = _token_penalties(fields)
+    check_neutral(fields.rest)
+    task = Task(prompt=prompt, sampling=sampling, penalties=penalties, stop_ids=frozenset(ends), reply=reply)
     return CompletionRequest(task=task, stream=stream, include_usage=include_usage)
 
 
 def _sampling(fields: Fields, model: ServedModel, room: int) -> Sampling:
-    """Read the sampling settings of the official API, plus `top_k` and `min_p`, which it does not have."""
+    """Read the sampling settings of the official API, plus those that other servers have besides."""
     names = ("max_completion_tokens", "max_tokens")
-    asked = [most for name in names if (most := fields.integer(name, 1, model.max_seq_len)) is not None]
+    asked = [most for name in names if (most := fields.integer(name, 1, None, unset=-1)) is not None]
     if len(set(asked)) > 1:
         raise refuse("max_tokens", asked[1], f"{asked[0]}, the value of max_completion_tokens; send only one of them")
-    seed = fields.integer("seed", 0, LARGEST_SEED)
+    seed = fields.integer("seed", 0, LARGEST_CLIENT_SEED, unset=-1)
     # Some clients send a number close to 0 instead of 0, which takes the likeliest token.
     temperature = fields.number("temperature", 1.0, 0.0, LARGEST_TEMPERATURE)
     return Sampling(
         max_tokens=min(asked[0] if asked else model.max_tokens, room),
         temperature=temperature if temperature >= SMALLEST_TEMPERATURE else 0.0,
         top_p=max(SMALLEST_TOP_P, fields.number("top_p", 1.0, 0.0, 1.0)),
-        top_k=fields.integer("top_k", 0, model.vocab_size) or 0,
+        top_k=min(fields.integer("top_k", 0, None, unset=-1) or 0, model.vocab_size),
         min_p=fields.number("min_p", 0.0, 0.0, 1.0),
-        seed=secrets.randbelow(LARGEST_SEED) if seed is None else seed,
+        repetition_penalty=fields.number("repetition_penalty", 1.0, SMALLEST_PENALTY, LARGEST_PENALTY),
+        # Equal seeds stay equal.
+        seed=secrets.randbelow(LARGEST_SEED) if seed is None else seed % (LARGEST_SEED + 1),
+    )
+
+
+def _token_penalties(fields: Fields) -> TokenPenalties:
+    low, high = -LARGEST_TOKEN_PENALTY, LARGEST_TOKEN_PENALTY
+    return TokenPenalties(
+        presence=fields.number("presence_penalty", 0.0, low, high),
+        frequency=fields.number("frequency_penalty", 0.0, low, high),
     )
 
 
@@ -206,16 +183,8 @@ def _include_usage(fields: Fields) -> bool:
         return False
     if not isinstance(options, dict):
         raise refuse("stream_options", options, "an object")
-    return Fields(options).flag("include_usage")
-
-
-def _check_rest(fields: Fields) -> None:
-    for name, value in fields.rest.items():
-        if name in IGNORED:
-            continue
-        if name not in NEUTRAL_VALUES:
-            raise ApiError(
-                400, f"{name[:100]}: found a field that is not supported here; leave it out", param=name[:100]
-            )
-        if not any(type(value) is type(neutral) and value == neutral for neutral in NEUTRAL_VALUES[name]):
-            raise refuse(name, value, f"{NEUTRAL_VALUES[name][0]!r} or no such field: it is not supported here")
+    found = Fields(options)
+    include_usage = found.flag("include_usage")
+    found.flag("include_obfuscation")  # padding against eavesdroppers: it says nothing
+    check_neutral(found.rest, "stream_options.")
+    return include_usage

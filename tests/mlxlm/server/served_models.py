@@ -14,6 +14,7 @@ from jaxlm.common.artifact.artifact import save_artifact
 from mlxlm.load import load_model
 from mlxlm.server.app import make_app
 from mlxlm.server.command import listen
+from mlxlm.server.connections import server_settings
 from mlxlm.server.engine import Engine
 from mlxlm.server.guard import host_names
 from mlxlm.server.requests import ServedModel
@@ -80,7 +81,7 @@ def running(model, tokenizer, **options):
     with contextlib.closing(listen("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         app = app_of(model, tokenizer, port=port, **options)
-        server = uvicorn.Server(uvicorn.Config(app, http="h11", log_level="critical", timeout_graceful_shutdown=1))
+        server = uvicorn.Server(server_settings(app))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -13,7 +13,8 @@ import pytest
 import uvicorn
 
 from mlxlm.server.app import make_app
-from mlxlm.server.command import Server, ServerConfig, check_reach, find_api_key, listen, open_engine, run
+from mlxlm.server.command import ServerConfig, check_reach, find_api_key, listen, open_engine
+from mlxlm.server.connections import Server, run
 from mlxlm.server.guard import host_names
 from shared_tokenizer.chat.formats import CHATML
 from tests.mlxlm.server.served_models import NAME, Slow, make_engine, open_model, running, save_model, served

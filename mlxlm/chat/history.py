@@ -1,0 +1,66 @@
+"""The conversation that a client sends: an untrusted list of messages -> the turns before the next answer."""
+
+from typing import Any
+
+from shared_tokenizer.chat.formats import ChatFormat
+from shared_tokenizer.chat.messages import Message
+from shared_tokenizer.chat.parse import joined_system, parse_messages
+
+SYSTEM_ROLES = ("system", "developer")
+# Of these, only role and content say anything: no chat format has a field for a name.
+MESSAGE_FIELDS = ("role", "content", "name", "refusal", "annotations", "type", "id", "cache_control", "timestamp")
+
+
+def read_history(value: object, chat_format: ChatFormat) -> list[Message]:
+    """Return the turns of a list of `{"role", "content"}`.
+
+    An empty turn of the assistant stays empty, as the model wrote it; as the last message it stands for the answer to
+    come, and is left out. So is a system message of null. The other system messages at the beginning become one, and
+    later ones stay where they are. Raises ValueError on what is no conversation, on a message that holds more than
+    text, for example tool calls, and on a system message that the format cannot write, or that is the last message.
+    """
+    if not isinstance(value, list) or not value:
+        return list(parse_messages(value, needs_reply=False))  # raises
+    turns = [turn for number, message in enumerate(value) if (turn := _read_message(message, f"messages[{number}]"))]
+    if turns and turns[-1] == Message("assistant", ""):
+        turns.pop()
+    count = next((number for number, turn in enumerate(turns) if turn.role != "system"), len(turns))
+    later = next((number for number, turn in enumerate(turns) if turn.role == "system" and number >= count), None)
+    if later is not None and (chat_format.folds_system or later == len(turns) - 1):
+        place = "as the last message" if later == len(turns) - 1 else f"after others, where {chat_format.name} has none"
+        raise ValueError(f"messages: found a system message {place}; expected it before the first message of the user")
+    systems = [turn for turn in turns[:count] if turn.content.strip()] or turns[: min(count, 1)]
+    return [*joined_system(tuple(systems)), *turns[count:]]
+
+
+def _read_message(value: Any, where: str) -> Message | None:
+    """Return the turn of a message; None for a system message of null."""
+    if isinstance(value, dict):
+        role, content = value.get("role"), value.get("content")
+        _check_fields(value, where)
+        if role == "assistant" and _is_blank(content):
+            return Message("assistant", "")
+        if role in SYSTEM_ROLES and content is None and "content" in value:
+            return None
+    try:
+        return parse_messages([value], needs_reply=False)[0]
+    except ValueError as error:
+        raise ValueError(str(error).replace("messages[0]", where, 1)) from None
+
+
+def _is_blank(content: Any) -> bool:
+    """Return True for null, for white space, and for text parts of it."""
+    if isinstance(content, list):
+        return all(map(_is_blank_part, content))
+    return content is None or (isinstance(content, str) and not content.strip())
+
+
+def _is_blank_part(part: Any) -> bool:
+    text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part
+    return isinstance(text, str) and not text.strip()
+
+
+def _check_fields(message: dict[str, Any], where: str) -> None:
+    for name, value in message.items():
+        if name not in MESSAGE_FIELDS and value not in (None, False, "", [], {}):
+            raise ValueError(f"{where}: found {name[:100]!r}, expected only a role and a content")

@@ -22,13 +22,17 @@ def read_history(value: object, chat_format: ChatFormat) -> list[Message]:
     if not isinstance(value, list) or not value:
         return list(parse_messages(value, needs_reply=False))  # raises
     turns = [turn for number, message in enumerate(value) if (turn := _read_message(message, f"messages[{number}]"))]
-    if turns and turns[-1] == Message("assistant", ""):
+    if turns and turns[-1].role == "assistant" and not turns[-1].content.strip():
         turns.pop()
     count = next((number for number, turn in enumerate(turns) if turn.role != "system"), len(turns))
-    later = next((number for number, turn in enumerate(turns) if turn.role == "system" and number >= count), None)
-    if later is not None and (chat_format.folds_system or later == len(turns) - 1):
-        place = "as the last message" if later == len(turns) - 1 else f"after others, where {chat_format.name} has none"
-        raise ValueError(f"messages: found a system message {place}; expected it before the first message of the user")
+    if any(turn.role == "system" for turn in turns[count:]):
+        if turns[-1].role == "system":
+            raise ValueError("messages: found a system message as the last one, expected a message of the user")
+        if chat_format.folds_system:
+            raise ValueError(
+                f"messages: found a system message after others, which the chat format {chat_format.name} cannot "
+                "write; put it first"
+            )
     systems = [turn for turn in turns[:count] if turn.content.strip()] or turns[: min(count, 1)]
     return [*joined_system(tuple(systems)), *turns[count:]]
 
@@ -38,8 +42,8 @@ def _read_message(value: Any, where: str) -> Message | None:
     if isinstance(value, dict):
         role, content = value.get("role"), value.get("content")
         _check_fields(value, where)
-        if role == "assistant" and _is_blank(content):
-            return Message("assistant", "")
+        if role == "assistant" and (blank := _blank_text(content)) is not None:
+            return Message("assistant", blank)
         if role in SYSTEM_ROLES and content is None and "content" in value:
             return None
     try:
@@ -48,16 +52,15 @@ def _read_message(value: Any, where: str) -> Message | None:
         raise ValueError(str(error).replace("messages[0]", where, 1)) from None
 
 
-def _is_blank(content: Any) -> bool:
-    """Return True for null, for white space, and for text parts of it."""
-    if isinstance(content, list):
-        return all(map(_is_blank_part, content))
-    return content is None or (isinstance(content, str) and not content.strip())
-
-
-def _is_blank_part(part: Any) -> bool:
-    text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part
-    return isinstance(text, str) and not text.strip()
+def _blank_text(content: Any) -> str | None:
+    """Return the white space that a content is, as a text or as text parts; "" for null, None for anything else."""
+    if content is None:
+        return ""
+    texts = content if isinstance(content, list) else [content]
+    texts = [part["text"] if isinstance(part, dict) and part.keys() >= {"type", "text"} else part for part in texts]
+    if not all(isinstance(text, str) and not text.strip() for text in texts):
+        return None
+    return "".join(map(str, texts))
 
 
 def _check_fields(message: dict[str, Any], where: str) -> None:

@@ -12,7 +12,7 @@ from jaxlm.common.formats.open_model import open_model
 from jaxlm.common.sampling import LARGEST_TEMPERATURE, SMALLEST_TEMPERATURE, SMALLEST_TOP_P, Sampling
 from mlxlm.adapters.adapter_directory import save_adapters
 from mlxlm.adapters.adapters import AdapterConfig, add_adapters
-from mlxlm.generate import AdaptedGenerateConfig, generate, main
+from mlxlm.generate import AdaptedGenerateConfig, generate, main, sample_tokens
 from mlxlm.load import load_model
 from mlxlm.model.model_file import model_file_source
 from shared_tokenizer.manifest import sealed_directory
@@ -77,3 +77,14 @@ def test_the_ends_of_the_ranges_still_choose_the_likeliest(latent, settings):
     model, _ = load_model(latent)
     greedy = list(generate(model, [1, 5], Sampling(max_tokens=4)))
     assert list(generate(model, [1, 5], Sampling(max_tokens=4, **settings))) == greedy
+
+
+def test_a_repetition_penalty_sees_what_is_in_the_cache_too(latent):
+    model, _ = load_model(latent)
+    prompt = [1, *range(40, 52)]
+    settings = Sampling(max_tokens=12, repetition_penalty=4.0)
+    whole = list(sample_tokens(model, prompt, settings, 12))
+    assert whole != list(sample_tokens(model, prompt, Sampling(max_tokens=12), 12))
+    cache = model.make_cache()
+    mx.eval(model(mx.array([prompt[:-1]]), cache=cache))
+    assert list(sample_tokens(model, prompt[-1:], settings, 12, cache, earlier=prompt[:-1])) == whole

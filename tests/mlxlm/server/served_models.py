@@ -77,11 +77,17 @@ def app_of(model, tokenizer, *, port=8080, api_key=None, max_body_bytes=10_000, 
 
 @contextlib.contextmanager
 def running(model, tokenizer, **options):
-    """Run a server in a thread and yield its port."""
+    """Run a server of a model in a thread and yield its port."""
+    with running_app(lambda port: app_of(model, tokenizer, port=port, **options)) as port:
+        yield port
+
+
+@contextlib.contextmanager
+def running_app(make):
+    """Run a server of the application that `make(port)` returns in a thread, and yield its port."""
     with contextlib.closing(listen("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        app = app_of(model, tokenizer, port=port, **options)
-        server = uvicorn.Server(server_settings(app))
+        server = uvicorn.Server(server_settings(make(port)))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -117,6 +117,40 @@ def test_models_and_health(client):
 
 
 @pytest.mark.parametrize(
+    ("path", "like"),
+    [
+        ("/v1/models/", "/v1/models"),
+        (f"/v1/models/{NAME}/", f"/v1/models/{NAME}"),
+        ("//v1//models", "/v1/models"),
+        ("/health/", "/health"),
+    ],
+)
+def test_a_slash_more_changes_nothing(client, path, like):
+    assert client.get(f"{URL}{path}").json() == client.get(like).json()
+    assert client.get(f"{URL}{path}").status_code == 200
+
+
+def test_a_slash_more_changes_no_answer(client):
+    asked = {"model": NAME, "temperature": 0, "max_tokens": 3}
+    for path, prompt in ((CHAT, {"messages": [{"role": "user", "content": "a"}]}), (COMPLETION, {"prompt": "a"})):
+        paths = (path, f"{path}/", path.replace("/v1/", "/v1//"))
+        found = [client.post(f"{URL}{address}", json=asked | prompt) for address in paths]
+        assert [answered.status_code for answered in found] == [200, 200, 200]
+        assert len({json.dumps(answered.json()["choices"]) for answered in found}) == 1
+
+
+def test_head_and_options_are_answered(client):
+    for path in ("/health", "/v1/models", f"/v1/models/{NAME}"):
+        head = client.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+        options = client.options(path)
+        assert (options.status_code, options.headers["allow"]) == (204, "GET, HEAD, OPTIONS")
+    for path in (CHAT, COMPLETION):
+        assert client.options(path).headers["allow"] == "POST, OPTIONS"
+        assert client.head(path).status_code == 405
+
+
+@pytest.mark.parametrize(
     ("method", "path", "status"),
     [("GET", "/", 404), ("GET", CHAT, 405), ("DELETE", "/v1/models", 405), ("POST", "/v1/", 404)],
 )

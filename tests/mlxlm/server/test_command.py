@@ -1,23 +1,42 @@
 """The command, and what only a real connection shows."""
 
+import dataclasses
 import http.client
 import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
+import urllib.request
 
 import openai
 import pytest
-import uvicorn
 
 from mlxlm.server.app import make_app
-from mlxlm.server.command import ServerConfig, check_reach, find_api_key, listen, open_engine
-from mlxlm.server.connections import Server, run
+from mlxlm.server.command import (
+    ServerConfig,
+    check_reach,
+    example,
+    find_api_key,
+    listen,
+    open_engine,
+    server_url,
+)
+from mlxlm.server.connections import run
 from mlxlm.server.guard import host_names
 from shared_tokenizer.chat.formats import CHATML
-from tests.mlxlm.server.served_models import NAME, Slow, make_engine, open_model, running, save_model, served
+from tests.mlxlm.server.served_models import (
+    NAME,
+    Slow,
+    make_engine,
+    open_model,
+    running,
+    running_app,
+    save_model,
+    served,
+)
 
 USER = {"role": "user", "content": "add"}
 
@@ -91,14 +110,14 @@ def test_a_body_without_a_length_is_cut_off_while_it_is_read(model, tokenizer):
         assert connection.recv(4096).startswith(b"HTTP/1.1 413")  # though the body has no end yet
 
 
-def test_an_interrupt_ends_the_server_with_requests_in_flight(model, tokenizer):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_server_with_requests_in_flight(model, tokenizer, number, capsys):
     engine = make_engine(Slow(model, 0.02))
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     hosts = host_names(port, [])
     app = make_app(served(tokenizer, CHATML), engine, hosts=hosts, api_key=None, max_body_bytes=1000)
-    errors = []
-    interrupted = []
+    errors, sent, passed_on = [], [], []
 
     def ask(stream):
         with client(port) as api:
@@ -108,25 +127,35 @@ def test_an_interrupt_ends_the_server_with_requests_in_flight(model, tokenizer):
             except openai.APIError as error:
                 errors.append(error.message)
 
-    def interrupt():
+    def stop():
         threads = [threading.Thread(target=ask, args=(stream,)) for stream in (True, False)]
         for thread in threads:
             thread.start()
         while not (engine._current and engine._waiting):  # one is answered, one waits
             time.sleep(0.01)
-        interrupted.append(time.monotonic())
-        os.kill(os.getpid(), signal.SIGINT)
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), number)
+        threads.append(threading.Thread(target=ask, args=(False,)))  # one is about to ask
+        threads[-1].start()
+        time.sleep(0.05)
+        os.kill(os.getpid(), number)  # as a terminal that closes
         for thread in threads:
             thread.join()
 
-    client_thread = threading.Thread(target=interrupt)
-    client_thread.start()
-    run(app, engine, listener)
-    ended = time.monotonic()
-    client_thread.join()
-    assert ended - interrupted[0] < 3
-    assert len(errors) == 2 and all("the server is stopping" in message for message in errors)
+    before = signal.signal(number, lambda number, frame: passed_on.append(number))
+    try:
+        client_thread = threading.Thread(target=stop)
+        client_thread.start()
+        run(app, engine, listener)
+        ended = time.monotonic()
+        client_thread.join()
+    finally:
+        signal.signal(number, before)
+    assert ended - sent[0] < 3
+    assert len(errors) == 3 and all("the server is stopping" in message for message in errors)
     assert not engine.is_alive
+    assert passed_on == ([] if number == signal.SIGINT else [number])
+    assert capsys.readouterr().err == ""  # no traceback
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "server.example", ""])
@@ -186,16 +215,41 @@ def test_a_host_that_nobody_knows_is_an_error(monkeypatch):
         listen("nobody", 0)
 
 
-def test_a_second_signal_forces_nothing():
-    server = Server(uvicorn.Config(app=None), engine=None)
-    for _ in range(2):
-        server.handle_exit(signal.SIGINT, None)
-    assert server.should_exit and not server.force_exit
-
-
 def test_a_port_that_is_taken_is_an_error():
     with listen("127.0.0.1", 0) as taken, pytest.raises(OSError, match="in use"):
         listen("127.0.0.1", taken.getsockname()[1])
+
+
+@pytest.mark.parametrize("api_key", [None, "secret"])
+@pytest.mark.parametrize("chats", [True, False])
+def test_the_example_is_a_request_that_is_answered(model, tokenizer, tmp_path, api_key, chats):
+    properties = dataclasses.replace(served(tokenizer, CHATML if chats else None), name="it's $HOME")
+    engine = make_engine(model)
+    with running_app(
+        lambda port: make_app(properties, engine, hosts=host_names(port, []), api_key=api_key, max_body_bytes=10_000)
+    ) as port:
+        command = example(server_url("0.0.0.0", port), properties, has_key=api_key is not None)
+        assert "secret" not in command
+        environment = os.environ | {"MLXLM_API_KEY": "secret"}
+        words = subprocess.run(
+            ["sh", "-c", f"printf '%s\\0' {command.removeprefix('curl ')}"],
+            env=environment,
+            capture_output=True,
+            check=True,
+        )
+        url, *rest = words.stdout.decode().split("\0")[:-1]
+        flags = list(zip(rest[::2], rest[1::2], strict=True))
+        headers = dict(value.split(": ", 1) for flag, value in flags if flag == "-H")
+        (body,) = [value for flag, value in flags if flag == "-d"]
+        request = urllib.request.Request(url, body.encode(), headers)
+        with urllib.request.urlopen(request) as answered:
+            assert json.load(answered)["choices"][0]["finish_reason"]
+
+
+def test_the_address_is_one_that_clients_of_this_machine_can_call():
+    hosts = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1", "localhost": "localhost", "fd00::2": "[fd00::2]"}
+    for host, shown in hosts.items():
+        assert server_url(host, 80) == f"http://{shown}:80/v1"
 
 
 def test_what_is_served_is_what_the_directory_says(tokenizer, tmp_path, capsys):

@@ -2,11 +2,13 @@ import asyncio
 import logging
 import time
 
+import mlx.core as mx
+import numpy as np
 import pytest
 
 from jaxlm.common.sampling import Sampling
 from mlxlm.generate import generate
-from mlxlm.server.engine import Finish, Task
+from mlxlm.server.engine import Finish, Task, TokenPenalties
 from mlxlm.server.errors import ApiError
 from mlxlm.server.reply_text import ReplyText
 from shared_tokenizer.tokenizers.tokenizer import TextStream
@@ -19,9 +21,10 @@ def models(tokenizer, tmp_path_factory):
     return {variant: open_model(place / variant, tokenizer, variant) for variant in ("dense", "hybrid")}
 
 
-def task(tokenizer, prompt, max_tokens=8, stop_ids=()):
+def task(tokenizer, prompt, max_tokens=8, stop_ids=(), penalties=TokenPenalties(), **sampling):  # noqa: B008
     reply = ReplyText(TextStream(tokenizer), [])
-    return Task(prompt=prompt, sampling=Sampling(max_tokens=max_tokens), stop_ids=frozenset(stop_ids), reply=reply)
+    sampling = Sampling(max_tokens=max_tokens, **sampling)
+    return Task(prompt=prompt, sampling=sampling, penalties=penalties, stop_ids=frozenset(stop_ids), reply=reply)
 
 
 async def answer(generation):
@@ -64,6 +67,47 @@ def test_what_was_seen_is_not_seen_again_and_changes_no_text(models, tokenizer, 
     for prompt, (text, finish) in zip(prompts, found, strict=True):
         assert text == tokenizer.decode(list(generate(model, prompt, Sampling(max_tokens=8))))
         assert (finish.reason, finish.prompt_tokens, finish.completion_tokens) == ("length", len(prompt), 8)
+
+
+def penalized_tokens(model, prompt, count, presence, frequency):
+    """Return the likeliest tokens after each penalty is taken off, by the definition of the official API."""
+    answer = []
+    for _ in range(count):
+        logits = np.array(model(mx.array([[*prompt, *answer]]), cache=model.make_cache())[0, -1].astype(mx.float32))
+        for token in set(answer):
+            logits[token] -= presence + frequency * answer.count(token)
+        answer.append(int(logits.argmax()))
+    return answer
+
+
+@pytest.mark.parametrize("variant", ["dense", "hybrid"])
+@pytest.mark.parametrize(("presence", "frequency"), [(1.5, 0.0), (0.0, 0.3), (-2.0, 0.5)])
+def test_penalties_are_those_of_the_answer_whatever_is_in_the_store(models, tokenizer, variant, presence, frequency):
+    model, prompt = models[variant], [1, *tokenizer.encode("def add(a, b):\n    return a")]
+    expected = tokenizer.decode(penalized_tokens(model, prompt, 12, presence, frequency))
+    engine = make_engine(model)
+
+    async def ask():
+        asked = {"max_tokens": 12, "penalties": TokenPenalties(presence=presence, frequency=frequency)}
+        return [await answer(engine.submit(task(tokenizer, prompt, **asked))) for _ in range(2)]
+
+    found = run(engine, ask)
+    assert [text for text, _ in found] == [expected, expected]
+    assert [finish.cached_tokens for _, finish in found] == [0, len(prompt) - 1]
+
+
+@pytest.mark.parametrize("variant", ["dense", "hybrid"])
+def test_a_repetition_penalty_is_that_of_generate_whatever_is_in_the_store(models, tokenizer, variant):
+    model, prompt = models[variant], [1, *tokenizer.encode("def add(a, b):\n    return a")]
+    expected = tokenizer.decode(list(generate(model, prompt, Sampling(max_tokens=12, repetition_penalty=3.0))))
+    engine = make_engine(model)
+
+    async def ask():
+        asked = {"max_tokens": 12, "repetition_penalty": 3.0}
+        return [await answer(engine.submit(task(tokenizer, prompt, **asked))) for _ in range(2)]
+
+    assert [text for text, _ in run(engine, ask)] == [expected, expected]
+    assert expected != tokenizer.decode(list(generate(model, prompt, Sampling(max_tokens=12))))
 
 
 def test_a_stop_token_ends_the_text_and_is_no_part_of_it(models, tokenizer):

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from jaxlm.common.sampling import LARGEST_SEED
+from mlxlm.server.engine import TokenPenalties
 from mlxlm.server.errors import ApiError
 from mlxlm.server.requests import read_chat, read_completion
 from shared_tokenizer.chat.formats import CHATML
@@ -56,7 +57,7 @@ def test_what_is_asked_for_is_done(tokenizer):
 
 def test_prompts_of_text_and_of_ids(tokenizer):
     ids = tokenizer.encode_prompt("add")
-    for prompt in ("add", ["add"], ids):
+    for prompt in ("add", ["add"], ids, [ids]):
         assert completion(tokenizer, prompt=prompt).task.prompt == ids
     assert completion(tokenizer).task.stop_ids == {tokenizer.eos_id}
 
@@ -75,7 +76,7 @@ def test_a_text_goes_on_within_a_character(tokenizer):
         {"response_format": {"type": "text"}, "tool_choice": "auto", "stop": None, "temperature": None},
         {"messages": [USER | {"name": "me", "refusal": None, "tool_calls": None, "audio": None}]},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "add"}]}]},
-        {"max_tokens": 5, "max_completion_tokens": 5, "stop": ["a", "b", "c", "d"]},
+        {"max_tokens": 5, "max_completion_tokens": 5.0, "stop": [str(number) for number in range(64)]},
     ],
 )
 def test_fields_that_change_nothing_are_fine(tokenizer, fields):
@@ -87,15 +88,16 @@ def test_fields_that_change_nothing_are_fine(tokenizer, fields):
     [
         *(("temperature", value) for value in (-0.1, 2.1, "hot", True, [])),
         *(("top_p", value) for value in (-0.1, 1.1, "1")),
-        *(("max_tokens", value) for value in (0, -1, 1.5, CONTEXT + 1, 10**30, "5", True)),
-        *(("max_completion_tokens", value) for value in (0, CONTEXT + 1)),
-        *(("seed", value) for value in (-1, LARGEST_SEED + 1, 0.5)),
-        *(("top_k", value) for value in (-1, 301)),
-        *(("stop", value) for value in ("", ["a"] * 5, [""], [1], 1, "x" * 257, {})),
+        *(("max_tokens", value) for value in (0, -2, 1.5, "5", True, -1.5)),
+        *(("max_completion_tokens", value) for value in (0, False)),
+        *(("seed", value) for value in (-2, 2**64, 0.5)),
+        *(("top_k", value) for value in (-2, 0.5, True)),
+        *(("stop", value) for value in ("", ["a"] * 65, [""], [1], 1, "x" * 257, {})),
         *(("stream_options", value) for value in ([], "usage")),
-        *(("n", value) for value in (2, 0, True, 1.0)),
-        *(("presence_penalty", value) for value in (0.5, -1, "0")),
-        ("frequency_penalty", 1),
+        ("stream_options.continuous_usage_stats", {"stream_options": {"continuous_usage_stats": True}}),
+        *(("n", value) for value in (2, 0, True, 1.5, -1)),
+        *(("presence_penalty", value) for value in (2.5, -3, "0", True)),
+        ("frequency_penalty", 2.1),
         ("logprobs", True),
         ("logprobs", 0),
         ("top_logprobs", 3),
@@ -104,17 +106,60 @@ def test_fields_that_change_nothing_are_fine(tokenizer, fields):
         ("tool_choice", "required"),
         ("response_format", {"type": "json_object"}),
         ("reasoning_effort", "high"),
-        ("repetition_penalty", 1.1),
+        *(("repetition_penalty", value) for value in (0, -1, 10.1, "1.0", True)),
+        ("best_of", 2),
+        ("echo", True),
+        ("suffix", "end"),
+        ("stop_token_ids", [1]),
+        ("ignore_eos", True),
+        ("chat_template_kwargs", {"enable_thinking": True}),
+        ("skip_special_tokens", False),
+        ("min_tokens", 5),
+        ("mirostat", 2),
         ("nonsense" * 100, 1),
     ],
 )
 def test_a_field_that_is_wrong_or_not_served_is_named(tokenizer, param, value):
     for read in (chat, completion):
         with pytest.raises(ApiError) as caught:
-            read(tokenizer, **{param: value})
+            read(tokenizer, **(value if "." in param else {param: value}))
         error = caught.value.body()["error"]
         assert (caught.value.status, error["param"]) == (400, param[:100])
         assert error["message"].startswith(param[:100])
+
+
+def test_what_other_servers_read_as_off_is_off(tokenizer):
+    plain = chat(tokenizer, seed=1).task
+    off = {"top_k": -1, "repetition_penalty": 1, "max_tokens": -1, "presence_penalty": 0.0, "frequency_penalty": 0}
+    for fields in ({}, off, off | {"top_k": 0, "repetition_penalty": 1.0, "max_tokens": None}):
+        task = chat(tokenizer, seed=1, **fields).task
+        assert (task.sampling, task.penalties, task.prompt) == (plain.sampling, plain.penalties, plain.prompt)
+    assert chat(tokenizer, seed=-1).task.sampling.seed != chat(tokenizer, seed=-1).task.sampling.seed
+    assert chat(tokenizer, top_k=100_000).task.sampling.top_k == 300  # the vocabulary
+
+
+def test_whole_numbers_may_be_written_as_fractions(tokenizer):
+    sampling = chat(tokenizer, max_tokens=16.0, top_k=5.0, seed=7.0, n=1.0, temperature=1).task.sampling
+    assert (sampling.max_tokens, sampling.top_k, sampling.seed) == (16, 5, 7)
+    assert all(type(value) is int for value in (sampling.max_tokens, sampling.top_k, sampling.seed))
+
+
+@pytest.mark.parametrize("most", [CONTEXT, CONTEXT + 1, 1000.0, 10**30])
+def test_more_than_the_context_is_as_much_as_fits(tokenizer, most):
+    for read in (chat, completion):
+        for name in ("max_tokens", "max_completion_tokens"):
+            task = read(tokenizer, **{name: most}).task
+            assert task.sampling.max_tokens == CONTEXT - len(task.prompt)
+
+
+def test_large_seeds_are_told_apart(tokenizer):
+    seeds = [chat(tokenizer, seed=seed).task.sampling.seed for seed in (LARGEST_SEED + 5, LARGEST_SEED + 5, 2**64 - 1)]
+    assert seeds[0] == seeds[1] != seeds[2] and max(seeds) <= LARGEST_SEED
+
+
+def test_penalties_are_served(tokenizer):
+    task = chat(tokenizer, repetition_penalty=1.1, presence_penalty=-0.5, frequency_penalty=2).task
+    assert (task.sampling.repetition_penalty, task.penalties) == (1.1, TokenPenalties(presence=-0.5, frequency=2.0))
 
 
 def test_two_lengths_are_one_too_many(tokenizer):
@@ -150,7 +195,11 @@ def test_conversations_that_cannot_be_answered(tokenizer, messages, message):
 
 
 @pytest.mark.parametrize(
-    "prompt", [None, 1, [], ["a", "b"], [[1, 2]], [True], [1.0], [-1], [300], [2**70], [1] * CONTEXT]
+    "prompt",
+    [
+        *(None, 1, [], ["a", "b"], [[]], [[1, 2], [3]], [["a"]], [[[1]]], [[300]], [True], [[True]], [1.0]),
+        *([-1], [300], [2**70], [1] * CONTEXT),
+    ],
 )
 def test_prompts_that_cannot_be_continued(tokenizer, prompt):
     with pytest.raises(ApiError) as caught:

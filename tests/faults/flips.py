@@ -3,6 +3,7 @@
 import contextlib
 import io
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,13 @@ import numpy as np
 
 from jaxlm.commands.prepare import main as prepare_main
 from shared_tokenizer.load import load_tokenizer
+from shared_tokenizer.manifest import MANIFEST
 from shared_tokenizer.preparation.prepare_config import PrepareConfig
 from tests.commands import run
+from tests.faults.injected import Injection
+from tests.faults.interrupted import choose_moment, plain, run_with
 from tests.faults.trial import Kind, Outcome
-from tests.faults.workplace import JOBS, SAMPLE_ORDER, Job, Workplace
+from tests.faults.workplace import FINETUNINGS, JOBS, PREPARATIONS, SAMPLE_ORDER, TRAININGS, Job, Workplace
 
 # Errors that a command reports in one line; they have to name a file.
 REFUSALS = (ValueError, OSError)
@@ -35,17 +39,25 @@ class Sealed:
 
 
 @contextlib.contextmanager
-def flipped(path: Path, rng: np.random.Generator) -> Iterator[str]:
-    """Flip one random bit of a file, and mend it afterwards. Yields the place."""
+def damaged(path: Path, rng: np.random.Generator) -> Iterator[str]:
+    """Flip one random bit of a file, or now and then cut or remove it; mend it afterwards. Yields what was done."""
     whole = path.read_bytes()
-    at, bit = int(rng.integers(len(whole))), int(rng.integers(8))
-    damaged = bytearray(whole)
-    damaged[at] ^= 1 << bit
-    path.write_bytes(damaged)
+    at, bit, kind = int(rng.integers(len(whole))), int(rng.integers(8)), rng.integers(20)
+    if kind == 0 and path.name != MANIFEST:  # without which a directory is that of another program
+        path.unlink()
+        what = f"{path.name} removed"
+    elif kind == 1:
+        path.write_bytes(whole[:at])
+        what = f"{path.name} cut to {at} bytes"
+    else:
+        changed = bytearray(whole)
+        changed[at] ^= 1 << bit
+        path.write_bytes(changed)
+        what = f"bit {bit} of byte {at} of {path.name}"
     try:
-        yield f"bit {bit} of byte {at} of {path.name}"
+        yield what
     finally:
-        if path.exists():
+        if path.parent.exists():
             path.write_bytes(whole)
 
 
@@ -57,7 +69,7 @@ def flip_sealed(sealed: Sealed, workplace: Workplace, folder: Path, rng: np.rand
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.stat().st_size)
     for _ in range(PER_TRIAL):
         path = files[int(rng.integers(len(files)))]
-        with flipped(path, rng) as place:
+        with damaged(path, rng) as place:
             outcome.tried += 1
             try:
                 said = sealed.open(workplace, folder, directory)
@@ -199,7 +211,7 @@ def flip_run(jobs: Sequence[Job], workplace: Workplace, folder: Path, rng: np.ra
     if not path.stat().st_size:
         return outcome
     assert job.resume is not None
-    with flipped(path, rng) as place:
+    with damaged(path, rng) as place:
         outcome.tried += 1
         what = f"{job.name}, {path.relative_to(output)}, {place}"
         done = run(*_moved(job.resume(output), output, workplace.finished(job.name)))
@@ -215,6 +227,34 @@ def flip_run(jobs: Sequence[Job], workplace: Workplace, folder: Path, rng: np.ra
                 ours = [name for name in ours if not name.startswith("metrics")]
             if ours and "damaged" not in done.stdout:
                 outcome.fail("silent", f"{what}: differs in {', '.join(ours[:4])}: {end}")
+    return outcome
+
+
+def damage_begun(jobs: Sequence[Job], workplace: Workplace, folder: Path, rng: np.random.Generator) -> Outcome:
+    """Kill a command, damage any file that it left, and start it again: refused, said, or the undisturbed result."""
+    outcome, job, output = Outcome(), jobs[int(rng.integers(len(jobs)))], folder / "output"
+    at = choose_moment(rng, workplace.reference(job.name).changes)
+    injection = Injection(root=str(output), log=str(folder / "changes.txt"), fault="kill", at=at)
+    if run_with(injection, job.words(workplace, output)).code != -signal.SIGKILL:
+        return outcome
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+    files = [path for path in files if path.name not in LOGS and path.name != "metrics.jsonl"]
+    if not files:
+        return outcome
+    path = files[int(rng.integers(len(files)))]
+    with damaged(path, rng) as place:
+        outcome.tried += 1
+        what = f"{job.name}, killed before change {at}, {path.relative_to(folder)}, {place}"
+        ended = run_with(plain(folder, output), job.again(workplace, output))
+        if "Traceback" in ended.stderr or ended.code not in (0, 2):
+            outcome.fail("crashed", f"{what}: {ended.show()}")
+        elif ended.code == 2 and str(folder) not in ended.stderr:
+            outcome.fail("untidy", f"{what}: names no file: {ended.show()}")
+        elif ended.code == 0 and "damaged" not in ended.stdout:
+            found, expected = job.digest(output), workplace.reference(job.name).digest
+            differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+            if differing and differing != [SAMPLE_ORDER]:
+                outcome.fail("silent", f"{what}: differs in {', '.join(differing[:4])}: {ended.show()}")
     return outcome
 
 
@@ -239,4 +279,7 @@ KINDS = [
         lambda *place: flip_run((JOBS["finetune-lora"], JOBS["finetune-qat"]), *place),
         1.0,
     ),
+    Kind("flip in a begun preparation", lambda *place: damage_begun(PREPARATIONS, *place), 0.5),
+    Kind("flip in a begun fine-tuning", lambda *place: damage_begun(FINETUNINGS, *place), 0.7),
+    Kind("flip in a begun training", lambda *place: damage_begun(TRAININGS, *place), 1.0),
 ]

@@ -53,12 +53,13 @@ class _Hook:
         self._root = os.path.realpath(injection.root)
         self._log = os.open(injection.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._count = 0
+        self._process = os.getpid()
         self._inside = threading.local()
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event != "open" and event not in _CHANGES:
             return
-        if getattr(self._inside, "busy", False):
+        if getattr(self._inside, "busy", False) or os.getpid() != self._process:
             return
         if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & _WRITING):
             return

@@ -27,7 +27,7 @@ STEPS = 12
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1}
 # TQ2_0 has blocks of 256.
 GGUF_SHAPE = SHAPE | {"hidden_size": 256, "intermediate_size": 256}
-_OFTEN = {"num_train_steps": STEPS, "log_every_steps": 1, "eval_every_steps": 4, "eval_batches": 1}
+_OFTEN = {"num_train_steps": STEPS, "log_every_steps": 1, "eval_every_steps": 6, "eval_batches": 1}
 _TRAIN = _OFTEN | {
     "batch_size": 2,
     "seq_len": 16,
@@ -277,6 +277,13 @@ PREPARATIONS = (
     Job(
         "prepare-given",
         lambda workplace, output: _prepare("text", {"tokenizer": workplace.tokenizer})(workplace, output),
+        digest_files,
+    ),
+    Job(
+        "prepare-workers",
+        lambda workplace, output: _prepare("text", {"tokenizer": workplace.tokenizer, "num_workers": 2})(
+            workplace, output
+        ),
         digest_files,
     ),
 )

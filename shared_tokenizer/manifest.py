@@ -111,6 +111,17 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextlib.contextmanager
+def named_errors(path: str | Path) -> Iterator[None]:
+    """Let an error of the system name the file: that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Replace a file atomically: write a temporary file next to it, flush it to disk, rename it."""
     with replaced_file(path) as temporary:
@@ -119,7 +130,16 @@ def write_file(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary file next to `path`. On success flush it to disk and rename it to `path`, else remove it."""
+    """Yield a temporary file next to `path`. On success flush it to disk and rename it to `path`, else remove it.
+
+    An OSError names `path` where it names no file.
+    """
+    with named_errors(path), _replaced(path) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -138,7 +158,8 @@ def replaced_file(path: Path) -> Iterator[Path]:
 def sealed_directory(directory: Path) -> Iterator[Path]:
     """Yield a temporary directory. On success seal it, flush it to disk and rename it to `directory`, else remove it.
 
-    Raises ValueError where `directory` is a file, is not empty, or lies inside a sealed directory.
+    Raises ValueError where `directory` is a file, is not empty, or lies inside a sealed directory. An OSError names
+    `directory` where it names no file.
     """
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
@@ -147,16 +168,17 @@ def sealed_directory(directory: Path) -> Iterator[Path]:
         raise ValueError(f"{directory}: already exists and is not empty; remove it or choose another path")
     refuse_inside_sealed(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-        seal_directory(temporary)
-        os.replace(temporary, directory)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _sync_directory(directory.parent)
+    with named_errors(directory):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        try:
+            temporary.chmod(0o755)
+            yield temporary
+            seal_directory(temporary)
+            os.replace(temporary, directory)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _sync_directory(directory.parent)
 
 
 def refuse_inside_sealed(path: Path) -> None:

@@ -22,6 +22,8 @@ from typing import Any, Literal, NamedTuple
 import fsspec
 import numpy as np
 
+from shared_tokenizer.manifest import named_errors
+
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
@@ -106,7 +108,9 @@ class ShardWriter:
     def _save(self, name: str, array: np.ndarray) -> str:
         buffer = io.BytesIO()
         np.save(buffer, array)
-        self._filesystem.pipe_file(f"{self._directory}/{name}", buffer.getvalue())
+        path = f"{self._directory}/{name}"
+        with named_errors(path):
+            self._filesystem.pipe_file(path, buffer.getvalue())
         return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 

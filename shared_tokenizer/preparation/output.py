@@ -14,14 +14,24 @@ import fsspec
 
 from shared_tokenizer.data.shards import MANIFEST, TOKENIZER
 from shared_tokenizer.manifest import MANIFEST as SEAL
-from shared_tokenizer.manifest import manifest_lines, refuse_inside_sealed, seal_directory, verify_manifest
+from shared_tokenizer.manifest import (
+    manifest_lines,
+    named_errors,
+    refuse_inside_sealed,
+    seal_directory,
+    verify_manifest,
+)
+from shared_tokenizer.preparation.prepare_slice import write_atomically
 
 STATISTICS = "stats.json"
 PICTURE = "documents.png"
 PLAN, LOCK = "plan.json", "lock"
 SHARD_FILES = re.compile(r"(train|val)-\d{5}-\d{2,}(\.ends|\.mask)?\.npy")
 OUTPUT_FILES = re.compile(rf"{SHARD_FILES.pattern}|{MANIFEST}|{STATISTICS}|{PICTURE}|{TOKENIZER}")
-JOURNAL_FILES = re.compile(rf"{PLAN}|slice-.*\.json(\.tmp)?")
+JOURNAL_FILES = re.compile(rf"({PLAN}|slice-.*\.json)(\.tmp)?")
+# A journal that holds no more than these was begun and not filled.
+_BEGUN = {LOCK, f"{PLAN}.tmp"}
+_TRIES = 100
 
 
 class PreparationOutput:
@@ -59,7 +69,8 @@ class PreparationOutput:
         """Write a file of the output directory and keep its sha256."""
         path = f"{self.output}/{name}"
         self.filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
-        self.filesystem.pipe_file(path, content)
+        with named_errors(path):
+            self.filesystem.pipe_file(path, content)
         self.sha256[name] = hashlib.sha256(content).hexdigest()
 
     def local_directories(self) -> list[Path]:
@@ -75,7 +86,7 @@ class PreparationOutput:
         if self.is_begun or self.filesystem.exists(f"{self.output}/{MANIFEST}"):
             return
         for path in (self.output, self.journal):
-            if self.filesystem.exists(path) and [name for name in self._names(path) if name != LOCK]:
+            if self.filesystem.exists(path) and not set(self._names(path)) <= _BEGUN:
                 raise ValueError(f"{path}: already exists and is not empty; remove it or choose another path")
 
     @contextlib.contextmanager
@@ -84,35 +95,62 @@ class PreparationOutput:
 
         Raises ValueError where another process holds the lock.
         """
-        self.filesystem.makedirs(self.journal, exist_ok=True)
-        try:
-            if self.is_local:
-                with _locked_file(Path(self.journal, LOCK), self._given):
-                    yield
-            else:
+        lock = self._locked_journal() if self.is_local else contextlib.nullcontext()
+        with lock:
+            try:
                 yield
-        finally:
-            self._remove_if_empty(self.journal)
+            finally:
+                self.remove_empty_journal()
 
-    def begin(self) -> None:
-        """Remove all files of an unfinished preparation and create the output directory."""
-        self.remove()
+    @contextlib.contextmanager
+    def _locked_journal(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for _ in range(_TRIES):
+                self.filesystem.makedirs(self.journal, exist_ok=True)
+                # Whoever has finished meanwhile has removed the journal.
+                with contextlib.suppress(FileNotFoundError):
+                    stack.enter_context(_locked_file(Path(self.journal, LOCK), self._given))
+                    break
+            yield
+
+    def begin(self, plan: bytes) -> None:
+        """Remove what an unfinished preparation has written, write the plan, and create the output directory.
+
+        The plan comes first: it says whose files the others are.
+        """
+        self._remove_work()
+        self.write_plan(plan)
         self.filesystem.makedirs(self.output, exist_ok=True)
+
+    def write_plan(self, plan: bytes) -> None:
+        """Write the plan, completely or not at all."""
+        self.filesystem.makedirs(self.journal, exist_ok=True)
+        write_atomically(self.filesystem, self.plan, plan)
 
     def remove(self) -> None:
         """Remove all files of an unfinished preparation."""
+        self._remove_work()
+        self._remove_if_empty(self.output)
+        self.remove_journal()
+
+    def _remove_work(self) -> None:
+        """Remove all files but the plan: first the summaries, which say that the others are complete."""
         for directory, pattern in ((self.journal, JOURNAL_FILES), (self.output, OUTPUT_FILES)):
             if self.filesystem.exists(directory):
                 for name in self._names(directory):
-                    if pattern.fullmatch(name):
+                    if pattern.fullmatch(name) and name != PLAN:
                         self.filesystem.rm(f"{directory}/{name}", recursive=name == TOKENIZER)
-        self._remove_if_empty(self.output)
 
     def remove_journal(self) -> None:
-        """Remove the plan and the summaries of a finished preparation."""
-        for name in self._names(self.journal):
+        """Remove the summaries and then the plan of a preparation."""
+        names = self._names(self.journal) if self.filesystem.exists(self.journal) else []
+        for name in sorted(names, key=lambda name: name == PLAN):
             if JOURNAL_FILES.fullmatch(name):
                 self.filesystem.rm_file(f"{self.journal}/{name}")
+
+    def remove_empty_journal(self) -> None:
+        """Remove the directory of the journal where it holds nothing but the lock."""
+        self._remove_if_empty(self.journal)
 
     def remove_other_shards(self) -> None:
         """Remove the shards of slices beyond a limit: those that have no digest in `sha256`."""
@@ -141,8 +179,10 @@ class PreparationOutput:
         return [path.rstrip("/").rpartition("/")[2] for path in self.filesystem.ls(directory, detail=False)]
 
     def _remove_if_empty(self, directory: str) -> None:
-        if self.filesystem.exists(directory) and not [name for name in self._names(directory) if name != LOCK]:
-            self.filesystem.rm(directory, recursive=True)
+        # Another process that found the set finished may do the same.
+        with contextlib.suppress(FileNotFoundError):
+            if self.filesystem.exists(directory) and set(self._names(directory)) <= {LOCK}:
+                self.filesystem.rm(directory, recursive=True)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from shared_tokenizer.preparation.choose_tokenizer import choose_chat_format, lo
 from shared_tokenizer.preparation.output import PICTURE, STATISTICS, PreparationOutput
 from shared_tokenizer.preparation.plan_input import plan_input
 from shared_tokenizer.preparation.prepare_config import PrepareConfig
-from shared_tokenizer.preparation.prepare_slice import SliceJob, Summary, load_output_tokenizer, write_atomically
+from shared_tokenizer.preparation.prepare_slice import SliceJob, Summary, load_output_tokenizer
 from shared_tokenizer.preparation.report import draw_lengths, statistics
 from shared_tokenizer.preparation.reporter import Reporter
 from shared_tokenizer.preparation.run_slices import run_slices
@@ -37,7 +37,11 @@ def prepare(config: PrepareConfig, reporter: Reporter) -> dict[str, Any]:
     plan = plan_input(config, output.local_directories(), reporter)
     given = load_given_tokenizer(config, reporter)
     preparation = _Preparation(config, output, plan, given, _identity(config, plan, given), reporter)
-    manifest = preparation.finished_manifest() or preparation.run()
+    manifest = preparation.finished_manifest()
+    if manifest is None:
+        manifest = preparation.run()
+    else:
+        output.remove_empty_journal()
     output.verify()
     return manifest
 
@@ -94,18 +98,21 @@ class _Preparation:
     def _start(self) -> tuple[Tokenizer, ChatFormat | None]:
         """Write the tokenizer and the plan, or take them from the interrupted preparation."""
         begun = self._read_begun() if self.output.is_begun else None
-        if begun is None:
-            tokenizer = self.given or train_on_sample(self.config, self.plan, self.reporter)
-            chat_format = choose_chat_format(self.config, self.plan, tokenizer)
-            self.output.begin()
-        else:
+        if begun is not None:
             self._refuse_another(begun["identity"])
-            tokenizer = self.given or self._load_trained_tokenizer(begun["tokenizer_fingerprint"])
-            chat_format = choose_chat_format(self.config, self.plan, tokenizer)
+        tokenizer = self.given
+        if tokenizer is None and begun is not None and self.output.has_finished_slices:
+            tokenizer = self._load_trained_tokenizer(begun["tokenizer_fingerprint"])
+        if tokenizer is None:
+            tokenizer = train_on_sample(self.config, self.plan, self.reporter)
+        chat_format = choose_chat_format(self.config, self.plan, tokenizer)
+        plan = _to_json({"identity": self.identity, "tokenizer_fingerprint": tokenizer.fingerprint})
+        if begun is not None and self.output.has_finished_slices:
             self.reporter.log(f"{self.config.output_dir}: resuming an interrupted preparation")
+            self.output.write_plan(plan)
+        else:
+            self.output.begin(plan)
         self._write_tokenizer(tokenizer, chat_format)
-        content = {"identity": self.identity, "tokenizer_fingerprint": tokenizer.fingerprint}
-        write_atomically(self.output.filesystem, self.output.plan, _to_json(content))
         return tokenizer, chat_format
 
     def _jobs(self, tokenizer: Tokenizer, chat_format: ChatFormat | None) -> list[SliceJob]:

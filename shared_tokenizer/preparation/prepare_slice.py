@@ -17,6 +17,7 @@ from shared_tokenizer.chat.formats import named_chat_format
 from shared_tokenizer.chat.messages import encode_chat
 from shared_tokenizer.data.shards import SPLITS, TOKENIZER, ShardWriter, Split, ids_dtype
 from shared_tokenizer.load import load_tokenizer
+from shared_tokenizer.manifest import named_errors
 from shared_tokenizer.sources.documents import Document, Rejected, cut_document, is_validation
 from shared_tokenizer.sources.slices import Slice
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
@@ -107,15 +108,27 @@ class Summary:
         """Return the number of tokens written."""
         return sum(split["tokens"] for split in self.splits.values())
 
+    def to_json(self) -> bytes:
+        """Return the content of a file of the journal: the summary, and its own digest."""
+        content = json.dumps(vars(self))
+        return json.dumps({"summary": content, "digest": _digest_of(content)}).encode()
+
     @classmethod
     def from_json(cls, content: str | bytes) -> "Summary":
-        """Return the summary of a file of the journal."""
-        found = json.loads(content)
+        """Return the summary of a file of the journal. Raises ValueError, TypeError or KeyError on a damaged one."""
+        whole = json.loads(content)
+        if whole["digest"] != _digest_of(whole["summary"]):
+            raise ValueError("found another digest of the summary")
+        found = json.loads(whole["summary"])
         for name in ("counts", "lengths"):
             found[name] = Counter(found[name])
         for name in ("sources", "splits"):
             found[name] = {key: Counter(value) for key, value in found[name].items()}
         return cls(**found)
+
+
+def _digest_of(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def prepare_slice(job: SliceJob) -> Summary:
@@ -128,14 +141,15 @@ def prepare_slice(job: SliceJob) -> Summary:
     if (found := _finished(filesystem, done, job)) is not None:
         return found
     summary = _SliceWork(job).run()
-    write_atomically(filesystem, done, json.dumps(vars(summary)).encode())
+    write_atomically(filesystem, done, summary.to_json())
     return summary
 
 
 def write_atomically(filesystem: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
     """Write to `PATH.tmp` and rename, so that the file is complete or absent."""
-    filesystem.pipe_file(f"{path}.tmp", content)
-    filesystem.mv(f"{path}.tmp", path)
+    with named_errors(path):
+        filesystem.pipe_file(f"{path}.tmp", content)
+        filesystem.mv(f"{path}.tmp", path)
 
 
 def _finished(filesystem: fsspec.AbstractFileSystem, path: str, job: SliceJob) -> Summary | None:

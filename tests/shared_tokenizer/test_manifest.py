@@ -4,7 +4,14 @@ import subprocess
 import numpy as np
 import pytest
 
-from shared_tokenizer.manifest import MANIFEST, DamagedError, sealed_directory, verify_manifest, write_file
+from shared_tokenizer.manifest import (
+    MANIFEST,
+    DamagedError,
+    named_errors,
+    sealed_directory,
+    verify_manifest,
+    write_file,
+)
 from tests.conftest import flipped_bit
 
 
@@ -79,3 +86,20 @@ def test_write_file_replaces_whole_or_not_at_all(tmp_path):
         write_file(tmp_path / "file", "two")  # pyright: ignore[reportArgumentType]
     assert (tmp_path / "file").read_bytes() == b"one"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_error_of_the_system_names_the_file(tmp_path):
+    path = tmp_path / "file.txt"
+    for write in (lambda: write_file(path, b"new"), lambda: _write_sealed(tmp_path / "file.txt-sealed")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("os.fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            with pytest.raises(OSError, match=r"No space left on device: '.*file\.txt"):
+                write()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OSError, match="other"), named_errors(path):
+        raise OSError(2, "No such file or directory", "other")
+
+
+def _write_sealed(directory):
+    with sealed_directory(directory) as temporary:
+        (temporary / "a").write_text("a")

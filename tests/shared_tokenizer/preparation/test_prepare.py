@@ -279,6 +279,76 @@ def test_a_second_preparation_of_the_same_place_is_refused(texts, tmp_path, toke
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_a_refused_preparation_leaves_the_lock_of_the_first(texts, tmp_path, tokenizer_dir, monkeypatch):
+    from shared_tokenizer.preparation.choose_tokenizer import train_on_sample
+
+    begun = []
+
+    def second(*arguments):
+        if not begun:
+            begun.append(1)
+            with pytest.raises(ValueError, match="out: another process is preparing it"):
+                run(texts, tmp_path / "out", tokenizer_dir, vocab_size=295)
+            assert (tmp_path / "out.partial" / "lock").exists()
+        return train_on_sample(*arguments)
+
+    monkeypatch.setattr("shared_tokenizer.preparation.prepare.train_on_sample", second)
+    run(texts, tmp_path / "out", tokenizer_dir, vocab_size=295)
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("place", ["begin", "_write_tokenizer", "write_plan", "remove_journal", "seal"])
+@pytest.mark.parametrize("late", [False, True])
+def test_an_end_at_any_place_is_repaired_by_the_same_command(texts, tmp_path, tokenizer_dir, monkeypatch, place, late):
+    from shared_tokenizer.preparation.output import PreparationOutput
+    from shared_tokenizer.preparation.prepare import _Preparation
+
+    options = {"vocab_size": 295}
+    run(texts, tmp_path / "straight", tokenizer_dir, **options)
+    owner = _Preparation if place == "_write_tokenizer" else PreparationOutput
+    real = getattr(owner, place)
+
+    def ends(self, *arguments):
+        if late:
+            real(self, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, place, ends)
+        with pytest.raises(KeyboardInterrupt):
+            run(texts, tmp_path / "out", tokenizer_dir, **options)
+    run(texts, tmp_path / "out", tokenizer_dir, **options)
+    assert content(tmp_path / "out") == content(tmp_path / "straight")
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_plan_that_was_not_completed_is_nobodys(texts, tmp_path, tokenizer_dir):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "plan.json.tmp").write_text("{")
+    run(texts, tmp_path / "out", tokenizer_dir)
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_wrong_number_in_a_summary_is_noticed(interrupted, texts, tmp_path, tokenizer_dir):
+    run(texts, tmp_path / "straight", tokenizer_dir)
+    summary = sorted(interrupted.with_name("out.partial").glob("slice-*.json"))[0]
+    content_before = summary.read_text()
+    changed = content_before.replace('\\"bytes\\": ', '\\"bytes\\": 1')
+    assert changed != content_before
+    summary.write_text(changed)
+    run(texts, interrupted, tokenizer_dir)
+    assert content(interrupted) == content(tmp_path / "straight")
+
+
+def test_a_full_disk_names_the_file(texts, tmp_path, tokenizer_dir, monkeypatch):
+    def full(self, path, value, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.pipe_file", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*out\.partial/plan\.json'"):
+        run(texts, tmp_path / "out", tokenizer_dir)
+
+
 def test_a_finished_set_is_kept_and_another_refused(texts, tmp_path, tokenizer_dir):
     run(texts, tmp_path / "out", tokenizer_dir)
     before = content(tmp_path / "out")

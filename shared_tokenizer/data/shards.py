@@ -13,6 +13,7 @@ import io
 import json
 import re
 import tokenize
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +41,7 @@ _HEADER_ERRORS = (
     MemoryError,
     RecursionError,
     tokenize.TokenError,
+    Warning,
 )
 
 
@@ -255,7 +257,8 @@ def _load(path: Path, dtype: str, count: int) -> np.ndarray:
         # Without this prefix numpy takes a file for an archive or a pickle.
         with path.open("rb") as file:
             is_array = file.read(len(_ARRAY)) == _ARRAY
-        array = np.load(path, mmap_mode="r", allow_pickle=False) if is_array else None
+        with warnings.catch_warnings(action="error"):  # of headers that only an old numpy could have written
+            array = np.load(path, mmap_mode="r", allow_pickle=False) if is_array else None
     except (OSError, *_HEADER_ERRORS) as error:
         raise ValueError(f"{path}: not a token shard: {error}") from error
     if array is None:

@@ -11,7 +11,8 @@ from shared_tokenizer.readers import rows
 from shared_tokenizer.readers.csv_rows import read_csv, read_tsv
 from shared_tokenizer.readers.encodings import explain_not_utf8
 from shared_tokenizer.readers.json_values import read_json, read_lines
-from shared_tokenizer.readers.parquet_rows import PARQUET_MAGIC, read_parquet
+from shared_tokenizer.readers.parquet_footer import PARQUET_MAGIC
+from shared_tokenizer.readers.parquet_rows import read_parquet
 from shared_tokenizer.readers.rows import BadRow, LostRestError, Piece, Row
 from shared_tokenizer.readers.streams import first_bytes, open_content
 

@@ -108,6 +108,7 @@ def test_a_manifest_nested_without_end_is_refused(shards_dir):
         b"\x93NUMPY\x01\x00\x10\x00{'descr': ((((\n",
         b"\x93NUMPY\x01\x00v\x00{'descr': '<u2', 'fortran_order': False, 'shape': (99999999999999999999999,), }",
         b"\x93NUMPY\x02\x00\xff\xff\xff\x7f",
+        b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<u2', 'fortran_order': False, 'shape': (5L,), }".ljust(117) + b"\n",
     ],
 )
 def test_a_file_that_is_no_array_is_refused_by_name(shards_dir, content):

@@ -8,7 +8,7 @@ from jaxlm.common.sampling import Sampling
 from mlxlm.generate import generate
 from shared_tokenizer.chat.formats import CHATML
 from shared_tokenizer.chat.messages import Message, encode_generation_prompt
-from tests.mlxlm.server.served_models import NAME, app_of, open_model
+from tests.mlxlm.server.served_models import CONTEXT, NAME, app_of, open_model
 
 URL = "http://127.0.0.1:8080"
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
@@ -90,6 +90,24 @@ def test_a_seed_gives_the_same_text_and_another_seed_another(client):
 def test_the_text_ends_with_the_context(client):
     answered = complete(client, [1] * 250, max_tokens=200)
     assert (answered["usage"]["completion_tokens"], answered["choices"][0]["finish_reason"]) == (6, "length")
+
+
+def test_an_answer_that_is_longer_than_the_context_ends_with_it(client):
+    for name in ("max_tokens", "max_completion_tokens"):
+        answered = chat(client, "hi", **{name: 1000})
+        usage = answered["usage"]
+        assert usage["total_tokens"] <= CONTEXT
+        ended = "length" if usage["total_tokens"] == CONTEXT else "stop"
+        assert answered["choices"][0]["finish_reason"] == ended
+
+
+def test_an_empty_answer_is_accepted_in_the_next_request(client):
+    asked = [{"role": "user", "content": "hi"}]
+    begins = chat(client, "hi", max_tokens=5)["choices"][0]["message"]["content"][0]
+    reply = chat(client, "hi", max_tokens=5, stop=begins)["choices"][0]["message"]
+    assert (reply["role"], reply["content"]) == ("assistant", "")
+    body = {"model": NAME, "messages": [*asked, reply, {"role": "user", "content": "hello?"}], "max_tokens": 2}
+    assert client.post(CHAT, json=body).status_code == 200
 
 
 def test_requests_at_once_are_answered_as_one_after_the_other(client):

@@ -66,8 +66,12 @@ def chat(conversation: Conversation, terminal: Terminal) -> None:
                 _run_command(conversation, terminal, word, argument.strip())
             elif line.strip():
                 _answer(conversation, terminal, line)
+        except BrokenPipeError:  # nobody reads the answers any more
+            raise
         except (ValueError, OSError) as error:
             terminal.note(f"error: {error}")
+        except KeyboardInterrupt:  # a second Ctrl-C, or one that came just after the answer
+            terminal.end_line()
 
 
 def _run_command(conversation: Conversation, terminal: Terminal, command: str, argument: str) -> None:

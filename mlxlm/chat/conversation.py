@@ -55,6 +55,8 @@ class Conversation:
         If the generator is closed or interrupted, the conversation keeps the answer so far. It does not keep a message
         without any answer. Raises ValueError if the message is not valid Unicode, or leaves no room for an answer.
         """
+        if self.turns and self.turns[-1].role == "user":  # an interrupt came before its end was noted
+            self.turns.pop()
         self.turns += _parsed("user", content)
         reply = ReplyStream(self._tokenizer, self._format)
         try:

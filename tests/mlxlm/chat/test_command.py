@@ -8,6 +8,7 @@ from jaxlm.common.architecture.initial_weights import initial_weights
 from jaxlm.common.artifact.artifact import save_artifact
 from mlxlm.chat.command import ChatConfig, main
 from mlxlm.chat.prompt_cache import PromptCache
+from mlxlm.chat.terminal import Terminal
 from shared_tokenizer.chat.formats import CHATML
 from shared_tokenizer.chat.template import write_chat_template
 from shared_tokenizer.sources.documents import read_documents
@@ -76,6 +77,46 @@ def test_an_interruption_stops_the_answer_and_not_the_program(talk, monkeypatch,
     monkeypatch.setattr(PromptCache, "generate", generate)
     output = talk(b"one\ntwo\n")
     assert output.out == "def\ndef\n" and output.err == "stopped\nstopped\n"
+
+
+def test_a_second_interrupt_does_not_end_the_program_either(talk, monkeypatch, tokenizer):
+    def generate(self, prompt, sampling, max_tokens):
+        yield from tokenizer.encode("def")
+        raise KeyboardInterrupt
+
+    note = Terminal.note
+
+    def interrupted_note(self, text):
+        note(self, text)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PromptCache, "generate", generate)
+    monkeypatch.setattr(Terminal, "note", interrupted_note)
+    output = talk(b"one\n/help\ntwo\n")
+    assert output.out == "def\ndef\n" and output.err.count("stopped\n") == 2
+
+
+def test_the_program_ends_when_nobody_reads_its_answers(talk, monkeypatch, tokenizer):
+    replying(monkeypatch, tokenizer, "fine", "fine")
+
+    def write(self, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(Terminal, "write", write)
+    with pytest.raises(BrokenPipeError):
+        talk(b"one\ntwo\n")
+
+
+def test_blank_lines_and_lines_of_another_system_ask_nothing(talk, monkeypatch, tokenizer):
+    asked = []
+
+    def generate(self, prompt, sampling, max_tokens):
+        asked.append(tokenizer.decode(prompt))
+        yield from tokenizer.encode("fine")
+
+    monkeypatch.setattr(PromptCache, "generate", generate)
+    output = talk(b"\n   \n\t\n\r\nhi\r\n\n")
+    assert output.out == "fine\n" and len(asked) == 1 and "\r" not in asked[0]
 
 
 def test_a_real_model_says_the_same_for_the_same_seed(talk):

@@ -125,6 +125,13 @@ def test_a_message_that_gets_no_answer_is_not_kept(model, tokenizer, prompts):
     assert talk.messages == [] and said == ["the model gave no answer; your message is not kept"]
 
 
+def test_a_message_whose_end_was_interrupted_is_not_asked_again(model, tokenizer, prompts):
+    talk = conversation(model, tokenizer)
+    talk.turns = [Message("user", "a"), Message("assistant", "b"), Message("user", "lost")]
+    assert "".join(talk.ask("c")) == "fine"
+    assert [turn.content for turn in talk.messages] == ["a", "b", "c", "fine"]
+
+
 def test_an_answer_ends_with_the_context(model, tokenizer, prompts):
     said = []
     prompts.replies = [tokenizer.encode("a") * 100]

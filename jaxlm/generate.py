@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import flax.struct
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.common.sampling import PENALTY_WINDOW, Sampling, check_prompt
+from jaxlm.common.sampling import PENALTY_WINDOW, Sampling, check_prompt, stop_set
 from jaxlm.model.language_model import LanguageModel, init_cache
 from jaxlm.ops.shapes import LastLogits
 from jaxlm.ops.ternary_linear import Params, ternarize
@@ -91,14 +91,14 @@ def generate_batch(
     params: Params,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
-    stop_id: int | None = None,
+    stop: int | Collection[int] | None = None,
 ) -> Iterator[np.ndarray]:
     """Continue prompts of any lengths together. Yields one token of each, `[B]`, until all have stopped.
 
-    A prompt that has stopped yields `stop_id` from then on. Raises ValueError where a prompt is empty, holds an id
-    outside the vocabulary, or leaves no room in the model's context.
+    A prompt stops at any id of `stop`, and yields that id from then on. Raises ValueError where a prompt is empty,
+    holds an id outside the vocabulary, or leaves no room in the model's context.
     """
-    config = model.config
+    config, stops = model.config, sorted(stop_set(stop))
     for prompt in prompts:
         check_prompt(prompt, config.vocab_size, config.max_seq_len)
     lengths = np.array([len(prompt) for prompt in prompts])
@@ -118,12 +118,13 @@ def generate_batch(
     fixed, seed = _compiled_settings(sampling), np.int32(sampling.seed)
     positions = np.broadcast_to(np.arange(padded, dtype=np.int32), tokens.shape)
     chosen, state = _step(model, params, tokens, positions, (lengths - 1).astype(np.int32), state, seed, fixed)
-    stopped, zeros = np.zeros(len(prompts), bool), np.zeros(len(prompts), np.int32)
+    stopped, last = np.zeros(len(prompts), bool), np.zeros(len(prompts), np.int32)
+    zeros = np.zeros(len(prompts), np.int32)
     for count in range(1, max_tokens + 1):
         output = np.asarray(chosen)
-        if stop_id is not None:
-            output = np.where(stopped, stop_id, output)
-            stopped |= output == stop_id
+        if stops:
+            output = last = np.where(stopped, last, output)
+            stopped |= np.isin(output, stops)
         yield output
         if stopped.all() or count == max_tokens:
             return
@@ -136,11 +137,12 @@ def generate(
     params: Params,
     prompt: Sequence[int],
     sampling: Sampling,
-    stop_id: int | None = None,
+    stop: int | Collection[int] | None = None,
 ) -> Iterator[int]:
-    """Continue one prompt. Yields token ids as they come, without the stop token."""
-    for tokens in generate_batch(model, params, [prompt], sampling, stop_id):
-        if stop_id is not None and tokens[0] == stop_id:
+    """Continue one prompt up to any id of `stop`. Yields token ids as they come, without the one that stops."""
+    stops = stop_set(stop)
+    for tokens in generate_batch(model, params, [prompt], sampling, stops):
+        if int(tokens[0]) in stops:
             return
         yield int(tokens[0])
 

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,7 +12,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.sample_utils import make_repetition_penalty, make_sampler
 
 from jaxlm.common.command_line import run_command
-from jaxlm.common.sampling import PENALTY_WINDOW, GenerateConfig, Sampling, check_prompt, print_speed
+from jaxlm.common.sampling import PENALTY_WINDOW, GenerateConfig, Sampling, check_prompt, print_speed, stop_set
 from mlxlm.load import load_model
 from mlxlm.model.language_model import LanguageModel
 from shared_tokenizer.tokenizers.tokenizer import TextStream
@@ -30,9 +30,9 @@ class AdaptedGenerateConfig(GenerateConfig):
 
 
 def generate(
-    model: LanguageModel, prompt: Sequence[int], sampling: Sampling, stop_id: int | None = None
+    model: LanguageModel, prompt: Sequence[int], sampling: Sampling, stop: int | Collection[int] | None = None
 ) -> Iterator[int]:
-    """Continue one prompt: yield token ids as they are generated, without the stop token.
+    """Continue one prompt up to any id of `stop`: yield token ids as they are generated, without the one that stops.
 
     Raises ValueError if the prompt is empty, holds an id outside the vocabulary, or leaves no room in the model's
     context.
@@ -40,8 +40,9 @@ def generate(
     check_prompt(prompt, model.config.vocab_size, model.config.max_seq_len)
     mx.random.seed(sampling.seed)
     max_tokens = min(sampling.max_tokens, model.config.max_seq_len - len(prompt))
+    stops = stop_set(stop)
     for token in sample_tokens(model, prompt, sampling, max_tokens):
-        if token == stop_id:
+        if token in stops:
             return
         yield token
 
@@ -101,7 +102,7 @@ def main(config: AdaptedGenerateConfig) -> None:
     stream = TextStream(tokenizer)
     sys.stdout.write(config.prompt)
     times = []
-    for token in generate(model, prompt, config, tokenizer.eos_id):
+    for token in generate(model, prompt, config, tokenizer.stop_ids):
         times.append(time.perf_counter())
         sys.stdout.write(stream.add(token))
         sys.stdout.flush()

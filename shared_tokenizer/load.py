@@ -1,8 +1,9 @@
 """Open a tokenizer of any kind, its files and its chat format."""
 
 import contextlib
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from shared_tokenizer.chat.formats import ChatFormat
 from shared_tokenizer.chat.template import chat_format_of, read_chat_template
 from shared_tokenizer.gguf.reader import gguf_tokenizer
 from shared_tokenizer.manifest import verify_where_sealed
-from shared_tokenizer.tokenizers.json_definition import read_definition
 from shared_tokenizer.tokenizers.json_tokenizer import JsonTokenizer
 from shared_tokenizer.tokenizers.json_vocabulary import definition_of_vocabulary
 from shared_tokenizer.tokenizers.named_tokens import NamedTokens
+from shared_tokenizer.tokenizers.same_ids import first_difference
 from shared_tokenizer.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 from shared_tokenizer.tokenizers.tokenizer_files import (
@@ -28,6 +29,11 @@ from shared_tokenizer.tokenizers.tokenizer_files import (
 # `load_tokenizer` opens the first of these in a directory.
 KINDS = (MODEL_FILE, DEFINITION_FILE, VOCABULARY_FILE)
 WEIGHT_ENDINGS = (".safetensors", ".gguf")
+
+
+def log_line(line: str) -> None:
+    """Write a line to stderr, so that generated text stays alone on stdout."""
+    sys.stderr.write(f"{line}\n")
 
 
 def has_tokenizer(directory: Path) -> bool:
@@ -85,38 +91,50 @@ def find_chat_format(path: Path, tokenizer: Tokenizer) -> ChatFormat | None:
         raise ValueError(f"{path}: {error}") from error
 
 
-def load_tokenizer(path: Path, *, verify: bool = True) -> Tokenizer:
+def load_tokenizer(path: Path, *, verify: bool = True, log: Callable[[str], None] = log_line) -> Tokenizer:
     """Read the tokenizer of a directory, or of one file in it: tokenizer.model, tokenizer.json or vocab.json.
 
-    Of tokenizer.model and a tokenizer.json with more tokens, tokenizer.json is read. The files next to it say which
-    tokens are special, and are saved with the tokenizer. `verify=False` skips the comparison with the seal. Raises
-    DamagedError where the files differ from the seal of their directory, or of the one around it, and ValueError with
-    the name of the file that is missing or wrong.
+    The files next to it add tokens, say which ones are special, and are saved with the tokenizer; all are read as
+    transformers reads them. Where they state something differently, and where tokenizer.model and tokenizer.json would
+    produce other ids, `log` receives a line that says what was read. `verify=False` skips the comparison with the seal.
+    Raises DamagedError where the files differ from the seal of their directory, or of the one around it, and ValueError
+    with the name of the file that is missing or wrong.
     """
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path}: no such file or directory, expected a tokenizer")
     if verify:  # before any content of the files is used
         verify_tokenizer(path if path.is_dir() else path.parent)
-    return _load_directory(path) if path.is_dir() else _load_file(path)
+    tokenizer = _load_directory(path) if path.is_dir() else _load_file(path)
+    for note in tokenizer.notes:
+        log(f"{path}: {note}")
+    return tokenizer
 
 
 def _load_directory(directory: Path) -> Tokenizer:
     found = [directory / name for name in KINDS if (directory / name).is_file()]
     if not found:
         raise ValueError(f"{directory}: found no {MODEL_FILE}, {DEFINITION_FILE} or {VOCABULARY_FILE}, expected one")
-    tokenizer = _load_file(found[0])
-    if found[0].name == MODEL_FILE and found[1:] and found[1].name == DEFINITION_FILE:
-        tokens = _count_tokens(found[1])
-        return _load_file(found[1]) if tokens > tokenizer.vocab_size else tokenizer
-    return tokenizer
+    first, *others = found
+    if first.name == MODEL_FILE and others and others[0].name == DEFINITION_FILE:
+        return _load_both(first, others[0])
+    return _load_file(first)
 
 
-def _count_tokens(path: Path) -> int:
+def _load_both(model: Path, definition: Path) -> Tokenizer:
+    """Read tokenizer.json, as transformers does, by tokenizer.model where that produces the same ids."""
+    read = _load_file(definition)
     try:
-        return read_definition(path.read_bytes()).vocab_size
+        fast = _load_file(model)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        read.notes.append(f"read {DEFINITION_FILE}, as transformers does; {MODEL_FILE} cannot be read with it: {error}")
+        return read
+    difference = first_difference(fast, read)
+    if difference is None:
+        return fast
+    if read.vocab_size <= fast.vocab_size:  # more tokens are usual: those that were added after training
+        read.notes.append(f"read {DEFINITION_FILE}, as transformers does; {MODEL_FILE} differs: {difference}")
+    return read
 
 
 def _load_file(path: Path) -> Tokenizer:

@@ -18,7 +18,7 @@ def main(config: GenerateConfig) -> None:
     check_prompt(prompt, model.config.vocab_size, model.config.max_seq_len)
     stream, times = TextStream(tokenizer), []
     sys.stdout.write(config.prompt)
-    for token in generate(model, params, prompt, config, tokenizer.eos_id):
+    for token in generate(model, params, prompt, config, tokenizer.stop_ids):
         times.append(time.perf_counter())
         sys.stdout.write(stream.add(token))
         sys.stdout.flush()

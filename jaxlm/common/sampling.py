@@ -1,7 +1,7 @@
 """The settings of text generation, the same for JAX and MLX."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from shared_tokenizer.settings import check_bounds, setting
@@ -53,6 +53,13 @@ class GenerateConfig(Sampling):
     """Artifact, transformers or MLX directory or GGUF file; JAX opens a run directory too."""
     prompt: str = ""
     """Start of the text."""
+
+
+def stop_set(stop: int | Collection[int] | None) -> frozenset[int]:
+    """Return the ids that end a generation: of one, several, or none."""
+    if stop is None:
+        return frozenset()
+    return frozenset([stop] if isinstance(stop, int) else stop)
 
 
 def check_prompt(prompt: Sequence[int], vocab_size: int, max_seq_len: int) -> None:

@@ -28,7 +28,7 @@ from jaxlm.conversion.compare import (
     probe_tokens,
 )
 from jaxlm.load import open_weights
-from shared_tokenizer.gguf.writer import gguf_tokenizer_metadata
+from shared_tokenizer.gguf.writer import gguf_tokenizer_metadata, other_stop_ids
 from shared_tokenizer.load import load_tokenizer, tokenizer_directory
 from shared_tokenizer.manifest import sealed_directory
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
@@ -226,11 +226,11 @@ def _write_gguf(
     from jaxlm.common.gguf.writer import predict_tensors, tensor_bytes, write_gguf
 
     float_type, ternary_type = _GGUF_FLOATS[conversion.float_dtype], conversion.ternary_type
-    metadata = (
-        {}
-        if tokenizer_dir is None
-        else gguf_tokenizer_metadata(load_tokenizer(tokenizer_dir), tokenizer_dir, config.vocab_size)
-    )
+    metadata, unnamed = {}, []
+    if tokenizer_dir is not None:
+        tokenizer = load_tokenizer(tokenizer_dir, log=lambda line: None)  # told when the source was opened
+        metadata = gguf_tokenizer_metadata(tokenizer, tokenizer_dir, config.vocab_size)
+        unnamed = other_stop_ids(tokenizer_dir, tokenizer)[2:]
     types: dict[str, Any] = {"float_type": float_type, "ternary_type": ternary_type}
     warnings = write_gguf(path, config, read, kind=conversion.kind(config), metadata=metadata, **types)
     predicted = predict_tensors(config, float_type, ternary_type)
@@ -239,5 +239,8 @@ def _write_gguf(
         for name, tensor in GGUFFile(path).tensors.items()
     ]
     bytes_predicted = sum(tensor_bytes(shape, quantization) for _, shape, quantization in predicted)
+    if unnamed:
+        ids = ", ".join(map(str, unnamed))
+        warnings.append(f"a GGUF names three tokens that end a text: llama.cpp does not stop at {ids}")
     # The reader's assumptions need no line here: the config is known.
     return _Written(open_gguf(path, log=lambda line: None), tensors, bytes_predicted, warnings)

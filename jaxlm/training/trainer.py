@@ -135,8 +135,8 @@ class _Run:
         with self.report.pause():
             prompt = tokenizer.encode_prompt(config.sample_prompt)
             weights = with_ternary(self.state.params, self.state.ternary)
-            ids = []
-            for token in generate(self.program.model, weights, prompt, sample_settings(config, step), tokenizer.eos_id):
+            ids, sampling = [], sample_settings(config, step)
+            for token in generate(self.program.model, weights, prompt, sampling, tokenizer.stop_ids):
                 self.stop.check()
                 ids.append(token)
             text = config.sample_prompt + tokenizer.decode(ids)

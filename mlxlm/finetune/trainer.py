@@ -163,7 +163,7 @@ class _Run:
         with self.report.pause():
             prompt = tokenizer.encode_prompt(config.sample_prompt)
             ids = []
-            for token in generate(self.model, prompt, sample_settings(config, step), tokenizer.eos_id):
+            for token in generate(self.model, prompt, sample_settings(config, step), tokenizer.stop_ids):
                 ids.append(token)
                 if self.inputs.stop.requested:
                     break

@@ -87,7 +87,7 @@ def read_completion(body: bytes, model: ServedModel) -> CompletionRequest:
     stream = TextStream(model.tokenizer)
     for token in prompt:  # the prompt may end inside a character or after a space, where the answer continues
         stream.add(token)
-    return _request(fields, model, prompt, [model.tokenizer.eos_id], ReplyText(stream, _stops(fields)))
+    return _request(fields, model, prompt, model.tokenizer.stop_ids, ReplyText(stream, _stops(fields)))
 
 
 def _fields(body: bytes, model: ServedModel) -> Fields:

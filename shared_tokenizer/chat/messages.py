@@ -60,9 +60,9 @@ def encode_generation_prompt(messages: Sequence[Message], tokenizer: Tokenizer, 
 
 
 def stop_ids(tokenizer: Tokenizer, chat_format: ChatFormat) -> list[int]:
-    """Return the ids that end a turn of the assistant, and the end-of-text token."""
+    """Return the ids that end a turn of the assistant, and those that end a text."""
     ends = (_resolved(part, tokenizer, chat_format) for part in chat_format.assistant.end)
-    return list(dict.fromkeys([*(end for end in ends if isinstance(end, int)), tokenizer.eos_id]))
+    return list(dict.fromkeys([*(end for end in ends if isinstance(end, int)), *tokenizer.stop_ids]))
 
 
 def reply_content(text: str, chat_format: ChatFormat) -> str:

@@ -45,6 +45,8 @@ ROLE_KEYS = {
 }
 # The token that ends a turn, where it differs from the one that ends a text.
 EOT_KEY = "tokenizer.ggml.eot_token_id"
+# One more token at which a generation stops: llama.cpp means the end of a message that continues.
+EOM_KEY = "tokenizer.ggml.eom_token_id"
 SENTENCEPIECE, BYTE_LEVEL_BPE = "llama", "gpt2"
 NO_TOKENIZER = (None, "none", "no_vocab")
 # The ids that llama.cpp assumes where the metadata of a sentencepiece vocabulary names no such token.
@@ -228,11 +230,11 @@ def _files(metadata: Mapping[str, Any], vocabulary: _Vocabulary, adds_bos: bool)
         **{f"{role}_token": vocabulary.tokens[i] for role, i in vocabulary.roles.items()},
     }
     files = {CONFIG_FILE: dump_json(config)}
-    roles, eot = vocabulary.roles, read_id(metadata, EOT_KEY, None, len(metadata[TOKENS_KEY]))
-    if eot is not None:
-        files[GENERATION_CONFIG_FILE] = generation_config(
-            roles.get("bos"), list(dict.fromkeys((roles["eos"], eot))), roles.get("pad")
-        )
+    roles, count = vocabulary.roles, len(metadata[TOKENS_KEY])
+    others = [read_id(metadata, key, None, count) for key in (EOT_KEY, EOM_KEY)]
+    if others := [i for i in others if i is not None]:
+        ends = list(dict.fromkeys((roles["eos"], *others)))
+        files[GENERATION_CONFIG_FILE] = generation_config(roles.get("bos"), ends, roles.get("pad"))
     template = metadata.get(TEMPLATE_KEY)
     if template is None:
         return files

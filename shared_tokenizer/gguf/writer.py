@@ -13,6 +13,7 @@ from shared_tokenizer.gguf.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from shared_tokenizer.gguf.reader import (
     ADD_BOS_KEY,
     BYTE_LEVEL_BPE,
+    EOM_KEY,
     EOT_KEY,
     MERGES_KEY,
     MODEL_KEY,
@@ -55,18 +56,21 @@ def gguf_tokenizer_metadata(tokenizer: Tokenizer, directory: Path, vocab_size: i
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from error
     template = read_chat_template(directory)
-    chat = {TEMPLATE_KEY: template, EOT_KEY: _end_of_turn(directory, tokenizer)}
-    return found | {key: value for key, value in chat.items() if value is not None}
+    ends = dict(zip((EOT_KEY, EOM_KEY), other_stop_ids(directory, tokenizer), strict=False))
+    return found | ends | ({} if template is None else {TEMPLATE_KEY: template})
 
 
-def _end_of_turn(directory: Path, tokenizer: Tokenizer) -> int | None:
-    """Return the id that ends an answer, None where it is the one that ends a text."""
+def other_stop_ids(directory: Path, tokenizer: Tokenizer) -> list[int]:
+    """Return the ids that end an answer or a text, without the tokenizer's own; that of a chat's turn is the first.
+
+    A GGUF has keys for the first two.
+    """
     try:
         chat_format = read_chat_format(directory)
         ends = [] if chat_format is None else stop_ids(tokenizer, chat_format)
     except ValueError:  # an unknown template is written as it is
         ends = []
-    return next((end for end in ends if end != tokenizer.eos_id), None)
+    return [end for end in dict.fromkeys((*ends, *tokenizer.stop_ids)) if end != tokenizer.eos_id]
 
 
 def _sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:

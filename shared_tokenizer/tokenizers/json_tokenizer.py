@@ -2,14 +2,16 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from shared_tokenizer.tokenizers.json_definition import JsonDefinition, library_errors, open_definition, read_definition
+from shared_tokenizer.tokenizers.effective_definition import effective_definition, llama_spaces
+from shared_tokenizer.tokenizers.json_definition import JsonDefinition, library_errors, open_definition
 from shared_tokenizer.tokenizers.json_pieces import begins_words, missing_bytes, piece_bytes
 from shared_tokenizer.tokenizers.named_tokens import NamedTokens
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer, check_unicode, sha256
-from shared_tokenizer.tokenizers.tokenizer_files import CONFIG_FILE, DEFINITION_FILE, KEPT_FILES
+from shared_tokenizer.tokenizers.tokenizer_files import CONFIG_FILE, DEFINITION_FILE, kept_files
 
 # The library reads this variable at every call, and uses its threads unless it is false.
 PARALLELISM = "TOKENIZERS_PARALLELISM"
@@ -27,13 +29,14 @@ class JsonTokenizer(Tokenizer):
     """
 
     def __init__(self, definition: bytes, files: Mapping[str, bytes] | None = None):
-        self._content = definition
         self._files = dict(files or {})
-        self._definition = read_definition(definition)
-        self._tokenizer = open_definition(self._definition)
         self._named = NamedTokens(self._files)
+        self._definition, self._content, self._notes = effective_definition(definition, self._named)
+        spaces = llama_spaces(self._definition, self._named) or {}
+        self._tokenizer = open_definition(replace(self._definition, parts=self._definition.parts | spaces))
         ids = self._definition.ids
         self._eos_id = self._named.find_eos(ids)
+        self._notes += self._named.stop_notes(self._eos_id)
         self._pad_id = self._named.find_pad(ids)
         self._bos_id = self._find_bos()
         special = {self._bos_id, self._eos_id, self._pad_id, self._definition.unknown_id}
@@ -45,7 +48,7 @@ class JsonTokenizer(Tokenizer):
         tokens = {"bos": self._bos_id, "eos": self._eos_id, "pad": self._pad_id}
         contents = {i: token for token, i in self._special.items()}
         named = {role: None if i is None else contents[i] for role, i in tokens.items()}
-        files = {name: self._files[name] for name in KEPT_FILES if name in self._files}
+        files = kept_files(self._files, self.stop_ids, self._bos_id, self._pad_id)
         files |= {DEFINITION_FILE: self._content, CONFIG_FILE: self._named.saved_config(named)}
         for name, content in files.items():
             (directory / name).write_bytes(content)
@@ -84,6 +87,16 @@ class JsonTokenizer(Tokenizer):
     def eos_id(self) -> int:
         """Return the id of the end-of-text token."""
         return self._eos_id
+
+    @property
+    def stop_ids(self) -> Sequence[int]:
+        """Return the id of the end-of-text token, then the others that the model's files name."""
+        return self._named.stop_ids(self._eos_id)
+
+    @property
+    def notes(self) -> list[str]:
+        """Return a line for each part that the tokenizer's files state differently."""
+        return self._notes
 
     @property
     def pad_id(self) -> int | None:
@@ -127,15 +140,20 @@ class JsonTokenizer(Tokenizer):
 
     def _find_bos(self) -> int | None:
         """Return the id that tokenizer_config.json or the post-processor puts before a text, None where none does."""
-        named = self._named.find("bos", self._definition.ids)
-        adds_bos = self._named.config.get("add_bos_token")
-        if isinstance(adds_bos, bool):
-            return named if adds_bos else None
         plain = self._encode("a", add_special_tokens=False)
         whole = self._encode("a", add_special_tokens=True)
-        if whole and whole[1 : 1 + len(plain)] == plain and whole[0] in self._definition.special.values():
-            return whole[0]
-        return None
+        begins = whole and whole[1 : 1 + len(plain)] == plain and whole[0] in self._definition.special.values()
+        written = whole[0] if begins else None
+        adds_bos = self._named.config.get("add_bos_token")
+        if not isinstance(adds_bos, bool):
+            return written
+        chosen = self._named.find("bos", self._definition.ids) if adds_bos else None
+        if chosen != written and self._definition.parts.get("post_processor"):
+            self._notes.append(
+                f"add_bos_token: read {adds_bos} of {CONFIG_FILE}; transformers 5 reads the post-processor of "
+                f"{DEFINITION_FILE}, which puts {'no token' if written is None else written} before a text"
+            )
+        return chosen
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         check_unicode(text)

@@ -8,6 +8,8 @@ from typing import Any
 
 import sentencepiece
 
+from shared_tokenizer.tokenizers.effective_model import LLAMA_CLASS, adds_no_second_space, effective_model
+from shared_tokenizer.tokenizers.named_tokens import NamedTokens
 from shared_tokenizer.tokenizers.sentencepiece_model import (
     BPE,
     SPACE_MARKER,
@@ -22,10 +24,10 @@ from shared_tokenizer.tokenizers.tokenizer import Tokenizer, check_unicode, sha2
 from shared_tokenizer.tokenizers.tokenizer_files import (
     CONFIG_FILE,
     DEFINITION_FILE,
-    KEPT_FILES,
     MODEL_FILE,
+    SPECIAL_TOKENS_FILE,
     dump_json,
-    parse_json_object,
+    kept_files,
 )
 
 # Characters. Shorter texts are not cut for speed.
@@ -35,33 +37,39 @@ PART_CHARACTERS = 200
 class SentencePieceTokenizer(Tokenizer):
     """A loaded sentencepiece model.
 
-    `files` are the contents of the files next to it, by name: `save` writes them back, and `add_bos_token: false` in
-    tokenizer_config.json is obeyed. User-defined symbols are ordinary text. Raises ValueError where `model` is not
-    a sentencepiece model or has no end-of-text token.
+    `files` are the contents of the files next to it, by name: they add tokens, name the begin, end and padding tokens
+    and set the space before a text (see `effective_model`), and `save` writes them back. User-defined symbols are
+    ordinary text. Raises ValueError where `model` is not a sentencepiece model, has no end-of-text token, or does not
+    fit the files.
     """
 
     def __init__(self, model: bytes, files: Mapping[str, bytes] | None = None):
-        self._model = model
         self._files = dict(files or {})
-        self._processor = _processor(model)
-        self._parsed = parse_model(model)
+        self._named = NamedTokens(self._files)
+        self._model, self._notes = effective_model(model, self._named)
+        self._parsed = parse_model(self._model)
+        self._processor = _processor(self._model)
         pieces = enumerate(self._parsed.pieces)
         self._special_tokens = {piece.piece: i for i, piece in pieces if piece.type in SPECIAL_KINDS}
-        self._config = parse_json_object(CONFIG_FILE, self._files.get(CONFIG_FILE, b"{}"))
+        self._config = self._named.config
+        # A text that begins with a space gets no other one.
+        self._keeps_first_space = self._normalizer.add_dummy_prefix and adds_no_second_space(self._named)
         if self._processor.eos_id() < 0:
             raise ValueError("tokenizer: found a sentencepiece model without an end-of-text token, expected one")
+        self._notes += self._named.stop_notes(self.eos_id)
 
     def save(self, directory: Path) -> None:
         """Write the files that sentencepiece and transformers read into an existing directory.
 
         A tokenizer.json that was read with the model is written back, else one is made. Where it would have other ids
-        (see `to_tokenizer_json`), none is written, and transformers cannot open the directory.
+        (see `to_tokenizer_json`), none is written, and transformers opens the directory only with its class for Llama.
         """
         (directory / MODEL_FILE).write_bytes(self._model)
-        files = {name: self._files[name] for name in KEPT_FILES if name in self._files}
+        files = kept_files(self._files, self.stop_ids, self.bos_id, self.pad_id)
         if DEFINITION_FILE not in files:
+            files.pop(SPECIAL_TOKENS_FILE, None)  # all names are in the config
             files[CONFIG_FILE] = dump_json(self._made_config())
-            definition = to_tokenizer_json(self._model, self.bos_id)
+            definition = None if self._keeps_first_space else to_tokenizer_json(self._model, self.bos_id)
             if definition is not None:
                 files[DEFINITION_FILE] = definition.encode("utf-8")
         for name, content in files.items():
@@ -71,15 +79,19 @@ class SentencePieceTokenizer(Tokenizer):
         """Return the ids of a text. Special tokens that are spelled out stay text."""
         check_unicode(text)
         if SPACE_MARKER not in text or self._marker_ids is None:
-            return self._processor.encode(text)
+            return self._encode_start(text)
         first, *rest = text.split(SPACE_MARKER)
         # A text that begins with the marker still begins with the dummy prefix.
-        ids = self._processor.encode(first) if first else list(self._prefix_ids)
+        ids = self._encode_start(first) if first else list(self._prefix_ids)
         for part in rest:
             # sentencepiece would decode its own marker as a space, so the character is encoded as its bytes.
             ids += self._marker_ids
             ids += self._inner.encode(part)
         return ids
+
+    def _encode_start(self, text: str) -> list[int]:
+        has_space = self._keeps_first_space and text.startswith(" ")
+        return (self._inner if has_space else self._processor).encode(text)
 
     def encode_batch(self, texts: Sequence[str], *, num_threads: int | None = None) -> list[list[int]]:
         """Return the ids of each text; `num_threads` None uses all cores."""
@@ -95,7 +107,7 @@ class SentencePieceTokenizer(Tokenizer):
         encoded = iter(parts)
         found = [list(chain.from_iterable(islice(encoded, len(cut)))) for cut in cuts]
         for i, text in enumerate(texts):
-            if SPACE_MARKER in text:
+            if SPACE_MARKER in text or (self._keeps_first_space and text.startswith(" ")):
                 found[i] = self.encode(text)
         return found
 
@@ -142,6 +154,16 @@ class SentencePieceTokenizer(Tokenizer):
     def eos_id(self) -> int:
         """Return the id of the end-of-text token."""
         return self._processor.eos_id()
+
+    @property
+    def stop_ids(self) -> Sequence[int]:
+        """Return the id of end-of-text, then the others that the model's files name."""
+        return self._named.stop_ids(self.eos_id)
+
+    @property
+    def notes(self) -> list[str]:
+        """Return a line for each part that the tokenizer's files state differently."""
+        return self._notes
 
     @property
     def pad_id(self) -> int | None:
@@ -196,7 +218,8 @@ class SentencePieceTokenizer(Tokenizer):
         return self._inner.encode(" ") if self.strips_first_space else []
 
     def _made_config(self) -> dict[str, object]:
-        chat = {name: value for name, value in self._config.items() if name == "chat_template"}
+        kept = ("chat_template", "add_prefix_space", "legacy") if self._keeps_first_space else ("chat_template",)
+        chat = {name: value for name, value in self._config.items() if name in kept}
         tokens = {
             "bos_token": _optional(self._processor.bos_id()),
             "eos_token": self.eos_id,
@@ -204,7 +227,7 @@ class SentencePieceTokenizer(Tokenizer):
             "unk_token": self._processor.unk_id(),
         }
         return {
-            "tokenizer_class": "PreTrainedTokenizerFast",
+            "tokenizer_class": LLAMA_CLASS if self._keeps_first_space else "PreTrainedTokenizerFast",
             "add_bos_token": self.bos_id is not None,
             "add_eos_token": False,
             "clean_up_tokenization_spaces": False,

@@ -48,6 +48,16 @@ class Tokenizer(ABC):
         """Return the id that ends a document."""
 
     @property
+    def stop_ids(self) -> Sequence[int]:
+        """Return the ids at which a generation stops: `eos_id`, then those that the model's files name besides."""
+        return (self.eos_id,)
+
+    @property
+    def notes(self) -> list[str]:
+        """Return a line for each part that the tokenizer's files state differently, and how it was read."""
+        return []
+
+    @property
     @abstractmethod
     def pad_id(self) -> int | None:
         """Return the id of padding, None where there is none."""

@@ -11,6 +11,7 @@ VOCABULARY_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+ADDED_TOKENS_FILE = "added_tokens.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 GENERATION_CONFIG_FILE = "generation_config.json"
 # Files of the model next to the tokenizer, the last ones that are searched for special tokens.
@@ -21,8 +22,18 @@ KEPT_FILES = (DEFINITION_FILE, CONFIG_FILE, SPECIAL_TOKENS_FILE, CHAT_TEMPLATE_F
 
 def read_files(directory: Path) -> dict[str, bytes]:
     """Return the contents, by name, of the files that define tokenizer, special tokens and chat template."""
-    names = dict.fromkeys((*KEPT_FILES, *MODEL_CONFIG_FILES))
+    names = dict.fromkeys((*KEPT_FILES, ADDED_TOKENS_FILE, *MODEL_CONFIG_FILES))
     return {name: (directory / name).read_bytes() for name in names if (directory / name).is_file()}
+
+
+def kept_files(
+    files: Mapping[str, bytes], stop_ids: Sequence[int], bos_id: int | None, pad_id: int | None
+) -> dict[str, bytes]:
+    """Return the files that are saved with a tokenizer, with all ids that end a text in generation_config.json."""
+    kept = {name: files[name] for name in KEPT_FILES if name in files}
+    if len(stop_ids) > 1 and GENERATION_CONFIG_FILE not in kept:  # config.json named them, which is the model's
+        kept[GENERATION_CONFIG_FILE] = generation_config(bos_id, stop_ids, pad_id)
+    return kept
 
 
 def parse_json_object(name: str, content: bytes) -> dict[str, Any]:

@@ -124,3 +124,13 @@ def test_a_repetition_penalty_ends_a_loop(model_and_params):
     plain = list(generate(model, params, [1, 5], Sampling(max_tokens=40)))
     penalized = list(generate(model, params, [1, 5], Sampling(max_tokens=40, repetition_penalty=5.0)))
     assert len(set(penalized)) > len(set(plain))
+
+
+def test_a_text_stops_at_any_of_several_ids(model_and_params):
+    model, params = model_and_params
+    whole = list(generate(model, params, [1, 5], Sampling(max_tokens=10)))
+    first = min(whole.index(whole[3]), whole.index(whole[6]))
+    assert list(generate(model, params, [1, 5], Sampling(max_tokens=10), (whole[6], whole[3]))) == whole[:first]
+    together = np.stack(list(generate_batch(model, params, [[1, 5], [4]], Sampling(max_tokens=10), [whole[3]])))
+    stop = whole.index(whole[3])
+    assert together[stop:, 0].tolist() == [whole[3]] * (len(together) - stop)

@@ -88,3 +88,10 @@ def test_a_repetition_penalty_sees_what_is_in_the_cache_too(latent):
     cache = model.make_cache()
     mx.eval(model(mx.array([prompt[:-1]]), cache=cache))
     assert list(sample_tokens(model, prompt[-1:], settings, 12, cache, earlier=prompt[:-1])) == whole
+
+
+def test_a_text_stops_at_any_of_several_ids(latent):
+    model, _ = load_model(latent)
+    whole = list(generate(model, [1, 5], Sampling(max_tokens=10)))
+    first = min(whole.index(whole[3]), whole.index(whole[6]))
+    assert list(generate(model, [1, 5], Sampling(max_tokens=10), (whole[6], whole[3]))) == whole[:first]

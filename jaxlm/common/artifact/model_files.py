@@ -30,6 +30,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
     GENERATION_CONFIG,
 )
@@ -194,8 +195,18 @@ def write_model_files(
             shutil.copyfile(tokenizer_dir / name, directory / name)
     if not (directory / GENERATION_CONFIG).exists():
         ids = {key: content.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        ids |= {} if tokenizer_dir is None else _several_ends(tokenizer_dir, ids["eos_token_id"])
         _write_json(directory / GENERATION_CONFIG, {key: value for key, value in ids.items() if value is not None})
     _write_tensors(directory, tensors, read, max_file_bytes)
+
+
+def _several_ends(tokenizer_dir: Path, eos_id: int | None) -> dict[str, list[int]]:
+    """Return the eos_token_id of the config.json next to a tokenizer where it is a list: all of them end a text."""
+    path = tokenizer_dir / CONFIG
+    found = read_json_object(path).get("eos_token_id") if path.is_file() else None
+    if not isinstance(found, list) or not all(type(token) is int for token in found):
+        return {}
+    return {"eos_token_id": list(dict.fromkeys([*([] if eos_id is None else [eos_id]), *found]))}
 
 
 def tensor_files_bytes(tensors: Sequence[StoredTensor]) -> int:

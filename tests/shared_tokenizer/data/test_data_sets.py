@@ -5,7 +5,7 @@ from shared_tokenizer.chat.formats import CHATML
 from shared_tokenizer.chat.template import read_chat_format, write_chat_template
 from shared_tokenizer.data.batches import BatchOrder, training_batches
 from shared_tokenizer.data.data_sets import DataSets
-from shared_tokenizer.manifest import DamagedError
+from shared_tokenizer.manifest import DamagedError, write_manifest
 from shared_tokenizer.tokenizers.train import train_tokenizer
 from tests.conftest import flipped_bit, prepare_texts
 
@@ -45,6 +45,7 @@ def test_of_texts_and_chats_the_tokenizer_is_the_one_that_knows_how_chats_are_wr
     paths = [prepare_texts(tmp_path / name, [f"number {i} " * 20 for i in range(20)], tokenizer) for name in "ab"]
     assert DataSets.open(paths, 8).tokenizer_dir == paths[0] / "tokenizer"
     write_chat_template(paths[1] / "tokenizer", CHATML, tokenizer)
+    write_manifest(paths[1])
     sets = DataSets.open(paths, 8)
     assert sets.tokenizer_dir == paths[1] / "tokenizer"
     sets.tokenizer.save(tmp_path)

@@ -332,3 +332,15 @@ def test_a_model_with_fewer_ids_than_the_tokenizer_is_refused(tmp_path):
     byte_level().save(tmp_path)
     with pytest.raises(ValueError, match="vocab_size: found 399, expected at least the 400 of the tokenizer"):
         metadata_of(tmp_path, vocab_size=399)
+
+
+def test_all_ids_that_end_a_text_are_named(tmp_path):
+    tokenizer = train_tokenizer(CORPUS, 420)
+    tokenizer.save(tmp_path)
+    special = tokenizer.special_tokens
+    others = [special[token] for token in ("<|im_end|>", "<file_sep>")]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [*others, tokenizer.eos_id]}))
+    found = metadata_of(tmp_path)
+    assert [found[f"tokenizer.ggml.{role}_token_id"] for role in ("eot", "eom")] == others
+    rebuilt = gguf_tokenizer(found)
+    assert rebuilt is not None and list(rebuilt.stop_ids) == [tokenizer.eos_id, *others]

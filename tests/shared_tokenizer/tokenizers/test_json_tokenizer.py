@@ -84,7 +84,15 @@ def test_special_tokens_that_the_model_itself_would_find_are_spelled_out():
         ({"tokenizer_config.json": {"eos_token": "a"}}, 0),
         ({"tokenizer_config.json": {"eos_token": {"content": "b"}}}, 1),
         ({"special_tokens_map.json": {"eos_token": {"content": "b"}}}, 1),
-        ({"tokenizer_config.json": {"eos_token": "a"}, "special_tokens_map.json": {"eos_token": "b"}}, 0),
+        # As in transformers, see tests/witness/test_directories.py.
+        ({"tokenizer_config.json": {"eos_token": "a"}, "special_tokens_map.json": {"eos_token": "b"}}, 1),
+        (
+            {
+                "tokenizer_config.json": {"eos_token": "a", "added_tokens_decoder": {}},
+                "special_tokens_map.json": {"eos_token": "b"},
+            },
+            0,
+        ),
         ({"tokenizer_config.json": {"eos_token": None}, "config.json": {"eos_token_id": [2, 1]}}, 2),
         ({"generation_config.json": {"eos_token_id": 3}, "config.json": {"eos_token_id": 2}}, 3),
         ({"config.json": {"eos_token_id": 99}}, 4),

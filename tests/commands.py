@@ -31,7 +31,8 @@ _FORKS.set_forkserver_preload(_PRELOADED)
 
 def preload(*modules: str) -> None:
     """Let the server import more; without effect once it runs."""
-    _FORKS.set_forkserver_preload([*_PRELOADED, *modules])
+    _PRELOADED.extend(module for module in modules if module not in _PRELOADED)
+    _FORKS.set_forkserver_preload(_PRELOADED)
 
 
 class Command:

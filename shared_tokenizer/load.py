@@ -81,10 +81,15 @@ def tokenizer_directory(path: Path, tokenizer: Tokenizer | None) -> Iterator[Pat
             yield Path(folder)
 
 
+def find_chat_template(path: Path, tokenizer: Tokenizer) -> str | None:
+    """Return the chat template of a model directory or a GGUF file, None where it has none."""
+    with tokenizer_directory(path, tokenizer) as directory:
+        return None if directory is None else read_chat_template(directory)
+
+
 def find_chat_format(path: Path, tokenizer: Tokenizer) -> ChatFormat | None:
     """Return the chat format of a model, None where it has no template. Raises ValueError on an unknown template."""
-    with tokenizer_directory(path, tokenizer) as directory:
-        template = None if directory is None else read_chat_template(directory)
+    template = find_chat_template(path, tokenizer)
     try:
         return None if template is None else chat_format_of(template)
     except ValueError as error:

@@ -1,25 +1,48 @@
 """The chat format of a model: named by the user, or read from the chat template of the adapters or the model."""
 
+import contextlib
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from shared_tokenizer.chat.formats import CHAT_FORMATS, ChatFormat, named_chat_format
 from shared_tokenizer.chat.messages import Message, encode_chat
-from shared_tokenizer.chat.template import read_chat_format
-from shared_tokenizer.load import find_chat_format
+from shared_tokenizer.chat.template import disagreement, read_chat_format, read_chat_template
+from shared_tokenizer.load import find_chat_format, find_chat_template
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 
 def choose_chat_format(
-    model: Path, tokenizer: Tokenizer, *, choice: str = "auto", adapter_path: str | Path | None = None
+    model: Path,
+    tokenizer: Tokenizer,
+    *,
+    choice: str = "auto",
+    adapter_path: str | Path | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> ChatFormat:
     """Return the chat format named `choice`; auto reads it from the adapters' chat template, else from the model's.
 
-    Raises ValueError if the name or the template is unknown, if auto finds no template, or if the tokenizer lacks the
-    format's tokens.
+    `note` receives a warning where the templates are known to write another format than the one that is named; by
+    default it is printed to standard error. Raises ValueError if the name or the template is unknown, if auto finds no
+    template, or if the tokenizer lacks the format's tokens.
     """
     found = _from_templates(model, tokenizer, adapter_path) if choice == "auto" else named_chat_format(choice)
     encode_chat((Message("user", "a"), Message("assistant", "b")), tokenizer, found)
+    if choice != "auto" and (warning := _disagreement(model, tokenizer, adapter_path, found)):
+        (note or _to_stderr)(warning)
     return found
+
+
+def _disagreement(model: Path, tokenizer: Tokenizer, adapter_path: str | Path | None, named: ChatFormat) -> str | None:
+    with contextlib.suppress(ValueError):  # a template that cannot be read says nothing about the name
+        template = None if adapter_path is None else read_chat_template(Path(adapter_path))
+        template = template or find_chat_template(model, tokenizer)
+        return None if template is None else disagreement(template, named)
+    return None
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _from_templates(model: Path, tokenizer: Tokenizer, adapter_path: str | Path | None) -> ChatFormat:

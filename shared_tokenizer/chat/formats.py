@@ -5,7 +5,7 @@ from enum import Enum
 from typing import Literal, TypeAlias
 
 Role: TypeAlias = Literal["system", "user", "assistant"]
-ChatFormatName: TypeAlias = Literal["chatml", "smollm2", "llama-2", "llama-3", "mistral", "zephyr", "alpaca"]
+ChatFormatName: TypeAlias = Literal["chatml", "smollm2", "llama-2", "llama-3", "mistral", "zephyr", "alpaca", "bitnet"]
 # The choices of the commands; auto follows the chat template of the tokenizer.
 ChatFormatChoice: TypeAlias = Literal["auto", ChatFormatName]
 
@@ -98,6 +98,10 @@ def _zephyr_frame(role: Role) -> Frame:
     if role == "assistant":
         return Frame(header=header, end=(Edge.END,), footer=("\n",))
     return Frame(header=header, footer=(Edge.END, "\n"))
+
+
+def _bitnet_frame(role: str) -> Frame:
+    return Frame(header=(f"{role}: ",), footer=(_EOT,))
 
 
 CHATML = ChatFormat(
@@ -311,8 +315,30 @@ ALPACA = ChatFormat(
     ),
 )
 
+# Of microsoft/bitnet-b1.58-2B-4T.
+BITNET = ChatFormat(
+    name="bitnet",
+    system=_bitnet_frame("System"),
+    user=_bitnet_frame("User"),
+    assistant=Frame(header=("Assistant: ",), end=(_EOT,)),
+    trims=True,
+    template=r"""
+{{- bos_token }}
+{%- for message in messages %}
+    {{- message.role | capitalize + ': ' + message.content | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- 'Assistant: ' }}
+{%- endif %}
+""",
+    published=(
+        frozenset({"{message.role|capitalize}: {message.content|trim}<|eot_id|>", "{content}"}),
+        frozenset({"{message.role|capitalize}: {message.content|trim}<|eot_id|>"}),
+    ),
+)
+
 CHAT_FORMATS: dict[str, ChatFormat] = {
-    known.name: known for known in (CHATML, SMOLLM2, LLAMA_2, LLAMA_3, MISTRAL, ZEPHYR, ALPACA)
+    known.name: known for known in (CHATML, SMOLLM2, LLAMA_2, LLAMA_3, MISTRAL, ZEPHYR, ALPACA, BITNET)
 }
 
 

@@ -159,7 +159,7 @@ def _encode(pieces: Sequence[_Piece], tokenizer: Tokenizer, chat_format: ChatFor
     ):
         parts, found = zip(*run, strict=True)
         text = "".join(map(str, parts))
-        ids += _encode_text(text, tokenizer, after_text) if is_text else map(int, parts)
+        ids += encode_text_part(text, tokenizer, after_text=after_text) if is_text else map(int, parts)
         loss_mask += [found[0].in_loss] * (len(ids) - len(loss_mask))
         after_text = is_text
     return EncodedChat(ids, loss_mask)
@@ -181,8 +181,12 @@ def _resolved(part: Part, tokenizer: Tokenizer, chat_format: ChatFormat) -> int 
     return part.text if token is None else token
 
 
-def _encode_text(text: str, tokenizer: Tokenizer, after_text: bool) -> list[int]:
-    """Return the ids of a text, without the space that some tokenizers put first, after text and before a space."""
+def encode_text_part(text: str, tokenizer: Tokenizer, *, after_text: bool = False) -> list[int]:
+    """Return the ids of a text between special tokens, or `after_text` after another text.
+
+    Some tokenizers put a space before a text; it is left out after text and before a space. Raises ValueError where
+    such a tokenizer joins the text to the one before it.
+    """
     if not tokenizer.strips_first_space or not (after_text or text.startswith(" ")):
         return tokenizer.encode(text)
     line_end, ids = tokenizer.encode("\n"), tokenizer.encode(f"\n{text}")

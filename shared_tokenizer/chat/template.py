@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from shared_tokenizer.chat.formats import CHAT_FORMATS, ChatFormat
+from shared_tokenizer.chat.formats import CHAT_FORMATS, ChatFormat, Marker, Part
 from shared_tokenizer.chat.messages import stop_ids
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 from shared_tokenizer.tokenizers.tokenizer_files import (
@@ -126,6 +126,31 @@ def chat_format_of(template: str) -> ChatFormat:
     )
 
 
+def disagreement(template: str, named: ChatFormat) -> str | None:
+    """Return a warning where a chat template is known to write another format than the one that is named, else None.
+
+    A template that is not recognised is known to do so where it never writes a marker of the named format.
+    """
+    way_out = "give that name only if the model was trained on it, or leave it out"
+    try:
+        own = chat_format_of(template)
+    except ValueError as error:
+        frames = (named.user, named.assistant)
+        marks = [part for frame in frames for part in (*frame.header, *frame.end, *frame.footer) if _is_written(part)]
+        missing = next((part.text for part in marks if isinstance(part, Marker) and part.text not in template), None)
+        if missing is None:
+            return None
+        return f"warning: chat_format {named.name}: the model's own chat template never writes {missing!r} ({error})"
+    if own is named:
+        return None
+    return f"warning: chat_format {named.name}: the model's own chat template is that of {own.name}; {way_out}"
+
+
+def _is_written(part: Part) -> bool:
+    """Return True if a template spells a marker in one piece: not where it joins `<|` and the name of the role."""
+    return isinstance(part, Marker) and not re.fullmatch(r"<\|(system|user|assistant)\|>", part.text)
+
+
 def _published_outputs() -> frozenset[str]:
     formats = CHAT_FORMATS.values()
     prompts = frozenset(known.generation_prompt for known in formats)
@@ -140,7 +165,7 @@ def _shortened(output: str) -> str:
 _KNOWN_WORD = re.compile(
     "if|elif|else|endif|for|in|endfor|set|not|and|or|is|defined|undefined|[Nn]one|[Tt]rue|[Ff]alse|"
     "messages|message|loop_messages|system_message|content|role|system|user|assistant|loop|first|last|index0|"
-    "add_generation_prompt|bos_token|eos_token|trim|strip|generation|endgeneration"
+    "add_generation_prompt|bos_token|eos_token|trim|strip|capitalize|generation|endgeneration"
 )
 # A `+` at either end of a block changes the whitespace of the output.
 _WORD = re.compile(r"[A-Za-z_]\w*|^\+|\+$")

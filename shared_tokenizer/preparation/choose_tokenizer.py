@@ -1,22 +1,28 @@
 """The tokenizer and the chat format of a preparation: given ones, or a tokenizer trained on a sample of the input."""
 
+import contextlib
+import itertools
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 from shared_tokenizer.chat.formats import CHATML, ChatFormat, named_chat_format
 from shared_tokenizer.chat.messages import Message, encode_chat
-from shared_tokenizer.chat.template import read_chat_format
+from shared_tokenizer.chat.template import disagreement, read_chat_format, read_chat_template
 from shared_tokenizer.load import load_tokenizer
 from shared_tokenizer.preparation.prepare_config import PrepareConfig
 from shared_tokenizer.preparation.reporter import Reporter
 from shared_tokenizer.sources.documents import Document
+from shared_tokenizer.sources.files import SNIFFED_ROWS
 from shared_tokenizer.sources.slices import Plan
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 from shared_tokenizer.tokenizers.train import sample_texts, train_tokenizer
 
 # The tokenizer's sample is drawn from enough slices to hold this many times its size.
 OVERSAMPLING = 4
+# A chat that every format can write, to find out whether the tokenizer has the tokens of one.
+PROBE = (Message("user", "a"), Message("assistant", "b"))
 
 
 def load_given_tokenizer(config: PrepareConfig, reporter: Reporter) -> Tokenizer | None:
@@ -58,17 +64,36 @@ def _texts_to_sample(plan: Plan, size_bytes: int) -> Iterator[str]:
             return
 
 
-def choose_chat_format(config: PrepareConfig, plan: Plan, tokenizer: Tokenizer) -> ChatFormat | None:
+def choose_chat_format(
+    config: PrepareConfig, plan: Plan, tokenizer: Tokenizer, reporter: Reporter
+) -> ChatFormat | None:
     """Return the format in which the chats of the input are written, None where the input holds none.
 
+    Logs a warning where the tokenizer's own chat template is known to write another one than the settings name.
     Raises ValueError where the tokenizer lacks a special token that the format needs.
     """
     if not plan.holds_chats:
         return None
+    given = Path(config.tokenizer) if config.tokenizer else None
+    directory = given if given is None or given.is_dir() else given.parent
     if config.chat_format != "auto":
         found = named_chat_format(config.chat_format)
+        template = None if directory is None else read_chat_template(directory)
+        if template is not None and (warning := disagreement(template, found)):
+            reporter.log(warning)
     else:
-        given = Path(config.tokenizer) if config.tokenizer else None
-        found = (read_chat_format(given if given.is_dir() else given.parent) if given else None) or CHATML
-    encode_chat((Message("user", "a"), Message("assistant", "b")), tokenizer, found)
+        found = None if directory is None else read_chat_format(directory)
+        found = found or _rendered_format(plan, tokenizer) or CHATML
+    encode_chat(PROBE, tokenizer, found)
     return found
+
+
+def _rendered_format(plan: Plan, tokenizer: Tokenizer) -> ChatFormat | None:
+    """Return the format that most of the first chats were written out in, None where the tokenizer cannot write it."""
+    documents = (document for part in plan.slices for _, document in part.read() if isinstance(document, Document))
+    forms = Counter(document.form for document in itertools.islice(documents, SNIFFED_ROWS) if document.form)
+    for name, _ in forms.most_common(1):
+        with contextlib.suppress(ValueError):
+            encode_chat(PROBE, tokenizer, named_chat_format(name))
+            return named_chat_format(name)
+    return None

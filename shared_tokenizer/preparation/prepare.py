@@ -20,6 +20,7 @@ from shared_tokenizer.preparation.plan_input import plan_input
 from shared_tokenizer.preparation.prepare_config import PrepareConfig
 from shared_tokenizer.preparation.prepare_slice import SliceJob, Summary, load_output_tokenizer
 from shared_tokenizer.preparation.report import draw_lengths, statistics
+from shared_tokenizer.preparation.report_rows import refuse_rendered_sample, report_rows
 from shared_tokenizer.preparation.reporter import Reporter
 from shared_tokenizer.preparation.run_slices import run_slices
 from shared_tokenizer.sources.slices import Plan
@@ -57,6 +58,7 @@ def _identity(config: PrepareConfig, plan: Plan, given: Tokenizer | None) -> dic
         "chat_format": config.chat_format,
         # Left out where it is empty: sets that earlier versions made have none.
         **({"roles": config.roles} if config.roles else {}),
+        **({"text_format": config.text_format} if config.text_format == "rendered" else {}),
         **asdict(config.options),
     }
 
@@ -89,6 +91,7 @@ class _Preparation:
             try:
                 tokenizer, chat_format = self._start()
                 summary = run_slices(self._jobs(tokenizer, chat_format), self.config, self.reporter)
+                report_rows(summary, self.config, self.reporter)
                 return self._finish(tokenizer, chat_format, summary)
             except ValueError:
                 if not self.output.has_finished_slices:
@@ -98,14 +101,18 @@ class _Preparation:
     def _start(self) -> tuple[Tokenizer, ChatFormat | None]:
         """Write the tokenizer and the plan, or take them from the interrupted preparation."""
         begun = self._read_begun() if self.output.is_begun else None
+        if begun is not None and self.config.text_format == "rendered" and "text_format" not in begun["identity"]:
+            begun = None  # one that stopped because its texts are rendered begins anew
         if begun is not None:
             self._refuse_another(begun["identity"])
         tokenizer = self.given
         if tokenizer is None and begun is not None and self.output.has_finished_slices:
             tokenizer = self._load_trained_tokenizer(begun["tokenizer_fingerprint"])
+        if begun is None:
+            refuse_rendered_sample(self.config, self.plan, self.given)
         if tokenizer is None:
             tokenizer = train_on_sample(self.config, self.plan, self.reporter)
-        chat_format = choose_chat_format(self.config, self.plan, tokenizer)
+        chat_format = choose_chat_format(self.config, self.plan, tokenizer, self.reporter)
         plan = _to_json({"identity": self.identity, "tokenizer_fingerprint": tokenizer.fingerprint})
         if begun is not None and self.output.has_finished_slices:
             self.reporter.log(f"{self.config.output_dir}: resuming an interrupted preparation")
@@ -126,6 +133,7 @@ class _Preparation:
                 tokenizer_fingerprint=tokenizer.fingerprint,
                 chat_format=None if chat_format is None else chat_format.name,
                 max_bad_rows=self.config.max_bad_rows,
+                text_format=self.config.text_format,
             )
             for part in self.plan.slices
         ]

@@ -8,7 +8,7 @@ from shared_tokenizer.preparation.executors import Executor
 from shared_tokenizer.preparation.prepare_slice import PrepareOptions
 from shared_tokenizer.settings import check_bounds, setting
 from shared_tokenizer.sources.column_names import COLUMNS_HELP
-from shared_tokenizer.sources.row_rules import RowRules
+from shared_tokenizer.sources.row_rules import RowRules, TextFormat
 from shared_tokenizer.tokenizers.train import TRAIN_SIZE, ModelType
 
 
@@ -21,6 +21,9 @@ class TextConfig:
     question+context+answer; by default columns with known names."""
     roles: dict[str, str] = setting(factory=dict, group="data")
     """Who speaks under another name in messages, for example {"customer": "user"}: system, user or assistant."""
+    text_format: TextFormat = setting("auto", group="data", basic=True)
+    """Texts that spell special tokens (<s>, <|im_start|>): rendered encodes them as such, and reads a whole chat of a
+    known form as its turns; letters learns them as letters; auto does that too, but stops where more than 1 % do."""
     chat_format: ChatFormatChoice = setting("auto", group="data", basic=True)
     """Format in which chats are written as tokens; auto takes the format of the tokenizer's chat template, or chatml if
     it has none."""
@@ -35,7 +38,7 @@ class TextConfig:
     @property
     def rules(self) -> RowRules:
         """Return the settings that say what a row means."""
-        return RowRules(text_column=self.text_column, roles_by_name=self.roles)
+        return RowRules(self.text_column, self.roles, self.text_format)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,12 @@ import numpy as np
 
 from shared_tokenizer.chat.formats import named_chat_format
 from shared_tokenizer.chat.messages import encode_chat
+from shared_tokenizer.chat.rendered import Spellings, encode_rendered, find_plain_form
 from shared_tokenizer.data.shards import SPLITS, TOKENIZER, ShardWriter, Split, ids_dtype
 from shared_tokenizer.load import load_tokenizer
 from shared_tokenizer.manifest import named_errors
 from shared_tokenizer.sources.documents import Document, Rejected, cut_document, is_validation
+from shared_tokenizer.sources.row_rules import TextFormat
 from shared_tokenizer.sources.slices import Slice
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
@@ -52,6 +54,7 @@ class SliceJob:
     chat_format: str | None
     """Name of the chat format, None in a set of texts."""
     max_bad_rows: int
+    text_format: TextFormat = "auto"
     duplicates: frozenset[int] = frozenset()
     """Indices, in the slice, of the documents to leave out."""
 
@@ -65,15 +68,20 @@ class Summary:
     bad_rows: list[str] = field(default_factory=list)
     """Messages of the first bad rows."""
     sources: dict[str, Counter[str]] = field(default_factory=dict)
-    """Documents, UTF-8 bytes, tokens, and tokens in the loss mask (`learned`) of each source."""
+    """Documents, chats among them, UTF-8 bytes, tokens, and tokens in the loss mask (`learned`) of each source."""
     splits: dict[str, Counter[str]] = field(default_factory=dict)
-    """The same counts of each split."""
+    """The same counts of each split, without chats."""
     lengths: Counter[str] = field(default_factory=Counter)
     """Documents by the bit length of their number of tokens: the bins of the histogram."""
     shards: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Manifest entries of the shards of each split."""
     sha256: dict[str, str] = field(default_factory=dict)
     """Digest of each file, as hex, by its name."""
+    spelled: dict[str, Counter[str]] = field(default_factory=dict)
+    """Documents that spell out each special token or marker, or are a chat of a form of letters; of `texts` and
+    `chats`. The documents with any special token are under the empty name."""
+    unused: dict[str, Counter[str]] = field(default_factory=dict)
+    """Rows with each column that was not read, by source."""
 
     def add_document(self, source: str, split: Split, document: Document, tokens: int, learned: int) -> None:
         """Count a document that is kept, with its tokens and the tokens of them in the loss mask."""
@@ -83,15 +91,33 @@ class Summary:
             counts["bytes"] += text_bytes
             counts["tokens"] += tokens
             counts["learned"] += learned
+        if not isinstance(document.content, str):
+            self.sources[source]["chats"] += 1
         self.lengths[str(tokens.bit_length())] += 1
         self.counts["conversations"] += not isinstance(document.content, str)
+
+    def add_spellings(self, document: Document, spellings: Spellings) -> None:
+        """Count the markers of chats that a document spells out."""
+        is_text = isinstance(document.content, str)
+        found = set[str]().union(*map(spellings.find, document.texts))
+        if found:
+            found.add("")
+        elif is_text and (form := find_plain_form(document.text)):
+            found.add(form)
+        if found:
+            self.spelled.setdefault("texts" if is_text else "chats", Counter()).update(found)
 
     def merge(self, other: "Summary") -> None:
         """Add the summary of the next slice."""
         self.counts.update(other.counts)
         self.lengths.update(other.lengths)
         self.bad_rows = (self.bad_rows + other.bad_rows)[:BAD_ROWS_SHOWN]
-        for mine, theirs in ((self.sources, other.sources), (self.splits, other.splits)):
+        for mine, theirs in (
+            (self.sources, other.sources),
+            (self.splits, other.splits),
+            (self.spelled, other.spelled),
+            (self.unused, other.unused),
+        ):
             for name, counts in theirs.items():
                 mine.setdefault(name, Counter()).update(counts)
         for split, shards in other.shards.items():
@@ -122,8 +148,8 @@ class Summary:
         found = json.loads(whole["summary"])
         for name in ("counts", "lengths"):
             found[name] = Counter(found[name])
-        for name in ("sources", "splits"):
-            found[name] = {key: Counter(value) for key, value in found[name].items()}
+        for name in ("sources", "splits", "spelled", "unused"):
+            found[name] = {key: Counter(value) for key, value in found.get(name, {}).items()}
         return cls(**found)
 
 
@@ -179,6 +205,7 @@ class _SliceWork:
         filesystem, output = fsspec.url_to_fs(job.output)
         self._tokenizer = _cached_tokenizer(job.output, job.tokenizer_fingerprint)
         self._start = self._tokenizer.start_ids
+        self._spellings = Spellings(self._tokenizer.special_tokens)
         self._format = None if job.chat_format is None else named_chat_format(job.chat_format)
         self._summary = Summary()
         self._writers = {
@@ -224,6 +251,9 @@ class _SliceWork:
             split: Split = "val" if is_validation(document, options.val_fraction) else "train"
             self._writers[split].add(ids, mask)
             summary.add_document(source, split, document, len(ids), len(ids) if mask is None else int(mask.sum()))
+            summary.add_spellings(document, self._spellings)
+            if document.unused:
+                summary.unused.setdefault(source, Counter()).update(document.unused)
         return True
 
     def _encode(self, documents: Sequence[Document]) -> Iterator[tuple[np.ndarray, np.ndarray | None] | None]:
@@ -231,13 +261,21 @@ class _SliceWork:
 
         A chat that its format cannot express is counted as a bad row and yields None.
         """
-        texts = [document.content for document in documents if isinstance(document.content, str)]
+        is_rendered = self._job.text_format == "rendered"
+        texts = [document.content for document in documents if isinstance(document.content, str) and not is_rendered]
         encoded = iter(self._tokenizer.encode_batch(texts, num_threads=1))
         for document in documents:
             if isinstance(document.content, str):
-                yield self._framed(next(encoded)), None
+                yield self._encode_rendered(document) if is_rendered else (self._framed(next(encoded)), None)
             else:
                 yield self._encode_chat(document)
+
+    def _encode_rendered(self, document: Document) -> tuple[np.ndarray, None] | None:
+        try:
+            return np.array(encode_rendered(document.text, self._tokenizer), np.int32), None
+        except ValueError as error:
+            _count_bad_row(self._job, self._summary, f"{document.name}: {error}")
+            return None
 
     def _framed(self, ids: list[int]) -> np.ndarray:
         """Return begin-of-text, the ids and end-of-text, int32 `[tokens]`."""

@@ -14,6 +14,8 @@ def statistics(summary: Summary) -> dict[str, Any]:
         "left_out": {name: summary.counts[name] for name in ("bad_rows", "empty", "short", "duplicates")},
         "conversations": summary.counts["conversations"],
         "first_bad_rows": summary.bad_rows,
+        "spelled_out": {kind: dict(sorted(found.items())) for kind, found in sorted(summary.spelled.items())},
+        "columns_not_used": {name: dict(sorted(found.items())) for name, found in sorted(summary.unused.items())},
         "splits": {name: with_ratio(counts) for name, counts in sorted(summary.splits.items())},
         "sources": {name: with_ratio(counts) for name, counts in sorted(summary.sources.items())},
         "documents_by_length": {

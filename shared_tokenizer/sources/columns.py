@@ -9,6 +9,7 @@ from typing import Any
 
 from shared_tokenizer.chat.messages import Message
 from shared_tokenizer.chat.parse import ROLES, is_message, unused_keys
+from shared_tokenizer.chat.rendered import parse_rendered
 from shared_tokenizer.sources.cells import get_cell, has_cell
 from shared_tokenizer.sources.column_names import (
     ANSWER_COLUMNS,
@@ -151,16 +152,25 @@ def find_columns(rows: Iterable[Mapping[str, Any]], rules: RowRules) -> tuple[Co
     or their meaning is not certain.
     """
     names: dict[str, None] = {}
+    rows = iter(rows)
     for row in rows:
         columns = choose_columns(row) if rules.text_column is None else _named_columns(rules.text_column, row)
         if columns is not None:
             holds_chats = columns.content is None or list_cell(get_cell(row, columns.content)) is not None
+            if not holds_chats and rules.reads_rendered:
+                return columns, any(_is_rendered(other, columns) for other in (row, *rows))
             return (_with_side_columns(columns, row) if holds_chats else columns), holds_chats
         names |= dict.fromkeys(_all_names(row))
     if names:
         wanted = "a known name; set text_column" if rules.text_column is None else repr(rules.text_column)
         raise ValueError(f"found the columns {', '.join(names)}, expected {wanted}")
     return Columns(content="text"), False  # no row can be read: each one becomes an error of its own
+
+
+def _is_rendered(row: Mapping[str, Any], columns: Columns) -> bool:
+    assert columns.content is not None
+    text = get_cell(row, columns.content) if has_cell(row, columns.content) else None
+    return isinstance(text, str) and parse_rendered(text) is not None
 
 
 def _all_names(row: Mapping[str, Any]) -> Iterator[str]:

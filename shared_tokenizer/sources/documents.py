@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from shared_tokenizer.chat.messages import Message
+from shared_tokenizer.chat.rendered import parse_rendered
 from shared_tokenizer.readers.readers import read_rows
 from shared_tokenizer.readers.rows import BadRow, Piece
 from shared_tokenizer.sources.columns import Columns, read_columns, unused_columns
@@ -25,6 +26,8 @@ class Document:
     """Split that the layout of the source puts the document in, None where its hash decides."""
     unused: tuple[str, ...] = field(default=(), compare=False)
     """Names of the columns, and of keys of messages, that hold something and were not read."""
+    form: str | None = field(default=None, compare=False)
+    """Chat format that the text was written out in, where it became a chat."""
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -106,18 +109,33 @@ def to_document(row: Any, columns: Columns, where: str, rules: RowRules, *, hold
         if isinstance(row, str):
             document = Document(where, row)
         else:
-            content = read_columns(row, columns, rules)
-            document = Document(where, content, unused=tuple(dict.fromkeys(unused_columns(row, columns))))
+            unused = tuple(dict.fromkeys(unused_columns(row, columns)))
+            document = _parsed(Document(where, read_columns(row, columns, rules), unused=unused), rules)
         document.size_bytes  # noqa: B018 - raises on lone surrogates, which JSON can hold
     except UnicodeEncodeError:
         return Rejected(where, "found half a surrogate pair, expected Unicode text")
     except ValueError as error:
         return Rejected(where, str(error))
-    if isinstance(document.content, str) == holds_chats:
+    # Texts may stand among chats that were written out: each is known by its own markers.
+    is_text = isinstance(document.content, str)
+    if is_text == holds_chats and not (is_text and rules.reads_rendered):
         kinds = ("a chat", "a text") if holds_chats else ("a text", "a chat")
         return Rejected(where, f"found {kinds[1]}, expected {kinds[0]} as in the first rows")
     if any("\0" in text for text in document.texts):
         return Rejected(where, "found a NUL byte, expected text")
+    return document
+
+
+def _parsed(document: Document, rules: RowRules) -> Document:
+    """Return a document that is a chat written out as its turns, any other as it is."""
+    if not rules.reads_rendered:
+        return document
+    # A question that is written out ends where its answer begins.
+    text = document.content if isinstance(document.content, str) else "".join(document.texts)
+    if isinstance(document.content, str) or len(document.content) == 2:
+        found = parse_rendered(text)
+        if found is not None:
+            return replace(document, content=found[1], form=found[0].chat_format)
     return document
 
 

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
+
+TextFormat = Literal["auto", "rendered", "letters"]
 
 
 @dataclass(frozen=True)
@@ -10,3 +13,9 @@ class RowRules:
 
     text_column: str | None = None
     roles_by_name: Mapping[str, str] = field(default_factory=dict)
+    text_format: TextFormat = "auto"
+
+    @property
+    def reads_rendered(self) -> bool:
+        """Return True if chats that are written out as texts become turns."""
+        return self.text_format == "rendered"

@@ -25,6 +25,22 @@ def test_a_name_counts_before_the_adapters_and_they_before_the_model(places, tok
     assert choose_chat_format(model, tokenizer, choice="mistral", adapter_path=adapters).name == "mistral"
 
 
+def test_a_name_that_the_models_own_template_contradicts_is_warned_of(places, tokenizer, capsys):
+    model, adapters = places
+    write_chat_template(model, named_chat_format("alpaca"), tokenizer)
+    choose_chat_format(model, tokenizer, choice="alpaca")
+    assert not capsys.readouterr().err
+    choose_chat_format(model, tokenizer, choice="mistral")
+    assert "chat_format mistral: the model's own chat template is that of alpaca" in capsys.readouterr().err
+    lines = []
+    (model / "chat_template.jinja").write_text("{{ '<|start|>' + messages[0]['content'] }}")
+    choose_chat_format(model, tokenizer, choice="chatml", note=lines.append)
+    assert "chat_format chatml: the model's own chat template never writes '<|im_start|>' (chat template: " in lines[0]
+    write_chat_template(adapters, CHATML, tokenizer)
+    choose_chat_format(model, tokenizer, choice="chatml", adapter_path=adapters, note=lines.append)
+    assert len(lines) == 1
+
+
 def test_a_format_that_does_not_fit_is_refused(places, tokenizer):
     model, adapters = places
     with pytest.raises(ValueError, match=r"llama-3: found no special token '<\|start_header_id\|>'"):

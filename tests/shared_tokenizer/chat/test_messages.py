@@ -26,6 +26,7 @@ from shared_tokenizer.chat.messages import (
 from shared_tokenizer.chat.template import (
     chat_format_of,
     chat_template,
+    disagreement,
     read_chat_format,
     write_chat_template,
     write_stop_ids,
@@ -143,6 +144,10 @@ BY_HAND = {
     ),
 }
 BY_HAND["smollm2"] = BY_HAND["chatml"]
+BY_HAND["bitnet"] = (
+    "<s>System: Be brief.<|eot_id|>User: Hi<|eot_id|>Assistant: \u00abHello!<|eot_id|>\u00bb"
+    "User: Bye<|eot_id|>Assistant: \u00abSee you<|eot_id|>\u00bb"
+)
 
 
 @pytest.mark.parametrize("chat_format", FORMATS, ids=CHAT_FORMATS)
@@ -363,9 +368,12 @@ def save_byte_level(directory: Path, pattern: str | None) -> None:
 
 # Where words end: as GPT-2 has it, and with line ends in one as Llama 3 has it.
 PATTERNS = {"gpt-2": None, "line ends": r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"}
-# GPT-2 cuts the two line ends in the headers of llama-3 by what follows.
+# GPT-2 cuts the two line ends in the headers of llama-3 by what follows. The header of bitnet ends with a space, which
+# every tokenizer joins to the word after it.
 KINDS = ("bpe", "unigram", *PATTERNS)
-PAIRS = [(kind, name) for kind in KINDS for name in CHAT_FORMATS if (kind, name) != ("gpt-2", "llama-3")]
+PAIRS = [
+    (kind, name) for kind in KINDS for name in CHAT_FORMATS if (kind, name) != ("gpt-2", "llama-3") and name != "bitnet"
+]
 
 
 @pytest.fixture(scope="module")
@@ -534,7 +542,14 @@ ALPACA = r"""{{- bos_token }}
     {%- endif %}
 {%- endfor %}
 """
+BITNET = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}"
+    "{% set content = message['role'] | capitalize + ': '+ message['content'] | trim + '<|eot_id|>' %}"
+    "{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
+)
 OTHERS = {
+    "bitnet": BITNET,
     "chatml": CHATML_TEXT,
     "smollm2": SMOLLM2,
     "llama-2": LLAMA_2,
@@ -554,7 +569,24 @@ def test_the_way_a_template_is_laid_out_does_not_matter() -> None:
     assert chat_format_of(CHATML_IN_LINES).name == "chatml"
 
 
-@pytest.mark.parametrize("name", CHAT_FORMATS)
+@pytest.mark.parametrize("kind", ["bpe", *PATTERNS])
+@pytest.mark.parametrize(
+    "template", [BITNET, chat_template(named_chat_format("bitnet"), Bytes())], ids=["other", "ours"]
+)
+def test_the_prompt_of_bitnet_is_that_of_transformers(theirs, kind: str, template: str) -> None:
+    """Compare a first question, and the text of a conversation, in which the header is encoded alone."""
+    ours, other = theirs[kind, "chatml"]
+    chat_format = chat_format_of(template)
+    assert chat_format.name == "bitnet" and stop_ids(ours, chat_format)[0] == ours.special_tokens["<|eot_id|>"]
+    for chat in (CHAT[:2], CHAT[1:2]):
+        ids = their_ids(other, chat, chat_template=template, add_generation_prompt=True)
+        ids = ids if ids[0] == ours.bos_id else [ours.bos_id, *ids]
+        assert encode_generation_prompt(chat, ours, chat_format) == ids
+    ids = their_ids(other, CHAT[:4], chat_template=template, add_generation_prompt=True)
+    assert ours.decode(encode_generation_prompt(CHAT[:4], ours, chat_format)) == ours.decode(ids)
+
+
+@pytest.mark.parametrize("name", [name for name in CHAT_FORMATS if name != "bitnet"])
 def test_what_is_recognised_writes_the_same(theirs, name: str) -> None:
     """Compare the ids of released templates with those of the recognised format, without the begin token."""
     ours, other = theirs["line ends", name]
@@ -598,6 +630,18 @@ def test_templates_that_are_refused(template: str, found: str) -> None:
     with pytest.raises(ValueError, match=found) as error:
         chat_format_of(template)
     assert "not closed" in str(error.value) or ", ".join(CHAT_FORMATS) in str(error.value)
+
+
+def test_a_named_format_is_compared_with_the_own_template() -> None:
+    llama_3 = named_chat_format("llama-3")
+    assert "llama-3: the model's own chat template is that of bitnet" in (disagreement(BITNET, llama_3) or "")
+    for name, template in OTHERS.items():
+        for other in FORMATS:
+            assert (disagreement(template, other) is None) == (other.name == name)
+    qwen = SMOLLM2.replace("SmolLM", "Qwen")
+    assert disagreement(qwen, CHATML) is None  # not recognised, but it has the markers
+    assert "never writes '<|start_header_id|>'" in (disagreement(qwen, llama_3) or "")
+    assert disagreement(LLAMA_3 + "{{ tools }}", llama_3) is None
 
 
 @given(

@@ -1,0 +1,231 @@
+"""Chats that are written out as texts, with the markers of a chat format -> turns, or ids with special tokens."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from shared_tokenizer.chat.formats import ChatFormatName
+from shared_tokenizer.chat.messages import Message, encode_text_part
+from shared_tokenizer.chat.parse import ROLES, check_reply, system_message
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
+
+# The begin and end of a text in the tokenizers of released models.
+EDGES = ("<s>", "</s>", "<bos>", "<eos>", "<|begin_of_text|>", "<|end_of_text|>", "<|endoftext|>", "<|startoftext|>")
+# Spellings that frame turns and hardly stand in a text by chance. They are special tokens somewhere.
+CHAT_MARKERS = (
+    "[INST]",
+    "[/INST]",
+    "<<SYS>>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|prompter|>",
+)
+_OTHER_ROLES = {"inst": "user", "/inst": "assistant", "instruction": "user", "response": "assistant"}
+_SYSTEM_IN_USER = re.compile(r"\s*<<SYS>>\n?(.*?)\n?<</SYS>>\s*", re.DOTALL)
+_EDGES_ONLY = re.compile(rf"(?:\s|{'|'.join(map(re.escape, EDGES))})*")
+
+
+@dataclass(frozen=True)
+class RenderedForm:
+    """One form in which chats are written out.
+
+    header: finds where a turn begins; its group is the role.
+    ends: spellings of which one ends a turn. A turn that is not the last has one, but in forms of letters alone.
+    hint: a text without it is not of this form.
+    chat_format: the format of this project that writes the same, None where there is none.
+    is_letters: True if the form needs no special token; then a text before the first turn is the system message.
+    """
+
+    name: str
+    hint: str
+    header: re.Pattern[str]
+    ends: tuple[str, ...]
+    chat_format: ChatFormatName | None
+    is_letters: bool = False
+
+
+FORMS = (
+    RenderedForm("chatml", "<|im_start|>", re.compile(r"<\|im_start\|>(\w+)\n"), ("<|im_end|>",), "chatml"),
+    RenderedForm(
+        "llama-3",
+        "<|start_header_id|>",
+        re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n*"),
+        ("<|eot_id|>", "<|end_of_text|>"),
+        "llama-3",
+    ),
+    RenderedForm("gemma", "<start_of_turn>", re.compile(r"<start_of_turn>(\w+)\n"), ("<end_of_turn>",), None),
+    RenderedForm("llama-2", "[/INST]", re.compile(r"\[(INST|/INST)\]"), ("</s>", *EDGES), "llama-2"),
+    RenderedForm(
+        "zephyr",
+        "<|assistant|>",
+        re.compile(r"<\|(system|user|assistant|prompter)\|>\n?"),
+        ("</s>", "<|end|>", "<|endoftext|>"),
+        "zephyr",
+    ),
+    RenderedForm(
+        "bitnet",
+        "<|eot_id|>",
+        re.compile(r"(?:(?<=<\|eot_id\|>)|(?<=<\|begin_of_text\|>)|\A)(System|User|Assistant): "),
+        ("<|eot_id|>",),
+        "bitnet",
+    ),
+    RenderedForm(
+        "alpaca",
+        "### Response:",
+        re.compile(r"(?:\A|(?<=\n))### (Instruction|Input|Response):[ \n]?"),
+        EDGES,
+        "alpaca",
+        is_letters=True,
+    ),
+    RenderedForm("guanaco", "### Assistant:", re.compile(r"### (Human|Assistant): ?"), EDGES, None, is_letters=True),
+    RenderedForm(
+        "human and assistant",
+        "Assistant:",
+        re.compile(r"(?:\A\n*|\n\n)(Human|Assistant): ?"),
+        EDGES,
+        None,
+        is_letters=True,
+    ),
+    RenderedForm(
+        "vicuna", "ASSISTANT:", re.compile(r"(?:\A|(?<=\s)|(?<=>))(USER|ASSISTANT): ?"), EDGES, None, is_letters=True
+    ),
+)
+
+
+def parse_rendered(text: str) -> tuple[RenderedForm, tuple[Message, ...]] | None:
+    """Return the form and the turns of a text that is one whole chat written out, None for any other text.
+
+    Spaces around the contents of a form that writes them itself (llama-2) are its own. Nothing but the begin and end
+    of a text may stand outside of the turns, so no word of the text is lost.
+    """
+    for form in FORMS:
+        if form.hint in text and (turns := _parse_form(text, form)) is not None:
+            return form, turns
+    return None
+
+
+def _parse_form(text: str, form: RenderedForm) -> tuple[Message, ...] | None:
+    headers = list(form.header.finditer(text))
+    if len(headers) < 2:
+        return None
+    before = _without_edges(text[: headers[0].start()])
+    if before and not form.is_letters:
+        return None
+    try:
+        turns = list(system_message(before))
+        for header, following in zip(headers, [*headers[1:], None], strict=True):
+            end = len(text) if following is None else following.start()
+            content = _content(text[header.end() : end], form, is_last=following is None)
+            if content is None or not _add_turn(turns, header[1].lower(), content):
+                return None
+        check_reply(tuple(turns))
+    except ValueError:
+        return None
+    return tuple(turns)
+
+
+def _without_edges(text: str) -> str:
+    """Return a text without the begin and end tokens and the whitespace around it."""
+    start, end, before = _end_of_edges(text), len(text), -1
+    while end != before and end > start:
+        before = end
+        end = next((end - len(edge) for edge in EDGES if text.endswith(edge, start, end)), end)
+        while end > start and text[end - 1].isspace():
+            end -= 1
+    return text[start:end]
+
+
+def _end_of_edges(text: str) -> int:
+    found = _EDGES_ONLY.match(text)
+    return found.end() if found is not None else 0
+
+
+def _content(text: str, form: RenderedForm, *, is_last: bool) -> str | None:
+    """Return the content of a turn, None where more than an end follows it or a marker is inside it."""
+    found = min(((place, end) for end in form.ends if (place := text.find(end)) >= 0), default=None)
+    if found is not None:
+        place, end = found
+        if _without_edges(text[place + len(end) :]):
+            return None
+        text = text[:place]
+    elif not (is_last or form.is_letters or form.name in ("llama-2", "zephyr")):
+        return None
+    if form.is_letters or form.name in ("llama-2", "bitnet", "llama-3") or found is None:
+        text = text.strip()
+    return None if any(mark in text for mark in CHAT_MARKERS if mark != "<<SYS>>") else text
+
+
+def _add_turn(turns: list[Message], name: str, content: str) -> bool:
+    """Add a turn. Return False where its role is unknown, its content blank, or a system message stands inside."""
+    if name == "input" and turns and turns[-1].role == "user":
+        turns.append(Message("user", f"{turns.pop().content}\n\n{content}"))
+        return True
+    role = ROLES.get(_OTHER_ROLES.get(name, name))
+    if role == "user" and not turns and (found := _SYSTEM_IN_USER.match(content)):
+        turns += system_message(found[1])
+        content = content[found.end() :]
+    if role is None or not content.strip() or "<<SYS>>" in content or (role == "system" and turns):
+        return False
+    turns.append(Message(role, content))
+    return True
+
+
+class Spellings:
+    """Finder of special tokens of a tokenizer, and of the markers of chats, that are spelled out in texts."""
+
+    def __init__(self, special_tokens: Iterable[str]):
+        # A special token that could be an ordinary word says nothing about a text.
+        own = {token for token in special_tokens if len(token) > 2 and not token.strip().replace("_", "").isalnum()}
+        marks = sorted(own | set(CHAT_MARKERS), key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, marks)))
+
+    def find(self, text: str) -> set[str]:
+        """Return the spellings that a text holds. The begin and end of any tokenizer count at begin and end alone."""
+        found = set(self._pattern.findall(text))
+        start, stop = text[:100].lstrip(), text[-100:].rstrip()
+        return found.union(edge for edge in EDGES if start.startswith(edge) or stop.endswith(edge))
+
+
+def find_plain_form(text: str) -> str | None:
+    """Return the name of the form of letters alone in which a text is a whole chat, None for any other text."""
+    if not any(form.is_letters and form.hint in text for form in FORMS):
+        return None
+    found = parse_rendered(text)
+    return found[0].name if found is not None and found[0].is_letters else None
+
+
+def encode_rendered(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Return the ids of a text in which special tokens are spelled out, with one begin and one end token.
+
+    Raises ValueError where a marker of chats is no special token of the tokenizer and would become letters.
+    """
+    special = tokenizer.special_tokens
+    foreign = [mark for mark in CHAT_MARKERS if mark in text and mark not in special]
+    if foreign:
+        raise ValueError(
+            f"text_format rendered: found {foreign[0]!r}, no special token of this tokenizer, expected a whole chat of "
+            f"a known form ({', '.join(form.name for form in FORMS)}); correct the row, or take --text_format letters"
+        )
+    ids: list[int] = []
+    pattern = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
+    ends = tuple(token for token, number in special.items() if number == tokenizer.eos_id)
+    text = text.rstrip() if text.rstrip().endswith(ends) else text
+    for part in re.split(f"({pattern})", text) if pattern else [text]:
+        if part in special:
+            ids.append(special[part])
+        elif part:
+            ids += encode_text_part(part, tokenizer)
+    start = tokenizer.start_ids
+    ids = ids if ids[: len(start)] == start else [*start, *ids]
+    return ids if ids[-1:] == [tokenizer.eos_id] else [*ids, tokenizer.eos_id]

@@ -75,7 +75,7 @@ def test_every_document_is_there_once_whole_and_in_order(tmp_path_factory, token
     held_out = [is_validation(Document("", text), 0.3) for text in texts]
     if all(held_out) or not any(held_out):
         return
-    manifest = run(source, folder / "out", tokenizer_dir, shard_tokens=40)
+    manifest = run(source, folder / "out", tokenizer_dir, shard_tokens=40, text_format="letters")
     for split in ("train", "val"):
         expected = [text for text, held in zip(texts, held_out, strict=True) if held == (split == "val")]
         assert texts_of(folder / "out", split, tokenizer) == expected

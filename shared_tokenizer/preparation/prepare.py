@@ -101,10 +101,10 @@ class _Preparation:
     def _start(self) -> tuple[Tokenizer, ChatFormat | None]:
         """Write the tokenizer and the plan, or take them from the interrupted preparation."""
         begun = self._read_begun() if self.output.is_begun else None
-        if begun is not None and self.config.text_format == "rendered" and "text_format" not in begun["identity"]:
-            begun = None  # one that stopped because its texts are rendered begins anew
         if begun is not None:
-            self._refuse_another(begun["identity"])
+            was_letters = self.config.text_format == "rendered" and "text_format" not in begun["identity"]
+            self._refuse_another(begun["identity"] | ({"text_format": "rendered"} if was_letters else {}))
+            begun = None if was_letters else begun  # it stopped because its texts are rendered
         tokenizer = self.given
         if tokenizer is None and begun is not None and self.output.has_finished_slices:
             tokenizer = self._load_trained_tokenizer(begun["tokenizer_fingerprint"])

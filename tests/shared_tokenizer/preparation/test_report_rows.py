@@ -7,6 +7,7 @@ import pytest
 from shared_tokenizer.data.shards import TokenShards
 from shared_tokenizer.load import load_tokenizer
 from shared_tokenizer.manifest import verify_manifest
+from shared_tokenizer.preparation import report_rows
 from shared_tokenizer.preparation.prepare import prepare
 from shared_tokenizer.preparation.prepare_config import PrepareConfig
 from tests.conftest import Silent
@@ -86,6 +87,20 @@ def test_few_rows_that_spell_special_tokens_are_counted(tmp_path):
     (line,) = [line for line in lines if "spell special" in line]
     assert line.startswith("1 of 400 texts spell special tokens: ")
     assert "<s> (1)" in line and "<|im_end|> (1)" in line and "--text_format rendered" in line
+
+
+@pytest.mark.parametrize("choice", ["letters", "rendered"])
+def test_rendered_rows_after_the_first_ones_stop_at_the_end_and_either_choice_goes_on(tmp_path, choice, monkeypatch):
+    monkeypatch.setattr(report_rows, "SAMPLE", 100)
+    rows = [{"text": f"{ask} {reply} {i}"} for i in range(4) for ask, reply in ROWS]
+    rows += [{"text": f"<s>{ask}<file_sep>{reply}<|endoftext|>"} for ask, reply in ROWS]
+    source = write(tmp_path / "in.jsonl", rows)
+    with pytest.raises(ValueError, match="40 of 200 texts spell special tokens"):
+        run(source, tmp_path)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    _, lines, found = run(source, tmp_path, text_format=choice)
+    assert any("resuming" in line for line in lines) == (choice == "letters")
+    assert len(found) == 200 and sum(text.count("<s>") for text in found) == (240 if choice == "letters" else 200)
 
 
 def test_special_tokens_without_a_known_form_are_encoded_where_that_is_chosen(tmp_path):

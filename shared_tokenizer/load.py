@@ -29,6 +29,8 @@ from shared_tokenizer.tokenizers.tokenizer_files import (
 # `load_tokenizer` opens the first of these in a directory.
 KINDS = (MODEL_FILE, DEFINITION_FILE, VOCABULARY_FILE)
 WEIGHT_ENDINGS = (".safetensors", ".gguf")
+# Folders that hold the tokenizer of a run or of token shards, and of a fine-tuning run.
+INNER_FOLDERS = ("tokenizer", "artifact", "data/tokenizer")
 
 
 def log_line(line: str) -> None:
@@ -39,6 +41,14 @@ def log_line(line: str) -> None:
 def has_tokenizer(directory: Path) -> bool:
     """Return True if a directory holds a file that `load_tokenizer` opens."""
     return any((Path(directory) / name).is_file() for name in KINDS)
+
+
+def tokenizer_place(path: Path) -> Path:
+    """Return the directory or file of the tokenizer that a path means: itself, or that inside a run or token shards."""
+    path = Path(path)
+    if not path.is_dir() or has_tokenizer(path):
+        return path
+    return next((path / name for name in INNER_FOLDERS if has_tokenizer(path / name)), path)
 
 
 def find_tokenizer(path: Path, metadata: Mapping[str, Any] | None = None, *, verify: bool = True) -> Tokenizer | None:

@@ -10,7 +10,7 @@ from random import Random
 from shared_tokenizer.chat.formats import CHATML, ChatFormat, named_chat_format
 from shared_tokenizer.chat.messages import Message, encode_chat
 from shared_tokenizer.chat.template import disagreement, read_chat_format, read_chat_template
-from shared_tokenizer.load import load_tokenizer
+from shared_tokenizer.load import load_tokenizer, tokenizer_place
 from shared_tokenizer.preparation.prepare_config import PrepareConfig
 from shared_tokenizer.preparation.reporter import Reporter
 from shared_tokenizer.sources.documents import Document
@@ -32,7 +32,10 @@ def load_given_tokenizer(config: PrepareConfig, reporter: Reporter) -> Tokenizer
     """
     if config.tokenizer is None:
         return None
-    tokenizer = load_tokenizer(Path(config.tokenizer))
+    place = tokenizer_place(Path(config.tokenizer))
+    if place != Path(config.tokenizer):
+        reporter.log(f"tokenizer: {place}")
+    tokenizer = load_tokenizer(place)
     if tokenizer.missing_bytes:
         lost = " ".join(f"{byte:02X}" for byte in sorted(tokenizer.missing_bytes))
         reporter.log(f"the tokenizer has no token for bytes {lost}: characters that need one are left out")
@@ -74,7 +77,7 @@ def choose_chat_format(
     """
     if not plan.holds_chats:
         return None
-    given = Path(config.tokenizer) if config.tokenizer else None
+    given = tokenizer_place(Path(config.tokenizer)) if config.tokenizer else None
     directory = given if given is None or given.is_dir() else given.parent
     if config.chat_format != "auto":
         found = named_chat_format(config.chat_format)

@@ -51,7 +51,7 @@ class PrepareConfig(TextConfig):
     input: list[str] = setting(factory=list, group="data", basic=True)
     """Text files and folders of them, or stdlib: the source code of the Python standard library."""
     tokenizer: str | None = setting(None, group="tokenizer", basic=True)
-    """Tokenizer to use: its directory, or one file of that."""
+    """Tokenizer to use: its directory or one file of that, or a run, a model or token shards that have one."""
     vocab_size: int | None = setting(None, group="tokenizer", basic=True)
     """Number of tokens of a tokenizer to train on the input, in place of a given one."""
     model_type: ModelType = setting("bpe", group="tokenizer")

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared_tokenizer.chat.formats import CHATML
+from shared_tokenizer.chat.formats import CHATML, named_chat_format
 from shared_tokenizer.chat.messages import encode_chat
-from shared_tokenizer.chat.template import read_chat_format
+from shared_tokenizer.chat.template import read_chat_format, write_chat_template
 from shared_tokenizer.data.shards import TokenShards, read_manifest
 from shared_tokenizer.load import load_tokenizer
 from shared_tokenizer.manifest import DamagedError, verify_manifest
@@ -426,3 +426,16 @@ def test_a_trained_tokenizer_needs_text(tmp_path, tokenizer_dir):
     with pytest.raises(ValueError, match=r"empty\.txt: found no text; left out: nothing"):
         run(tmp_path / "empty.txt", tmp_path / "out", tokenizer_dir)
     assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]
+
+
+@pytest.mark.parametrize("inner", ["", "tokenizer", "artifact", "data/tokenizer"])
+def test_the_tokenizer_of_a_run_a_model_or_shards_is_found(texts, tmp_path, tokenizer, inner):
+    (tmp_path / "given" / inner).mkdir(parents=True)
+    tokenizer.save(tmp_path / "given" / inner)
+    write_chat_template(tmp_path / "given" / inner, named_chat_format("alpaca"), tokenizer)
+    chats = write_rows(
+        tmp_path / "chats.jsonl", [{"messages": [*CHAT, CHAT[0], CHAT[1] | {"content": x}]} for x in OTHERS]
+    )
+    found = run(chats, tmp_path / "out", tmp_path / "given")
+    assert found["tokenizer_fingerprint"] == tokenizer.fingerprint and found["chat_format"] == "alpaca"
+    assert (f"tokenizer: {tmp_path / 'given' / inner}" in found["lines"]) == bool(inner)

@@ -37,8 +37,9 @@ def run_command(
     """
     argv = sys.argv[1:] if argv is None else argv
     for number in (signal.SIGTERM, signal.SIGHUP):
-        # Leave by an exception, so that half-written files are cleaned up.
-        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+        # Leave by an exception, so that half-written files are cleaned up; what nohup ignores stays ignored.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
     debug = "--debug" in argv
     try:
         quiet_libraries()

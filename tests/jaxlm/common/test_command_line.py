@@ -1,10 +1,11 @@
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
 
 import pytest
 
-from jaxlm.common.command_line import parse
+from jaxlm.common.command_line import parse, run_command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,24 @@ def test_mistakes_are_one_line(argv, message):
     with pytest.raises(ValueError, match=message) as caught:
         parse(Settings, argv)
     assert "\n" not in str(caught.value)
+
+
+def test_signals_end_a_command_by_an_exception_unless_nohup_ignores_them():
+    found = {}
+
+    def command(settings: Inner) -> None:
+        found.update({number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)})
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        run_command(command, argv=[])
+        with pytest.raises(SystemExit) as caught:
+            found[signal.SIGTERM](signal.SIGTERM, None)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert caught.value.code == 143 and found[signal.SIGHUP] is signal.SIG_IGN
 
 
 def test_help_shows_every_field_with_its_text():

@@ -158,6 +158,60 @@ def test_a_signal_ends_the_server_with_requests_in_flight(model, tokenizer, numb
     assert capsys.readouterr().err == ""  # no traceback
 
 
+def test_a_model_that_cannot_be_stopped_does_not_keep_the_process(model, tokenizer, monkeypatch, capsys):
+    monkeypatch.setattr("mlxlm.server.engine.LONGEST_STOP_S", 0.1)
+    left = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    slow = Slow(model, 2.0)
+    engine = make_engine(slow)
+    listener = listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    app = make_app(served(tokenizer), engine, hosts=host_names(port, []), api_key=None, max_body_bytes=1000)
+    messages = []
+
+    def stop():
+        def ask():
+            with client(port) as api, pytest.raises(openai.APIError) as caught:
+                api.completions.create(model=NAME, prompt="x")
+            messages.append(caught.value.message)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        while not slow.calls:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        thread.join()
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        client_thread = threading.Thread(target=stop)
+        client_thread.start()
+        run(app, engine, listener)
+        client_thread.join()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert left == [128 + signal.SIGTERM] and "stopping" in messages[0]
+    assert capsys.readouterr().err == ""
+    engine._thread.join()
+
+
+def test_a_body_that_comes_too_slowly_is_refused(model, tokenizer, monkeypatch):
+    monkeypatch.setattr("mlxlm.server.json_body.LONGEST_BODY_S", 0.3)
+    with running(model, tokenizer) as port, socket.create_connection(("127.0.0.1", port)) as connection:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: 100\r\n\r\n".encode())
+        connection.settimeout(0.1)
+        answer, deadline = b"", time.monotonic() + 5
+        while not answer and time.monotonic() < deadline:
+            connection.sendall(b"x")
+            try:
+                answer = connection.recv(4096)
+            except TimeoutError:
+                continue
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"body: found no end after 0.3 s" in answer
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "server.example", ""])
 def test_another_host_needs_a_key(host):
     config = ServerConfig(model="x", host=host, allowed_hosts=["server.example"])

@@ -35,6 +35,8 @@ def seal_directory(directory: Path, sha256: Mapping[str, str] | None = None) -> 
 
     `sha256` holds the digests, as hex, that were taken when the files were written; None reads every file again.
     """
+    for begun in directory.glob(f".{MANIFEST}.*"):  # of a seal that was killed
+        begun.unlink()
     for name in _files(directory):
         _sync_file(directory / name)
     if sha256 is None:

@@ -43,6 +43,7 @@ class Row:
     failures: list[tuple[int, Failure]] = field(default_factory=list)
     """Each with the seed of its trial."""
     seconds: float = 0.0
+    places: Counter[str] = field(default_factory=Counter)
 
 
 def all_kinds() -> list[Kind]:
@@ -133,7 +134,7 @@ class Campaign:
         self.rows = {kind.name: Row() for kind in kinds}
         self._begun = Counter[str]()
         """Seconds that trials under way are expected to take, so that a kind is not started twice for its share."""
-        self._workers = [_Worker(folder) for _ in range(processes)]
+        self._workers = [_Worker(folder, folder / f"stderr-{number}.txt") for number in range(processes)]
 
     def run(self, seconds: float) -> dict[str, Row]:
         """Make trials for so long, and finish those that were begun."""
@@ -156,6 +157,8 @@ class Campaign:
     def _start_next(self, worker: "_Worker") -> None:
         """Start a trial of the kind that has had the least of its share."""
         open_kinds = [kind for kind in self._kinds.values() if not (kind.once and self._begun[kind.name])]
+        if not open_kinds:
+            return
         kind = min(open_kinds, key=lambda kind: (self.rows[kind.name].seconds + self._begun[kind.name]) / kind.share)
         row = self.rows[kind.name]
         # As long as the trials before, or a second; so that two processes do not start the same kind.
@@ -171,6 +174,7 @@ class Campaign:
         kind, seed, outcome, seconds = found
         row = self.rows[kind.name]
         row.trials, row.tried, row.seconds = row.trials + 1, row.tried + outcome.tried, row.seconds + seconds
+        row.places += outcome.places
         for failure in outcome.failures:
             row.failures.append((seed, failure))
             if len(row.failures) <= _SHOWN:
@@ -185,15 +189,15 @@ def repeat_command(kind: Kind, seed: int) -> str:
 class _Worker:
     """A process that makes one trial after the other."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, folder: Path, stderr: Path):
+        self._folder, self._stderr = folder, stderr
         self._task: tuple[Kind, int, float] | None = None
         self._start_process()
 
     def _start_process(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, self._folder))
+        self._process = context.Process(target=_work, args=(theirs, self._folder, self._stderr))
         self._process.start()
         theirs.close()
 
@@ -217,7 +221,8 @@ class _Worker:
         except EOFError:
             outcome = Outcome(1)
             self._process.join(10)
-            outcome.fail("crashed", f"the process that read or started it died: status {self._process.exitcode}")
+            end = " ".join(self._stderr.read_text("utf-8", "replace")[-300:].split())
+            outcome.fail("crashed", f"the process of the trial died: status {self._process.exitcode}: {end}")
             self._restart()
         if outcome is None and seconds > kind.limit_s + 60:
             outcome = Outcome(1)
@@ -251,12 +256,13 @@ def _make_workplace(folder: Path) -> None:
     make_workplace(folder)
 
 
-def _work(connection: Connection, folder: Path) -> None:
+def _work(connection: Connection, folder: Path, stderr: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     _import_settings()
     kinds = {kind.name: kind for kind in all_kinds()}
-    # What readers print on the way belongs to nobody.
+    # What readers and libraries print on the way belongs to nobody, unless the process dies.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     while True:
         try:
             name, seed = connection.recv()
@@ -297,6 +303,7 @@ def write_json(path: Path, rows: dict[str, Row], seed: int) -> None:
             "trials": row.trials,
             "tried": row.tried,
             "seconds": round(row.seconds, 1),
+            "places": dict(row.places.most_common()),
             "failures": failures,
         }
     path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")

@@ -16,7 +16,7 @@ from shared_tokenizer.manifest import MANIFEST
 from shared_tokenizer.preparation.prepare_config import PrepareConfig
 from tests.commands import run
 from tests.faults.injected import Injection
-from tests.faults.interrupted import choose_moment, plain, run_with
+from tests.faults.interrupted import choose_job, choose_moment, plain, run_with
 from tests.faults.trial import Kind, Outcome
 from tests.faults.workplace import FINETUNINGS, JOBS, PREPARATIONS, SAMPLE_ORDER, TRAININGS, Job, Workplace
 
@@ -197,7 +197,7 @@ SEALED = (
 
 def flip_run(jobs: Sequence[Job], workplace: Workplace, folder: Path, rng: np.random.Generator) -> Outcome:
     """Flip a bit anywhere in a run directory, and go on with the printed command: refused, said, or the same result."""
-    outcome, job = Outcome(), jobs[int(rng.integers(len(jobs)))]
+    outcome, job = Outcome(), choose_job(jobs, workplace, rng)
     output = folder / "output"
     shutil.copytree(workplace.finished(job.name), output)
     if rng.integers(2):  # a run that has something left to do
@@ -232,7 +232,7 @@ def flip_run(jobs: Sequence[Job], workplace: Workplace, folder: Path, rng: np.ra
 
 def damage_begun(jobs: Sequence[Job], workplace: Workplace, folder: Path, rng: np.random.Generator) -> Outcome:
     """Kill a command, damage any file that it left, and start it again: refused, said, or the undisturbed result."""
-    outcome, job, output = Outcome(), jobs[int(rng.integers(len(jobs)))], folder / "output"
+    outcome, job, output = Outcome(), choose_job(jobs, workplace, rng), folder / "output"
     at = choose_moment(rng, workplace.reference(job.name).changes)
     injection = Injection(root=str(output), log=str(folder / "changes.txt"), fault="kill", at=at)
     if run_with(injection, job.words(workplace, output)).code != -signal.SIGKILL:

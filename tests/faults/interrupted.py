@@ -149,9 +149,20 @@ def kill(job: Job, workplace: Workplace, folder: Path, rng: np.random.Generator)
                     return outcome
                 break
             outcome.tried += 1
+            outcome.places[_place(ended, output)] += 1
             _check_nothing_lost(outcome, output, before, ended)
         finish(outcome, job, workplace, folder)
     return outcome
+
+
+def _place(ended: Ended, output: Path) -> str:
+    """Return the file or folder of an output that was changed last."""
+    if not ended.changes:
+        return "nothing yet"
+    # Of a temporary name, what it will be.
+    path = re.sub(r"\.(\w[\w.]*)\.\w{8}(?=/|$)", r"\1", ended.changes[-1].split(" ", 2)[2])
+    inside = Path(path).relative_to(output.resolve().parent).parts
+    return inside[1] if len(inside) > 1 else "the output itself"
 
 
 def _check_nothing_lost(outcome: Outcome, output: Path, before: int, ended: Ended) -> None:
@@ -270,12 +281,17 @@ def two_at_once(job: Job, workplace: Workplace, folder: Path, rng: np.random.Gen
     return outcome
 
 
+def choose_job(jobs: Sequence[Job], workplace: Workplace, rng: np.random.Generator) -> Job:
+    """Return one of the jobs that the workplace has a result of."""
+    known = [job for job in jobs if workplace.has(job.name)]
+    return known[int(rng.integers(len(known)))]
+
+
 def _any_of(action, jobs: Sequence[Job], *more):
     """Return a trial that does something to one of several jobs."""
 
     def trial(workplace: Workplace, folder: Path, rng: np.random.Generator) -> Outcome:
-        job = jobs[int(rng.integers(len(jobs)))]
-        return action(job, *more, workplace, folder, rng)
+        return action(choose_job(jobs, workplace, rng), *more, workplace, folder, rng)
 
     return trial
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from tests.commands import Command, start
 from tests.faults.injected import Injection
-from tests.faults.interrupted import LONGEST_S, choose_moment, finish, watched
+from tests.faults.interrupted import LONGEST_S, choose_job, choose_moment, finish, watched
 from tests.faults.trial import Kind, Outcome
 from tests.faults.workplace import (
     CONVERSIONS,
@@ -184,7 +184,7 @@ def _check(
 
 def _any_of(action, jobs: Sequence[Job]):
     """Return a trial that does something to one of several jobs."""
-    return lambda workplace, folder, rng: action(jobs[int(rng.integers(len(jobs)))], workplace, folder, rng)
+    return lambda workplace, folder, rng: action(choose_job(jobs, workplace, rng), workplace, folder, rng)
 
 
 KINDS = [

@@ -1,5 +1,6 @@
 """One trial of the campaign: faults that were made on purpose, and whatever went wrong after them."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ class Outcome:
 
     tried: int = 0
     failures: list[Failure] = field(default_factory=list)
+    places: Counter[str] = field(default_factory=Counter)
+    """File or folder of the output that had changed last when a fault was made."""
 
     def fail(self, what: What, text: str) -> None:
         """Note something that went wrong."""

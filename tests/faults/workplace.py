@@ -110,6 +110,10 @@ class Workplace:
         """Return the output of the undisturbed run of a job."""
         return self.path / "finished" / job / "output"
 
+    def has(self, job: str) -> bool:
+        """Return True where a job has run here."""
+        return (self.path / "finished" / job).is_dir()
+
     def reference(self, job: str) -> Reference:
         """Return what the undisturbed run of a job left."""
         content = json.loads((self.path / "finished" / job / "reference.json").read_text())
@@ -311,7 +315,8 @@ def make_workplace(path: Path, jobs: tuple[str, ...] = tuple(JOBS)) -> Workplace
         if name == "train-ternary":
             run_directory = workplace.finished(name)
             shutil.copytree(run_directory / "artifact", path / "packed")
-            _must("scripts/convert.py", run_directory, path / "latent", "--to", "latent")
+            if "convert-latent" in jobs:
+                _must("scripts/convert.py", run_directory, path / "latent", "--to", "latent")
         if name == "finetune-lora":
             shutil.copytree(workplace.finished(name) / "adapters", path / "adapters")
     return workplace

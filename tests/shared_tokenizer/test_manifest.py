@@ -8,6 +8,7 @@ from shared_tokenizer.manifest import (
     MANIFEST,
     DamagedError,
     named_errors,
+    seal_directory,
     sealed_directory,
     verify_manifest,
     write_file,
@@ -103,3 +104,11 @@ def test_an_error_of_the_system_names_the_file(tmp_path):
 def _write_sealed(directory):
     with sealed_directory(directory) as temporary:
         (temporary / "a").write_text("a")
+
+
+def test_a_seal_that_was_killed_is_no_part_of_the_next(tmp_path):
+    (tmp_path / "file").write_text("content")
+    (tmp_path / f".{MANIFEST}.o2c2vsef").write_text("0123  fi")
+    seal_directory(tmp_path)
+    verify_manifest(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", MANIFEST}

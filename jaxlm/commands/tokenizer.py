@@ -27,6 +27,8 @@ class TokenizerConfig:
     """Special tokens of your own, after the built-in ones."""
     text_column: str | None = None
     """Column that holds the text, where it is not found by itself."""
+    roles: dict[str, str] = field(default_factory=dict)
+    """Who speaks under another name in messages, for example {"customer": "user"}: system, user or assistant."""
     train_size: int = setting(TRAIN_SIZE, at_least=1)
     """Bytes of text to train on, chosen by their hash where the input holds more."""
 
@@ -38,7 +40,7 @@ def main(config: TokenizerConfig) -> None:
     """Train a sentencepiece tokenizer whose decoding gives back every text exactly."""
     with sealed_directory(Path(config.output_dir)) as directory:
         texts = sample_texts(
-            (document.text for document in read_documents(config.input, RowRules(config.text_column))),
+            (document.text for document in read_documents(config.input, RowRules(config.text_column, config.roles))),
             config.train_size,
         )
         tokenizer = train_tokenizer(

@@ -95,12 +95,13 @@ def joined_system(systems: tuple[Message, ...]) -> tuple[Message, ...]:
 
 
 def instruction_messages(instruction: str, input: str | None, output: str) -> tuple[Message, ...]:
-    """Return a conversation of an instruction and its answer. The input follows the instruction after a blank line.
+    """Return a conversation of an instruction and its answer. The input follows the instruction after a blank line, or
+    stands alone where that is empty.
 
     Raises ValueError where either is blank.
     """
     return (
-        _checked("user", f"{instruction}\n\n{input}" if input else instruction, "instruction"),
+        _checked("user", "\n\n".join(part for part in (instruction, input) if part), "instruction"),
         _checked("assistant", output, "output"),
     )
 

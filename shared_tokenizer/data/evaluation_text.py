@@ -16,6 +16,8 @@ class EvaluationText:
 
     text_column: str | None = None
     """Column that holds the text; by default one with a well-known name."""
+    roles: dict[str, str] = setting(factory=dict)
+    """Who speaks under another name in messages, for example {"customer": "user"}: system, user or assistant."""
     document_characters: int = setting(0, at_least=0)
     """Characters of a document, about, as in prepare_data.py: longer texts are cut. 0 cuts no text."""
     held_out: float | None = setting(None, more_than=0, at_most=1)
@@ -33,7 +35,7 @@ class EvaluationText:
         """Return the texts of files, folders or `stdlib`. Raises ValueError where there is none, or none held out."""
         documents = (
             document
-            for whole in read_documents(sources, RowRules(text_column=self.text_column))
+            for whole in read_documents(sources, RowRules(self.text_column, self.roles))
             for document in cut_document(whole, self.document_characters)
         )
         if self.held_out is not None:

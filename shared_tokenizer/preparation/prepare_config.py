@@ -91,6 +91,7 @@ class PrepareConfig(TextConfig):
         if bool(self.input) == bool(self.hub):
             raise ValueError("input, hub: expected one of the two; give files to read, or a dataset of the hub")
         check_bounds(self)
+        _ = self.rules  # raises
         if self.chat_format != "auto":
             named_chat_format(self.chat_format)
         if self.tokenizer is not None and self.special_tokens:

@@ -3,12 +3,14 @@
 import ast
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Python's parser takes many times the memory of its text.
 LONGEST_PYTHON = 1 << 20
 _NUMPY_GAP = re.compile(r"\}\s*\n\s*\{")
+_PYTHON_LIST = re.compile(r"""\[\s*[\[{('"\]]""")
 
 
 def has_cell(row: Mapping[str, Any], path: str) -> bool:
@@ -51,11 +53,13 @@ def parse_list(text: str) -> list[Any] | None:
 
 
 def _parse_python(text: str) -> Any:
-    if len(text) > LONGEST_PYTHON:
+    text = text.strip()
+    if len(text) > LONGEST_PYTHON or not _PYTHON_LIST.match(text) or not text.endswith("]"):
         return None
-    for written in (text, _NUMPY_GAP.sub("},{", text)):
-        try:
-            return ast.literal_eval(written.strip())
-        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-            continue
+    with warnings.catch_warnings(action="ignore"):  # of texts that are no such list
+        for written in (text, _NUMPY_GAP.sub("},{", text)):
+            try:
+                return ast.literal_eval(written)
+            except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+                continue
     return None

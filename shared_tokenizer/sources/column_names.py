@@ -39,20 +39,45 @@ PAIRS: tuple[tuple[str, str], ...] = tuple(
     )
 )
 
-# Names of columns that say where a row comes from, which is no question.
-ORIGINS = (
-    "id",
-    "source",
-    "url",
-    "category",
-    "type",
-    "language",
-    "lang",
-    "license",
-    "date",
-    "timestamp",
-    "split",
-    "meta",
+# Names of columns that say where a row comes from or how it is sorted, which is no question.
+ORIGINS = frozenset(
+    [
+        "id",
+        "idx",
+        "index",
+        "source",
+        "url",
+        "link",
+        "path",
+        "file",
+        "filename",
+        "repo",
+        "author",
+        "license",
+        "date",
+        "created",
+        "timestamp",
+        "split",
+        "subset",
+        "dataset",
+        "category",
+        "type",
+        "kind",
+        "label",
+        "tag",
+        "tags",
+        "topic",
+        "task",
+        "language",
+        "lang",
+        "model",
+        "difficulty",
+        "quality",
+        "score",
+        "rating",
+        "meta",
+        "metadata",
+    ]
 )
 
 COLUMNS_HELP = (
@@ -74,8 +99,10 @@ def first_of(candidates: tuple[str, ...], names: Mapping[str, Any]) -> str | Non
 
 
 def possible_questions(row: Mapping[str, Any], answer: str) -> Iterator[str]:
-    """Yield the columns that could hold the question of an answer: texts that are no known origin of the row."""
+    """Yield the columns that could hold the question of an answer: words, in a column that is no known origin."""
     for name, value in row.items():
         is_origin = name.lower() in ORIGINS or name.lower().endswith(("_id", "id", "_url"))
-        if name != answer and not is_origin and isinstance(value, str) and len(value.split()) > 1:
+        texts = value if isinstance(value, list) else [value]
+        has_words = any(isinstance(text, str) and any(letter.isalpha() for letter in text) for text in texts)
+        if name != answer and not is_origin and has_words:
             yield name

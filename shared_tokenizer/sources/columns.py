@@ -75,7 +75,7 @@ def choose_columns(row: Mapping[str, Any]) -> Columns | None:
     text, pair = first_of(TEXT_COLUMNS, found), find_pair(found)
     if pair is None:
         return _choose_text(found, text)
-    if text is not None and not _repeats(found[text], [found[name] for name in pair]):
+    if text is not None and found[text] != "" and not _repeats(found[text], [found[name] for name in pair]):
         raise _ambiguous(text, "+".join(pair), "a text and as a question with its answer")
     _refuse_second_question(found, pair)
     context = first_of(tuple(name for name in CONTEXT_COLUMNS if name not in pair), found)
@@ -83,9 +83,9 @@ def choose_columns(row: Mapping[str, Any]) -> Columns | None:
 
 
 def _choose_text(found: Mapping[str, Any], text: str | None) -> Columns | None:
-    answer = first_of(ANSWER_COLUMNS, found)
+    answer = next((name for name in ANSWER_COLUMNS if isinstance(found.get(name), str)), None)
     if text is not None:
-        if answer is not None and isinstance(found[answer], str):
+        if answer is not None:
             raise _ambiguous(text, f"{text}+{answer}", "a text and as the question of an answer")
         return Columns(content=text)
     if answer is not None and (question := next(possible_questions(found, answer), None)) is not None:

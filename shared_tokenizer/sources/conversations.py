@@ -1,5 +1,6 @@
 """Cells of a row -> one conversation: a list of messages, or a question and its answer, with system and history."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,17 +16,28 @@ from shared_tokenizer.sources.column_names import (
 )
 from shared_tokenizer.sources.row_rules import RowRules
 
+_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"]""")
 # An answer that begins and goes on like this calls a tool.
 _CALL_BEGINS = ("[", "{", "<tool_call>", "<functioncall>")
 _CALL_WORDS = ('"arguments"', '"parameters"')
 
 
 def list_cell(value: object) -> list[Any] | None:
-    """Return the list of messages of a cell: itself, or what its text spells; None for any other cell."""
+    """Return the list of messages of a cell: itself, or what its text or its lists spell; None for any other cell."""
     if isinstance(value, list):
         return value
-    found = parse_list(value) if isinstance(value, str) else None
+    if isinstance(value, dict):
+        return _from_lists(value)
+    found = parse_list(value) if isinstance(value, str) and _MESSAGES.match(value) else None
     return found if found and all(map(is_message, found)) else None
+
+
+def _from_lists(value: Mapping[str, Any]) -> list[Any] | None:
+    """Return the messages of `{"role": [...], "content": [...]}`, as the datasets library holds them."""
+    lists = [cell for cell in value.values() if isinstance(cell, list)]
+    if not is_message(value) or len(lists) < len(value) or len({len(cell) for cell in lists}) > 1:
+        return None
+    return [dict(zip(value, cells, strict=True)) for cells in zip(*lists, strict=True)]
 
 
 def read_chat(value: object, column: str, rules: RowRules) -> tuple[Message, ...]:

@@ -79,6 +79,11 @@ CHATS = {
     "python": {"messages": str([ASK, REPLY])},
     "numpy": {"conversations": f"[{FROM[0]}\n {FROM[1]}]"},
     "json in a text column": {"text": json.dumps([ASK, REPLY])},
+    "lists of the datasets library": {
+        "conversations": {"from": ["human", "gpt"], "value": ["Two and two?", "Four."], "weight": [None, None]}
+    },
+    "an input alone": {"instruction": "", "input": "Two and two?", "output": "Four."},
+    "an empty text": {"text": "", "question": "Two and two?", "answer": "Four."},
     "parts": {"messages": [ASK, {"role": "assistant", "content": [{"type": "text", "text": "Four."}]}]},
     "null keys": {"messages": [ASK | {"tool_calls": None}, REPLY | {"tool_calls": []}], "tools": None},
 }
@@ -151,6 +156,8 @@ REFUSED = {
         {"sentence": "Two and two?", "output": "Four."},
         r"output, sentence.*--text_column output or --text_column sentence\+output",
     ),
+    "answer and a word": ({"input_text": "Hello", "output": "Bonjour"}, r"--text_column input_text\+output"),
+    "answer and a list": ({"questions": ["Who?"], "output": "Me."}, r"--text_column questions\+output"),
     "two questions": (
         {"instruction": "Add.", "question": "1 2", "answer": "3"},
         r"question and instruction beside answer|instruction and question beside answer",
@@ -216,6 +223,8 @@ def test_an_answer_alone_is_a_text_where_no_other_column_is_one():
 def test_roles_under_other_names():
     row = {"messages": [ASK | {"role": "customer"}, REPLY | {"role": "agent"}]}
     assert read(row, roles_by_name={"customer": "user", "agent": "assistant"})[1] == CHAT
+    with pytest.raises(ValueError, match="roles: boss: found 'chief', expected system, user or assistant"):
+        RowRules(roles_by_name={"boss": "chief"})
     with pytest.raises(ValueError, match=r"found the role 'customer'.*--roles '\{\"customer\": \"user\"\}'"):
         read(row)
 

@@ -13,7 +13,7 @@ from shared_tokenizer.chat.template import disagreement, read_chat_format, read_
 from shared_tokenizer.load import load_tokenizer, tokenizer_place
 from shared_tokenizer.preparation.prepare_config import PrepareConfig
 from shared_tokenizer.preparation.reporter import Reporter
-from shared_tokenizer.sources.documents import Document
+from shared_tokenizer.sources.documents import Document, Rejected
 from shared_tokenizer.sources.files import SNIFFED_ROWS
 from shared_tokenizer.sources.slices import Plan
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
@@ -46,16 +46,18 @@ def train_on_sample(config: PrepareConfig, plan: Plan, reporter: Reporter) -> To
     """Train a tokenizer on a sample of the input. Raises ValueError where there is no text, or too little of it."""
     assert config.vocab_size is not None
     reporter.log(f"training a tokenizer of {config.vocab_size} tokens")
-    sample = sample_texts(_texts_to_sample(plan, OVERSAMPLING * config.train_size), config.train_size)
+    rejected: list[Rejected] = []
+    sample = sample_texts(_texts_to_sample(plan, OVERSAMPLING * config.train_size, rejected), config.train_size)
     if not sample:
-        raise ValueError(f"{config.input_name}: found no text to train a tokenizer on")
+        first = f"; {len(rejected)} bad rows, first {rejected[0].where}: {rejected[0].reason}" if rejected else ""
+        raise ValueError(f"{config.input_name}: found no text to train a tokenizer on{first}")
     return train_tokenizer(
         sample, config.vocab_size, model_type=config.model_type, special_tokens=config.special_tokens
     )
 
 
-def _texts_to_sample(plan: Plan, size_bytes: int) -> Iterator[str]:
-    """Yield the texts of slices in random order, until they hold `size_bytes` of UTF-8."""
+def _texts_to_sample(plan: Plan, size_bytes: int, rejected: list[Rejected]) -> Iterator[str]:
+    """Yield the texts of slices in random order, until they hold `size_bytes` of UTF-8; add the bad rows to a list."""
     slices, size = list(plan.slices), 0
     Random(0).shuffle(slices)
     for part in slices:
@@ -63,6 +65,8 @@ def _texts_to_sample(plan: Plan, size_bytes: int) -> Iterator[str]:
             if isinstance(document, Document):
                 size += document.size_bytes
                 yield from document.texts
+            else:
+                rejected.append(document)
         if size >= size_bytes:
             return
 

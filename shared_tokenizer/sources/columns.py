@@ -159,7 +159,7 @@ def find_columns(rows: Iterable[Mapping[str, Any]], rules: RowRules) -> tuple[Co
             holds_chats = columns.content is None or list_cell(get_cell(row, columns.content)) is not None
             if not holds_chats and rules.reads_rendered:
                 return columns, any(_is_rendered(other, columns) for other in (row, *rows))
-            return (_with_side_columns(columns, row) if holds_chats else columns), holds_chats
+            return (_with_side_columns(columns, [row, *rows]) if holds_chats else columns), holds_chats
         names |= dict.fromkeys(_all_names(row))
     if names:
         wanted = "a known name; set text_column" if rules.text_column is None else repr(rules.text_column)
@@ -188,8 +188,10 @@ def _named_columns(given: str, row: Mapping[str, Any]) -> Columns | None:
     return Columns(instruction=parts[0], input=parts[1] if len(parts) == 3 else None, answer=parts[-1])
 
 
-def _with_side_columns(columns: Columns, row: Mapping[str, Any]) -> Columns:
-    beside = tuple(name for name in _side_columns(row, columns) if row[name])
+def _with_side_columns(columns: Columns, rows: Iterable[Mapping[str, Any]]) -> Columns:
+    """Return the columns with the system and history columns of any of the rows, in this order."""
+    found = {name for row in rows for name in _side_columns(row, columns)}
+    beside = tuple(name for name in (*SYSTEM_COLUMNS, HISTORY_COLUMN) if name in found)
     return Columns(columns.content, columns.instruction, columns.input, columns.answer, beside)
 
 

@@ -166,3 +166,12 @@ def test_columns_that_are_not_used_and_a_mixture_are_named(tmp_path):
     assert f"{tmp_path / 'in'}: 40 chats and 40 texts" in lines
     assert f"{tmp_path / 'in'}: columns not used: id (40 rows), lang (40 rows)" in lines
     assert len(found) == 80
+
+
+def test_rows_that_are_all_refused_are_named_before_a_tokenizer_is_trained(tmp_path):
+    rows = [{"chosen": ask, "rejected": reply} for ask, reply in ROWS]
+    with pytest.raises(ValueError, match=r"in\.jsonl.*chosen and rejected"):
+        run(write(tmp_path / "in.jsonl", rows), tmp_path)
+    rows = [{"messages": [{"role": "customer", "content": ask}]} for ask, _ in ROWS]
+    with pytest.raises(ValueError, match=r"in\.jsonl:1: messages\[0\]: found the role 'customer'"):
+        run(write(tmp_path / "in.jsonl", rows), tmp_path)

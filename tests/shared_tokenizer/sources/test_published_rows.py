@@ -132,6 +132,12 @@ def test_later_rows_may_have_what_the_first_ones_lack():
     assert not list(unused_columns(row, columns))
 
 
+def test_the_columns_next_to_a_chat_are_those_of_any_of_the_first_rows():
+    rows = [{"instruction": "Add.", "output": "3", "history": []}]
+    rows += [rows[0] | {"history": [["Hi", "Hello."]]}, rows[0] | {"system": "Be brief."}]
+    assert str(find_columns(rows, RowRules())[0]) == "system + history + instruction + output"
+
+
 def test_the_assistants_turns_of_a_prompt_are_context_only():
     row = {"prompt": [ASK, REPLY | {"content": "Five."}, ASK | {"content": "Sure?"}], "completion": [REPLY]}
     assert [message.learned for message in read(row)[1]] == [True, False, True, True]

@@ -26,6 +26,7 @@ from shared_tokenizer.data.evaluation import Evaluation
 from shared_tokenizer.data.evaluation_text import EvaluationText, evaluation_table
 from shared_tokenizer.load import tokenizer_directory
 from shared_tokenizer.manifest import sealed_directory, verify_where_sealed
+from shared_tokenizer.settings import default_of
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 REPORT = "merge.json"
@@ -50,7 +51,7 @@ class MergeConfig(EvaluationText):
     def __post_init__(self) -> None:
         super().__post_init__()
         for setting in dataclasses.fields(EvaluationText):
-            if not self.data and getattr(self, setting.name) != setting.default:
+            if not self.data and getattr(self, setting.name) != default_of(setting):
                 raise ValueError(
                     f"{setting.name}: found {getattr(self, setting.name)} without data to evaluate on; give --data too"
                 )

@@ -110,6 +110,12 @@ def check_bounds(settings: Any, prefix: str = "") -> None:
             raise ValueError(f"{prefix}{field.name}: found {value}, expected {rules.expected(value)}")
 
 
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """Return the default of a field, MISSING where it has none."""
+    factory = field.default_factory
+    return field.default if isinstance(factory, type(dataclasses.MISSING)) else factory()
+
+
 def resumable_fields(settings_class: type) -> frozenset[str]:
     """Return the names of the fields that a resumed run may have anew."""
     return frozenset(field.name for field in dataclasses.fields(settings_class) if metadata_of(field).resumable)
@@ -125,8 +131,5 @@ def check_unchanged(settings: Any, names: tuple[str, ...], where: str) -> None:
     """Raise ValueError if a field is not at its default, where it has no effect. `where` ends the message."""
     fields = {field.name: field for field in dataclasses.fields(settings)}
     for name in names:
-        field = fields[name]
-        has_factory = field.default_factory is not dataclasses.MISSING
-        default = field.default_factory() if has_factory else field.default  # pyright: ignore[reportCallIssue]
-        if getattr(settings, name) != default:
+        if getattr(settings, name) != default_of(fields[name]):
             raise ValueError(f"{name}: has no effect {where}")

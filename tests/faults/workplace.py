@@ -40,6 +40,8 @@ _FINETUNE = _OFTEN | {"batch_size": 2, "seq_len": 16, "sample_tokens": 3, "sampl
 SAMPLE_ORDER = "order of the samples"
 # Measured times differ from run to run.
 _TIMES = ("perf/",)
+# Files that the campaign puts beside an output.
+_OURS = {"reference.json", "changes.txt", "stdout", "stderr"}
 
 
 @dataclass(frozen=True)
@@ -361,8 +363,7 @@ def _make_wide(workplace: Workplace) -> None:
 def names_left(output: Path) -> set[str]:
     """Return what lies at the top of an output, and beside it."""
     inside = {f"/{path.name}" for path in output.iterdir()} if output.is_dir() else set()
-    beside = {path.name for path in output.parent.iterdir() if path.name not in ("reference.json", "changes.txt")}
-    return inside | beside
+    return inside | {path.name for path in output.parent.iterdir()} - _OURS
 
 
 def _must(*words: object) -> None:

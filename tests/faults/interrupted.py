@@ -37,7 +37,7 @@ from tests.faults.workplace import (
 LONGEST_S = 100
 _NEVER_OVERWRITING = (*TOKENIZERS, *CONVERSIONS, *MERGES)
 # Interruptions of one output, at most; then the command may end.
-MOST_TIMES = 4
+MOST_TIMES = 6
 _REFUSALS = (errno.EACCES, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # Kept aside on purpose; and the begun directory beside an output, which nobody can remove after SIGKILL.
 _ALLOWED = re.compile(r"/damaged|\.output\.")

@@ -21,6 +21,7 @@ preload(
     "jaxlm.commands.convert",
     "mlxlm.finetune.command",
     "mlxlm.evaluate",
+    "matplotlib.pyplot",
 )
 
 STEPS = 12

@@ -168,11 +168,14 @@ def test_a_second_signal_ends_the_process_at_once_unless_it_is_part_of_the_first
     assert left == [128 + signal.SIGTERM]
 
 
-def test_signals_that_were_ignored_stay_so():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+def test_only_what_nohup_ignores_stays_ignored():
+    ignored = (signal.SIGHUP, signal.SIGINT)  # by nohup, and by a script for what it starts in the background
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
     try:
-        with Server(uvicorn.Config(app=None), engine=None).capture_signals():
+        server = Server(uvicorn.Config(app=None), engine=None)
+        with server.capture_signals():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+            assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == server.handle_exit
     finally:
-        signal.signal(signal.SIGHUP, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

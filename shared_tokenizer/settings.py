@@ -112,8 +112,8 @@ def check_bounds(settings: Any, prefix: str = "") -> None:
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
     """Return the default of a field, MISSING where it has none."""
-    factory = field.default_factory
-    return field.default if isinstance(factory, type(dataclasses.MISSING)) else factory()
+    has_factory = field.default_factory is not dataclasses.MISSING
+    return field.default_factory() if has_factory else field.default  # pyright: ignore[reportCallIssue]
 
 
 def resumable_fields(settings_class: type) -> frozenset[str]:

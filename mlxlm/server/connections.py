@@ -148,7 +148,7 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        # What nohup ignores stays ignored. A script ignores SIGINT for all that it starts with &, and may send it later.
+        # What nohup ignores stays ignored. A script ignores SIGINT for what it starts with &, and may send it later.
         by_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         taken = [number for number in STOP_SIGNALS if not (by_nohup and number == signal.SIGHUP)]
         handlers = {number: signal.signal(number, self.handle_exit) for number in taken}

@@ -62,6 +62,12 @@ def test_prompts_of_text_and_of_ids(tokenizer):
     assert completion(tokenizer).task.stop_ids == {tokenizer.eos_id}
 
 
+def test_several_stop_tokens_of_a_model_all_stop(tokenizer, monkeypatch):
+    monkeypatch.setattr(type(tokenizer), "stop_ids", property(lambda self: (self.eos_id, 77)))
+    assert completion(tokenizer).task.stop_ids == {tokenizer.eos_id, 77}
+    assert chat(tokenizer).task.stop_ids == {tokenizer.eos_id, 77, tokenizer.special_tokens["<|im_end|>"]}
+
+
 def test_a_text_goes_on_within_a_character(tokenizer):
     ids = tokenizer.encode("\N{SLIGHTLY SMILING FACE}")
     reply = completion(tokenizer, prompt=ids[:-1]).task.reply

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jaxlm.checkpoints.checkpoint import restore_params
 from jaxlm.checkpoints.weights import Weights, artifact_params, artifact_weights, tree_weights
 from jaxlm.common.architecture.config import ModelConfig, config_from_dict
-from jaxlm.common.formats.open_model import open_model
+from jaxlm.common.formats.open_model import find_model_tokenizer, open_model
 from jaxlm.common.run.run_directory import RunDirectory, is_run_directory, read_run_config
 from jaxlm.model.language_model import LanguageModel, init_params
 from jaxlm.ops.ternary_linear import Params
-from shared_tokenizer.load import find_tokenizer, load_tokenizer
+from shared_tokenizer.load import load_tokenizer
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 
@@ -33,7 +33,7 @@ def load_model(
         config, params = load_run(path, log)
         return LanguageModel(config, dtype), params, load_tokenizer(RunDirectory(path).tokenizer, verify=verify)
     artifact = open_model(path, verify=verify)
-    tokenizer = find_tokenizer(path, artifact.tokenizer_metadata, verify=verify)
+    tokenizer = find_model_tokenizer(path, artifact, verify=verify)
     return LanguageModel(artifact.config, dtype), artifact_params(artifact), tokenizer
 
 
@@ -49,7 +49,7 @@ def open_weights(
         config, params = load_run(path, log)
         return config, tree_weights(params), load_tokenizer(RunDirectory(path).tokenizer, verify=verify)
     artifact = open_model(path, verify=verify)
-    tokenizer = find_tokenizer(path, artifact.tokenizer_metadata, verify=verify)
+    tokenizer = find_model_tokenizer(path, artifact, verify=verify)
     return artifact.config, artifact_weights(artifact), tokenizer
 
 

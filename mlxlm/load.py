@@ -6,10 +6,9 @@ import mlx.core as mx
 
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.formats.mlx import module_tensors
-from jaxlm.common.formats.open_model import open_model
+from jaxlm.common.formats.open_model import find_model_tokenizer, open_model
 from mlxlm.adapters.adapter_directory import load_adapters
 from mlxlm.model.language_model import LanguageModel, quantized_form
-from shared_tokenizer.load import find_tokenizer
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 
@@ -29,7 +28,7 @@ def load_model(
     if adapter_path is not None:
         load_adapters(model, Path(adapter_path), verify=verify)
     model.eval()
-    tokenizer = find_tokenizer(path, artifact.tokenizer_metadata, verify=verify)
+    tokenizer = find_model_tokenizer(path, artifact, verify=verify)
     return model, tokenizer
 
 

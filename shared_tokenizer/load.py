@@ -28,6 +28,9 @@ from shared_tokenizer.tokenizers.tokenizer_files import (
 
 # `load_tokenizer` opens the first of these in a directory.
 KINDS = (MODEL_FILE, DEFINITION_FILE, VOCABULARY_FILE)
+# A directory that holds one of these, a run or token shards, has its tokenizer in one of the folders.
+OWNERS = ("config.yaml", "finetune.yaml", "manifest.json")
+INSIDE = ("artifact", "tokenizer")
 WEIGHT_ENDINGS = (".safetensors", ".gguf")
 # Folders that hold the tokenizer of a run or of token shards, and of a fine-tuning run.
 INNER_FOLDERS = ("tokenizer", "artifact", "data/tokenizer")
@@ -58,11 +61,20 @@ def find_tokenizer(path: Path, metadata: Mapping[str, Any] | None = None, *, ver
     """
     if metadata is not None:
         return gguf_tokenizer(metadata)
+    path = tokenizer_path(path)
     if has_tokenizer(path):
         return load_tokenizer(path, verify=verify)
     if verify:
         verify_tokenizer(path)
     return None
+
+
+def tokenizer_path(path: Path) -> Path:
+    """Return the directory or file of a tokenizer: for the directory of a run or of token shards the one in it."""
+    path = Path(path)
+    if path.is_dir() and not has_tokenizer(path) and any((path / name).is_file() for name in OWNERS):
+        return next((path / name for name in INSIDE if has_tokenizer(path / name)), path)
+    return path
 
 
 def verify_tokenizer(directory: Path) -> None:
@@ -81,6 +93,7 @@ def tokenizer_directory(path: Path, tokenizer: Tokenizer | None) -> Iterator[Pat
 
     The tokenizer of a GGUF file is written to a temporary directory.
     """
+    path = tokenizer_path(path)
     if tokenizer is None:
         yield None
     elif has_tokenizer(path):
@@ -109,13 +122,15 @@ def find_chat_format(path: Path, tokenizer: Tokenizer) -> ChatFormat | None:
 def load_tokenizer(path: Path, *, verify: bool = True, log: Callable[[str], None] = log_line) -> Tokenizer:
     """Read the tokenizer of a directory, or of one file in it: tokenizer.model, tokenizer.json or vocab.json.
 
+    Of a run and of token shards it is the tokenizer that they hold.
+
     The files next to it add tokens, say which ones are special, and are saved with the tokenizer; all are read as
     transformers reads them. Where they state something differently, and where tokenizer.model and tokenizer.json would
     produce other ids, `log` receives a line that says what was read. `verify=False` skips the comparison with the seal.
     Raises DamagedError where the files differ from the seal of their directory, or of the one around it, and ValueError
     with the name of the file that is missing or wrong.
     """
-    path = Path(path)
+    path = tokenizer_path(path)
     if not path.exists():
         raise ValueError(f"{path}: no such file or directory, expected a tokenizer")
     if verify:  # before any content of the files is used

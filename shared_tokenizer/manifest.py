@@ -115,12 +115,14 @@ def _digest(path: Path) -> str:
 
 @contextlib.contextmanager
 def named_errors(path: str | Path) -> Iterator[None]:
-    """Let an error of the system name the file: that of a full disk does not."""
+    """Let an error of the system name the file: that of a full disk does not, and numpy's neither."""
     try:
         yield
     except OSError as error:
-        if error.errno is None or error.filename is not None:
+        if error.filename is not None or str(path) in str(error):
             raise
+        if error.errno is None:
+            raise OSError(f"{path}: {error}") from error
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 

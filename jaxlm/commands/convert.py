@@ -7,7 +7,7 @@ from typing import Literal
 
 from rich.table import Table
 
-from jaxlm.commands.other_programs import run_elsewhere
+from jaxlm.commands.other_programs import other_program
 from jaxlm.common.command_line import make_console
 from jaxlm.common.next_command import next_command
 from jaxlm.conversion.compare import (
@@ -78,7 +78,7 @@ def main(config: ConvertConfig) -> None:
             if not console.is_terminal:
                 console.print(f"{phase} ...")
 
-        report = convert(Path(config.source), destination, conversion, run_elsewhere, log)
+        report = convert(Path(config.source), destination, conversion, other_program(config.to), log)
     print_report(report, config.verbose)
     console.print(f"report: {report_path(destination, config.to)}\nmodel:  {destination}")
     if config.to in ("packed", "latent"):

@@ -1,11 +1,22 @@
 """Logits of a model on disk, computed by the program that the directory was written for."""
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from jaxlm.common.artifact.model_files import read_config
+
+
+def other_program(form: str) -> Callable[[Path, np.ndarray], tuple[str, np.ndarray] | None]:
+    """Return the function that computes the logits of a conversion to this form with the program that it is for."""
+    return run_in_mlx_lm if form == "mlx" else run_elsewhere
+
+
+def run_in_mlx_lm(directory: Path, token_ids: np.ndarray) -> tuple[str, np.ndarray] | None:
+    """Return mlx-lm and its logits `[1, L, V]` float32; None where it is not installed."""
+    return _run_with_mlx_lm(directory, token_ids) if _is_here("mlx_lm") else None
 
 
 def run_elsewhere(directory: Path, token_ids: np.ndarray) -> tuple[str, np.ndarray] | None:
@@ -16,7 +27,7 @@ def run_elsewhere(directory: Path, token_ids: np.ndarray) -> tuple[str, np.ndarr
     """
     content = read_config(directory)
     if "model_file" in content:
-        return _run_with_mlx_lm(directory, token_ids) if _is_here("mlx_lm") else None
+        return run_in_mlx_lm(directory, token_ids)
     if content.get("model_type") in ("llama", "bitnet") and _is_here("transformers", "torch"):
         return _run_with_transformers(directory, token_ids)
     return None

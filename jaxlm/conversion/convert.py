@@ -1,7 +1,9 @@
 """Conversion with a proof: write a model, read it back, compare it with its source, and keep the report."""
 
 import contextlib
+import glob
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,10 +32,12 @@ from jaxlm.conversion.compare import (
 from jaxlm.load import open_weights
 from shared_tokenizer.gguf.writer import gguf_tokenizer_metadata, other_stop_ids
 from shared_tokenizer.load import load_tokenizer, tokenizer_directory
-from shared_tokenizer.manifest import sealed_directory
+from shared_tokenizer.manifest import refuse_inside_sealed, sealed_directory, write_file
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 REPORT = "conversion.json"
+# Ending of a GGUF that has not been compared with its source yet.
+UNVERIFIED = ".unverified"
 Form = Literal["packed", "latent", "dequantized", "mlx", "gguf"]
 FloatType = Literal["float32", "bfloat16", "float16"]
 TernaryType = Literal["TQ1_0", "TQ2_0"]
@@ -152,7 +156,8 @@ def convert(
             warnings=written.warnings,
         )
         report.check(destination, conversion)
-        report_path(output, conversion.form).write_text(json.dumps(asdict(report), indent=2) + "\n", "utf-8")
+        content = json.dumps(asdict(report), indent=2) + "\n"
+        write_file(_begun_report(output, conversion.form), content.encode("utf-8"))
     return report
 
 
@@ -184,18 +189,39 @@ def _tokenizer_directory(source: Path, tokenizer: Tokenizer | None, conversion: 
 
 @contextlib.contextmanager
 def _atomic_output(destination: Path, form: Form) -> Iterator[Path]:
-    """Yield the path to write to: a directory that is sealed at the end, or a GGUF that is removed on an error."""
+    """Yield the path to write to, beside its final place: a directory that is sealed, or a GGUF, at the end.
+
+    What a killed conversion to a GGUF has left there is removed.
+    """
     if form != "gguf":
         with sealed_directory(destination) as temporary:
             yield temporary
         return
     if destination.exists():
         raise ValueError(f"{destination}: already exists; remove it or choose another path")
+    refuse_inside_sealed(destination)
+    temporary = destination.with_name(f".{destination.name}{UNVERIFIED}")
+    _remove_leftovers(temporary)
     try:
-        yield destination
+        yield temporary
+        # The report first: with it a GGUF is complete.
+        os.replace(_begun_report(temporary, form), report_path(destination, form))
+        os.replace(temporary, destination)
     except BaseException:
-        destination.unlink(missing_ok=True)
+        _remove_leftovers(temporary)
         raise
+
+
+def _begun_report(output: Path, form: Form) -> Path:
+    """Return the path of the report until the model is in its place."""
+    return output.with_name(f"{output.name}.{REPORT}") if form == "gguf" else output / REPORT
+
+
+def _remove_leftovers(temporary: Path) -> None:
+    """Remove an unverified GGUF and its report, and what their writers had begun."""
+    name = glob.escape(temporary.name)
+    for path in (*temporary.parent.glob(f"{name}*"), *temporary.parent.glob(f".{name}*")):
+        path.unlink(missing_ok=True)
 
 
 def _write_directory(

@@ -74,7 +74,7 @@ def load_adapters(model: LanguageModel, directory: Path, *, verify: bool = True)
     directory = Path(directory)
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).is_file():
-            raise ValueError(f"{directory}: found no {name}, expected a directory of adapters")
+            raise ValueError(f"{directory}: found no {name}, expected a directory of adapters{_hint(directory)}")
     content = read_json_object(directory / CONFIG)
     if verify and ("jaxlm" in content or (directory / MANIFEST).is_file()):
         verify_manifest(directory)
@@ -91,6 +91,22 @@ def load_adapters(model: LanguageModel, directory: Path, *, verify: bool = True)
     model.load_weights([(name.removeprefix(prefix), mx.array(file[name])) for name in file], strict=False)
     mx.eval(model.trainable_parameters())
     return config
+
+
+def _hint(directory: Path) -> str:
+    """Return what a directory is that holds no adapters of ours or mlx-lm's, as the end of an error."""
+    if not directory.exists():
+        return "; there is no such directory"
+    if (directory / "adapters" / CONFIG).is_file():
+        return f"; did you mean {directory / 'adapters'}?"
+    if (directory / "adapter_model.safetensors").is_file() or (directory / "adapter_model.bin").is_file():
+        return (
+            "; it holds adapters of PEFT: merge them there (merge_and_unload, save_pretrained), and name the result "
+            "with --model"
+        )
+    if (directory / "config.json").is_file():
+        return "; it holds a model, which is named with --model"
+    return ""
 
 
 def _prefix(config: ModelConfig) -> str:

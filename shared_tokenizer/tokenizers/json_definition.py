@@ -13,6 +13,8 @@ from shared_tokenizer.tokenizers.known_tokens import CHAT_MARKERS
 from shared_tokenizer.tokenizers.tokenizer_files import DEFINITION_FILE, parse_json_object
 
 LARGEST_ID = (1 << 24) - 1
+# Times that the steps of a normalizer may make a text longer, all together; one step of a real one by a few characters.
+LARGEST_GROWTH = 64
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def read_definition(content: bytes) -> JsonDefinition:
     unknown = model.get("unk_token")
     if unknown is not None and not (isinstance(unknown, str) and unknown in vocabulary):
         raise ValueError(f"{DEFINITION_FILE}: unk_token: found {unknown!r}, which is not in the vocabulary")
+    _check_growth(parts.get("normalizer"))
     tokens = _added_tokens(parts.get("added_tokens") or [])
     _check_added(vocabulary, tokens)
     special = {token["content"]: token["id"] for token in tokens if _is_special(token)}
@@ -123,6 +126,29 @@ def check_ids(name: str, items: Iterable[tuple[str, Any]]) -> None:
         tokens[token_id] = token
 
 
+def _check_growth(normalizer: Any) -> None:
+    """Raise ValueError where normalizers make a text so much longer that a short one never ends."""
+    growth, steps = 1.0, [normalizer]
+    while steps:
+        step = steps.pop()
+        if not isinstance(step, dict):
+            continue
+        nested = step.get("normalizers")
+        steps += nested if isinstance(nested, list) else []
+        content, pattern = step.get("content"), step.get("pattern")
+        if step.get("type") == "Replace" and isinstance(content, str):
+            text = pattern.get("String") if isinstance(pattern, dict) else None
+            # A pattern may match one character, or none at all: then its replacement is inserted.
+            growth *= max(1.0, len(content) / len(text) if isinstance(text, str) and text else len(content) + 1)
+        elif step.get("type") == "Prepend" and isinstance(step.get("prepend"), str):
+            growth += len(step["prepend"]) / LARGEST_ID
+        if growth > LARGEST_GROWTH:
+            raise ValueError(
+                f"{DEFINITION_FILE}: normalizer: found steps that make a text {growth:,.0f} times as long, expected at "
+                f"most {LARGEST_GROWTH}"
+            )
+
+
 def check_merges(vocabulary: dict[str, int], merges: Iterable[Sequence[str]], prefix: str = "") -> None:
     """Raise ValueError unless both sides of every merge and their result are in the vocabulary."""
     for number, (left, right) in enumerate(merges, 1):
@@ -159,13 +185,17 @@ def _merges(found: Any) -> Iterator[Sequence[str]]:
 
 
 def _added_tokens(found: Any) -> list[dict[str, Any]]:
-    tokens = found if isinstance(found, list) else [found]
-    for token in tokens:
+    if not isinstance(found, list):
+        raise ValueError(
+            f"{DEFINITION_FILE}: added_tokens: found {str(found)[:100]}, expected an object with content and id per "
+            "token, in a list"
+        )
+    for token in found:
         if not (isinstance(token, dict) and isinstance(token.get("content"), str) and token["content"]):
             raise ValueError(
                 f"{DEFINITION_FILE}: added_tokens: found {token!r}, expected an object with content and id"
             )
-    return tokens
+    return found
 
 
 def _check_added(vocabulary: dict[str, int], tokens: list[dict[str, Any]]) -> None:

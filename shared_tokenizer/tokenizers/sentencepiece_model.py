@@ -33,6 +33,13 @@ def parse_model(content: bytes) -> Any:
         model.ParseFromString(content)
     except DecodeError as error:
         raise ValueError("tokenizer: found bytes that are not a sentencepiece model") from error
+    for i, piece in enumerate(model.pieces):
+        if not isinstance(piece.piece, str):  # protobuf returns bytes where they are not UTF-8
+            raise ValueError(f"tokenizer: piece {i} is {bytes(piece.piece)[:40]!r}, which is not UTF-8")
+    spec = model.trainer_spec
+    for role in ("unk", "bos", "eos", "pad"):
+        if not isinstance(getattr(spec, f"{role}_piece"), str):
+            raise ValueError(f"tokenizer: {role}_piece is not UTF-8")
     return model
 
 

@@ -114,7 +114,7 @@ def test_train_refuses_shards_of_another_tokenizer_and_damaged_ones(data, tmp_pa
     model = tmp_path / "shards" / "tokenizer" / "tokenizer.model"
     ours = model.read_bytes()
     model.write_bytes((tmp_path / "other" / "tokenizer.model").read_bytes())
-    assert_refused(run(*train), "shards were made with tokenizer", "prepare the data again")
+    assert_refused(run(*train), "tokenizer.model: damaged", "restore it from a copy")
     model.write_bytes(ours)
     with (tmp_path / "shards" / "train-00000-00.npy").open("r+b") as file:
         file.seek(200)

@@ -71,6 +71,8 @@ class ModelConfig:
     """Token that fills unused positions."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.token_mixer, str | list | tuple):
+            raise ValueError(f"token_mixer: found {self.token_mixer!r}, expected attention, mlgru or a list of them")
         pattern = (self.token_mixer,) if isinstance(self.token_mixer, str) else tuple(self.token_mixer)
         object.__setattr__(self, "token_mixer", pattern)
         self._check_types()

@@ -6,7 +6,7 @@ The weights are one safetensors file, or several with an index.
 import json
 import operator
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import StoredTensor
 from jaxlm.common.artifact.safetensors import TensorFile, file_bytes, write_tensors
 from shared_tokenizer.load import verify_tokenizer
+from shared_tokenizer.manifest import named_errors
 
 MAX_FILE_BYTES = 5 * 10**9
 CONFIG = "config.json"
@@ -96,15 +97,17 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def open_tensors(directory: Path) -> ModelTensors:
-    """Open the tensors of a model directory: those of model.safetensors, or of the files that its index names.
+def open_tensors(directory: Path, log: Callable[[str], None] = lambda line: None) -> ModelTensors:
+    """Open the tensors of a model directory: those of model.safetensors, else of the files that its index names.
 
-    Raises ValueError where a file is missing, damaged or a pickle, or where the index is wrong.
+    With both, model.safetensors is read, as in transformers; `log` receives a line on every file of weights that is
+    not. Raises ValueError where a file is missing, damaged or a pickle, or where the index is wrong.
     """
-    if not (directory / INDEX).is_file():
-        if not (directory / WEIGHTS).is_file():
-            raise ValueError(_no_weights(directory))
+    if (directory / WEIGHTS).is_file():
+        _log_unread(directory, {WEIGHTS}, WEIGHTS, log)
         return ModelTensors(directory, [TensorFile(directory / WEIGHTS)])
+    if not (directory / INDEX).is_file():
+        raise ValueError(_no_weights(directory))
     index = directory / INDEX
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
@@ -119,11 +122,20 @@ def open_tensors(directory: Path) -> ModelTensors:
             raise ValueError(f"{index}: names the file {shard!r}, expected .safetensors")
         if not (directory / shard).is_file():
             raise ValueError(f"{directory / shard}: missing, but named in {INDEX}; copy or download it again")
+    _log_unread(directory, set(shards), INDEX, log)
     files = {shard: TensorFile(directory / shard) for shard in shards}
     for name, shard in weight_map.items():
         if name not in files[shard]:
             raise ValueError(f"{index}: tensor {name} is not in {shard}, which it names")
     return ModelTensors(directory, list(files.values()))
+
+
+def _log_unread(directory: Path, read: Collection[str], source: str, log: Callable[[str], None]) -> None:
+    """Say which files of weights are left out, as transformers leaves them out."""
+    others = sorted(path.name for path in directory.glob("*.safetensors") if path.name not in read)
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        log(f"{directory}: read the weights of {source}, as transformers does; not read: {others[0]}{more}")
 
 
 def _no_weights(directory: Path) -> str:
@@ -187,17 +199,18 @@ def write_model_files(
     tokenizer is copied; otherwise one is written with the ids of special tokens. Raises DamagedError where the
     tokenizer differs from its seal, and ValueError where a tensor does not have the shape and dtype declared.
     """
-    _write_json(directory / CONFIG, content)
-    if tokenizer_dir is not None:
-        verify_tokenizer(tokenizer_dir)
-    for name in TOKENIZER_FILES:
-        if tokenizer_dir is not None and (tokenizer_dir / name).is_file():
-            shutil.copyfile(tokenizer_dir / name, directory / name)
-    if not (directory / GENERATION_CONFIG).exists():
-        ids = {key: content.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        ids |= {} if tokenizer_dir is None else _several_ends(tokenizer_dir, ids["eos_token_id"])
-        _write_json(directory / GENERATION_CONFIG, {key: value for key, value in ids.items() if value is not None})
-    _write_tensors(directory, tensors, read, max_file_bytes)
+    with named_errors(directory):
+        _write_json(directory / CONFIG, content)
+        if tokenizer_dir is not None:
+            verify_tokenizer(tokenizer_dir)
+        for name in TOKENIZER_FILES:
+            if tokenizer_dir is not None and (tokenizer_dir / name).is_file():
+                shutil.copyfile(tokenizer_dir / name, directory / name)
+        if not (directory / GENERATION_CONFIG).exists():
+            ids = {key: content.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+            ids |= {} if tokenizer_dir is None else _several_ends(tokenizer_dir, ids["eos_token_id"])
+            _write_json(directory / GENERATION_CONFIG, {key: value for key, value in ids.items() if value is not None})
+        _write_tensors(directory, tensors, read, max_file_bytes)
 
 
 def _several_ends(tokenizer_dir: Path, eos_id: int | None) -> dict[str, list[int]]:

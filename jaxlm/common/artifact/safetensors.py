@@ -6,6 +6,7 @@ so this module does. In memory a bfloat16 or float16 tensor is float32 (an exact
 
 import json
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxlm.common.architecture.parameters import StoredTensor
+from shared_tokenizer.manifest import named_errors
 
 # dtype -> (safetensors name, numpy dtype on disk)
 _CODES = {
@@ -33,7 +35,7 @@ def write_tensors(path: Path, tensors: Sequence[StoredTensor], read: Callable[[s
 
     Raises ValueError where an array's shape or dtype is not the one declared, or a float is not finite.
     """
-    with path.open("xb") as file:
+    with named_errors(path), path.open("xb") as file:
         file.write(_header(tensors))
         for tensor in tensors:
             _write_tensor(file, read(tensor.name), tensor)
@@ -113,9 +115,10 @@ class TensorFile(Mapping[str, np.ndarray]):
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             pairs = json.loads(file.read(length), object_pairs_hook=list)
-        names = [name for name, _ in pairs]
-        if duplicates := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"{path}: found tensor {min(duplicates)} twice, expected once; download or save it again")
+        counts = Counter(name for name, _ in pairs)
+        if len(counts) < len(pairs):
+            twice = min(name for name, count in counts.items() if count > 1)
+            raise ValueError(f"{path}: found tensor {twice} twice, expected once; download or save it again")
         self._entries = {name: dict(entry) for name, entry in pairs if name != "__metadata__"}
         for name, entry in self._entries.items():
             if entry["dtype"] not in _DTYPES:

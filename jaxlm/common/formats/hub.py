@@ -1,6 +1,6 @@
 """A transformers directory of another program, opened as an artifact: its tensors under our names, in our form."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +17,14 @@ _FLOATS = ("float32", "bfloat16", "float16")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def open_hub(directory: Path) -> Artifact:
+def open_hub(directory: Path, log: Callable[[str], None] = lambda line: None) -> Artifact:
     """Open a transformers directory: Llama, BitNet (latent or packed), a model of 1bitLLM, or a MatMul-free one.
 
     Raises ValueError on a config that our model cannot compute, on a tensor that is missing, unexpected or of another
-    shape, on a scale that is not a positive number, and on a tied head that differs from the embedding.
+    shape, on a scale that is not a positive number, and on a tied head that differs from the embedding. `log` receives
+    a line on files of weights that are not read.
     """
-    files = open_tensors(directory)
+    files = open_tensors(directory, log)
     hub = read_hub_config(read_config(directory), files)
     names = _our_names(directory, files, hub.model)
     scales = {

@@ -134,7 +134,7 @@ def _quantized(fields: dict[str, Any], quantization: Any) -> HubConfig:
     mode = quantization.get("quantization_mode", "offline")
     _expect("linear_class", linear_class, "bitlinear", "autobitlinear")
     _expect("quantization_mode", mode, "offline", "online")
-    _expect("modules_to_not_convert", quantization.get("modules_to_not_convert"), None, ["lm_head"])
+    _check_float_modules(quantization.get("modules_to_not_convert"))
     linear_norm = quantization.get("use_rms_norm", False)
     if linear_norm:
         _expect("quantization_config rms_norm_eps", quantization.get("rms_norm_eps", 1e-6), fields["norm_eps"])
@@ -142,6 +142,18 @@ def _quantized(fields: dict[str, Any], quantization: Any) -> HubConfig:
     if linear_class == "autobitlinear":
         return HubConfig(config, "latent" if mode == "online" else "packed")
     return HubConfig(config, "packed", inverted_scales=True)
+
+
+def _check_float_modules(names: Any) -> None:
+    """Raise ValueError where the modules that stay floats are not the head, with or without the embedding and norms."""
+    if names is None:
+        return
+    last = [str(name).rpartition(".")[2] for name in names] if isinstance(names, list) else []
+    in_blocks = [name for name in last if name not in ("lm_head", "embed_tokens", "norm")]
+    if "lm_head" not in last or in_blocks:
+        raise ValueError(
+            f"config.json: modules_to_not_convert: found {names!r}, expected ['lm_head'], with or without the embedding"
+        )
 
 
 def _expect(key: str, found: Any, *expected: Any) -> None:

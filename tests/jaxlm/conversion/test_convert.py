@@ -8,6 +8,7 @@ import pytest
 import jaxlm.conversion.convert
 from jaxlm.checkpoints.export import export_artifact
 from jaxlm.checkpoints.weights import artifact_params
+from jaxlm.commands.other_programs import other_program
 from jaxlm.common.architecture.parameters import parameter_count, tensor_bytes, ternary_parameter_count
 from jaxlm.common.artifact.artifact import load_artifact
 from jaxlm.conversion.convert import REPORT, Conversion, convert, report_path
@@ -156,7 +157,34 @@ def test_a_gguf_that_is_not_the_model_is_removed(wide, tmp_path, monkeypatch):
     monkeypatch.setattr(jaxlm.conversion.convert, "FLOAT16_ROUNDING", -1.0)
     with pytest.raises(ValueError, match="not written"):
         convert(wide, tmp_path / "there.gguf", Conversion(form="gguf"))
-    assert not list(tmp_path.glob("there*"))
+    assert not [path for path in tmp_path.iterdir() if "there" in path.name]
+
+
+def test_a_gguf_has_its_name_when_it_is_compared_and_not_before(wide, tmp_path, monkeypatch):
+    there, compare = tmp_path / "there.gguf", jaxlm.conversion.convert.compare_weights
+    # What a killed conversion left there.
+    for name in (".there.gguf.unverified", "..there.gguf.unverified.abc", ".there.gguf.unverified.conversion.json"):
+        (tmp_path / name).write_text("begun")
+
+    def compare_before(*arguments):
+        assert not there.exists() and not report_path(there, "gguf").exists()
+        return compare(*arguments)
+
+    monkeypatch.setattr(jaxlm.conversion.convert, "compare_weights", compare_before)
+    convert(wide, there, Conversion(form="gguf"))
+    names = {path.name for path in tmp_path.iterdir() if "there" in path.name}
+    assert names == {"there.gguf", "there.conversion.json"}
+    with pytest.raises(ValueError, match=r"there\.gguf: already exists"):
+        convert(wide, there, Conversion(form="gguf"))
+    assert there.exists()
+
+
+def test_the_logits_of_a_plain_llama_for_mlx_are_those_of_mlx_lm(tiny_config, tmp_path):
+    config = dataclasses.replace(tiny_config, linear="dense", sub_norm=False)
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+    export_artifact(tmp_path / "dense", config, params, "latent")
+    report = convert(tmp_path / "dense", tmp_path / "mlx", Conversion(form="mlx"), other_program("mlx"))
+    assert report.logits_by == "mlx-lm" and report.logits.mean_difference < 1e-4
 
 
 @pytest.mark.parametrize(

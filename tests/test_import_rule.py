@@ -42,6 +42,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "shared_tokenizer.settings",
         "shared_tokenizer.tokenizers",
         "shared_tokenizer.chat",
+        "shared_tokenizer.readers",
         "shared_tokenizer.sources",
         "shared_tokenizer.data",
         "shared_tokenizer",

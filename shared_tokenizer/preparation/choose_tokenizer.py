@@ -12,6 +12,7 @@ from shared_tokenizer.chat.messages import Message, encode_chat
 from shared_tokenizer.chat.template import disagreement, read_chat_format, read_chat_template
 from shared_tokenizer.load import load_tokenizer, tokenizer_place
 from shared_tokenizer.preparation.prepare_config import PrepareConfig
+from shared_tokenizer.preparation.prepare_slice import refuse_lost_rest
 from shared_tokenizer.preparation.reporter import Reporter
 from shared_tokenizer.sources.documents import Document, Rejected
 from shared_tokenizer.sources.files import SNIFFED_ROWS
@@ -62,7 +63,9 @@ def _texts_to_sample(plan: Plan, size_bytes: int, rejected: list[Rejected]) -> I
     Random(0).shuffle(slices)
     for part in slices:
         for _, document in part.read():
-            if isinstance(document, Document):
+            if isinstance(document, Rejected):
+                refuse_lost_rest(document)
+            elif document.split != "val":
                 size += document.size_bytes
                 yield from document.texts
             else:

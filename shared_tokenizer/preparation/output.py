@@ -173,7 +173,8 @@ class PreparationOutput:
     @property
     def has_finished_slices(self) -> bool:
         """Return True if the journal holds a finished slice to resume from."""
-        return bool(self.filesystem.glob(f"{self.journal}/slice-*.json"))
+        names = self._names(self.journal) if self.filesystem.exists(self.journal) else []
+        return any(name.startswith("slice-") and name.endswith(".json") for name in names)
 
     def _names(self, directory: str) -> list[str]:
         return [path.rstrip("/").rpartition("/")[2] for path in self.filesystem.ls(directory, detail=False)]

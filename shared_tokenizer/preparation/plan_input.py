@@ -1,7 +1,7 @@
 """Settings of a preparation -> the plan of its input: slices, their fingerprint, and their first rows for the user."""
 
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from shared_tokenizer.preparation.prepare_config import PrepareConfig
@@ -26,21 +26,29 @@ def plan_input(config: PrepareConfig, leave_out: Collection[Path], reporter: Rep
         plan, example = plan_hub(hub, config.rules)
         _show_columns(hub.name, example.columns, example.read(), reporter)
         return plan
-    files = [file for source in config.input for file in find_files(source, config.rules, leave_out)]
-    _show_files(files, reporter)
-    return plan_files(files)
+    found = find_files(config.input, config.rules, config.file_rules, leave_out)
+    for line in found.lines:
+        reporter.log(line)
+    _show_files(found.files, reporter)
+    return plan_files(found.files)
 
 
-def _show_files(files: list[SourceFile], reporter: Reporter) -> None:
-    """Log the first rows of one file per source and set of columns."""
-    shown: set[tuple[str, Columns]] = set()
+def _show_files(files: Sequence[SourceFile], reporter: Reporter) -> None:
+    """Log the first rows of one file of each kind: source, format and columns."""
+    kinds: dict[tuple[str, str, Columns], list[SourceFile]] = {}
     for file in files:
-        if file.format != "text" and not file.problem and (file.source, file.columns) not in shown:
-            shown.add((file.source, file.columns))
-            _show_columns(str(file.path), file.columns, read_file(file), reporter)
+        if not file.problem:
+            kinds.setdefault((file.source, file.format, file.columns), []).append(file)
+    for same in kinds.values():
+        more = f" (and {len(same) - 1:,} more such files)" if len(same) > 1 else ""
+        first, columns = same[0], same[0].columns
+        _show_columns(f"{first.path}{more}", "text" if first.format == "text" else columns, read_file(first), reporter)
+    chats = sum(file.holds_chats for file in files)
+    if 0 < chats < len(files):
+        reporter.log(f"a mixture: {chats:,} files hold chats, {len(files) - chats:,} hold texts")
 
 
-def _show_columns(name: str, columns: Columns, rows: Iterator[Document | Rejected], reporter: Reporter) -> None:
+def _show_columns(name: str, columns: Columns | str, rows: Iterator[Document | Rejected], reporter: Reporter) -> None:
     reporter.log(f"{name}: reading {columns}")
     documents = (row for row in rows if isinstance(row, Document))
     for document in itertools.islice(documents, SAMPLE_ROWS):

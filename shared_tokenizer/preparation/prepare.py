@@ -15,11 +15,12 @@ from shared_tokenizer.chat.formats import ChatFormat
 from shared_tokenizer.chat.template import write_chat_template, write_stop_ids
 from shared_tokenizer.data.shards import FORMAT_VERSION, MANIFEST, SPLITS, TOKENIZER, ids_dtype, parse_manifest
 from shared_tokenizer.preparation.choose_tokenizer import choose_chat_format, load_given_tokenizer, train_on_sample
+from shared_tokenizer.preparation.hold_out import with_both_splits
 from shared_tokenizer.preparation.output import PICTURE, STATISTICS, PreparationOutput
 from shared_tokenizer.preparation.plan_input import plan_input
 from shared_tokenizer.preparation.prepare_config import PrepareConfig
 from shared_tokenizer.preparation.prepare_slice import SliceJob, Summary, load_output_tokenizer
-from shared_tokenizer.preparation.report import draw_lengths, statistics
+from shared_tokenizer.preparation.report import draw_lengths, skipped_lines, statistics
 from shared_tokenizer.preparation.report_rows import refuse_rendered_sample, report_rows
 from shared_tokenizer.preparation.reporter import Reporter
 from shared_tokenizer.preparation.run_slices import run_slices
@@ -36,6 +37,7 @@ def prepare(config: PrepareConfig, reporter: Reporter) -> dict[str, Any]:
     output = PreparationOutput(config.output_dir)
     output.refuse_foreign_files()
     plan = plan_input(config, output.local_directories(), reporter)
+    config = with_both_splits(config, plan, reporter)
     given = load_given_tokenizer(config, reporter)
     preparation = _Preparation(config, output, plan, given, _identity(config, plan, given), reporter)
     manifest = preparation.finished_manifest()
@@ -93,9 +95,10 @@ class _Preparation:
                 summary = run_slices(self._jobs(tokenizer, chat_format), self.config, self.reporter)
                 report_rows(summary, self.config, self.reporter)
                 return self._finish(tokenizer, chat_format, summary)
-            except ValueError:
-                if not self.output.has_finished_slices:
-                    self.output.remove()
+            except (ValueError, OSError):
+                with contextlib.suppress(OSError):  # the first error is the one to tell
+                    if not self.output.has_finished_slices:
+                        self.output.remove()
                 raise
 
     def _start(self) -> tuple[Tokenizer, ChatFormat | None]:
@@ -158,6 +161,8 @@ class _Preparation:
         self.output.remove_other_shards()
         self.output.seal()
         self.output.remove_journal()
+        for line in skipped_lines(summary):
+            self.reporter.log(line)
         return manifest
 
     def _refuse_empty(self, summary: Summary) -> None:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from shared_tokenizer.chat.formats import ChatFormatChoice, named_chat_format
 from shared_tokenizer.preparation.executors import Executor
 from shared_tokenizer.preparation.prepare_slice import PrepareOptions
-from shared_tokenizer.settings import check_bounds, setting
+from shared_tokenizer.readers.encodings import checked_encoding
+from shared_tokenizer.settings import check_bounds, check_unchanged, setting
 from shared_tokenizer.sources.column_names import COLUMNS_HELP
+from shared_tokenizer.sources.file_rules import FileRules, Splits
 from shared_tokenizer.sources.row_rules import RowRules, TextFormat
 from shared_tokenizer.tokenizers.train import TRAIN_SIZE, ModelType
 
@@ -31,9 +33,25 @@ class TextConfig:
     """Fraction of the documents that is held out for validation, chosen by hash."""
     document_characters: int = setting(0, group="data", basic=True, at_least=0)
     """Characters of a document, about: longer texts are cut at line ends, so that a part of one long file can be held
-    out. 0 cuts no text."""
+    out. 0 cuts none, except where too few texts would leave nothing to hold out."""
     max_bad_rows: int = setting(0, group="data", at_least=0)
-    """Unreadable rows that are skipped; one more stops the command with an error."""
+    """Unreadable rows that are skipped; one more stops the command with an error. It stops in any case where more than
+    a row is lost, as after a damaged place in a JSON array."""
+    splits: Splits = setting("auto", group="data")
+    """auto: files and folders named train, valid (validation, val, dev) and test next to each other are the splits of a
+    data set: valid is held out in place of val_fraction, test is left out; ignore: the names mean nothing."""
+    include: list[str] = setting(factory=list, group="data")
+    """Patterns of the files in a folder to read, such as "*.jsonl" or "2024/*"; by default all of a known kind."""
+    exclude: list[str] = setting(factory=list, group="data")
+    """Patterns of files and folders in a folder to leave out."""
+    encoding: str | None = setting(None, group="data")
+    """Encoding of text files that are not UTF-8 and have no byte-order mark, for example cp1252."""
+
+    @property
+    def file_rules(self) -> FileRules:
+        """Return the settings that choose files. Raises ValueError on an unknown encoding."""
+        encoding = None if self.encoding is None else checked_encoding(self.encoding)
+        return FileRules(self.splits, tuple(self.include), tuple(self.exclude), encoding)
 
     @property
     def rules(self) -> RowRules:
@@ -91,7 +109,9 @@ class PrepareConfig(TextConfig):
         if bool(self.input) == bool(self.hub):
             raise ValueError("input, hub: expected one of the two; give files to read, or a dataset of the hub")
         check_bounds(self)
-        _ = self.rules  # raises
+        if self.hub:
+            check_unchanged(self, ("splits", "include", "exclude", "encoding"), "with hub")
+        _ = self.rules, self.file_rules  # raise
         if self.chat_format != "auto":
             named_chat_format(self.chat_format)
         if self.tokenizer is not None and self.special_tokens:

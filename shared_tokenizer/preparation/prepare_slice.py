@@ -274,7 +274,7 @@ class _SliceWork:
         try:
             return np.array(encode_rendered(document.text, self._tokenizer), np.int32), None
         except ValueError as error:
-            _count_bad_row(self._job, self._summary, f"{document.name}: {error}")
+            _count_bad_row(self._summary, f"{document.name}: {error}", self._job.max_bad_rows)
             return None
 
     def _framed(self, ids: list[int]) -> np.ndarray:
@@ -290,40 +290,50 @@ class _SliceWork:
         try:
             chat = encode_chat(document.content, self._tokenizer, self._format)
         except ValueError as error:
-            _count_bad_row(self._job, self._summary, f"{document.name}: {error}")
+            _count_bad_row(self._summary, f"{document.name}: {error}", self._job.max_bad_rows)
             return None
         return np.array(chat.ids, np.int32), np.array(chat.loss_mask, bool)
 
 
 def _kept_documents(job: SliceJob, summary: Summary) -> Iterator[tuple[str, Document]]:
     """Yield source and document of all rows that are long enough; count the others in `summary`."""
-    for source, read in job.slice.read():
+    return kept_documents(job.slice, job.options, job.max_bad_rows, summary)
+
+
+def kept_documents(
+    part: Slice, options: PrepareOptions, max_bad_rows: int, summary: Summary
+) -> Iterator[tuple[str, Document]]:
+    """Yield source and document of all rows of a slice that are long enough; count the others in `summary`.
+
+    Raises ValueError where more rows are bad than allowed, or the rest of a file is lost.
+    """
+    for source, read in part.read():
         if isinstance(read, Rejected):
             refuse_lost_rest(read)
-            _count_bad_row(job, summary, f"{read.where}: {read.reason}")
+            _count_bad_row(summary, f"{read.where}: {read.reason}", max_bad_rows)
             continue
         if not any(read.texts):
             summary.counts["empty"] += 1
             continue
-        for document in cut_document(read, job.options.document_characters):
-            if sum(map(len, document.texts)) < job.options.min_text_length:
+        for document in cut_document(read, options.document_characters):
+            if sum(map(len, document.texts)) < options.min_text_length:
                 summary.counts["short"] += 1
             else:
                 yield source, document
 
 
-def _count_bad_row(job: SliceJob, summary: Summary, line: str) -> None:
+def _count_bad_row(summary: Summary, line: str, max_bad_rows: int) -> None:
     summary.counts["bad_rows"] += 1
     summary.bad_rows = [*summary.bad_rows, line][:BAD_ROWS_SHOWN]
-    refuse_too_many_bad_rows(summary, job.max_bad_rows)
+    refuse_too_many_bad_rows(summary, max_bad_rows)
 
 
 def refuse_lost_rest(row: Rejected) -> None:
     """Raise ValueError where more than one row is lost, which no limit on bad rows allows."""
     if row.loses_rest:
         raise ValueError(
-            f"{row.where}: {row.reason} (more than a row is lost, so max_bad_rows does not apply); correct the "
-            "file, or leave it out"
+            f"{row.where}: {row.reason} (this concerns all rows from there on, so max_bad_rows does not apply); "
+            "correct the file"
         )
 
 
@@ -350,21 +360,27 @@ def _batches(documents: Iterator[tuple[str, Document]]) -> Iterator[list[tuple[s
         yield batch
 
 
-def digest_slice(job: SliceJob) -> np.ndarray:
-    """Return the hashes of a slice's documents, in order, V16 `[documents]`: 16 bytes each."""
-    digests = [found.digest[:DIGEST_BYTES] for _, found in _kept_documents(job, Summary())]
-    return np.frombuffer(b"".join(digests), f"V{DIGEST_BYTES}")
+def digest_slice(job: SliceJob) -> tuple[np.ndarray, np.ndarray]:
+    """Return the hashes of a slice's documents, in order, V16 `[documents]`: 16 bytes each.
+
+    The second array, bool `[documents]`, tells which ones a validation file holds.
+    """
+    documents = [(found.digest[:DIGEST_BYTES], found.split == "val") for _, found in _kept_documents(job, Summary())]
+    digests = np.frombuffer(b"".join(digest for digest, _ in documents), f"V{DIGEST_BYTES}")
+    return digests, np.array([is_held_out for _, is_held_out in documents], bool)
 
 
-def find_duplicates(digests: Sequence[np.ndarray]) -> list[frozenset[int]]:
+def find_duplicates(digests: Sequence[np.ndarray], held_out: Sequence[np.ndarray]) -> list[frozenset[int]]:
     """Return, per slice, the indices of documents that occur before, in the same or an earlier slice.
 
-    `digests` holds one array `[documents]` per slice, from `digest_slice`.
+    What validation files hold counts as the first: a copy of it in a training file is left out. `digests` and
+    `held_out` have one array `[documents]` per slice, from `digest_slice`.
     """
     everything = np.concatenate(digests)
-    first = np.unique(everything, return_index=True)[1]
+    order = np.argsort(~np.concatenate(held_out), kind="stable")
+    first = np.unique(everything[order], return_index=True)[1]
     is_copy = np.ones(len(everything), bool)
-    is_copy[first] = False
+    is_copy[order[first]] = False
     borders = np.cumsum([len(part) for part in digests])[:-1]
     return [frozenset(np.flatnonzero(part).tolist()) for part in np.split(is_copy, borders)]
 

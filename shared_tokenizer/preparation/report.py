@@ -5,6 +5,8 @@ from typing import Any
 
 from shared_tokenizer.preparation.prepare_slice import Summary
 
+PLACES_SHOWN = 3
+
 
 def statistics(summary: Summary) -> dict[str, Any]:
     """Return all counts, as stats.json holds them."""
@@ -23,6 +25,16 @@ def statistics(summary: Summary) -> dict[str, Any]:
             for bits in sorted(summary.lengths, key=int)
         },
     }
+
+
+def skipped_lines(summary: Summary) -> list[str]:
+    """Return the number of rows that were skipped, and the first places; empty where all were read."""
+    lines = []
+    if count := summary.counts["bad_rows"]:
+        shown = summary.bad_rows[:PLACES_SHOWN]
+        lines = [f"skipped {count:,} rows that cannot be read{', the first:' if count > len(shown) else ':'}"]
+        lines += [f"  {line}" for line in shown]
+    return lines
 
 
 def with_ratio(counts: dict[str, int]) -> dict[str, Any]:

@@ -23,8 +23,8 @@ def run_slices(jobs: list[SliceJob], config: PrepareConfig, reporter: Reporter) 
     Raises ValueError where more rows are bad than `max_bad_rows`, and where a worker ends several times.
     """
     if config.dedup:
-        digests = list(run_jobs(digest_slice, jobs, config.executor, config.num_workers))
-        duplicates = find_duplicates(digests)
+        digests, held_out = zip(*run_jobs(digest_slice, jobs, config.executor, config.num_workers), strict=True)
+        duplicates = find_duplicates(digests, held_out)
         jobs = [replace(job, duplicates=indices) for job, indices in zip(jobs, duplicates, strict=True)]
     total = Summary()
     reporter.show_progress(0, len(jobs), total)

@@ -82,6 +82,8 @@ def advice(encoding: str) -> str:
 def unmarked_utf16(content: bytes) -> str | None:
     """Return the encoding of text in UTF-16 without a mark: every second byte is zero in any European language."""
     head = content[: 1 << 12]
+    if len(head) < 4:
+        return None
     even, odd = head[::2].count(0), head[1::2].count(0)
     if max(even, odd) * 4 < len(head):  # half of one of the two
         return None

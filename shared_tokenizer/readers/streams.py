@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow
 
 from shared_tokenizer.readers import rows
-from shared_tokenizer.readers.encodings import UTF8_MARK, marked_encoding
+from shared_tokenizer.readers.encodings import UTF8_MARK, marked_encoding, unmarked_utf16
 from shared_tokenizer.readers.rows import LostRestError
 
 _COMPRESSIONS = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
@@ -34,6 +34,18 @@ def _compression(path: Path) -> str | None:
 
 
 @contextlib.contextmanager
+def _decompressed(path: Path) -> Iterator[io.BufferedReader]:
+    compression = _compression(path)
+    with path.open("rb") as raw:
+        if compression is None:
+            yield raw
+        else:
+            # Unlike the stream readers of gzip and zstandard, arrow's raises an error on a truncated file.
+            stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), compression)
+            yield io.BufferedReader(_Bounded(stream, rows.most_content_bytes(path.stat().st_size)), _BLOCK)
+
+
+@contextlib.contextmanager
 def open_content(path: Path, encoding: str | None = None, start: int = 0) -> Iterator[tuple[io.BufferedReader, int]]:
     """Open the content as UTF-8, after a byte-order mark. Yield the stream and its position, in bytes.
 
@@ -41,13 +53,7 @@ def open_content(path: Path, encoding: str | None = None, start: int = 0) -> Ite
     can be opened at a `start`. Reading raises LostRestError where the content cannot be decoded, or is larger than
     the size of the file allows.
     """
-    compression = _compression(path)
-    with path.open("rb") as raw:
-        file: Any = raw
-        if compression is not None:
-            # Unlike the stream readers of gzip and zstandard, arrow's raises an error on a truncated file.
-            stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), compression)
-            file = io.BufferedReader(_Bounded(stream, rows.most_content_bytes(path.stat().st_size)), _BLOCK)
+    with _decompressed(path) as file:
         if start:
             file.seek(start)
             yield file, start
@@ -60,6 +66,28 @@ def open_content(path: Path, encoding: str | None = None, start: int = 0) -> Ite
             yield io.BufferedReader(_Converted(file, found), _BLOCK), 0
         else:
             yield file, 0
+
+
+def find_encoding(path: Path, wanted: str | None) -> tuple[str | None, str | None]:
+    """Return the encoding to read a file in, None for UTF-8, and the one that it seems to have without saying so.
+
+    A mark decides, then the content, where it is UTF-8 beyond doubt, then the wanted encoding.
+    """
+    with _decompressed(path) as file:
+        first = file.peek(1 << 12)
+        if first.startswith(UTF8_MARK):
+            return None, None
+        if (found := marked_encoding(first)) is not None:
+            return found, None
+        if wanted is None:
+            return None, unmarked_utf16(first)
+        decoder, is_ascii = codecs.getincrementaldecoder("utf-8")(), True
+        while block := file.read(_BLOCK):
+            try:
+                is_ascii &= decoder.decode(block).isascii()
+            except UnicodeDecodeError:
+                return wanted, None
+        return (wanted if is_ascii or decoder.getstate()[0] else None), None
 
 
 def is_plain(path: Path, encoding: str | None) -> bool:

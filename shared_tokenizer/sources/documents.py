@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -12,7 +12,9 @@ from shared_tokenizer.chat.rendered import parse_rendered
 from shared_tokenizer.readers.readers import read_rows
 from shared_tokenizer.readers.rows import BadRow, Piece
 from shared_tokenizer.sources.columns import Columns, read_columns, unused_columns
-from shared_tokenizer.sources.files import EXPECTED, SourceFile, find_files, printable
+from shared_tokenizer.sources.file_rules import FileRules
+from shared_tokenizer.sources.files import EXPECTED, SourceFile, find_files
+from shared_tokenizer.sources.folders import printable
 from shared_tokenizer.sources.row_rules import RowRules
 
 
@@ -71,22 +73,24 @@ class Rejected:
     """True where the rest of the file cannot be read either."""
 
 
-def read_documents(sources: Iterable[str], rules: RowRules | None = None) -> Iterator[Document]:
+def read_documents(
+    sources: Sequence[str], rules: RowRules | None = None, choice: FileRules | None = None
+) -> Iterator[Document]:
     """Yield the documents of files, folders and `stdlib` in a stable order, without the empty ones.
 
     Raises ValueError on a source that is missing or holds no text, and on the first row that cannot be read.
     """
-    for source in sources:
-        found = False
-        for file in find_files(source, rules):
-            for document in read_file(file):
-                if isinstance(document, Rejected):
-                    raise ValueError(f"{document.where}: {document.reason}")
-                if any(document.texts):
-                    found = True
-                    yield document
-        if not found:
-            raise ValueError(f"{source}: found no text, expected {EXPECTED}")
+    files = find_files(sources, rules, choice).files
+    empty = dict.fromkeys(file.source for file in files)
+    for file in files:
+        for document in read_file(file):
+            if isinstance(document, Rejected):
+                raise ValueError(f"{document.where}: {document.reason}")
+            if any(document.texts):
+                empty.pop(file.source, None)
+                yield document
+    for source in empty:
+        raise ValueError(f"{source}: found no text, expected {EXPECTED}")
 
 
 def read_file(file: SourceFile, piece: Piece | None = None) -> Iterator[Document | Rejected]:
@@ -95,12 +99,13 @@ def read_file(file: SourceFile, piece: Piece | None = None) -> Iterator[Document
     if file.problem is not None:
         yield Rejected(path, file.problem, loses_rest=True)
         return
-    for row in read_rows(file.path, file.format, piece):
+    for row in read_rows(file.path, file.format, piece, file.encoding):
         where = f"{path}:{row.number}" if row.number else path
         if isinstance(row, BadRow):
             yield Rejected(where, row.reason, row.loses_rest)
-        else:
-            yield to_document(row.value, file.columns, where, file.rules, holds_chats=file.holds_chats)
+            continue
+        found = to_document(row.value, file.columns, where, file.rules, holds_chats=file.holds_chats)
+        yield replace(found, split=file.split) if file.split and isinstance(found, Document) else found
 
 
 def to_document(row: Any, columns: Columns, where: str, rules: RowRules, *, holds_chats: bool) -> Document | Rejected:
@@ -151,12 +156,14 @@ def cut_document(document: Document, characters: int) -> Iterator[Document]:
     start = 0
     while start < len(text):
         end = text.find("\n", start + characters, start + 2 * characters) + 1 or start + 2 * characters
-        yield Document(f"{document.name}:{start}", text[start:end])
+        yield Document(f"{document.name}:{start}", text[start:end], document.split)
         start = min(end, len(text))
 
 
 def is_validation(document: Document, fraction: float) -> bool:
-    """Return True if a document is held out. Its own hash decides, so other documents have no influence."""
+    """Return True if a document is held out, by its split or else by its own hash: others have no influence."""
+    if document.split is not None:
+        return document.split == "val"
     # Salted, because a data set that was split by its plain hash before has no small hashes left.
     digest = hashlib.sha256(b"held out" + document.digest).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64

@@ -59,6 +59,11 @@ class Slice:
     index: int
     parts: Sequence[Part]
 
+    @property
+    def holds_validation(self) -> bool:
+        """Return True if a file of the slice is held out by its name."""
+        return any(isinstance(part, FilePart) and part.file.split == "val" for part in self.parts)
+
     def read(self) -> Iterator[tuple[str, Document | Rejected]]:
         """Yield source and document of every row."""
         for part in self.parts:
@@ -86,7 +91,9 @@ def plan_files(files: Sequence[SourceFile]) -> Plan:
     parts: list[tuple[FilePart, int]] = []
     for file in files:
         content, pieces = _scan(file, slice_bytes)
-        digest.update(f"{file.name}\0{file.format}\0{file.columns}\0".encode() + content)
+        # What most files have not is left out where it is absent, so that sets of earlier versions are known again.
+        more = "".join(f"{name}={value}\0" for name, value in (("split", file.split), ("in", file.encoding)) if value)
+        digest.update(f"{file.name}\0{file.format}\0{file.columns}\0{more}".encode() + content)
         parts += [(FilePart(file, piece), size) for piece, size in pieces]
     holds_chats = any(file.holds_chats for file in files)
     return Plan(list(_group(parts, slice_bytes)), digest.hexdigest(), holds_chats)
@@ -108,7 +115,7 @@ def _group(parts: Iterable[tuple[FilePart, int]], slice_bytes: int) -> Iterator[
 def _scan(file: SourceFile, slice_bytes: int) -> tuple[bytes, list[tuple[Piece, int]]]:
     """Return the sha256 of a file (32 bytes), and its pieces that can be read alone, with their sizes in bytes."""
     every = {"text": MAX_TEXT_BYTES, "jsonl": slice_bytes}.get(file.format)
-    if every is not None and not is_compressed(file.path):
+    if every is not None and file.encoding is None and not is_compressed(file.path):
         return _scan_lines(file.path, every)
     content = _scan_lines(file.path, None)[0]
     if file.format == "parquet":

@@ -159,7 +159,7 @@ def read_mutated(kind: Format, workplace: Workplace, folder: Path, rng: np.rando
 def read_text(path: Path) -> int:
     """Read a source as a preparation does."""
     documents = 0
-    for file in find_files(str(path)):
+    for file in find_files([str(path)]).files:
         for _ in read_file(file):
             documents += 1
     return documents

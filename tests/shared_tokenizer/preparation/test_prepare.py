@@ -135,7 +135,10 @@ def test_duplicates_are_found_across_slices():
     first, second = (
         np.frombuffer(b"".join(each.ljust(16) for each in part), "V16") for part in ([b"a", b"b", b"a"], [b"b", b"c"])
     )
-    assert find_duplicates([first, second]) == [frozenset({2}), frozenset({0})]
+    none, all_of_it = np.zeros(3, bool), np.ones(2, bool)
+    assert find_duplicates([first, second], [none, none[:2]]) == [frozenset({2}), frozenset({0})]
+    # A copy of what is held out is not trained on, though it comes first.
+    assert find_duplicates([first, second], [none, all_of_it]) == [frozenset({1, 2}), frozenset()]
 
 
 def test_chats_are_rendered_with_their_mask_and_carry_their_template(tmp_path, tokenizer, tokenizer_dir):

@@ -30,7 +30,7 @@ def test_a_folder_is_read_in_a_stable_order(tmp_path):
         (document.name.removeprefix(f"{tmp_path}/"), document.text) for document in read_documents([str(tmp_path)])
     ]
     assert found == [("a.md", "one"), ("b.txt", "two"), ("c/d.py", "three"), ("e.jsonl:1", "four")]
-    left = [file.name for file in find_files(str(tmp_path), leave_out=[tmp_path.resolve() / "c"])]
+    left = [file.name for file in find_files([str(tmp_path)], leave_out=[tmp_path.resolve() / "c"]).files]
     assert left == ["a.md", "b.txt", "e.jsonl", "empty.txt"]
 
 
@@ -45,7 +45,9 @@ def test_sources_without_text_are_refused(tmp_path):
     with pytest.raises(ValueError, match="missing: no such file or folder"):
         list(read_documents([str(tmp_path / "missing")]))
     (tmp_path / "image.png").write_bytes(b"\x89PNG")
-    with pytest.raises(ValueError, match="found no readable file, expected a text file"):
+    with pytest.raises(
+        ValueError, match=r"no readable file \(left out: 1 of unknown kind \(1 \.png\)\), expected a text"
+    ):
         list(read_documents([str(tmp_path)]))
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(ValueError, match=r"empty\.txt: found no text"):
@@ -61,11 +63,14 @@ def test_files_without_a_known_column_and_what_is_our_own(tmp_path):
     (tmp_path / "model" / "tokenizer").mkdir(parents=True)
     (tmp_path / "model" / "tokenizer" / "tokenizer.json").write_text("{}")
     (tmp_path / "model" / MANIFEST).write_text("")
-    files = find_files(str(tmp_path))
+    files = find_files([str(tmp_path)]).files
     assert [file.name for file in files] == ["a.txt", "package.json"]
     (rejected,) = read_file(files[1])
     assert isinstance(rejected, Rejected) and rejected.where == str(tmp_path / "package.json")
-    assert rejected.reason == "found the columns name, version, expected a known name; set text_column"
+    assert rejected.loses_rest and rejected.reason == (
+        "found the columns name, version, expected a known name; set text_column, or leave the file out with "
+        "--exclude 'package.json'"
+    )
 
 
 def test_what_is_no_document_says_where_and_why(tmp_path):
@@ -79,7 +84,7 @@ def test_what_is_no_document_says_where_and_why(tmp_path):
         {"text": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
     ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (file,) = find_files(str(tmp_path))
+    (file,) = find_files([str(tmp_path)]).files
     found = list(read_file(file))
     path = tmp_path / "a.jsonl"
     assert found[0] == Document(f"{path}:1", "good")

@@ -33,7 +33,7 @@ def read(plan):
 
 def test_the_slices_hold_every_document_once_in_order(tmp_path, small_slices, monkeypatch):
     write_inputs(tmp_path)
-    files = find_files(str(tmp_path))
+    files = find_files([str(tmp_path)]).files
     plan = plan_files(files)
     assert len(plan.slices) > 20
     monkeypatch.setattr(slices, "SMALLEST_SLICE_BYTES", 10**6)
@@ -46,9 +46,9 @@ def test_the_slices_hold_every_document_once_in_order(tmp_path, small_slices, mo
 
 def test_the_fingerprint_follows_the_content(tmp_path):
     write_inputs(tmp_path)
-    before = plan_files(find_files(str(tmp_path))).fingerprint
-    assert plan_files(find_files(str(tmp_path))).fingerprint == before
+    before = plan_files(find_files([str(tmp_path)]).files).fingerprint
+    assert plan_files(find_files([str(tmp_path)]).files).fingerprint == before
     (tmp_path / "c03.py").write_text("x = 4\n")
-    after = plan_files(find_files(str(tmp_path))).fingerprint
+    after = plan_files(find_files([str(tmp_path)]).files).fingerprint
     (tmp_path / "c03.py").rename(tmp_path / "z.py")
-    assert len({before, after, plan_files(find_files(str(tmp_path))).fingerprint}) == 3
+    assert len({before, after, plan_files(find_files([str(tmp_path)]).files).fingerprint}) == 3

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shared_tokenizer.chat.messages import Message
 from shared_tokenizer.sources.columns import find_columns, read_columns, unused_columns
@@ -244,3 +246,56 @@ def test_keys_of_messages_that_are_not_read_are_named():
 def test_a_hostile_cell_is_refused(cell):
     with pytest.raises(ValueError, match=r"column 'messages': found a text|messages\[0\]: found a int"):
         read({"messages": cell})
+
+
+NAMES = [
+    "messages",
+    "conversation",
+    "text",
+    "prompt",
+    "completion",
+    "instruction",
+    "input",
+    "output",
+    "answers",
+    "system",
+    "history",
+    "tools",
+    "role",
+    "from",
+    "value",
+    "content",
+    "weight",
+    "train",
+    "label",
+    "chosen",
+    "rejected",
+    "tool_calls",
+    "type",
+]
+CELLS = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-1, 2)
+    | st.floats()
+    | st.sampled_from(["user", "gpt", "system", "tool", "", " ", "a b", "[]", '[{"role": 1}]', "[{'from': 'gpt'}]"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300)
+@given(
+    st.dictionaries(st.sampled_from(NAMES), CELLS, min_size=1, max_size=5),
+    st.sampled_from([None, "messages", "prompt+output", "text.content", "messages.0.content"]),
+    st.sampled_from(["auto", "rendered"]),
+)
+def test_any_row_is_read_or_refused(row, text_column, text_format):
+    rules = RowRules(text_column, {"tool": "user"}, text_format)
+    try:
+        columns, _ = find_columns([row], rules)
+        found = read_columns(row, columns, rules)
+    except ValueError:
+        return
+    assert isinstance(found, str) or any(message.role == "assistant" and message.learned for message in found)
+    assert len(list(unused_columns(row, columns))) < 100

@@ -33,6 +33,8 @@ class Setting:
     """Field that is given up where this one is given as a flag: the other may stand in a file."""
     more_help: str = ""
     """Text of the help after the docstring of the field: what the code knows by a table."""
+    by_position: bool = False
+    """True takes the first word that is no flag."""
 
     def allows(self, value: object) -> bool:
         """Return True if a value is in bounds. None and words such as auto always are."""
@@ -85,10 +87,11 @@ def setting(
     formerly: str = "",
     instead_of: str = "",
     more_help: str = "",
+    by_position: bool = False,
 ) -> Any:
     """Return a dataclass field with the metadata of a `Setting`. Numbers with a bound have to be finite too."""
     bounds = (at_least, more_than, at_most, less_than)
-    metadata = {_KEY: Setting(group, basic, resumable, *bounds, formerly, instead_of, more_help)}
+    metadata = {_KEY: Setting(group, basic, resumable, *bounds, formerly, instead_of, more_help, by_position)}
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -119,6 +122,21 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 def resumable_fields(settings_class: type) -> frozenset[str]:
     """Return the names of the fields that a resumed run may have anew."""
     return frozenset(field.name for field in dataclasses.fields(settings_class) if metadata_of(field).resumable)
+
+
+def with_defaults(settings_class: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values as a file of an earlier version holds them, with the defaults of fields that it did not have."""
+    filled = dict(values)
+    for field in dataclasses.fields(settings_class):
+        if field.default_factory is not dataclasses.MISSING:
+            default: Any = field.default_factory()
+        else:
+            default = field.default
+        if dataclasses.is_dataclass(default) and isinstance(filled.get(field.name), Mapping):
+            filled[field.name] = dataclasses.asdict(default) | dict(filled[field.name])  # pyright: ignore[reportArgumentType]
+        elif default is not dataclasses.MISSING and not dataclasses.is_dataclass(default):
+            filled.setdefault(field.name, default)
+    return filled
 
 
 def with_new_names(settings_class: type, values: Mapping[str, Any]) -> dict[str, Any]:

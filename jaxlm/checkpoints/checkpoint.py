@@ -1,10 +1,14 @@
 """Training checkpoints of orbax, written in the background, each sealed by a sha256 manifest.
 
 A checkpoint is complete if its manifest holds. A damaged one (interrupted save, flipped bit) is moved to `damaged/`
-with a warning, and training resumes from the previous one.
+with a warning, and training resumes from the previous one. An old checkpoint is removed only after a newer one is
+sealed.
 """
 
-from collections.abc import Callable
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +17,14 @@ from typing import Any
 import grain
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.checkpoint_managers import LatestN
 
 from jaxlm.common.run.complete_checkpoints import checkpoint_steps, quarantine_damaged
 from jaxlm.parallel.distributed import is_first, wait_for_all
-from shared_tokenizer.manifest import DamagedError, verify_manifest, write_manifest
+from shared_tokenizer.manifest import MANIFEST, DamagedError, verify_manifest, write_manifest
 
 VAL_LOSS = "val_loss"
+_METRICS = "metrics/metrics"  # file of orbax in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,11 @@ class Restored:
 
 
 class Checkpoints:
-    """The checkpoints of one run, open for writing. `log` receives one line per damaged checkpoint."""
+    """The checkpoints of one run, open for writing. `log` receives one line per damaged checkpoint.
+
+    `check_settings` receives the settings that a checkpoint was saved with, and raises ValueError where they are not
+    those of the run; `settings` are saved with every checkpoint.
+    """
 
     def __init__(
         self,
@@ -43,28 +52,32 @@ class Checkpoints:
         tokenizer_fingerprint: str,
         data_fingerprint: str,
         log: Callable[[str], None],
+        settings: Mapping[str, Any] | None = None,
+        check_settings: Callable[[Mapping[str, Any]], None] = lambda settings: None,
     ):
         self._directory = directory.resolve()
         self._directory.mkdir(exist_ok=True)
+        self._place = _place(self._directory)
+        self._keep_last, self._keep_best = keep_last, keep_best
         self._belongs_to = {"tokenizer": tokenizer_fingerprint, "data": data_fingerprint}
+        self._settings, self._check_settings = settings, check_settings
         if is_first():
+            for removed in self._directory.parent.glob(".removed-*"):
+                shutil.rmtree(removed)
             quarantine_damaged(self._directory, log)
         wait_for_all("damaged checkpoints are quarantined")
-        policies: list[Any] = [LatestN(keep_last)]
-        if keep_best:
-            best = BestN(get_metric_fn=_negative_loss, n=keep_best, keep_checkpoints_without_metrics=False)
-            policies.append(best)
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=AnyPreservationPolicy(policies),
-                best_fn=_negative_loss,  # without it orbax does not write the metrics
+                preservation_policy=LatestN(None),  # orbax would remove one before the next is sealed
+                best_fn=lambda metrics: -metrics[VAL_LOSS],  # without it orbax does not write the metrics
                 cleanup_tmp_directories=True,
             ),
         )
         self._sealer = ThreadPoolExecutor(1)
         self._unsealed: int | None = None
         self._sealing: Future[None] | None = None
+        self._has_failed = False
 
     @property
     def latest(self) -> int | None:
@@ -72,42 +85,98 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, params: Any, opt_state: Any, data: grain.DatasetIterator, val_loss: float | None) -> None:
-        """Start to save a checkpoint. The arrays are copied before this returns; the files are written afterwards."""
+        """Start to save a checkpoint. The arrays are copied before this returns; the files are written afterwards.
+
+        Raises OSError where this one or the one before cannot be written; those before stay.
+        """
         self.finish()
+        meta = {"step": step, "data_state": data.get_state(), **self._belongs_to}
+        if self._settings is not None:
+            meta["settings"] = dict(self._settings)
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(params),
             opt_state=ocp.args.StandardSave(opt_state),
             # The position in the data is the same on every host, so another number of hosts can resume from it.
-            meta=ocp.args.JsonSave({"step": step, "data_state": data.get_state(), **self._belongs_to}),
+            meta=ocp.args.JsonSave(meta),
         )
         metrics = None if val_loss is None else {VAL_LOSS: val_loss}
-        self._manager.save(step, args=items, metrics=metrics)
+        with self._errors_of(step):
+            self._check_place()
+            self._manager.save(step, args=items, metrics=metrics)
         self._unsealed = step
 
     def poll(self) -> None:
-        """Seal the last save if all of its files are written. It is cheap, so call it every step."""
+        """Seal the last save if all of its files are written. It is cheap, so call it every step.
+
+        Raises OSError where the save has failed.
+        """
         if self._unsealed is not None and not self._manager.is_saving_in_progress():
             self._seal()
+        if self._sealing is not None and self._sealing.done():
+            self._finish_sealing()
 
     def finish(self) -> None:
-        """Wait until the last save is written and sealed."""
+        """Wait until the last save is written and sealed. Raises OSError where that has failed."""
         if self._unsealed is not None:
-            self._manager.wait_until_finished()
             self._seal()
         if self._sealing is not None:
-            self._sealing.result()
-            self._sealing = None
+            self._finish_sealing()
 
     def _seal(self) -> None:
+        step, self._unsealed = self._unsealed, None
+        assert step is not None
+        with self._errors_of(step):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+            self._check_place()
         if is_first():
-            self._sealing = self._sealer.submit(write_manifest, self._directory / str(self._unsealed))
-        self._unsealed = None
+            self._sealing = self._sealer.submit(self._seal_files, step)
+
+    def _seal_files(self, step: int) -> None:
+        with self._errors_of(step):
+            write_manifest(self._directory / str(step))
+        self._remove_old()
+
+    def _finish_sealing(self) -> None:
+        sealing, self._sealing = self._sealing, None
+        if sealing is not None:
+            sealing.result()
+
+    def _remove_old(self) -> None:
+        """Remove the sealed checkpoints that are neither among the last nor among the best."""
+        sealed = [step for step in checkpoint_steps(self._directory) if (self._directory / str(step) / MANIFEST).exists()]
+        losses = {step: loss for step in sealed if (loss := _val_loss(self._directory / str(step))) is not None}
+        best = sorted(losses, key=lambda step: (losses[step], -step))[: self._keep_best]
+        for step in set(sealed) - set(sealed[-self._keep_last :]) - set(best):
+            # Renamed first: a directory that is removed in part must not count as a checkpoint.
+            removed = self._directory.parent / f".removed-{step}"
+            (self._directory / str(step)).rename(removed)
+            shutil.rmtree(removed)
+
+    def _check_place(self) -> None:
+        if is_first() and _place(self._directory) != self._place:
+            raise OSError("the run directory was moved or removed while training; resume it at its new place")
+
+    @contextlib.contextmanager
+    def _errors_of(self, step: int) -> Iterator[None]:
+        """Raise every error of a save as an OSError that names the checkpoint."""
+        try:
+            yield
+        except Exception as error:
+            self._has_failed = True
+            where = self._directory / str(step)
+            if isinstance(error, FileNotFoundError) and _place(self._directory) != self._place:
+                error = OSError("the run directory was moved or removed while training; resume it at its new place")
+            sealed = [old for old in checkpoint_steps(self._directory) if old != step]
+            last = f"the last one is of step {max(sealed)}" if sealed else "there is none yet"
+            reason = " ".join(str(error).split())[:500] or type(error).__name__
+            raise OSError(f"{where}: checkpoint of step {step} could not be saved: {reason}; {last}") from error
 
     def restore_latest(self, params: Any, opt_state: Any, data: grain.DatasetIterator) -> Restored | None:
         """Restore the newest checkpoint into trees of these shapes and shardings, and set `data` to its position.
 
         Returns None where there is no checkpoint. Raises ValueError where the checkpoint was trained with another
-        tokenizer or other data.
+        tokenizer, other data or other settings.
         """
         step = self.latest
         if step is None:
@@ -120,6 +189,7 @@ class Checkpoints:
                 meta=ocp.args.JsonRestore(),
             ),
         )
+        self._check_settings(found["meta"].get("settings") or {})
         for what, fingerprint in self._belongs_to.items():
             if found["meta"][what] != fingerprint:
                 raise ValueError(
@@ -131,9 +201,12 @@ class Checkpoints:
 
     def close(self) -> None:
         """Finish the last save and release the threads."""
-        self.finish()
-        self._sealer.shutdown()
-        self._manager.close()
+        try:
+            self.finish()
+        finally:
+            self._sealer.shutdown()
+            with contextlib.suppress(Exception) if self._has_failed else contextlib.nullcontext():
+                self._manager.close()
 
 
 def restore_params(directory: Path, params: Any, log: Callable[[str], None]) -> tuple[int, Any]:
@@ -162,9 +235,19 @@ def newest_complete_step(directory: Path, log: Callable[[str], None]) -> int:
     raise ValueError(f"{directory}: found no complete checkpoint; train the run further, or use another one")
 
 
-def _negative_loss(metrics: dict[str, float]) -> float:
-    """Return the number that orbax ranks checkpoints by, the highest first."""
-    return -metrics[VAL_LOSS]
+def _val_loss(checkpoint: Path) -> float | None:
+    """Return the held-out loss that was saved with a checkpoint, None where there was no evaluation."""
+    path = checkpoint / _METRICS
+    return json.loads(path.read_text("utf-8"))[VAL_LOSS] if path.is_file() else None
+
+
+def _place(directory: Path) -> tuple[int, int] | None:
+    """Return what tells a directory from another of its name; None where it is gone."""
+    try:
+        found = directory.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _abstract(tree: Any) -> Any:

@@ -1,13 +1,23 @@
 """The model on disk that a run starts from instead of fresh weights (`--init_from`)."""
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from jaxlm.common.architecture.config import ModelConfig
+import jax
+import numpy as np
+
+from jaxlm.checkpoints.checkpoint import newest_complete_step, restore_params
+from jaxlm.checkpoints.weights import Weights, tree_weights
+from jaxlm.common.architecture.config import ModelConfig, config_from_dict
+from jaxlm.common.architecture.parameters import parameters, stored_tensors
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.formats.open_model import open_model
+from jaxlm.common.run.run_directory import RunDirectory, is_run_directory, read_run_config
+from jaxlm.model.language_model import init_params
+from shared_tokenizer.manifest import MANIFEST
 
 # Fields that may differ. Those of the first set do not change the function that the weights compute.
 _UNRELATED = {"max_seq_len", "initializer_range", "embedding_range", "bos_id", "eos_id", "pad_id"}
@@ -16,12 +26,12 @@ _QUANTIZATION = {"linear", "embedding", "ternary_head", "scale_dtype"}
 
 
 def open_initial(path: Path, config: ModelConfig, log: Callable[[str], None]) -> Artifact:
-    """Open the model on disk whose latent weights the model of `config` starts from.
+    """Open the model on disk whose latent weights the model of `config` starts from; of a run its last checkpoint.
 
     `log` receives one line per field of the quantization that changes. Raises ValueError where the model holds no
     latent weights, and where a field of the architecture differs, naming every such field.
     """
-    artifact = open_model(path)
+    artifact = _open_run(path, log) if is_run_directory(path) else open_model(path)
     if artifact.kind != "latent":
         raise ValueError(f"init_from: {path} is packed and holds no latent weights; use a latent artifact")
     source, target = dataclasses.asdict(artifact.config), dataclasses.asdict(config)
@@ -37,3 +47,51 @@ def open_initial(path: Path, config: ModelConfig, log: Callable[[str], None]) ->
 
 def _flag_value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def initial_fingerprint(path: Path) -> str:
+    """Return the sha256, as hex, of a model that a run starts from: of its seal, or of its files where it has none."""
+    if is_run_directory(path):
+        checkpoints = RunDirectory(path).checkpoints
+        path = checkpoints / str(newest_complete_step(checkpoints, lambda line: None))
+    if (path / MANIFEST).is_file():
+        files = [path / MANIFEST]
+    else:
+        files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("config.json")])
+    digest = hashlib.sha256()
+    for each in files:
+        with each.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _open_run(path: Path, log: Callable[[str], None]) -> Artifact:
+    """Open the newest complete checkpoint of a run as a latent artifact, whose weights are restored on first use."""
+    config = config_from_dict(read_run_config(path)["model"])
+    checkpoints = RunDirectory(path).checkpoints
+    log(f"init_from: {path}, step {newest_complete_step(checkpoints, log)}")
+    stored = tuple(stored_tensors(config, "latent", "float32"))
+    return Artifact(config, "latent", "float32", _RunTensors(checkpoints, config), stored)
+
+
+class _RunTensors(Mapping[str, np.ndarray]):
+    """The latent weights of a run's newest complete checkpoint by name, restored together when the first is read."""
+
+    def __init__(self, checkpoints: Path, config: ModelConfig):
+        self._checkpoints, self._config = checkpoints, config
+        self._parameters = {parameter.name: parameter for parameter in parameters(config)}
+        self._weights: Weights | None = None
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if self._weights is None:
+            shapes = jax.eval_shape(lambda: init_params(self._config, jax.random.key(0)))
+            self._weights = tree_weights(restore_params(self._checkpoints, shapes, lambda line: None)[1])
+        weight = self._weights(self._parameters[name])
+        assert isinstance(weight, np.ndarray)
+        return weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)

@@ -11,6 +11,7 @@ from jaxlm.common.command_line import make_console
 from jaxlm.common.run.complete_checkpoints import checkpoint_steps
 from jaxlm.common.run.metrics_log import read_metrics
 from jaxlm.common.run.run_directory import CONFIG, LOCK, RunDirectory, read_settings
+from shared_tokenizer.settings import setting
 
 # The settings files of a training run and of a fine-tuning run.
 _SETTINGS = (CONFIG, "finetune.yaml")
@@ -20,8 +21,8 @@ _SETTINGS = (CONFIG, "finetune.yaml")
 class RunsConfig:
     """The folder of the runs."""
 
-    root: str = "runs"
-    """Folder that is searched for run directories."""
+    root: str = setting("runs", by_position=True)
+    """Folder that is searched for run directories; the name of the flag may be left out."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,16 @@ def summarize(path: Path, settings_file: str) -> RunSummary:
         return RunSummary(path, "unreadable", "", 0, None, None, None)
     evaluated: dict[str, Any] = next((line for line in reversed(lines) if "val/loss" in line), {})
     checkpoints = checkpoint_steps(run.checkpoints) if run.checkpoints.is_dir() else []
-    is_done = run.artifact.exists() or run.adapters.exists()
+    step, steps = max([*checkpoints, *(line["step"] for line in lines[-1:])], default=0), settings.get("num_train_steps")
+    # The result of a run that is continued stays until the new one is there.
+    is_done = (run.artifact.exists() or run.adapters.exists()) and (not steps or step >= steps)
     state = "training" if _is_locked(path / LOCK) else "done" if is_done else "stopped"
     return RunSummary(
         path,
         state,
         str(settings.get("preset") or settings.get("method")),
-        max([*checkpoints, *(line["step"] for line in lines[-1:])], default=0),
-        settings.get("num_train_steps"),
+        step,
+        steps,
         evaluated.get("val/loss"),
         evaluated.get("val/bits_per_byte"),
     )

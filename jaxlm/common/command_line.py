@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from jaxlm.common.help import arrange_help, explain_mistake, nearest
 from shared_tokenizer.settings import metadata_of, with_new_names
@@ -24,6 +24,7 @@ Command = Callable[[Any], Any]
 USER_ERRORS = (ValueError, OSError, FloatingPointError, OverflowError, MemoryError)
 # Flags of every command that are no settings of it.
 _COMMON_FLAGS = ("config", "debug", "help_all")
+_BOOL_WORDS = ("true", "false", "yes", "no", "on", "off", "1", "0", "null", "none")
 
 
 def run_command(
@@ -128,7 +129,9 @@ def parse(
         parser.print_help()
         sys.exit(0)
     try:
-        words = _with_values(_gather_lists(argv, settings_class), settings_class)
+        words = _gather_lists(_with_positions(argv, settings_class), settings_class)
+        words = _with_values(words, settings_class, has_positions=positional)
+        words = _with_settings_of_run(words, settings_class)
         values = parser.parse_args(_with_new_names(words, settings_class))
     except jsonargparse.ArgumentError as error:
         raise ValueError(
@@ -162,19 +165,54 @@ def _split_list_flag(word: str, lists: set[str]) -> list[str]:
     return [flag, value] if separator and flag in lists else [word]
 
 
-def _with_values(argv: list[str], settings_class: type) -> list[str]:
-    """Let a flag of a bool stand alone: `--resume` becomes `--resume true`; let a flag replace what excludes it."""
+def _with_values(argv: list[str], settings_class: type, *, has_positions: bool) -> list[str]:
+    """Let a flag of a bool stand alone: `--resume` becomes `--resume true`; let a flag replace what excludes it.
+
+    Where words stand by position, one that is no bool is not taken for the value of such a flag.
+    """
     for field in dataclasses.fields(settings_class):
         other = metadata_of(field).instead_of
         if other and f"--{field.name}" in argv and f"--{other}" not in argv:
             argv = [*argv, f"--{other}", "null"]
-    switches = {f"--{name}" for name, kind in get_type_hints(settings_class).items() if kind is bool}
+    switches = {f"--{name}" for name in _bool_names(settings_class)}
     found: list[str] = []
     for word, following in itertools.pairwise([*argv, "--"]):
         found.append(word)
-        if word in switches and following.startswith("--"):
+        if word in switches and (
+            following.startswith("-") or (has_positions and following.lower() not in _BOOL_WORDS)
+        ):
             found.append("true")
     return found
+
+
+def _bool_names(settings_class: type, prefix: str = "") -> list[str]:
+    """Return the dotted names of all bools of a settings class, with those that may be null."""
+    found: list[str] = []
+    for name, kind in get_type_hints(settings_class).items():
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            found += _bool_names(kind, f"{prefix}{name}.")
+        elif kind is bool or bool in get_args(kind):
+            found.append(f"{prefix}{name}")
+    return found
+
+
+def _with_positions(argv: list[str], settings_class: type) -> list[str]:
+    """Let the first word be the setting that may be given by position: `runs DIR` becomes `runs --root DIR`."""
+    for field in dataclasses.fields(settings_class):
+        if metadata_of(field).by_position and argv and not argv[0].startswith("-"):
+            return [f"--{field.name}", *argv]
+    return argv
+
+
+def _with_settings_of_run(argv: list[str], settings_class: type) -> list[str]:
+    """Let `--resume --output_dir RUN` go on with the settings of the run, where no `--config` is given."""
+    find = getattr(settings_class, "settings_of_run", None)
+    given = dict(itertools.pairwise([*(part for word in argv for part in word.split("=", 1)), "--"]))
+    is_resumed = given.get("--resume", "false").lower() not in ("false", "no", "off", "0")
+    if find is None or not is_resumed or "--config" in given or "--output_dir" not in given:
+        return argv
+    settings = find(given["--output_dir"])
+    return argv if settings is None else ["--config", settings, *argv]
 
 
 def _with_new_names(argv: list[str], settings_class: type) -> list[str]:
@@ -207,7 +245,11 @@ def make_console() -> Any:
 
 
 def quiet_libraries() -> None:
-    """Keep the log lines of XLA, absl and transformers off the terminal. Call it before they are imported."""
+    """Keep the log lines of XLA, absl and transformers off the terminal. Call it before they are imported.
+
+    The tracebacks of threads and tasks too: the error is raised where the work is waited for, and is one line there.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

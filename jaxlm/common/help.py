@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from shared_tokenizer.settings import metadata_of
+from shared_tokenizer.settings import metadata_of, resumable_fields
 
 # Order of the groups; a group that is not named here comes after them.
 GROUPS = (
@@ -143,8 +143,14 @@ def arrange_help(parser: Any, settings_class: type, *, full: bool) -> None:
     for heading in order:
         group = parser.add_argument_group(heading)
         group._group_actions.extend(groups[heading])
+    epilog = []
+    if "resume" in top:
+        names = ", ".join(name for name in top if name in resumable_fields(settings_class) and name != "resume")
+        epilog.append(f"A run that is resumed keeps its settings; these may change: {names}.")
     if has_basic and not full:
-        parser.epilog = "These are the settings that matter first; --help_all shows all of them."
+        epilog.append( "These are the settings that matter first; --help_all shows all of them.")
+    if epilog:
+        parser.epilog = " ".join(epilog)
     # The usage line would list every flag once more.
     by_position = [name.upper() for name, action in actions.items() if name in top and not action.option_strings]
     parser.usage = " ".join(["%(prog)s", *by_position, "[--config FILE] [settings]"])

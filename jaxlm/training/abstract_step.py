@@ -48,8 +48,8 @@ def step_of_run(config: TrainConfig, model: LanguageModel, mesh: Mesh) -> tuple[
     return abstract_step(
         model,
         mesh,
-        recipe=config.optimizer,
-        num_train_steps=config.total_steps,
+        recipe=config.recipe,
+        num_train_steps=config.schedule_steps,
         grad_accumulation_steps=config.grad_accumulation_steps,
         loss_chunks=config.loss_chunks,
     )

@@ -12,18 +12,18 @@ import grain
 from jax.sharding import Mesh
 from rich.console import Console
 
-from jaxlm.checkpoints.init_from import open_initial
+from jaxlm.checkpoints.init_from import initial_fingerprint, open_initial
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.artifact.artifact import Artifact
-from jaxlm.common.run.optimizer_config import check_schedule
 from jaxlm.common.run.run_directory import RunDirectory
+from jaxlm.common.run.schedule_changes import log_warmup
 from jaxlm.common.run.stop_request import StopRequest
 from jaxlm.common.sampling import check_prompt
 from jaxlm.evaluate import unigram_evaluation
 from jaxlm.parallel.distributed import is_first
 from jaxlm.parallel.mesh import check_batch, check_model
 from jaxlm.parallel.sharding import batch_share
-from jaxlm.training.open_run import open_run
+from jaxlm.training.open_run import check_tokenizer, open_run, resumed_config
 from jaxlm.training.resolve import resolve_model
 from jaxlm.training.train_config import TrainConfig
 from shared_tokenizer.data.batches import Batch, BatchOrder, training_batches
@@ -88,25 +88,29 @@ def open_inputs(
     Raises ValueError on settings, data or a run directory that do not fit, before any file is written.
     """
     tokenizer = sets.tokenizer
+    config = resumed_config(config, console.print)
     model_config = resolve_model(config, tokenizer)
     _validate(config, model_config, mesh, tokenizer)
     stop = stack.enter_context(StopRequest())
     for line in sets.packing_reports():
         console.print(line)
     data = _open_data(config, model_config, sets, mesh)
+    fingerprints = {"data": data.fingerprint, "tokenizer": tokenizer.fingerprint}
     initial = None
-    if config.init_from is not None:
+    run = RunDirectory(Path(config.output_dir))
+    if config.init_from is not None and not (config.resume and run.steps_saved):
         initial = open_initial(Path(config.init_from), model_config, console.print)
-    # One process writes, and holds the lock.
-    opened = open_run(config, asdict(model_config)) if is_first() else None
-    run = RunDirectory(Path(config.output_dir)) if opened is None else stack.enter_context(opened)
+        fingerprints["init_from"] = initial_fingerprint(Path(config.init_from))
+    log_warmup(config, console.print)
+    if is_first():  # one process writes, and holds the lock
+        stack.enter_context(open_run(config, asdict(model_config), fingerprints, console.print))
+        check_tokenizer(run, tokenizer.fingerprint)
     return TrainingInputs(config, model_config, tokenizer, data, initial, run, mesh, stop)
 
 
 def _validate(config: TrainConfig, model_config: ModelConfig, mesh: Mesh, tokenizer: Tokenizer) -> None:
     """Raise ValueError where the settings do not go together with the model, the mesh or the tokenizer."""
     check_model(mesh, model_config)
-    check_schedule(config.optimizer, config.total_steps)
     if config.sample_tokens:
         prompt = tokenizer.encode_prompt(config.sample_prompt)
         check_prompt(prompt, model_config.vocab_size, model_config.max_seq_len)

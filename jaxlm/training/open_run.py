@@ -1,16 +1,65 @@
 """The run directory of the trainer, whose config holds all fields of the model."""
 
 import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jaxlm.common.run.run_directory import RunDirectory, open_run_directory
+from jaxlm.common.run.run_directory import RunDirectory, open_run_directory, recorded_settings
+from jaxlm.common.run.schedule_changes import with_schedule_changes
 from jaxlm.training.train_config import TrainConfig
+from shared_tokenizer.load import load_tokenizer
+from shared_tokenizer.manifest import DamagedError, verify_manifest
 
 
-def open_run(config: TrainConfig, model_fields: dict[str, Any]) -> contextlib.AbstractContextManager[RunDirectory]:
-    """Create a run directory, or open it again with `config.resume` (see `open_run_directory`)."""
-    settings = asdict(config) | {"model": model_fields}
+def run_settings(config: TrainConfig, model_fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all settings of a run, as its config.yaml holds them."""
+    settings = asdict(config) | {"model": dict(model_fields)}
     del settings["distributed"]  # of this start, not of the run
-    return open_run_directory(Path(config.output_dir), TrainConfig, settings, resume=config.resume)
+    return settings
+
+
+def open_run(
+    config: TrainConfig,
+    model_fields: dict[str, Any],
+    fingerprints: Mapping[str, str] | None = None,
+    log: Callable[[str], None] = lambda line: None,
+) -> contextlib.AbstractContextManager[RunDirectory]:
+    """Create a run directory, or open it again with `config.resume` (see `open_run_directory`)."""
+    return open_run_directory(
+        Path(config.output_dir),
+        TrainConfig,
+        run_settings(config, model_fields),
+        resume=config.resume,
+        fingerprints=fingerprints or {},
+        log=log,
+    )
+
+
+def resumed_config(config: TrainConfig, log: Callable[[str], None]) -> TrainConfig:
+    """Return the settings of a resumed run with the history of its schedule; other settings as they are.
+
+    Raises ValueError where the run cannot have that number of steps.
+    """
+    path = Path(config.output_dir)
+    recorded = recorded_settings(path, TrainConfig, TrainConfig.settings_file) if config.resume else None
+    if recorded is None:
+        return config
+    return with_schedule_changes(config, recorded, RunDirectory(path).steps_saved, log)
+
+
+def check_tokenizer(run: RunDirectory, fingerprint: str) -> None:
+    """Raise ValueError where the run holds a tokenizer that is damaged, or another one than its data."""
+    if not run.tokenizer.is_dir() or not any(run.tokenizer.iterdir()):
+        return
+    way_out = f"remove {run.tokenizer}, and resume: it is then written again from data_dir"
+    try:
+        verify_manifest(run.tokenizer)
+    except DamagedError as error:
+        raise DamagedError(f"{error}; or {way_out}") from error
+    if (found := load_tokenizer(run.tokenizer).fingerprint) != fingerprint:
+        raise ValueError(
+            f"{run.tokenizer}: found tokenizer {found[:12]}..., expected that of data_dir {fingerprint[:12]}...; resume "
+            f"with the same data_dir, or {way_out}"
+        )

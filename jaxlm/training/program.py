@@ -64,7 +64,7 @@ class ProgramBuilder:
         """
         inputs, shardings = self._inputs, self._shardings
         check_state_fits(self._state_shapes, jax.local_devices()[0])
-        optimizer = make_optimizer(self._config.optimizer, self._config.total_steps)
+        optimizer = make_optimizer(self._config.recipe, self._config.schedule_steps)
         # Made where it will live: no device ever holds more than its part.
         initialise = jax.jit(lambda: init_state(self.model, optimizer, self._config.seed), out_shardings=shardings)
         state = self._watch(lambda: jax.block_until_ready(initialise()))

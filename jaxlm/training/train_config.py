@@ -28,7 +28,8 @@ class TrainConfig(RunConfig):
     model: dict[str, Any] = setting(factory=dict, group="model", basic=True)
     """Fields of the model that replace the preset's, for example --model.num_layers 6."""
     init_from: str | None = setting(None, group="model", basic=True)
-    """Start from the latent weights of this artifact or transformers directory instead of fresh ones."""
+    """Start from the latent weights of this artifact, transformers directory or run (its last checkpoint) instead of
+    fresh ones."""
     batch_size: int | Literal["auto"] = setting(16, group="training", basic=True, at_least=1)
     """Sequences per optimizer step, over all devices. auto picks a batch size from the compute budget (arXiv
     2401.02954), then the largest micro-batch that fits the device."""

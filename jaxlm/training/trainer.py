@@ -1,9 +1,11 @@
 """The trainer: open, compile, take the steps, and keep everything that must survive the end."""
 
 import contextlib
+import json
 import warnings
 from collections.abc import Mapping
-from typing import SupportsFloat
+from dataclasses import asdict
+from typing import Any, SupportsFloat
 
 import jax
 from rich.console import Console
@@ -12,9 +14,11 @@ from jaxlm.checkpoints.checkpoint import Checkpoints
 from jaxlm.checkpoints.export import export_artifact
 from jaxlm.common.command_line import make_console
 from jaxlm.common.next_command import next_command
+from jaxlm.common.run.result import new_result, place_result
+from jaxlm.common.run.same_run import check_same_settings, fixed_settings
 from jaxlm.common.run.stop_request import StopRequested
 from jaxlm.common.run.summary import run_table
-from jaxlm.common.run.training_loop import sample_settings, train_steps, write_sample
+from jaxlm.common.run.training_loop import sample_settings, train_steps, write_event, write_sample
 from jaxlm.common.run.training_report import ReportPlan, TrainingReport
 from jaxlm.evaluate import evaluate
 from jaxlm.generate import generate
@@ -24,12 +28,14 @@ from jaxlm.parallel.mesh import describe_mesh, make_mesh
 from jaxlm.training.auto_size import choose_sizes
 from jaxlm.training.host_allocator import keep_freed_memory, release_freed_memory
 from jaxlm.training.inputs import TrainingInputs, open_inputs, open_sets
+from jaxlm.training.open_run import run_settings
 from jaxlm.training.program import Program, ProgramBuilder
 from jaxlm.training.resolve import describe_model, resolve_steps
 from jaxlm.training.train_config import TrainConfig
 from jaxlm.training.train_step import TrainState
 from shared_tokenizer.data.evaluation import Evaluation
 from shared_tokenizer.manifest import sealed_directory
+from shared_tokenizer.settings import with_defaults
 
 
 def train(config: TrainConfig) -> bool:
@@ -57,6 +63,14 @@ def train(config: TrainConfig) -> bool:
 
 
 def _open_checkpoints(inputs: TrainingInputs, console: Console) -> Checkpoints:
+    fixed = fixed_settings(TrainConfig, run_settings(inputs.config, asdict(inputs.model_config)))
+    settings = json.loads(json.dumps(fixed))  # tuples are lists there
+
+    def check_settings(before: Mapping[str, Any]) -> None:
+        if before:  # checkpoints of earlier versions hold none
+            path = inputs.run.path / TrainConfig.settings_file
+            check_same_settings(path, TrainConfig, with_defaults(TrainConfig, before), settings)
+
     return Checkpoints(
         inputs.run.checkpoints,
         keep_last=inputs.config.keep_last_checkpoints,
@@ -64,6 +78,8 @@ def _open_checkpoints(inputs: TrainingInputs, console: Console) -> Checkpoints:
         tokenizer_fingerprint=inputs.tokenizer.fingerprint,
         data_fingerprint=inputs.data.fingerprint,
         log=console.print,
+        settings=settings,
+        check_settings=check_settings,
     )
 
 
@@ -76,6 +92,7 @@ def _train(inputs: TrainingInputs, checkpoints: Checkpoints, console: Console) -
         console.print(f"{describe_mesh(inputs.mesh)}; {describe_model(builder.model)}")
         run = _Run(inputs, checkpoints, stop, builder.first_state(checkpoints), console)
         run.program = builder.compile(run.state)
+        _log_event(inputs, f"training from step {int(run.state.step)} to {config.total_steps}")
         train_steps(run, config, run.report, int(run.state.step) + 1, config.total_steps)
         stop.check()
         evaluation = run.evaluate(config.total_steps)
@@ -87,9 +104,20 @@ def _train(inputs: TrainingInputs, checkpoints: Checkpoints, console: Console) -
             run.save(None)
             checkpoints.finish()
         saved = "nothing to save yet" if run is None else f"saved step {int(run.state.step)}"
+        _log_event(inputs, f"{request}: {saved}")
         _print_resume_command(f"{request}: {saved}", inputs, console)
         return False
+    except Exception as error:
+        if run is not None:
+            _log_event(inputs, f"ended by an error: {error}")
+        raise
+    _log_event(inputs, f"done: step {config.total_steps}")
     return True
+
+
+def _log_event(inputs: TrainingInputs, text: str) -> None:
+    if is_first():
+        write_event(inputs.run, text)
 
 
 class _Run:
@@ -158,11 +186,10 @@ class _Run:
         inputs, log = self.inputs, self.console.print
         text = self.sample(inputs.config.total_steps)
         kind = "packed" if inputs.model_config.has_packed_form else "latent"
-        # All processes have to see the same: none begins to write before all have looked.
-        if not all_or_none(inputs.run.artifact.exists):
-            export_artifact(
-                inputs.run.artifact, inputs.model_config, self.state.params, kind, tokenizer_dir=inputs.run.tokenizer
-            )
+        new = new_result(inputs.run.artifact) if is_first() else inputs.run.artifact
+        export_artifact(new, inputs.model_config, self.state.params, kind, tokenizer_dir=inputs.run.tokenizer)
+        if is_first():
+            place_result(new, inputs.run.artifact, inputs.config.schedule_changes, log)
         if text:
             log(f"--- sample\n{text}\n---")
         unigram = inputs.data.unigram
@@ -178,7 +205,7 @@ class _Run:
 
 def _print_start(inputs: TrainingInputs, console: Console) -> None:
     """Save the tokenizer of a fresh run, and print what will be trained."""
-    if is_first() and not inputs.run.tokenizer.exists():
+    if is_first() and not (inputs.run.tokenizer.is_dir() and any(inputs.run.tokenizer.iterdir())):
         with sealed_directory(inputs.run.tokenizer) as directory:
             inputs.tokenizer.save(directory)
     config = inputs.config

@@ -36,10 +36,22 @@ class Restored:
 class Checkpoints:
     """The checkpoints of one run, open for writing. `log` receives a line on anything unusual.
 
-    `belongs_to` maps what a checkpoint depends on (model, tokenizer, data) to its fingerprint.
+    `belongs_to` maps what a checkpoint depends on (model, tokenizer, data) to its fingerprint. `settings` are saved with
+    every checkpoint; `check_settings` receives those of the one that is restored, and raises ValueError where they are
+    not those of the run.
     """
 
-    def __init__(self, directory: Path, *, keep_last: int, belongs_to: Mapping[str, str], log: Callable[[str], None]):
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        keep_last: int,
+        belongs_to: Mapping[str, str],
+        log: Callable[[str], None],
+        settings: Mapping[str, Any] | None = None,
+        check_settings: Callable[[Mapping[str, Any]], None] = lambda settings: None,
+    ):
+        self._settings, self._check_settings = settings, check_settings
         self._directory, self._keep_last, self._belongs_to = directory, keep_last, dict(belongs_to)
         if is_first():
             directory.mkdir(exist_ok=True)
@@ -59,7 +71,9 @@ class Checkpoints:
         before = self.latest
         try:
             with sealed_directory(self._directory / str(step)) as temporary:
-                content = {"step": step, "data_state": data_state, **self._belongs_to}
+                content: dict[str, Any] = {"step": step, "data_state": data_state, **self._belongs_to}
+                if self._settings is not None:
+                    content["settings"] = dict(self._settings)
                 (temporary / STATE).write_text(json.dumps(content), "utf-8")
                 write_tensors(temporary / ARRAYS, _stored(arrays), lambda name: to_numpy(arrays[name]))
         except OSError as error:
@@ -87,6 +101,8 @@ class Checkpoints:
                     f"{directory}: was trained with {what} {str(found)[:12]}..., found {fingerprint[:12]}...; resume "
                     f"with the same {what}, or start a new run"
                 )
+        if "settings" in content:  # checkpoints of earlier versions hold none
+            self._check_settings(content["settings"])
         expected = _flat(parameters, optimizer_state)
         file = TensorFile(directory / ARRAYS)
         check_tensors(directory, {name: file.stored(name) for name in file}, _stored(expected))

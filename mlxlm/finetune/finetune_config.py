@@ -1,7 +1,7 @@
 """The settings of a fine-tuning run; its flags are generated from these fields."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.common.run.run_config import RunConfig, check_accumulation
@@ -20,6 +20,8 @@ LONGEST_DEFAULT = 512
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(RunConfig, TextConfig):
     """One fine-tuning run. Raises ValueError on a value out of range or without effect."""
+
+    settings_file: ClassVar[str] = "finetune.yaml"
 
     model: str = setting(group="model", basic=True, resumable=True)
     """Artifact, transformers or MLX directory or GGUF file of the model."""

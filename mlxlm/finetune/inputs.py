@@ -2,9 +2,8 @@
 
 import contextlib
 import dataclasses
-import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,9 +12,9 @@ from rich.console import Console
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.formats.open_model import open_model
-from jaxlm.common.run.optimizer_config import check_schedule
 from jaxlm.common.run.run_config import steps_of_epochs
-from jaxlm.common.run.run_directory import RunDirectory, open_run_directory
+from jaxlm.common.run.run_directory import RunDirectory, open_run_directory, record_run, recorded_settings
+from jaxlm.common.run.schedule_changes import log_warmup, with_schedule_changes
 from jaxlm.common.run.stop_request import StopRequest
 from jaxlm.common.sampling import check_prompt
 from mlxlm.adapters.adapters import AdapterConfig, add_adapters, base_fingerprint
@@ -36,7 +35,7 @@ from shared_tokenizer.preparation.prepare_config import PrepareConfig, TextConfi
 from shared_tokenizer.preparation.prepare_slice import Summary
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
-SETTINGS = "finetune.yaml"
+SETTINGS = FinetuneConfig.settings_file
 DEFAULT_EPOCHS = 1.0
 
 
@@ -45,22 +44,23 @@ class FinetuneInputs:
     """Everything that a run works with."""
 
     config: FinetuneConfig
+    """With the number of steps, and the history of its changes."""
     model: LanguageModel
     """With its trainable parameters unfrozen and all else frozen."""
     teacher: LanguageModel | None
     """The frozen model that it is distilled from."""
     adapters: AdapterConfig | None
     """Those of method lora."""
-    fingerprint: str
-    """sha256 of the model before the run."""
+    fingerprints: dict[str, str]
+    """sha256 of all that the run depends on, by name."""
     tokenizer: Tokenizer
     tokenizer_dir: Path
     """The directory of its files."""
-    data_fingerprint: str
     train: ProcessBatches
     val: list[Example]
     """Whole batches, the same on every process."""
-    num_train_steps: int
+    has_steps_of_data: bool
+    """True if the number of steps follows from the amount of data."""
     quantize_steps: int
     """Steps until a model that is quantized little by little is ternary."""
     seq_len: int
@@ -69,6 +69,11 @@ class FinetuneInputs:
     """Tokens of one pass over the training examples, all processes together."""
     run: RunDirectory
     stop: StopRequest
+
+    @property
+    def num_train_steps(self) -> int:
+        """Optimizer steps in all."""
+        return self.config.total_steps
 
     @property
     def tokens_per_step(self) -> int:
@@ -80,55 +85,73 @@ def open_inputs(config: FinetuneConfig, console: Console, stack: contextlib.Exit
     """Open all that a run needs, until `stack` is closed.
 
     Raises ValueError on settings, a model, data or a run directory that do not fit; a new run directory is taken away
-    then.
+    then. The settings are written when all is known, so that a start that a kill ends before begins anew.
     """
     artifact = open_model(Path(config.model))
     tokenizer = find_tokenizer(Path(config.model), artifact.tokenizer_metadata)
     seq_len = _seq_len(config, artifact.config)
     mx.random.seed(config.seed)
     model, adapters, fingerprint = _trainable(config, artifact)
-    run = stack.enter_context(_run_directory(config))
-    with contextlib.ExitStack() as opening:
-        if is_first() and not config.resume:
-            opening.callback(shutil.rmtree, run.path, ignore_errors=True)
-        sets = _open_data(config, tokenizer, run, seq_len, console)
-        if sets.tokenizer.vocab_size > artifact.config.vocab_size:
-            raise ValueError(
-                f"data: found shards of a tokenizer of {sets.tokenizer.vocab_size} tokens, expected at most the "
-                f"model's vocab_size {artifact.config.vocab_size}"
-            )
-        teacher = None
-        if config.teacher is not None:
-            teacher = open_teacher(Path(config.teacher), artifact.config, sets.tokenizer, seq_len)
-        for line in sets.packing_reports():
-            console.print(line)
-        train = ProcessBatches(sets, config.batch_size, config.seed)
-        steps = _num_train_steps(config, sets.train_examples)
-        check_schedule(config.optimizer, steps)
-        quantize_steps = ramp_steps(config.quantize_steps, steps)
-        if config.sample_tokens:
-            prompt = sets.tokenizer.encode_prompt(config.sample_prompt)
-            check_prompt(prompt, artifact.config.vocab_size, artifact.config.max_seq_len)
-        inputs = FinetuneInputs(
-            config=config,
-            model=model,
-            teacher=teacher,
-            adapters=adapters,
-            fingerprint=fingerprint,
-            tokenizer=sets.tokenizer,
-            tokenizer_dir=sets.tokenizer_dir,
-            data_fingerprint=sets.fingerprint,
-            train=train,
-            val=sets.evaluation_batches(config.batch_size, config.eval_batches),
-            num_train_steps=steps,
-            quantize_steps=quantize_steps,
-            seq_len=seq_len,
-            tokens_per_epoch=sets.train_examples * seq_len,
-            run=run,
-            stop=stack.enter_context(StopRequest()),
+    run = stack.enter_context(_run_directory(config, console))
+    sets = _open_data(config, tokenizer, run, seq_len, console)
+    if sets.tokenizer.vocab_size > artifact.config.vocab_size:
+        raise ValueError(
+            f"data: found shards of a tokenizer of {sets.tokenizer.vocab_size} tokens, expected at most the "
+            f"model's vocab_size {artifact.config.vocab_size}"
         )
-        opening.pop_all()
-    return inputs
+    fingerprints = {"model": fingerprint, "tokenizer": sets.tokenizer.fingerprint, "data": sets.fingerprint}
+    teacher = None
+    if config.teacher is not None:
+        teacher = open_teacher(Path(config.teacher), artifact.config, sets.tokenizer, seq_len)
+        fingerprints["teacher"] = base_fingerprint(teacher)
+    for line in sets.packing_reports():
+        console.print(line)
+    train = ProcessBatches(sets, config.batch_size, config.seed)
+    has_steps_of_data = config.num_train_steps is None
+    config = _with_steps(config, sets.train_examples, run, console)
+    first_steps = config.schedule_changes[0]["from"] if config.schedule_changes else config.total_steps
+    quantize_steps = ramp_steps(config.quantize_steps, first_steps)
+    if config.sample_tokens:
+        prompt = sets.tokenizer.encode_prompt(config.sample_prompt)
+        check_prompt(prompt, artifact.config.vocab_size, artifact.config.max_seq_len)
+    val = sets.evaluation_batches(config.batch_size, config.eval_batches)
+    error = None
+    if is_first():
+        try:
+            record_run(run, asdict(config), fingerprints, SETTINGS)
+        except (ValueError, OSError) as found:
+            error = found
+    _agree(error)
+    return FinetuneInputs(
+        config=config,
+        model=model,
+        teacher=teacher,
+        adapters=adapters,
+        fingerprints=fingerprints,
+        tokenizer=sets.tokenizer,
+        tokenizer_dir=sets.tokenizer_dir,
+        train=train,
+        val=val,
+        has_steps_of_data=has_steps_of_data,
+        quantize_steps=quantize_steps,
+        seq_len=seq_len,
+        tokens_per_epoch=sets.train_examples * seq_len,
+        run=run,
+        stop=stack.enter_context(StopRequest()),
+    )
+
+
+def _with_steps(config: FinetuneConfig, examples: int, run: RunDirectory, console: Console) -> FinetuneConfig:
+    """Return the settings with their number of steps, and of a resumed run with the history of its schedule."""
+    recorded = recorded_settings(run.path, FinetuneConfig, SETTINGS) if config.resume and run.steps_saved else None
+    config = replace(config, num_train_steps=_num_train_steps(config, examples), num_epochs=None)
+    if recorded is not None:
+        if recorded["num_train_steps"] is None:  # of an earlier version
+            steps = steps_of_epochs(recorded["num_epochs"] or DEFAULT_EPOCHS, examples, config.batch_size)
+            recorded = {**recorded, "num_train_steps": steps}
+        config = with_schedule_changes(config, recorded, run.steps_saved, console.print)
+    log_warmup(config, console.print)
+    return config
 
 
 def _seq_len(config: FinetuneConfig, model: ModelConfig) -> int:
@@ -168,7 +191,7 @@ def _trainable(config: FinetuneConfig, artifact: Artifact) -> tuple[LanguageMode
 
 
 @contextlib.contextmanager
-def _run_directory(config: FinetuneConfig) -> Iterator[RunDirectory]:
+def _run_directory(config: FinetuneConfig, console: Console) -> Iterator[RunDirectory]:
     """Let the first process make and lock the run directory before the others go on."""
     path = Path(config.output_dir)
     with contextlib.ExitStack() as stack:
@@ -176,7 +199,12 @@ def _run_directory(config: FinetuneConfig) -> Iterator[RunDirectory]:
         if is_first():
             try:
                 opened = open_run_directory(
-                    path, FinetuneConfig, asdict(config), resume=config.resume, settings_file=SETTINGS
+                    path,
+                    FinetuneConfig,
+                    asdict(config),
+                    resume=config.resume,
+                    settings_file=SETTINGS,
+                    log=console.print,
                 )
                 run = stack.enter_context(opened)
             except (ValueError, OSError) as found:

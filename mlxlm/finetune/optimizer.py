@@ -1,14 +1,12 @@
 """Learning-rate schedules and AdamW, as in jaxlm/training/optimizer.py: the formulas and the order of optax."""
 
-import math
-from collections.abc import Sequence
-
 import mlx.core as mx
 
 from jaxlm.common.run.optimizer_config import (
     OptimizerConfig,
     Piece,
     is_decayed,
+    learning_rate,
     learning_rate_pieces,
     weight_decay_end,
 )
@@ -16,14 +14,6 @@ from jaxlm.common.run.optimizer_config import (
 Arrays = dict[str, mx.array]
 OptimizerState = dict[str, Arrays]
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
-
-
-def learning_rate(pieces: Sequence[Piece], step: int) -> float:
-    """Return the learning rate of a step, counted from 0."""
-    piece = [piece for piece in pieces if piece.begin <= step][-1]
-    done = min(step - piece.begin, piece.steps) / piece.steps
-    left = 0.5 * (1 + math.cos(math.pi * done)) if piece.shape == "cosine" else 1 - done
-    return (piece.start - piece.end) * left + piece.end
 
 
 def global_norm(arrays: Arrays) -> mx.array:

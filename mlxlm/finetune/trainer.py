@@ -2,7 +2,10 @@
 
 import contextlib
 import functools
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, SupportsFloat
 
 import mlx.core as mx
@@ -12,12 +15,13 @@ from jaxlm.common.architecture.parameters import parameters
 from jaxlm.common.artifact.artifact import save_artifact
 from jaxlm.common.command_line import make_console
 from jaxlm.common.next_command import next_command
+from jaxlm.common.run.result import new_result, place_result
+from jaxlm.common.run.same_run import check_same_settings, fixed_settings
 from jaxlm.common.run.stop_request import StopRequested
 from jaxlm.common.run.summary import run_table
-from jaxlm.common.run.training_loop import sample_settings, train_steps, write_sample
+from jaxlm.common.run.training_loop import sample_settings, train_steps, write_event, write_sample
 from jaxlm.common.run.training_report import ReportPlan, TrainingReport
 from mlxlm.adapters.adapter_directory import save_adapters
-from mlxlm.adapters.adapters import base_fingerprint
 from mlxlm.finetune.checkpoint import Checkpoints
 from mlxlm.finetune.distillation import DistillationLoss
 from mlxlm.finetune.finetune_config import FinetuneConfig
@@ -33,6 +37,7 @@ from mlxlm.model.loss import loss_sum
 from mlxlm.model.trees import flat_arrays
 from shared_tokenizer.data.evaluation import Evaluation, evaluate_batches
 from shared_tokenizer.data.examples import Example
+from shared_tokenizer.settings import with_defaults
 
 # With fewer steps, a run that was given epochs says how to train longer.
 FEW_STEPS = 20
@@ -51,15 +56,21 @@ def finetune(config: FinetuneConfig) -> bool:
         run = _Run(inputs, console)
         mx.reset_peak_memory()
         try:
-            train_steps(run, config, run.report, run.step.step + 1, inputs.num_train_steps)
+            run.log_event(f"training from step {run.step.step} to {inputs.num_train_steps}")
+            train_steps(run, inputs.config, run.report, run.step.step + 1, inputs.num_train_steps)
             evaluation = run.evaluate(inputs.num_train_steps)
         except StopRequested as request:
             run.save(None)
             saved = f"saved step {run.step.step}" if run.step.step else "nothing to save yet"
+            run.log_event(f"{request}: {saved}")
             _print_resume_command(f"{request}: {saved}", inputs, console)
             return False
+        except Exception as error:
+            run.log_event(f"ended by an error: {error}")
+            raise
         run.save(evaluation)
         run.finish(evaluation)
+        run.log_event(f"done: step {run.step.step}")
         return True
 
 
@@ -71,7 +82,7 @@ class _Run:
         self.inputs, self.config, self.model, self.console = inputs, config, model, console
         model.grad_checkpoint = config.grad_checkpoint
         ternary = ternary_paths(model.config) if config.method == "qat" else []
-        optimizer = AdamW(config.optimizer, inputs.num_train_steps)
+        optimizer = AdamW(config.recipe, config.schedule_steps)
         self.step = TrainStep(model, optimizer, config.grad_accumulation_steps, ternary, _training_loss(inputs))
         self.ramp = QuantizationRamp(model, inputs.quantize_steps)
         self.loss_sum = mx.compile(lambda batch: loss_sum(model, batch, config.loss_chunks), inputs=[model.state])
@@ -86,19 +97,24 @@ class _Run:
 
     def _open_checkpoints(self) -> Checkpoints:
         inputs = self.inputs
-        fingerprints = {
-            "model": inputs.fingerprint,
-            "tokenizer": inputs.tokenizer.fingerprint,
-            "data": inputs.data_fingerprint,
-        }
-        if inputs.teacher is not None:
-            fingerprints["teacher"] = base_fingerprint(inputs.teacher)
+        fixed = json.loads(json.dumps(fixed_settings(FinetuneConfig, asdict(self.config))))
+
+        def check_settings(before: Mapping[str, Any]) -> None:
+            check_same_settings(inputs.run.path / SETTINGS, FinetuneConfig, with_defaults(FinetuneConfig, before), fixed)
+
         return Checkpoints(
             inputs.run.checkpoints,
             keep_last=self.config.keep_last_checkpoints,
-            belongs_to=fingerprints,
+            belongs_to=inputs.fingerprints,
             log=self.console.print,
+            settings=fixed,
+            check_settings=check_settings,
         )
+
+    def log_event(self, text: str) -> None:
+        """Add a line to run.log."""
+        if is_first():
+            write_event(self.inputs.run, text)
 
     def _print_start(self) -> None:
         inputs, config = self.inputs, self.config
@@ -114,7 +130,7 @@ class _Run:
             )
         )
         self.console.print(f"method {config.method}: {trainable:,} trainable parameters")
-        if config.num_train_steps is None and inputs.num_train_steps < FEW_STEPS:
+        if inputs.has_steps_of_data and inputs.num_train_steps < FEW_STEPS:
             self.console.print(
                 f"note: all of this data is {inputs.num_train_steps} step(s), too few to learn much; "
                 "--num_train_steps takes more"
@@ -182,8 +198,10 @@ class _Run:
         inputs, log = self.inputs, self.console.print
         text = self.sample(self.step.step)
         result = inputs.run.artifact if inputs.adapters is None else inputs.run.adapters
-        if is_first() and not result.exists():  # an earlier start of this run may have written it
-            self._export()
+        if is_first():
+            new = new_result(result)
+            self._export(new)
+            place_result(new, result, self.config.schedule_changes, log)
         if text:
             log(f"--- sample\n{text}\n---")
         log(f"held-out loss    {evaluation.loss:.4f} nats per token  {evaluation.bits_per_byte:.4f} bits per byte")
@@ -200,15 +218,15 @@ class _Run:
             merged = ("--output_dir", str(inputs.run.path / "merged"))
             log(f"merge them:      {next_command('mlx-merge', *chosen, *merged)}")
 
-    def _export(self) -> None:
+    def _export(self, directory: Path) -> None:
         inputs = self.inputs
         if inputs.adapters is not None:
-            save_adapters(inputs.run.adapters, self.model, inputs.adapters, inputs.tokenizer_dir)
+            save_adapters(directory, self.model, inputs.adapters, inputs.tokenizer_dir)
             return
         arrays, config = flat_arrays(self.model.parameters()), self.model.config
         attributes = {parameter.name: parameter.attribute for parameter in parameters(config)}
         save_artifact(
-            inputs.run.artifact,
+            directory,
             config,
             "latent",
             lambda name: to_numpy(arrays[attributes[name]]),

@@ -4,12 +4,15 @@ A checkpoint is complete if its manifest holds. Any other checkpoint is damaged:
 disk changed a file.
 """
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from shared_tokenizer.manifest import DamagedError, verify_manifest
 
 DAMAGED = "damaged"
+# Damaged directories of a run that are kept to be looked at; each may be as large as a checkpoint.
+KEEP_DAMAGED = 3
 
 
 def checkpoint_steps(directory: Path) -> list[int]:
@@ -23,9 +26,19 @@ def quarantine_damaged(directory: Path, log: Callable[[str], None]) -> None:
         try:
             verify_manifest(directory / str(step))
         except DamagedError as error:
-            quarantined = directory.parent / DAMAGED / str(step)
-            quarantined.parent.mkdir(exist_ok=True)
-            while quarantined.exists():
-                quarantined = quarantined.with_name(quarantined.name + "-again")
-            (directory / str(step)).rename(quarantined)
+            quarantined = quarantine(directory / str(step), directory.parent / DAMAGED, log)
             log(f"checkpoint {step} is damaged and was moved to {quarantined}: {error}")
+
+
+def quarantine(path: Path, damaged: Path, log: Callable[[str], None]) -> Path:
+    """Move a damaged directory into `damaged`, and return its new place. The oldest beyond KEEP_DAMAGED are removed."""
+    quarantined = damaged / path.name
+    damaged.mkdir(exist_ok=True)
+    while quarantined.exists():
+        quarantined = quarantined.with_name(quarantined.name + "-again")
+    path.rename(quarantined)
+    quarantined.touch()  # the order in which they came
+    for old in sorted(damaged.iterdir(), key=lambda each: each.stat().st_mtime_ns)[:-KEEP_DAMAGED]:
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+        log(f"{old}: removed, {damaged} keeps the last {KEEP_DAMAGED}")
+    return quarantined

@@ -4,8 +4,9 @@ Every framework builds its own optimizer from them.
 """
 
 import itertools
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from shared_tokenizer.settings import check_bounds, setting
@@ -30,7 +31,7 @@ class OptimizerConfig:
     then falls linearly to the final rate; linear; two_stage is the BitNet recipe, a linear decay that drops to
     second_learning_rate at half time, when weight decay ends too."""
     warmup_steps: int = setting(100, basic=True, at_least=0)
-    """Optimizer steps of linear warm-up."""
+    """Optimizer steps of linear warm-up; a tenth of the steps where the run is not longer than that."""
     final_fraction: float = setting(0.1, at_least=0, at_most=1)
     """Final learning rate as a fraction of the peak (two_stage always ends at 0)."""
     num_cycles: int | None = setting(None, at_least=1)
@@ -79,19 +80,28 @@ class Piece:
     steps: int
 
 
-def check_schedule(config: OptimizerConfig, num_train_steps: int) -> None:
-    """Raise ValueError where the warm-up leaves no step to train."""
-    if config.warmup_steps >= num_train_steps:
-        raise ValueError(
-            f"optimizer.warmup_steps: found {config.warmup_steps}, expected fewer than num_train_steps "
-            f"{num_train_steps}"
-        )
+def fit_warmup(config: OptimizerConfig, num_train_steps: int) -> OptimizerConfig:
+    """Return the settings with a warm-up that leaves steps to train: one as long as the run is cut to a tenth of it."""
+    if config.warmup_steps < num_train_steps:
+        return config
+    return replace(config, warmup_steps=num_train_steps // 10)
+
+
+def learning_rate(pieces: Sequence[Piece], step: int) -> float:
+    """Return the learning rate of a step, counted from 0."""
+    piece = [piece for piece in pieces if piece.begin <= step][-1]
+    done = min(step - piece.begin, piece.steps) / piece.steps
+    left = 0.5 * (1 + math.cos(math.pi * done)) if piece.shape == "cosine" else 1 - done
+    return (piece.start - piece.end) * left + piece.end
 
 
 def learning_rate_pieces(config: OptimizerConfig, num_train_steps: int) -> list[Piece]:
     """Return the learning rate of every step, from step 0. Raises ValueError where the warm-up leaves no step."""
-    check_schedule(config, num_train_steps)
     warmup = config.warmup_steps
+    if warmup >= num_train_steps:
+        raise ValueError(
+            f"optimizer.warmup_steps: found {warmup}, expected fewer than num_train_steps {num_train_steps}"
+        )
     after = _after_warmup(config, warmup, num_train_steps)
     if warmup == 0:
         return after

@@ -2,8 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
-from jaxlm.common.run.optimizer_config import OptimizerConfig
+import yaml
+
+from jaxlm.common.run.optimizer_config import OptimizerConfig, fit_warmup
+from jaxlm.common.run.run_directory import CONFIG, is_run_directory, recorded_settings
+from jaxlm.common.run.schedule_changes import ScheduleOnResume, check_schedule_changes, schedule_steps
 from shared_tokenizer.data.batches import Packing
 from shared_tokenizer.settings import check_bounds, setting
 
@@ -12,16 +18,34 @@ from shared_tokenizer.settings import check_bounds, setting
 class RunConfig:
     """The settings that trainers share; each adds its own and may have other defaults."""
 
+    settings_file: ClassVar[str] = CONFIG
+    """Name of the file in output_dir that holds the settings of the run."""
+
     output_dir: str = setting(group="run", basic=True, resumable=True)
     """Run directory to create, or to continue with resume."""
     resume: bool = setting(False, group="run", basic=True, resumable=True)
-    """Continue the run in output_dir from its last complete checkpoint."""
-    num_train_steps: int | None = setting(None, group="training", basic=True, at_least=1, instead_of="num_epochs")
+    """Continue the run in output_dir from its last complete checkpoint, with its settings; more num_train_steps train
+    a finished run further."""
+    num_train_steps: int | None = setting(
+        None, group="training", basic=True, resumable=True, at_least=1, instead_of="num_epochs"
+    )
     """Optimizer steps in all; without it and num_epochs 1000, and in fine-tuning one epoch."""
     num_epochs: float | None = setting(
-        None, group="training", basic=True, more_than=0, formerly="epochs", instead_of="num_train_steps"
+        None,
+        group="training",
+        basic=True,
+        resumable=True,
+        more_than=0,
+        formerly="epochs",
+        instead_of="num_train_steps",
     )
     """Passes over the training data, in place of num_train_steps."""
+    schedule_on_resume: ScheduleOnResume = setting("stretch", group="training", resumable=True)
+    """Learning rate of a run that is resumed with another number of steps: stretch gives every step that is left the
+    rate it would have had if that number had been given at the start; continue keeps the schedule as it was, and its
+    final rate after it."""
+    schedule_changes: list[dict[str, Any]] = setting(factory=list, group="training", resumable=True)
+    """History of such changes, written by the trainer."""
     grad_accumulation_steps: int = setting(1, group="training", at_least=1)
     """Micro-batches that a batch is split into; the result is that of the whole batch."""
     packing: Packing = setting("auto", group="data")
@@ -56,12 +80,35 @@ class RunConfig:
         check_bounds(self)
         if self.num_train_steps is not None and self.num_epochs is not None:
             raise ValueError("num_train_steps, num_epochs: found both, expected one of the two")
+        check_schedule_changes(self.schedule_changes)
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps in all, once they are known."""
         assert self.num_train_steps is not None
         return self.num_train_steps
+
+    @property
+    def schedule_steps(self) -> int:
+        """Optimizer steps that the schedule is made for: all, except in a run that was continued beyond it."""
+        return schedule_steps(self.schedule_changes, self.total_steps)
+
+    @property
+    def recipe(self) -> OptimizerConfig:
+        """The optimizer's settings, with a warm-up that fits the schedule."""
+        return fit_warmup(self.optimizer, self.schedule_steps)
+
+    @classmethod
+    def settings_of_run(cls, output_dir: str) -> str | None:
+        """Return what `--config` takes to resume a run: the path of its settings file, or its settings as YAML text.
+
+        None where there is no run. Raises ValueError where the settings cannot be read.
+        """
+        path = Path(output_dir)
+        if is_run_directory(path, cls.settings_file):
+            return str(path / cls.settings_file)
+        recorded = recorded_settings(path, cls, cls.settings_file)
+        return None if recorded is None else yaml.safe_dump(recorded)
 
 
 def check_accumulation(batch_size: int, grad_accumulation_steps: int) -> None:

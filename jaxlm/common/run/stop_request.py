@@ -1,13 +1,18 @@
-"""Signals as requests: SIGINT, SIGTERM and SIGHUP ask the trainer to save and leave."""
+"""Signals as requests: SIGINT, SIGTERM, SIGHUP and a closed terminal or pipe ask the trainer to save and leave."""
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Self, TypeVar
 
+from jaxlm.common.run.output_guard import OutputGuard
+
 Result = TypeVar("Result")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# A closing terminal sends SIGHUP twice, a process manager SIGTERM again: the save goes on for so long.
+GRACE_SECONDS = 30.0
 
 
 class StopRequested(Exception):
@@ -17,25 +22,40 @@ class StopRequested(Exception):
 class StopRequest:
     """A context in which the three signals set `requested` instead of ending the process.
 
-    A second signal acts as it does outside, for those who cannot wait.
+    So does an error of standard output or error, which are then turned off. Later signals are ignored for
+    `grace_seconds`, in which the run is saved; after that a signal acts as it does outside, for those who cannot wait.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
         self.requested: str | None = None
-        """Name of the signal that was received, or None."""
+        """Name of the signal that was received, SIGPIPE for a closed pipe; None before."""
+        self._grace_seconds = grace_seconds
+        self._deadline = 0.0
         self._before: dict[int, object] = {}
+        self._output = OutputGuard(self._request)
 
     def __enter__(self) -> Self:
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self._handle)
+        self._output.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._output.__exit__()
         self._restore()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.requested = signal.Signals(number).name
-        self._restore()
+        name = signal.Signals(number).name
+        if self.requested is None:
+            self._request(name)
+        elif time.monotonic() >= self._deadline:
+            self._restore()
+            signal.raise_signal(number)
+
+    def _request(self, name: str) -> None:
+        if self.requested is None:
+            self._deadline = time.monotonic() + self._grace_seconds
+            self.requested = name
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

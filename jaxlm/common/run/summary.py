@@ -1,5 +1,6 @@
 """Tables of a model and of a run, and the plot of its losses."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from jaxlm.common.architecture.parameters import (
     tensor_bytes,
     ternary_parameter_count,
 )
+from shared_tokenizer.manifest import replaced_file
 
 
 def coverage_table(config: ModelConfig) -> Table:
@@ -69,19 +71,51 @@ def format_bytes(nbytes: float) -> str:
 
 
 def plot_losses(lines: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw training and held-out loss (nats per token) over the tokens seen."""
+    """Draw training and held-out loss (nats per token) over the tokens seen.
+
+    The axis leaves out points far above the rest, as those of the first steps may be, and says so. Raises OSError with
+    the name of the file.
+    """
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
+    losses: list[float] = []
     for key, label in (("train/loss", "train"), ("val/loss", "held out")):
         points = [(line["data/tokens_seen"], line[key]) for line in lines if key in line]
+        losses += [loss for _, loss in points]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o" if key == "val/loss" else None, label=label)
+    highest = highest_shown(losses)
+    if losses and max(losses) > highest:
+        margin = 0.05 * (highest - min(losses)) or 0.05
+        axes.set_ylim(min(losses) - margin, highest + margin)
+        above = [loss for loss in losses if loss > highest]
+        note = f"{len(above)} point(s) above, up to {max(above):.1f}"
+        axes.text(0.02, 0.98, note, transform=axes.transAxes, va="top", fontsize=8)
     axes.set_xlabel("tokens seen")
     axes.set_ylabel("loss, nats per token")
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend()
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    pyplot.close(figure)
+        axes.legend(loc="upper right")
+    try:
+        with replaced_file(path) as temporary:
+            figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png")
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        pyplot.close(figure)
+
+
+def highest_shown(losses: Sequence[float]) -> float:
+    """Return the largest loss that a plot shows: Tukey's far fence above the third quartile leaves out the others.
+
+    The fence is counted from the smallest loss, because a curve that falls is steep only in its first points.
+    """
+    if len(losses) < 3:
+        return max(losses, default=0.0)
+    lowest, third_quartile = min(losses), statistics.quantiles(losses, n=4, method="inclusive")[2]
+    fence = third_quartile + 3 * (third_quartile - lowest)
+    return max(loss for loss in losses if loss <= fence)

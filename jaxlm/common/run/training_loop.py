@@ -1,13 +1,18 @@
 """The loop around a training step, the same in JAX and in MLX."""
 
+import contextlib
+import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, SupportsFloat
 
 from jaxlm.common.run.run_config import RunConfig
+from jaxlm.common.run.run_directory import RunDirectory
 from jaxlm.common.run.training_report import TrainingReport
 from jaxlm.common.sampling import Sampling
 from shared_tokenizer.data.evaluation import Evaluation
+from shared_tokenizer.manifest import write_file
 
 
 class TrainingRun(Protocol):
@@ -63,6 +68,21 @@ def sample_settings(config: RunConfig, step: int) -> Sampling:
 
 
 def write_sample(path: Path, step: int, text: str) -> None:
-    """Add a text to a run's samples.txt."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(f"=== step {step}\n{text}\n")
+    """Add a text to a run's samples.txt, in place of those of this step and later ones that a resumed run repeats."""
+    before = path.read_text("utf-8", "replace") if path.is_file() else ""
+    kept, last = "", 0
+    for block in re.split(r"(?m)^(?==== step \d+$)", before):
+        found = re.match(r"=== step (\d+)\n", block)
+        # A text may hold such a line too; the steps of the trainer rise.
+        if found and int(found[1]) > last:
+            if int(found[1]) >= step:
+                break
+            last = int(found[1])
+        kept += block
+    write_file(path, f"{kept}=== step {step}\n{text}\n".encode())
+
+
+def write_event(run: RunDirectory, text: str) -> None:
+    """Add a line with the time to a run's run.log, which tells its story also where nobody reads the output."""
+    with contextlib.suppress(OSError), run.log.open("a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}\n")

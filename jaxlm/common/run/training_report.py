@@ -16,6 +16,10 @@ from jaxlm.common.run.summary import plot_losses
 
 # Steps after which the time of the whole run is estimated.
 _STEPS_TO_TIME = 10
+# loss.png is drawn anew after so many seconds, and so seldom that drawing takes less than 1 % of the time.
+_FIRST_PLOT_SECONDS = 3.0
+_PLOT_SECONDS = 30.0
+_PLOT_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,16 @@ class TrainingReport:
         self._plan, self._console, self._last_checkpoint = plan, console, last_checkpoint
         self._run = run
         self._metrics = None if run is None else MetricsLog(run.metrics, first_step)
+        if self._metrics is not None and self._metrics.last_step + plan.log_every_steps <= first_step:
+            console.print(
+                f"note: {run.metrics if run else ''} ends at step {self._metrics.last_step}, the run goes on after step "
+                f"{first_step}: lines are missing"
+            )
         self._pending: tuple[int, Mapping[str, SupportsFloat], float] | None = None  # and when it was dispatched
         self._first = first_step + 1
         self._last_log = (first_step, 0.0)  # step of the last line, and when it was dispatched
         self._latest: dict[str, float] = {}  # the numbers of the last line
+        self._next_plot = 0.0  # the time from which the next picture is due
         self._progress = _progress_bar(console)
         self._task = self._progress.add_task(
             "training", total=plan.num_train_steps, completed=first_step, loss="", speed=""
@@ -62,6 +72,7 @@ class TrainingReport:
     def training(self) -> Iterator[None]:
         """Count time as training and show the progress bar while entered."""
         self._last_log = (self._last_log[0], time.perf_counter())
+        self._next_plot = time.monotonic() + _FIRST_PLOT_SECONDS
         with self._progress:
             yield
 
@@ -105,6 +116,10 @@ class TrainingReport:
         if self._is_log_step(step):
             end = time.perf_counter() if step == self._first else dispatched
             shown["speed"] = f"{self._log(step, metrics, end):,.0f} tokens/s"
+            if time.monotonic() >= self._next_plot:
+                start = time.perf_counter()
+                self._plot()
+                self._last_log = (step, end + time.perf_counter() - start)
         if step == self._first + _STEPS_TO_TIME and step < self._plan.num_train_steps:
             seconds = (dispatched - self._started) / _STEPS_TO_TIME * (self._plan.num_train_steps - step)
             self._console.print(f"about {duration(seconds)} to go, at the speed of the first {_STEPS_TO_TIME} steps")
@@ -118,8 +133,7 @@ class TrainingReport:
         tokens = step * plan.tokens_per_step
         line = {"step": step, "val/loss": loss, "val/bits_per_byte": bits_per_byte, **(metrics or {})}
         self._write(line | {"data/tokens_seen": tokens})
-        if self._run is not None:
-            plot_losses(read_metrics(self._run.metrics), self._run.loss_plot)
+        self._plot()
         history = [f"step {step}", f"epoch {tokens / plan.tokens_per_epoch:.2f}"]
         if "train/learning_rate" in self._latest:
             history.append(f"lr {self._latest['train/learning_rate']:.1e}")
@@ -172,6 +186,14 @@ class TrainingReport:
                 f"{speed:,.0f} tokens/s  {duration(seconds)} left"
             )
         return speed
+
+    def _plot(self) -> None:
+        """Draw loss.png."""
+        if self._run is not None:
+            start = time.monotonic()
+            plot_losses(read_metrics(self._run.metrics), self._run.loss_plot)
+            end = time.monotonic()
+            self._next_plot = end + max(_PLOT_SECONDS, (end - start) / _PLOT_SHARE)
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._metrics is not None:

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from jaxlm.common.run.optimizer_config import OptimizerConfig, is_decayed, learning_rate_pieces
+from jaxlm.common.run.optimizer_config import OptimizerConfig, fit_warmup, is_decayed, learning_rate_pieces
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,13 @@ def test_settings_out_of_range_or_without_effect_are_refused(settings, message):
 def test_a_warmup_that_leaves_no_step_is_refused():
     with pytest.raises(ValueError, match="warmup_steps: found 10, expected fewer than num_train_steps 10"):
         learning_rate_pieces(OptimizerConfig(warmup_steps=10), 10)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (9, 0), (10, 1), (40, 4), (100, 10), (101, 100), (4000, 100)])
+def test_a_warmup_as_long_as_the_run_is_cut_to_a_tenth(steps, warmup):
+    fitted = fit_warmup(OptimizerConfig(warmup_steps=100), steps)
+    assert fitted.warmup_steps == warmup
+    learning_rate_pieces(fitted, steps)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "cosine_restarts", "wsd", "linear", "two_stage"])

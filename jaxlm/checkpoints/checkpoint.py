@@ -19,7 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN
 
-from jaxlm.common.run.complete_checkpoints import checkpoint_steps, quarantine_damaged
+from jaxlm.common.run.complete_checkpoints import checkpoint_steps, directory_id, quarantine_damaged
 from jaxlm.parallel.distributed import is_first, wait_for_all
 from shared_tokenizer.manifest import MANIFEST, DamagedError, verify_manifest, write_manifest
 
@@ -57,7 +57,7 @@ class Checkpoints:
     ):
         self._directory = directory.resolve()
         self._directory.mkdir(exist_ok=True)
-        self._place = _place(self._directory)
+        self._place = directory_id(self._directory)
         self._keep_last, self._keep_best = keep_last, keep_best
         self._belongs_to = {"tokenizer": tokenizer_fingerprint, "data": data_fingerprint}
         self._settings, self._check_settings = settings, check_settings
@@ -154,8 +154,8 @@ class Checkpoints:
             shutil.rmtree(removed)
 
     def _check_place(self) -> None:
-        if is_first() and _place(self._directory) != self._place:
-            raise OSError("the run directory was moved or removed while training; resume it at its new place")
+        if is_first() and directory_id(self._directory) != self._place:
+            raise FileNotFoundError("the run directory was moved or removed while training")
 
     @contextlib.contextmanager
     def _errors_of(self, step: int) -> Iterator[None]:
@@ -165,11 +165,11 @@ class Checkpoints:
         except Exception as error:
             self._has_failed = True
             where = self._directory / str(step)
-            if isinstance(error, FileNotFoundError) and _place(self._directory) != self._place:
-                error = OSError("the run directory was moved or removed while training; resume it at its new place")
             sealed = [old for old in checkpoint_steps(self._directory) if old != step]
             last = f"the last one is of step {max(sealed)}" if sealed else "there is none yet"
-            reason = " ".join(str(error).split())[:500] or type(error).__name__
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if len(reason) > 400:  # a library repeats the path; the cause stands at the end
+                reason = f"{reason[:150]} ... {reason[-200:]}"
             raise OSError(f"{where}: checkpoint of step {step} could not be saved: {reason}; {last}") from error
 
     def restore_latest(self, params: Any, opt_state: Any, data: grain.DatasetIterator) -> Restored | None:
@@ -239,15 +239,6 @@ def _val_loss(checkpoint: Path) -> float | None:
     """Return the held-out loss that was saved with a checkpoint, None where there was no evaluation."""
     path = checkpoint / _METRICS
     return json.loads(path.read_text("utf-8"))[VAL_LOSS] if path.is_file() else None
-
-
-def _place(directory: Path) -> tuple[int, int] | None:
-    """Return what tells a directory from another of its name; None where it is gone."""
-    try:
-        found = directory.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _abstract(tree: Any) -> Any:

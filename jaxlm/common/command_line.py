@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -42,6 +43,8 @@ def run_command(
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda number, frame: sys.exit(128 + number))
     debug = "--debug" in argv
+    if not debug:
+        sys.excepthook = _print_main_traceback
     try:
         quiet_libraries()
         function = _import_function(command) if isinstance(command, str) else command
@@ -227,6 +230,13 @@ def _with_new_names(argv: list[str], settings_class: type) -> list[str]:
                 if isinstance(content, dict) and (renamed := with_new_names(settings_class, content)) != content:
                     found[index + 1] = yaml.safe_dump(renamed)
     return found
+
+
+def _print_main_traceback(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+    """Print a traceback, but not of callbacks of a library whose work has failed: that error is told in one line."""
+    is_callback = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    if threading.current_thread() is threading.main_thread() and not is_callback:
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _one_line(error: BaseException) -> str:

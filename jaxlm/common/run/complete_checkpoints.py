@@ -42,3 +42,12 @@ def quarantine(path: Path, damaged: Path, log: Callable[[str], None]) -> Path:
         shutil.rmtree(old) if old.is_dir() else old.unlink()
         log(f"{old}: removed, {damaged} keeps the last {KEEP_DAMAGED}")
     return quarantined
+
+
+def directory_id(directory: Path) -> tuple[int, int] | None:
+    """Return what tells a directory from another one of its name; None where it is gone."""
+    try:
+        found = directory.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from jaxlm.common.run.begun_files import holds_only_begun_files, remove_leftovers
-from jaxlm.common.run.complete_checkpoints import checkpoint_steps
+from jaxlm.common.run.complete_checkpoints import checkpoint_steps, directory_id
 from jaxlm.common.run.identity import IDENTITY, RunIdentity, read_identity, write_identity
 from jaxlm.common.run.same_run import check_same_settings, check_settings_file
 from shared_tokenizer.manifest import refuse_inside_sealed, write_file
@@ -152,7 +152,7 @@ def open_run_directory(
             raise ValueError(f"{path}: already holds a run; continue it with --resume or choose another output_dir")
         if is_begun and resume:
             log(f"{path}: an earlier start ended before its first step; the run starts anew")
-        run = RunDirectory(path)
+        run, started_in = RunDirectory(path), directory_id(path)
         resolved = _as_in_a_file(settings)
         try:
             if exists:
@@ -163,7 +163,12 @@ def open_run_directory(
             elif fingerprints is not None:
                 record_run(run, settings, fingerprints, settings_file)
             yield run
-        except (ValueError, OSError, MemoryError, RuntimeError):  # a compiler's errors are RuntimeErrors
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:  # a compiler's errors are RuntimeErrors
+            if directory_id(path) != started_in:
+                raise OSError(
+                    f"{path}: was moved or removed while the run was at work; resume it with --output_dir and its new "
+                    f"place ({error})"
+                ) from error
             if not exists and run.steps_saved == 0 and not (run.metrics.is_file() and run.metrics.stat().st_size):
                 _take_away(run, settings_file, with_folder=not was_there)
             raise

@@ -191,7 +191,10 @@ class TrainingReport:
         """Draw loss.png."""
         if self._run is not None:
             start = time.monotonic()
-            plot_losses(read_metrics(self._run.metrics), self._run.loss_plot)
+            try:
+                plot_losses(read_metrics(self._run.metrics), self._run.loss_plot)
+            except OSError as error:  # a picture is not worth a run
+                self._console.print(f"note: {self._run.loss_plot} could not be drawn: {error}")
             end = time.monotonic()
             self._next_plot = end + max(_PLOT_SECONDS, (end - start) / _PLOT_SHARE)
 

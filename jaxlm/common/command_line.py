@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -44,7 +43,7 @@ def run_command(
             signal.signal(number, lambda number, frame: sys.exit(128 + number))
     debug = "--debug" in argv
     if not debug:
-        sys.excepthook = _print_main_traceback
+        sys.unraisablehook = _print_unraisable
     try:
         quiet_libraries()
         function = _import_function(command) if isinstance(command, str) else command
@@ -232,11 +231,10 @@ def _with_new_names(argv: list[str], settings_class: type) -> list[str]:
     return found
 
 
-def _print_main_traceback(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
-    """Print a traceback, but not of callbacks of a library whose work has failed: that error is told in one line."""
-    is_callback = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
-    if threading.current_thread() is threading.main_thread() and not is_callback:
-        sys.__excepthook__(kind, error, traceback)
+def _print_unraisable(unraisable: Any) -> None:
+    """Print an error that nobody can catch, but not of callbacks of a save that has failed: it is told in one line."""
+    if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)
 
 
 def _one_line(error: BaseException) -> str:

@@ -47,7 +47,7 @@ class GuardedStream:
             self._on_dead(_REASONS.get(error.errno or 0, "SIGPIPE"))
 
     def _turn_off(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # not every stream has a descriptor
             descriptor = self._stream.fileno()
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, descriptor)

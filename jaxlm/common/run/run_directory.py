@@ -228,13 +228,10 @@ def _check_same_run(
         identity.check_fingerprints(run.path, fingerprints)
         before = identity.settings
         if path.is_file() and not identity.knows(path.read_bytes()):
-            try:
-                content = read_settings(run.path, settings_file)
-            except ValueError as error:
-                log(f"{error}; it is written anew")
-            else:
-                check_settings_file(path, identity, content, now)
-                log(f"{path}: was changed since it was written, but these settings hold; it is written anew")
+            with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # whatever is given now is not from there
+                content = yaml.safe_load(path.read_text("utf-8"))
+                check_settings_file(path, identity, content if isinstance(content, dict) else {}, now)
+            log(f"{path}: was changed since it was written, but these settings hold; it is written anew")
     before = with_defaults(settings_class, with_new_names(settings_class, before))
     check_same_settings(path, settings_class, before, now)
 

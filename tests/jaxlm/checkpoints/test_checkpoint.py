@@ -1,3 +1,5 @@
+import time
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -70,6 +72,73 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     again.checkpoints.close()
     kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
     assert kept == [2, 5, 6]
+
+
+@pytest.mark.parametrize("keep_best", [0, 1])
+def test_the_last_checkpoint_is_removed_only_when_the_next_is_sealed(tmp_path, monkeypatch, keep_best):
+    run = Run(tmp_path / "checkpoints", keep_last=1, keep_best=keep_best)
+    run.save(4)
+    run.save(8)
+    run.checkpoints.finish()
+    assert kept_steps(tmp_path) == [8]
+
+    def killed(directory):
+        assert kept_steps(tmp_path) == [8, 12]  # complete, and not yet sealed
+        verify_manifest(tmp_path / "checkpoints" / "8")
+        raise OSError(28, "No space left on device", str(directory))
+
+    monkeypatch.setattr("jaxlm.checkpoints.checkpoint.write_manifest", killed)
+    run.save(12)
+    with pytest.raises(OSError, match=r"checkpoint of step 12 could not be saved: .*No space.*; the last one is of step 8"):
+        run.checkpoints.close()
+    monkeypatch.undo()
+    again = Run(tmp_path / "checkpoints", keep_last=1, keep_best=keep_best)
+    restored = again.restore()
+    assert restored is not None and restored.step == 8
+    again.checkpoints.close()
+
+
+def kept_steps(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def test_a_failed_save_is_noticed_before_the_next_one(tmp_path, monkeypatch):
+    run = Run(tmp_path / "checkpoints")
+    run.save(1)
+    run.checkpoints.finish()
+
+    def failed():
+        raise ValueError("RESOURCE_EXHAUSTED: " + "/a/long/path" * 60 + ": No space left on device")
+
+    monkeypatch.setattr(run.checkpoints._manager, "check_for_errors", failed)
+    run.save(2)
+    message = r"checkpoints/2: checkpoint of step 2 could not be saved: RESOURCE_EXHAUSTED.*No space left on device; the last"
+    with pytest.raises(OSError, match=message):  # noqa: PT012
+        for _ in range(1000):
+            run.checkpoints.poll()
+            time.sleep(0.01)
+    run.checkpoints.close()  # without a second error
+    assert newest_complete_step(tmp_path / "checkpoints", print) == 1
+
+
+def test_a_moved_run_directory_is_not_written_anew(tmp_path):
+    run = Run(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="the run directory was moved or removed while training"):
+        run.save(1)
+    run.checkpoints.close()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_the_settings_of_a_checkpoint_are_compared(tmp_path):
+    run = Run(tmp_path / "checkpoints", settings={"seed": 0, "optimizer": {"b1": 0.9}})
+    run.save(1)
+    run.checkpoints.close()
+    found = []
+    again = Run(tmp_path / "checkpoints", check_settings=found.append)
+    again.restore()
+    assert found == [{"seed": 0, "optimizer": {"b1": 0.9}}]
+    again.checkpoints.close()
 
 
 @pytest.fixture

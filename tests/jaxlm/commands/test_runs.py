@@ -4,6 +4,7 @@ import json
 import pytest
 
 from jaxlm.commands.runs import RunsConfig, list_runs, main
+from jaxlm.common.command_line import parse
 
 
 def write_run(path, lines=(), artifact=False, name="config.yaml", content="model: {}\npreset: p\nnum_train_steps: 9\n"):
@@ -41,3 +42,13 @@ def test_a_folder_that_is_not_there_is_named(tmp_path, capsys):
         main(RunsConfig(root=str(tmp_path / "nowhere")))
     main(RunsConfig(root=str(tmp_path)))
     assert "found no run" in capsys.readouterr().out
+
+
+def test_the_folder_may_be_given_by_position():
+    assert parse(RunsConfig, ["elsewhere"]) == parse(RunsConfig, ["--root", "elsewhere"]) == RunsConfig(root="elsewhere")
+    assert parse(RunsConfig, []) == RunsConfig()
+
+
+def test_a_run_that_is_continued_is_not_done_by_its_earlier_result(tmp_path):
+    write_run(tmp_path / "a", [{"step": 5, "train/loss": 2.0}], artifact=True)  # of 9 steps
+    assert [run.state for run in list_runs(tmp_path)] == ["stopped"]

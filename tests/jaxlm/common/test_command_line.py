@@ -2,10 +2,12 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 
-from jaxlm.common.command_line import parse, run_command
+from jaxlm.common.command_line import _print_unraisable, parse, run_command
+from jaxlm.training.train_config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,3 +88,43 @@ def test_help_shows_every_field_with_its_text():
     shown = " ".join(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     assert "Sequences per optimizer step, over all devices." in shown
     assert "--optimizer.learning_rate LEARNING_RATE Peak learning rate." in shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switches:
+    """Settings with a word by position and bools."""
+
+    source: str
+    """By position."""
+    verify: bool = True
+    """A bool."""
+    maybe: bool | None = None
+    """A bool that may be null."""
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--maybe", "a"], {"maybe": True}),
+        (["--maybe", "null", "a"], {}),
+        (["--verify", "a"], {}),
+        (["--verify", "False", "a"], {"verify": False}),
+        (["a", "--verify=false", "--maybe"], {"verify": False, "maybe": True}),
+    ],
+)
+def test_every_bool_may_stand_alone(argv, expected):
+    assert parse(Switches, argv, positional=True) == Switches(source="a", **expected)
+
+
+def test_the_bool_of_a_group_may_stand_alone():
+    flags = ["--data_dir", "d", "--output_dir", "o", "--distributed.auto", "--resume"]
+    config = parse(TrainConfig, flags)
+    assert config.distributed.auto and config.resume
+
+
+def test_callbacks_of_a_failed_save_are_quiet(monkeypatch):
+    handed_on = []
+    monkeypatch.setattr(sys, "__unraisablehook__", handed_on.append)
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("another"), None):
+        _print_unraisable(SimpleNamespace(exc_value=error))
+    assert [str(unraisable.exc_value) for unraisable in handed_on] == ["another", "None"]

@@ -4,13 +4,16 @@ import dataclasses
 import json
 import os
 import signal
+import sys
 
 import mlx.core as mx
 import numpy as np
 import pytest
+import yaml
 
 import mlxlm.finetune.checkpoint
 import mlxlm.finetune.trainer
+from jaxlm.common.command_line import parse
 from jaxlm.common.formats.open_model import open_model
 from jaxlm.common.run.metrics_log import read_metrics
 from jaxlm.common.run.optimizer_config import OptimizerConfig
@@ -231,6 +234,74 @@ def test_shards_of_another_tokenizer_are_refused(place, tmp_path):
     with pytest.raises(ValueError, match="shards were made with tokenizer"):
         finetune(config(place, "refused", data=[str(tmp_path / "other")]))
     assert not (place / "refused").exists()
+
+
+def test_a_finished_run_goes_on_with_more_steps_and_keeps_its_result(place, capsys):
+    first = config(place, "longer", sample_tokens=0, num_train_steps=3)
+    assert finetune(first)
+    before = (place / "longer" / "adapters" / "adapters.safetensors").read_bytes()
+    # The flag alone: the settings are those of the run.
+    more = parse(FinetuneConfig, ["--resume", "--output_dir", first.output_dir, "--num_train_steps", "5"])
+    assert finetune(more)
+    assert "num_train_steps: 3 before, now 5; schedule stretched" in capsys.readouterr().out
+    assert [line["step"] for line in numbers(place / "longer")] == [1, 2, 3, 4, 5]
+    kept = place / "longer" / "adapters-step-3" / "adapters.safetensors"
+    assert kept.read_bytes() == before != (place / "longer" / "adapters" / "adapters.safetensors").read_bytes()
+    recorded = yaml.safe_load((place / "longer" / "finetune.yaml").read_text())
+    assert recorded["schedule_changes"] == [{"step": 3, "from": 3, "to": 5, "schedule": "stretch"}]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing is cleaned up after it."""
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_of_its_model_and_data(place, monkeypatch, tmp_path):
+    def killed(step, batch):
+        raise Killed
+
+    first = config(place, "killed-early", sample_tokens=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(mlxlm.finetune.trainer.TrainStep, "__call__", killed)
+        with pytest.raises(Killed):
+            finetune(first)
+    resumed = dataclasses.replace(first, resume=True)
+    with pytest.raises(ValueError, match="was trained with model .*resume with the same model"):
+        finetune(dataclasses.replace(resumed, model=str(place / "dense")))
+    other = prepare_texts(tmp_path / "other", [f"x = {i}\n" * 9 for i in range(60)], load_model(place / "packed")[1])
+    with pytest.raises(ValueError, match="was trained with data .*resume with the same data"):
+        finetune(dataclasses.replace(resumed, data=[str(other)]))
+    assert finetune(resumed)
+
+
+def test_a_start_that_was_killed_while_preparing_begins_anew(place, monkeypatch):
+    settings = {"data": [str(place / "chats.jsonl")], "seq_len": 96, "val_fraction": 0.2, "num_train_steps": 1}
+    first = config(place, "killed-preparing", sample_tokens=0, **settings)
+
+    def killed(*_, **__):
+        raise Killed
+
+    for name in ("prepare", "record_run"):  # before the data are there, and after
+        with monkeypatch.context() as patch:
+            patch.setattr(f"mlxlm.finetune.inputs.{name}", killed)
+            with pytest.raises(Killed):
+                finetune(first)
+    assert not (place / "killed-preparing" / "finetune.yaml").exists()
+    assert finetune(dataclasses.replace(first, seed=3))  # the corrected command
+
+
+def test_a_closed_pipe_saves_and_ends_the_run(place, monkeypatch):
+    class Closed:
+        def write(self, text):
+            if "step 2/" in text:
+                raise BrokenPipeError(32, "Broken pipe")
+
+        def flush(self):
+            pass
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    assert not finetune(config(place, "piped", sample_tokens=0, checkpoint_every_steps=0))
+    assert [path.name for path in (place / "piped" / "checkpoints").iterdir()] == ["3"]
+    assert (place / "piped" / "run.log").read_text().endswith("SIGPIPE: saved step 3\n")
 
 
 def test_a_run_of_another_model_is_not_resumed(place):

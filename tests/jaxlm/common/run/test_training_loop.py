@@ -4,7 +4,7 @@ from rich.console import Console
 from jaxlm.common.run.run_config import RunConfig, check_accumulation, steps_of_epochs
 from jaxlm.common.run.run_directory import RunDirectory
 from jaxlm.common.run.stop_request import StopRequested
-from jaxlm.common.run.training_loop import sample_settings, train_steps, write_sample
+from jaxlm.common.run.training_loop import sample_settings, train_steps, write_event, write_sample
 from jaxlm.common.run.training_report import ReportPlan, TrainingReport
 
 
@@ -68,6 +68,24 @@ def test_samples_depend_on_the_seed_and_the_step(tmp_path):
     write_sample(tmp_path / "samples.txt", 3, "a text")
     write_sample(tmp_path / "samples.txt", 4, "another")
     assert (tmp_path / "samples.txt").read_text() == "=== step 3\na text\n=== step 4\nanother\n"
+
+
+def test_samples_that_a_resumed_run_repeats_are_written_once(tmp_path):
+    path = tmp_path / "samples.txt"
+    write_sample(path, 3, "first\n=== step 2\n=== steps")  # a text may look like the file
+    write_sample(path, 6, "of a run that was killed")
+    write_sample(path, 9, "too")
+    write_sample(path, 6, "once more")
+    write_sample(path, 9, "new")
+    write_sample(path, 9, "newest")
+    expected = "=== step 3\nfirst\n=== step 2\n=== steps\n=== step 6\nonce more\n=== step 9\nnewest\n"
+    assert path.read_text() == expected
+
+
+def test_a_run_tells_its_story_in_its_log_also_without_a_place_to_write(tmp_path):
+    write_event(RunDirectory(tmp_path), "SIGTERM: saved step 3")
+    assert (tmp_path / "run.log").read_text().endswith(" SIGTERM: saved step 3\n")
+    write_event(RunDirectory(tmp_path / "gone"), "nobody hears it")
 
 
 def test_epochs_are_steps():

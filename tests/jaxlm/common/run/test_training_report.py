@@ -61,6 +61,31 @@ def test_a_held_out_loss_that_has_risen_is_said(report):
     assert "was lower at step 2 (2.0000)" in (report.overfitting(3.0) or "")
 
 
+def test_the_picture_is_drawn_while_training_and_seldom(report, tmp_path, monkeypatch):
+    now, drawn = [0.0], []
+
+    def draw(lines, path):
+        drawn.append((now[0], len(lines)))
+        now[0] += 2.0
+
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("jaxlm.common.run.training_report.plot_losses", draw)
+    with report.training():
+        for step in range(1, 100):
+            now[0] += 10.0
+            report.step(step, numbers(2))
+        report.flush()
+    assert drawn[0] == (10.0, 1) and len(drawn) == 5  # 1 % of the time
+    report.evaluation(99, loss=3, bits_per_byte=2)
+    assert len(drawn) == 6
+
+
+def test_a_picture_that_cannot_be_drawn_ends_no_run(report, tmp_path, capsys):
+    (tmp_path / "loss.png").mkdir()
+    report.evaluation(2, loss=2.0, bits_per_byte=1.0)
+    assert lines(tmp_path) == [{"step": 2, "val/loss": 2.0, "val/bits_per_byte": 1.0, "data/tokens_seen": 32}]
+
+
 class Number:
     """A number that whoever reads it has to wait for."""
 

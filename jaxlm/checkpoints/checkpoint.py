@@ -144,7 +144,9 @@ class Checkpoints:
 
     def _remove_old(self) -> None:
         """Remove the sealed checkpoints that are neither among the last nor among the best."""
-        sealed = [step for step in checkpoint_steps(self._directory) if (self._directory / str(step) / MANIFEST).exists()]
+        sealed = [
+            step for step in checkpoint_steps(self._directory) if (self._directory / str(step) / MANIFEST).exists()
+        ]
         losses = {step: loss for step in sealed if (loss := _val_loss(self._directory / str(step))) is not None}
         best = sorted(losses, key=lambda step: (losses[step], -step))[: self._keep_best]
         for step in set(sealed) - set(sealed[-self._keep_last :]) - set(best):

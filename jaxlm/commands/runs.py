@@ -82,7 +82,10 @@ def summarize(path: Path, settings_file: str) -> RunSummary:
         return RunSummary(path, "unreadable", "", 0, None, None, None)
     evaluated: dict[str, Any] = next((line for line in reversed(lines) if "val/loss" in line), {})
     checkpoints = checkpoint_steps(run.checkpoints) if run.checkpoints.is_dir() else []
-    step, steps = max([*checkpoints, *(line["step"] for line in lines[-1:])], default=0), settings.get("num_train_steps")
+    step, steps = (
+        max([*checkpoints, *(line["step"] for line in lines[-1:])], default=0),
+        settings.get("num_train_steps"),
+    )
     # The result of a run that is continued stays until the new one is there.
     is_done = (run.artifact.exists() or run.adapters.exists()) and (not steps or step >= steps)
     state = "training" if _is_locked(path / LOCK) else "done" if is_done else "stopped"

@@ -180,9 +180,7 @@ def _with_values(argv: list[str], settings_class: type, *, has_positions: bool) 
     found: list[str] = []
     for word, following in itertools.pairwise([*argv, "--"]):
         found.append(word)
-        if word in switches and (
-            following.startswith("-") or (has_positions and following.lower() not in _BOOL_WORDS)
-        ):
+        if word in switches and (following.startswith("-") or (has_positions and following.lower() not in _BOOL_WORDS)):
             found.append("true")
     return found
 

@@ -148,7 +148,7 @@ def arrange_help(parser: Any, settings_class: type, *, full: bool) -> None:
         names = ", ".join(name for name in top if name in resumable_fields(settings_class) and name != "resume")
         epilog.append(f"A run that is resumed keeps its settings; these may change: {names}.")
     if has_basic and not full:
-        epilog.append( "These are the settings that matter first; --help_all shows all of them.")
+        epilog.append("These are the settings that matter first; --help_all shows all of them.")
     if epilog:
         parser.epilog = " ".join(epilog)
     # The usage line would list every flag once more.

@@ -60,6 +60,6 @@ def check_tokenizer(run: RunDirectory, fingerprint: str) -> None:
         raise DamagedError(f"{error}; or {way_out}") from error
     if (found := load_tokenizer(run.tokenizer).fingerprint) != fingerprint:
         raise ValueError(
-            f"{run.tokenizer}: found tokenizer {found[:12]}..., expected that of data_dir {fingerprint[:12]}...; resume "
-            f"with the same data_dir, or {way_out}"
+            f"{run.tokenizer}: found tokenizer {found[:12]}..., expected that of data_dir {fingerprint[:12]}...; "
+            f"resume with the same data_dir, or {way_out}"
         )

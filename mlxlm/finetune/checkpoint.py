@@ -36,9 +36,9 @@ class Restored:
 class Checkpoints:
     """The checkpoints of one run, open for writing. `log` receives a line on anything unusual.
 
-    `belongs_to` maps what a checkpoint depends on (model, tokenizer, data) to its fingerprint. `settings` are saved with
-    every checkpoint; `check_settings` receives those of the one that is restored, and raises ValueError where they are
-    not those of the run.
+    `belongs_to` maps what a checkpoint depends on (model, tokenizer, data) to its fingerprint. `settings` are saved
+    with every checkpoint; `check_settings` receives those of the one that is restored, and raises ValueError where they
+    are not those of the run.
     """
 
     def __init__(

@@ -1,9 +1,8 @@
 """Everything that a fine-tuning run needs. What may be refused is refused here, and then nothing is left behind."""
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -261,7 +260,7 @@ def _prepare(
             input=texts,
             tokenizer=str(source),
             num_workers=1,
-            **{field.name: getattr(config, field.name) for field in dataclasses.fields(TextConfig)},
+            **{field.name: getattr(config, field.name) for field in fields(TextConfig)},
         )
         prepare(settings, _Reporter(console))
 

@@ -4,7 +4,6 @@ import mlx.core as mx
 
 from jaxlm.common.run.optimizer_config import (
     OptimizerConfig,
-    Piece,
     is_decayed,
     learning_rate,
     learning_rate_pieces,

@@ -100,7 +100,9 @@ class _Run:
         fixed = json.loads(json.dumps(fixed_settings(FinetuneConfig, asdict(self.config))))
 
         def check_settings(before: Mapping[str, Any]) -> None:
-            check_same_settings(inputs.run.path / SETTINGS, FinetuneConfig, with_defaults(FinetuneConfig, before), fixed)
+            check_same_settings(
+                inputs.run.path / SETTINGS, FinetuneConfig, with_defaults(FinetuneConfig, before), fixed
+            )
 
         return Checkpoints(
             inputs.run.checkpoints,

@@ -73,9 +73,7 @@ def write_identity(run: Path, identity: RunIdentity) -> None:
     write_file(run / IDENTITY, _file_content(identity))
 
 
-def differences(
-    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield the dotted name, the value before and the value now of every setting that differs."""
     for name in sorted(set(before) | set(now)):
         old, new = before.get(name), now.get(name)

@@ -32,9 +32,7 @@ def fixed_settings(settings_class: type, settings: Mapping[str, Any]) -> dict[st
     return {name: value for name, value in settings.items() if name not in may_change}
 
 
-def check_settings_file(
-    path: Path, identity: RunIdentity, content: Mapping[str, Any], now: Mapping[str, Any]
-) -> None:
+def check_settings_file(path: Path, identity: RunIdentity, content: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise ValueError where a settings file that the trainer did not write changes one of the settings `now`.
 
     `content` is that of the file. A change that has no effect now passes.

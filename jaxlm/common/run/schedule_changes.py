@@ -74,6 +74,6 @@ def log_warmup(config: "RunConfig", log: Callable[[str], None]) -> None:
     given, cut = config.optimizer.warmup_steps, config.recipe.warmup_steps
     if given != cut:
         log(
-            f"optimizer.warmup_steps: found {given}, but the schedule has {config.schedule_steps} steps; the warm-up is "
-            f"cut to {cut}"
+            f"optimizer.warmup_steps: found {given}, but the schedule has {config.schedule_steps} steps; the warm-up "
+            f"is cut to {cut}"
         )

@@ -36,6 +36,8 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         for number in SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # started by nohup, which outlives its terminal
             self._before[number] = signal.signal(number, self._handle)
         self._output.__enter__()
         return self

@@ -53,11 +53,12 @@ class TrainingReport:
         self._plan, self._console, self._last_checkpoint = plan, console, last_checkpoint
         self._run = run
         self._metrics = None if run is None else MetricsLog(run.metrics, first_step)
-        if self._metrics is not None and self._metrics.last_step + plan.log_every_steps <= first_step:
-            console.print(
-                f"note: {run.metrics if run else ''} ends at step {self._metrics.last_step}, the run goes on after step "
-                f"{first_step}: lines are missing"
-            )
+        if run is not None and self._metrics is not None:
+            ends = self._metrics.last_step
+            if ends + plan.log_every_steps <= first_step:
+                console.print(
+                    f"note: {run.metrics} ends at step {ends}, before the run's {first_step}: lines are missing"
+                )
         self._pending: tuple[int, Mapping[str, SupportsFloat], float] | None = None  # and when it was dispatched
         self._first = first_step + 1
         self._last_log = (first_step, 0.0)  # step of the last line, and when it was dispatched

@@ -89,7 +89,9 @@ def test_the_last_checkpoint_is_removed_only_when_the_next_is_sealed(tmp_path, m
 
     monkeypatch.setattr("jaxlm.checkpoints.checkpoint.write_manifest", killed)
     run.save(12)
-    with pytest.raises(OSError, match=r"checkpoint of step 12 could not be saved: .*No space.*; the last one is of step 8"):
+    with pytest.raises(
+        OSError, match=r"checkpoint of step 12 could not be saved: .*No space.*; the last one is of step 8"
+    ):
         run.checkpoints.close()
     monkeypatch.undo()
     again = Run(tmp_path / "checkpoints", keep_last=1, keep_best=keep_best)
@@ -112,8 +114,10 @@ def test_a_failed_save_is_noticed_before_the_next_one(tmp_path, monkeypatch):
 
     monkeypatch.setattr(run.checkpoints._manager, "check_for_errors", failed)
     run.save(2)
-    message = r"checkpoints/2: checkpoint of step 2 could not be saved: RESOURCE_EXHAUSTED.*No space left on device; the last"
-    with pytest.raises(OSError, match=message):  # noqa: PT012
+    message = (
+        r"checkpoints/2: checkpoint of step 2 could not be saved: RESOURCE_EXHAUSTED.*No space left on device; the last"
+    )
+    with pytest.raises(OSError, match=message):
         for _ in range(1000):
             run.checkpoints.poll()
             time.sleep(0.01)

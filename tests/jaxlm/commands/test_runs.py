@@ -45,7 +45,9 @@ def test_a_folder_that_is_not_there_is_named(tmp_path, capsys):
 
 
 def test_the_folder_may_be_given_by_position():
-    assert parse(RunsConfig, ["elsewhere"]) == parse(RunsConfig, ["--root", "elsewhere"]) == RunsConfig(root="elsewhere")
+    assert (
+        parse(RunsConfig, ["elsewhere"]) == parse(RunsConfig, ["--root", "elsewhere"]) == RunsConfig(root="elsewhere")
+    )
     assert parse(RunsConfig, []) == RunsConfig()
 
 

@@ -90,7 +90,7 @@ def test_help_shows_every_field_with_its_text():
     assert "--optimizer.learning_rate LEARNING_RATE Peak learning rate." in shown
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Switches:
     """Settings with a word by position and bools."""
 

@@ -134,7 +134,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_is_of_its_data(place,
         with pytest.raises(Killed):
             train(config(place, "killed"))
     other = config(place, "killed", data_dir=[str(place / "other")], resume=True)
-    with pytest.raises(ValueError, match="was trained with data .*resume with the same data, or start a new run"):
+    with pytest.raises(ValueError, match=r"was trained with data .*resume with the same data, or start a new run"):
         train(other)
 
 

@@ -265,10 +265,10 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_is_of_its_model_and_d
         with pytest.raises(Killed):
             finetune(first)
     resumed = dataclasses.replace(first, resume=True)
-    with pytest.raises(ValueError, match="was trained with model .*resume with the same model"):
+    with pytest.raises(ValueError, match=r"was trained with model .*resume with the same model"):
         finetune(dataclasses.replace(resumed, model=str(place / "dense")))
     other = prepare_texts(tmp_path / "other", [f"x = {i}\n" * 9 for i in range(60)], load_model(place / "packed")[1])
-    with pytest.raises(ValueError, match="was trained with data .*resume with the same data"):
+    with pytest.raises(ValueError, match=r"was trained with data .*resume with the same data"):
         finetune(dataclasses.replace(resumed, data=[str(other)]))
     assert finetune(resumed)
 

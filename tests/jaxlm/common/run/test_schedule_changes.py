@@ -60,19 +60,23 @@ def test_changes_add_up_and_come_back_from_a_file():
 
 def test_fewer_steps_end_the_run_early_but_not_before_where_it_is():
     assert resumed(config(40), 20, steps_taken=20).total_steps == 20
-    with pytest.raises(ValueError, match="num_train_steps: found 20, but the run has taken 30 steps; expected at least"):
+    with pytest.raises(
+        ValueError, match="num_train_steps: found 20, but the run has taken 30 steps; expected at least"
+    ):
         resumed(config(40), 20, steps_taken=30)
 
 
 @pytest.mark.parametrize("optimizer", [{"schedule": "two_stage"}, {"final_fraction": 0.0}])
 def test_a_schedule_that_ends_at_zero_is_not_continued(optimizer):
-    with pytest.raises(ValueError, match="ends at learning rate 0.*use --schedule_on_resume stretch"):
+    with pytest.raises(ValueError, match=r"ends at learning rate 0.*use --schedule_on_resume stretch"):
         resumed(config(40, **optimizer), 80, "continue", 40)
 
 
 def test_a_history_of_another_hand_is_refused():
     for change in ({}, {"step": 1, "from": "a", "to": 2, "schedule": "stretch"}, {"step": 1, "from": 1, "to": 2}):
-        with pytest.raises(ValueError, match="schedule_changes: found .* expected what the trainer wrote; leave it out"):
+        with pytest.raises(
+            ValueError, match=r"schedule_changes: found .* expected what the trainer wrote; leave it out"
+        ):
             replace(config(40), schedule_changes=[change])
 
 

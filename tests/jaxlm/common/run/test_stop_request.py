@@ -35,6 +35,19 @@ def test_a_signal_is_a_request_and_a_later_one_acts_as_ever_after_a_grace_time(n
         signal.signal(number, before)
 
 
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.requested is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.requested == "SIGTERM"
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 class Closed:
     """A stream whose reader has gone."""
 
@@ -52,7 +65,9 @@ class Closed:
         raise OSError(errno.EBADF, "no descriptor")
 
 
-@pytest.mark.parametrize(("number", "name"), [(errno.EPIPE, "SIGPIPE"), (errno.EIO, "SIGHUP"), (errno.ENOSPC, "SIGPIPE")])
+@pytest.mark.parametrize(
+    ("number", "name"), [(errno.EPIPE, "SIGPIPE"), (errno.EIO, "SIGHUP"), (errno.ENOSPC, "SIGPIPE")]
+)
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_dead_output_is_a_request_and_no_error(monkeypatch, number, name, stream):
     monkeypatch.setattr(sys, stream, closed := Closed(number))

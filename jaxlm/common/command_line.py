@@ -42,9 +42,10 @@ def run_command(
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda number, frame: sys.exit(128 + number))
     debug = "--debug" in argv
-    if not debug:
-        sys.unraisablehook = _print_unraisable
+    before = sys.unraisablehook
     try:
+        if not debug:
+            sys.unraisablehook = _print_unraisable
         quiet_libraries()
         function = _import_function(command) if isinstance(command, str) else command
         function(parse(settings_class_of(function), argv, function.__doc__, positional=positional, program=program))
@@ -60,6 +61,8 @@ def run_command(
             raise
         sys.stderr.write(f"error: {_one_line(error)}\n")
         sys.exit(2)
+    finally:
+        sys.unraisablehook = before
 
 
 def choose_command(
@@ -244,7 +247,11 @@ def make_console() -> Any:
     """Return a rich console for tables and progress; a pipe gets the width that the tables need."""
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    class PipeConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # which a command takes for `| head`; rich would exit with 1
+
+    console = PipeConsole(highlight=False, soft_wrap=True, markup=False)
     if not console.is_terminal:
         console.width = max(console.width, 120)
     return console

@@ -11,6 +11,7 @@ from mlxlm.server.errors import shown_path
 
 # The key of the connection's scope under which a route leaves its generation.
 GENERATION = "mlxlm.generation"
+LONGEST_METHOD = 20  # characters
 log = logging.getLogger("mlxlm.server")
 
 
@@ -42,7 +43,7 @@ class RequestLog:
         try:
             await self._app(scope, watch_receive, watch_send)
         finally:
-            words = [f"{scope['method']} {shown_path(scope)} {status or 500}"]
+            words = [f"{scope['method'][:LONGEST_METHOD]} {shown_path(scope)} {status or 500}"]
             generation = scope.get(GENERATION)
             if isinstance(generation, Generation):
                 words.append(f"{len(generation.task.prompt)} tokens in, {generation.num_tokens} out")

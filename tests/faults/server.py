@@ -29,6 +29,8 @@ preload("mlxlm.server.command")
 CLIENTS = 6
 # Seconds after which an answer counts as missing.
 LONGEST_ANSWER_S = 60.0
+# Seconds in which a request is answered, if it is one.
+_PATIENCE_S = 0.5
 _SHOWN = 10
 _ROUTES = ("/v1/chat/completions", "/v1/completions")
 _JSON = "application/json"
@@ -210,17 +212,14 @@ def _head(client: Client, path: str, length: int) -> bytes:
 
 
 def _raw(client: Client, content: bytes) -> bytes:
-    """Send bytes, no more, and return all that comes until the connection ends."""
-    received = b""
+    """Send bytes, no more, and return what comes first; nothing if the server waits for more."""
     with client.connect() as connection:
+        connection.settimeout(_PATIENCE_S)
         try:
             connection.sendall(content)
-            connection.shutdown(socket.SHUT_WR)
-            while part := connection.recv(65536):
-                received += part
-        except ConnectionError:
-            pass
-    return received
+            return connection.recv(65536)
+        except (ConnectionError, TimeoutError):
+            return b""
 
 
 def _first_status(received: bytes) -> str:

@@ -42,8 +42,9 @@ def test_every_request_is_one_line_without_its_content(model, tokenizer, lines):
         client.get("/v1/models")
         client.get("/health", headers={"Host": "evil"})
         client.get("/v1/%1B%0A" + "x" * 500, headers=key)
+        client.request("X" * 5000, "/health")
     found = lines()
-    assert len(found) == 8 and not any(secret in line for line in found for secret in secrets)
+    assert len(found) == 9 and not any(secret in line for line in found for secret in secrets)
     expected = [
         r"GET /health/ 200, \d+\.\d\d s",
         rf"POST /v1/chat/completions 200, {tokens} tokens in, 3 out, \d+\.\d\d s",
@@ -53,6 +54,7 @@ def test_every_request_is_one_line_without_its_content(model, tokenizer, lines):
         r"GET /v1/models 401, \d+\.\d\d s",
         r"GET /health 403, \d+\.\d\d s",
         r"GET /v1/%1B%0Ax{90}\.\.\. 404, \d+\.\d\d s",
+        r"X{20} /health 405, \d+\.\d\d s",
     ]
     for line, pattern in zip(found, expected, strict=True):
         assert re.fullmatch(rf"\d\d:\d\d:\d\d {pattern}", line), line

@@ -1,6 +1,7 @@
 """Conversion with a proof: write a model, read it back, compare it with its source, and keep the report."""
 
 import contextlib
+import fcntl
 import glob
 import json
 import os
@@ -38,6 +39,7 @@ from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 REPORT = "conversion.json"
 # Ending of a GGUF that has not been compared with its source yet.
 UNVERIFIED = ".unverified"
+_LOCK = ".lock"
 Form = Literal["packed", "latent", "dequantized", "mlx", "gguf"]
 FloatType = Literal["float32", "bfloat16", "float16"]
 TernaryType = Literal["TQ1_0", "TQ2_0"]
@@ -197,19 +199,40 @@ def _atomic_output(destination: Path, form: Form) -> Iterator[Path]:
         with sealed_directory(destination) as temporary:
             yield temporary
         return
-    if destination.exists():
-        raise ValueError(f"{destination}: already exists; remove it or choose another path")
+    _refuse_existing(destination)
     refuse_inside_sealed(destination)
     temporary = destination.with_name(f".{destination.name}{UNVERIFIED}")
-    _remove_leftovers(temporary)
-    try:
-        yield temporary
-        # The report first: with it a GGUF is complete.
-        os.replace(_begun_report(temporary, form), report_path(destination, form))
-        os.replace(temporary, destination)
-    except BaseException:
+    with _locked(temporary, destination):
+        _refuse_existing(destination)  # of a process that has just ended
         _remove_leftovers(temporary)
-        raise
+        try:
+            yield temporary
+            # The report first: with it a GGUF is complete.
+            os.replace(_begun_report(temporary, form), report_path(destination, form))
+            os.replace(temporary, destination)
+        except BaseException:
+            _remove_leftovers(temporary)
+            raise
+
+
+def _refuse_existing(destination: Path) -> None:
+    if destination.exists():
+        raise ValueError(f"{destination}: already exists; remove it or choose another path")
+
+
+@contextlib.contextmanager
+def _locked(temporary: Path, destination: Path) -> Iterator[None]:
+    """Lock out other conversions to the same file. Raises ValueError where another process holds the lock."""
+    path = temporary.with_name(f"{temporary.name}{_LOCK}")
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{destination}: another process is writing it; wait for it to end") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _begun_report(output: Path, form: Form) -> Path:
@@ -221,7 +244,8 @@ def _remove_leftovers(temporary: Path) -> None:
     """Remove an unverified GGUF and its report, and what their writers had begun."""
     name = glob.escape(temporary.name)
     for path in (*temporary.parent.glob(f"{name}*"), *temporary.parent.glob(f".{name}*")):
-        path.unlink(missing_ok=True)
+        if not path.name.endswith(_LOCK):
+            path.unlink(missing_ok=True)
 
 
 def _write_directory(

@@ -40,7 +40,7 @@ _NEVER_OVERWRITING = (*TOKENIZERS, *CONVERSIONS, *MERGES)
 MOST_TIMES = 6
 _REFUSALS = (errno.EACCES, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # Kept aside on purpose; and the begun directory beside an output, which nobody can remove after SIGKILL.
-_ALLOWED = re.compile(r"/damaged|\.output\.")
+_ALLOWED = re.compile(r"/damaged|\.output\.|/\.+model\.gguf\.")
 
 
 @dataclass(frozen=True)

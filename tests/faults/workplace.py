@@ -190,8 +190,8 @@ def digest_files(output: Path) -> dict[str, str]:
     return {
         path.relative_to(output).as_posix(): _sha256(path)
         for path in sorted(output.rglob("*"))
-        # A lock tells who held it, and a picture may hold the time at which it was drawn.
-        if path.is_file() and path.name != "lock" and path.suffix != ".png"
+        # A lock tells who held it, a picture may hold the time at which it was drawn, and the others are only begun.
+        if path.is_file() and path.name != "lock" and path.suffix != ".png" and not path.name.startswith(".")
     }
 
 

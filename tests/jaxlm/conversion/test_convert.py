@@ -179,6 +179,20 @@ def test_a_gguf_has_its_name_when_it_is_compared_and_not_before(wide, tmp_path, 
     assert there.exists()
 
 
+def test_two_conversions_to_one_gguf_at_once_leave_the_first(wide, tmp_path, monkeypatch):
+    there, compare = tmp_path / "there.gguf", jaxlm.conversion.convert.compare_weights
+
+    def second(*arguments):
+        monkeypatch.setattr(jaxlm.conversion.convert, "compare_weights", compare)
+        with pytest.raises(ValueError, match=r"there\.gguf: another process is writing it"):
+            convert(wide, there, Conversion(form="gguf"))
+        return compare(*arguments)
+
+    monkeypatch.setattr(jaxlm.conversion.convert, "compare_weights", second)
+    convert(wide, there, Conversion(form="gguf"))
+    assert {path.name for path in tmp_path.iterdir() if "there" in path.name} == {"there.gguf", "there.conversion.json"}
+
+
 def test_the_logits_of_a_plain_llama_for_mlx_are_those_of_mlx_lm(tiny_config, tmp_path):
     config = dataclasses.replace(tiny_config, linear="dense", sub_norm=False)
     params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))

@@ -49,8 +49,12 @@ def _show_files(files: Sequence[SourceFile], reporter: Reporter) -> None:
 
 
 def _show_columns(name: str, columns: Columns | str, rows: Iterator[Document | Rejected], reporter: Reporter) -> None:
-    reporter.log(f"{name}: reading {columns}")
-    documents = (row for row in rows if isinstance(row, Document))
-    for document in itertools.islice(documents, SAMPLE_ROWS):
+    """Log the columns, whether they hold chats, the columns that are not used, and the first rows."""
+    documents = list(itertools.islice((row for row in rows if isinstance(row, Document)), SAMPLE_ROWS))
+    kinds = sorted({"texts" if isinstance(document.content, str) else "chats" for document in documents})
+    unused = ", ".join(dict.fromkeys(column for document in documents for column in document.unused))
+    meaning = f" as {' and '.join(kinds)}" if "chats" in kinds else ""
+    reporter.log(f"{name}: reading {columns}{meaning}{f'; columns not used: {unused}' if unused else ''}")
+    for document in documents:
         text = " | ".join(" ".join(part.split()) for part in document.texts)
         reporter.log(f"  {text[:SAMPLE_CHARACTERS]}{'...' if len(text) > SAMPLE_CHARACTERS else ''}")

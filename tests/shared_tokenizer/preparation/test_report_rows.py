@@ -163,6 +163,8 @@ def test_columns_that_are_not_used_and_a_mixture_are_named(tmp_path):
     write(tmp_path / "in" / "a.jsonl", pairs)
     write(tmp_path / "in" / "b.jsonl", [{"text": f"{ask} {reply}", "url": None} for ask, reply in ROWS])
     _, lines, found = run(str(tmp_path / "in"), tmp_path)
+    first = f"{tmp_path / 'in' / 'a.jsonl'}: reading input + output as chats; columns not used: id, lang"
+    assert first in lines and f"{tmp_path / 'in' / 'b.jsonl'}: reading text" in lines
     assert f"{tmp_path / 'in'}: 40 chats and 40 texts" in lines
     assert f"{tmp_path / 'in'}: columns not used: id (40 rows), lang (40 rows)" in lines
     assert len(found) == 80

@@ -51,7 +51,7 @@ def test_a_hub_dataset_becomes_shards(dataset, tmp_path, tokenizer, monkeypatch,
         max_samples=50,
     )
     manifest = prepare(config, reporter)
-    assert reporter.lines[0] == f"{dataset}: reading text"
+    assert reporter.lines[0] == f"{dataset}: reading text; columns not used: url"
     found = []
     for split in ("train", "val"):
         shards = TokenShards.open(tmp_path / "out", split)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shared_tokenizer.chat.formats import ChatFormatName
 from shared_tokenizer.chat.messages import Message, encode_text_part
@@ -103,6 +103,9 @@ FORMS = (
 )
 
 
+_MISTRAL = replace(next(form for form in FORMS if form.name == "llama-2"), name="mistral", chat_format="mistral")
+
+
 def parse_rendered(text: str) -> tuple[RenderedForm, tuple[Message, ...]] | None:
     """Return the form and the turns of a text that is one whole chat written out, None for any other text.
 
@@ -111,8 +114,13 @@ def parse_rendered(text: str) -> tuple[RenderedForm, tuple[Message, ...]] | None
     """
     for form in FORMS:
         if form.hint in text and (turns := _parse_form(text, form)) is not None:
-            return form, turns
+            return (_MISTRAL if form.name == "llama-2" and _begins_once(text) else form), turns
     return None
+
+
+def _begins_once(text: str) -> bool:
+    """Return True if only the first of several questions follows a begin token, and none frames a system message."""
+    return text.count("[INST]") > 1 and text.count("<s>") < 2 and "<<SYS>>" not in text
 
 
 def _parse_form(text: str, form: RenderedForm) -> tuple[Message, ...] | None:

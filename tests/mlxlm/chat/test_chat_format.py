@@ -1,8 +1,12 @@
+import json
+
 import pytest
 
 from mlxlm.chat.chat_format import choose_chat_format
 from shared_tokenizer.chat.formats import CHATML, named_chat_format
+from shared_tokenizer.chat.messages import Message, encode_generation_prompt, stop_ids
 from shared_tokenizer.chat.template import write_chat_template
+from shared_tokenizer.tokenizers.train import train_tokenizer
 
 
 @pytest.fixture
@@ -23,6 +27,27 @@ def test_a_name_counts_before_the_adapters_and_they_before_the_model(places, tok
     write_chat_template(adapters, CHATML, tokenizer)
     assert choose_chat_format(model, tokenizer, adapter_path=adapters) is CHATML
     assert choose_chat_format(model, tokenizer, choice="mistral", adapter_path=adapters).name == "mistral"
+
+
+def test_the_format_of_bitnet_is_read_from_the_template_in_the_configuration(tmp_path, capsys):
+    special = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    tokenizer = train_tokenizer(["User: hello Assistant: hi"] * 50, 300, special_tokens=special)
+    tokenizer.save(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config["chat_template"] = (
+        "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = message['role'] | "
+        "capitalize + ': '+ message['content'] | trim + '<|eot_id|>' %}{{ content }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
+    )
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    found = choose_chat_format(tmp_path, tokenizer)
+    end = tokenizer.special_tokens["<|eot_id|>"]
+    assert found.name == "bitnet" and stop_ids(tokenizer, found) == [end, tokenizer.eos_id]
+    prompt = encode_generation_prompt([Message("user", " hello\n")], tokenizer, found)
+    expected = [tokenizer.bos_id, *tokenizer.encode("User: hello"), end, *tokenizer.encode("Assistant: ")]
+    assert prompt == expected
+    assert choose_chat_format(tmp_path, tokenizer, choice="llama-3").name == "llama-3"
+    assert "warning: chat_format llama-3: the model's own chat template is that of bitnet" in capsys.readouterr().err
 
 
 def test_a_name_that_the_models_own_template_contradicts_is_warned_of(places, tokenizer, capsys):

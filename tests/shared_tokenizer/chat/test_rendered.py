@@ -63,6 +63,12 @@ def test_what_forms_have_besides_a_question(name):
     assert found is not None and found[1] == (*expected, ASK, REPLY)
 
 
+def test_mistral_begins_a_conversation_once():
+    for name, chat_format in (("two turns", "llama-2"), ("mistral", "mistral"), ("a system message", "llama-2")):
+        found = parse_rendered(MORE[name][0])
+        assert found is not None and found[0].chat_format == chat_format
+
+
 def test_an_input_belongs_to_its_instruction():
     found = parse_rendered("### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n3")
     assert found is not None and found[1] == (Message("user", "Add.\n\n1 2"), Message("assistant", "3"))

@@ -153,7 +153,7 @@ def _gather_lists(argv: list[str], settings_class: type) -> list[str]:
     words: list[str] | None = None
     split = [part for word in argv for part in _split_list_flag(word, lists)]
     for word in [*split, "--"]:
-        if words is not None and (word.startswith("--") or word.startswith("[")):
+        if words is not None and (word.startswith("--") or _is_list(word)):
             gathered += [json.dumps(words)] if words else []
             words = None
         if words is not None:
@@ -162,6 +162,11 @@ def _gather_lists(argv: list[str], settings_class: type) -> list[str]:
             gathered.append(word)
             words = [] if word in lists else None
     return gathered[:-1]
+
+
+def _is_list(word: str) -> bool:
+    """Return True if a word is a whole list, not the name of a file that begins with a bracket."""
+    return word.startswith("[") and word.endswith("]") and not os.path.exists(word)
 
 
 def _split_list_flag(word: str, lists: set[str]) -> list[str]:

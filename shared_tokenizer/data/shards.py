@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import re
+import shlex
 import tokenize
 import warnings
 from collections.abc import Iterable, Sequence
@@ -120,10 +121,18 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """Return the manifest of a shard set. Raises ValueError where the directory holds none."""
     path = Path(directory) / MANIFEST
     if not path.is_file():
-        raise ValueError(
-            f"{directory}: found no {MANIFEST}, expected token shards (scripts/prepare_data.py makes them)"
-        )
+        raise ValueError(f"{directory}: found no {MANIFEST}, expected token shards{_way_to_shards(Path(directory))}")
     return parse_manifest(path.read_bytes(), str(path))
+
+
+def _way_to_shards(path: Path) -> str:
+    """Return how token shards are made of what a path holds."""
+    if path.with_name(f"{path.name}.partial").is_dir():
+        return "; its preparation is not finished: give its command once more"
+    if not path.exists():
+        return " (jaxlm prepare makes them)"
+    words = ["jaxlm", "prepare", "--input", str(path), "--vocab_size", "4096", "--output_dir", f"{path}-shards"]
+    return f"; if it holds texts, prepare them first: {shlex.join(words)}"
 
 
 def parse_manifest(content: bytes, path: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 
 from shared_tokenizer.readers import rows
@@ -29,7 +30,7 @@ def read_parquet(path: Path, piece: Piece, encoding: str | None) -> Iterator[Row
             for group in groups:
                 batch_rows = _batch_rows(file.metadata.row_group(group), dictionaries[group])
                 for batch in file.iter_batches(batch_size=batch_rows, row_groups=[group]):
-                    left -= batch.nbytes + _LEAST_ROW_BYTES * batch.num_rows
+                    left -= _bytes(batch) + _LEAST_ROW_BYTES * batch.num_rows
                     if left < 0:
                         raise LostRestError(f"decodes to more than {rows.MAX_EXPANSION:,} times the size of the file")
                     for value in _values(batch):
@@ -45,12 +46,26 @@ def read_parquet(path: Path, piece: Piece, encoding: str | None) -> Iterator[Row
 
 def _values(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | None]:
     """Yield the rows of a batch as objects, None for one that is too long."""
-    if batch.nbytes <= rows.MAX_ROW_BYTES:
+    if _bytes(batch) <= rows.MAX_ROW_BYTES:
         yield from batch.to_pylist()
         return
     for index in range(batch.num_rows):
         row = batch.slice(index, 1)
-        yield None if row.nbytes > rows.MAX_ROW_BYTES else row.to_pylist()[0]
+        yield None if _bytes(row) > rows.MAX_ROW_BYTES else row.to_pylist()[0]
+
+
+def _bytes(batch: pyarrow.RecordBatch) -> int:
+    """Return the bytes of the values of a batch, where a value of a dictionary counts as often as it stands there."""
+    total = 0
+    for column in batch.columns:
+        if isinstance(column, pyarrow.DictionaryArray):
+            total += column.indices.nbytes
+            if pyarrow.types.is_string(column.type.value_type) or pyarrow.types.is_large_string(column.type.value_type):
+                lengths = pyarrow.compute.binary_length(column.dictionary).take(column.indices)
+                total += pyarrow.compute.sum(lengths).as_py() or 0
+        else:
+            total += column.nbytes
+    return total
 
 
 def _dictionaries(path: Path, groups: int) -> list[int]:

@@ -43,6 +43,13 @@ def test_a_list_may_be_given_with_an_equals_sign():
     assert parse(Settings, ["--name", "x", "--input=a"]) == Settings(name="x", input=["a"])
 
 
+def test_a_list_takes_names_that_begin_with_a_bracket(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "[b]").write_text("")
+    assert parse(Settings, ["--name", "x", "--input", "[a].txt", "[b]"]).input == ["[a].txt", "[b]"]
+    assert parse(Settings, ["--name", "x", "--input", '["c", "d"]']).input == ["c", "d"]
+
+
 def test_flags_go_over_the_file(tmp_path):
     (tmp_path / "settings.yaml").write_text("name: file\ninner:\n  rate: 3\ninput: [a]\n")
     settings = parse(Settings, ["--config", str(tmp_path / "settings.yaml"), "--name", "flag"])

@@ -57,6 +57,12 @@ def test_what_is_written_is_read_across_shard_borders(tmp_path_factory, document
 def test_what_is_not_a_shard_set_is_refused(shards_dir, tmp_path):
     with pytest.raises(ValueError, match=r"found no manifest\.json"):
         read_manifest(tmp_path / "elsewhere")
+    (tmp_path / "my texts").mkdir()
+    with pytest.raises(ValueError, match=r"prepare them first: jaxlm prepare --input '.*/my texts' --vocab_size 4096"):
+        read_manifest(tmp_path / "my texts")
+    (tmp_path / "my texts.partial").mkdir()
+    with pytest.raises(ValueError, match="its preparation is not finished: give its command once more"):
+        read_manifest(tmp_path / "my texts")
     for name in ("train-00000-00.npy", "train-00000-00.ends.npy"):
         whole = (shards_dir / name).read_bytes()
         (shards_dir / name).write_bytes(b"")

@@ -93,6 +93,11 @@ def find_pair(names: Mapping[str, Any]) -> tuple[str, str] | None:
     return next((pair for pair in PAIRS if pair[0] in names and pair[1] in names), None)
 
 
+def is_chat_name(path: str, names: tuple[str, ...]) -> bool:
+    """Return True if a column, or the last part of `a.b`, has one of these names, in capitals or not."""
+    return path.rpartition(".")[2].lower() in names
+
+
 def first_of(candidates: tuple[str, ...], names: Mapping[str, Any]) -> str | None:
     """Return the first candidate that is among the names."""
     return next((name for name in candidates if name in names), None)

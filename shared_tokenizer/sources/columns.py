@@ -3,8 +3,9 @@
 A column that could change what is learned is used or refused by name. `unused_columns` names all others.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shared_tokenizer.chat.messages import Message
@@ -23,6 +24,7 @@ from shared_tokenizer.sources.column_names import (
     TEXT_COLUMNS,
     find_pair,
     first_of,
+    is_chat_name,
     possible_questions,
 )
 from shared_tokenizer.sources.conversations import (
@@ -80,6 +82,19 @@ def choose_columns(row: Mapping[str, Any]) -> Columns | None:
     _refuse_second_question(found, pair)
     context = first_of(tuple(name for name in CONTEXT_COLUMNS if name not in pair), found)
     return Columns(instruction=pair[0], input=context, answer=pair[1])
+
+
+def _choose_in_lower_case(row: Mapping[str, Any]) -> Columns | None:
+    """Return the columns to read where known names are written in capitals, as `Question` and `Answer`."""
+    written = {name.lower(): name for name in row}
+    if len(written) < len(row):
+        return None
+    with contextlib.suppress(ValueError):  # which would name the columns in lower case
+        found = choose_columns({name.lower(): value for name, value in row.items()})
+        if found is not None:
+            read = {name: getattr(found, name) for name in ("content", "instruction", "input", "answer")}
+            return replace(found, **{name: written[column] for name, column in read.items() if column})
+    return None
 
 
 def _choose_text(found: Mapping[str, Any], text: str | None) -> Columns | None:
@@ -154,7 +169,10 @@ def find_columns(rows: Iterable[Mapping[str, Any]], rules: RowRules) -> tuple[Co
     names: dict[str, None] = {}
     rows = iter(rows)
     for row in rows:
-        columns = choose_columns(row) if rules.text_column is None else _named_columns(rules.text_column, row)
+        if rules.text_column is not None:
+            columns = _named_columns(rules.text_column, row)
+        else:
+            columns = choose_columns(row) or _choose_in_lower_case(row)
         if columns is not None:
             holds_chats = columns.content is None or list_cell(get_cell(row, columns.content)) is not None
             if not holds_chats and rules.reads_rendered:
@@ -217,7 +235,7 @@ def read_columns(row: Mapping[str, Any], columns: Columns, rules: RowRules | Non
     else:
         value = get_cell(row, columns.content)
         messages = list_cell(value)
-        if messages is None and columns.content not in CHAT_COLUMNS:
+        if messages is None and not is_chat_name(columns.content, CHAT_COLUMNS):
             return _text(columns.content, value)
         chat = read_chat(value if messages is None else messages, columns.content, rules)
     for name in _side_columns(row, columns):
@@ -240,7 +258,7 @@ def unused_columns(row: Mapping[str, Any], columns: Columns) -> Iterator[str]:
         used.add(_context_column(row, columns))
     cells = [name for name in (columns.content, columns.instruction, columns.answer) if name and has_cell(row, name)]
     chats = {name: messages for name in cells if (messages := list_cell(get_cell(row, name))) is not None}
-    if columns.content is None or chats or columns.content in CHAT_COLUMNS:
+    if columns.content is None or chats or is_chat_name(columns.content, CHAT_COLUMNS):
         used.update(_side_columns(row, columns))
     for name, value in row.items():
         if name in used or value is None or value == "" or value == [] or value == {}:

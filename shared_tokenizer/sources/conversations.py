@@ -13,6 +13,7 @@ from shared_tokenizer.sources.column_names import (
     OTHER_CHAT_COLUMNS,
     TOOLS_COLUMNS,
     find_pair,
+    is_chat_name,
 )
 from shared_tokenizer.sources.row_rules import RowRules
 
@@ -50,7 +51,7 @@ def read_chat(value: object, column: str, rules: RowRules) -> tuple[Message, ...
                 f"list of messages: {value[:40]!r}"
             )
         value = found
-    if isinstance(value, list) and column.rpartition(".")[2] in CHAT_COLUMNS + OTHER_CHAT_COLUMNS:
+    if isinstance(value, list) and is_chat_name(column, CHAT_COLUMNS + OTHER_CHAT_COLUMNS):
         value = _as_messages(value)
     return parse_messages(value, roles=rules.roles_by_name)
 

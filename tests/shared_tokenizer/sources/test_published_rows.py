@@ -49,6 +49,10 @@ PAIRS = {
         {"instruction": "Add.", "input": "1 2", "output": "3", "text": "### Instruction:\nAdd.\n### Response:\n3"},
         "instruction + input + output",
     ),
+    "a table with headings": (
+        {"Instruction": "Add.", "Input": "1 2", "Output": "3", "Topic": "sums"},
+        "Instruction + Input + Output",
+    ),
     "wizardlm": ({"instruction": "Two and two?", "output": "Four.", "idx": 3}, "instruction + output"),
 }
 
@@ -226,6 +230,20 @@ def test_an_answer_alone_is_a_text_where_no_other_column_is_one():
     assert read({"output": "Four.", "id": "row 3 of 7", "source": "a b"})[1:] == ("Four.", ["id", "source"])
     assert read({"sentence": "Two and two?", "output": "Four."}, text_column="output")[1] == "Four."
     assert read({"text": "Two and two?", "title": "Sums", "answer": None}) == ("text", "Two and two?", ["title"])
+
+
+def test_names_in_capitals_are_known_where_they_mean_one_thing():
+    assert read({"Question": "Two and two?", "Answer": "Four."})[:2] == ("Question + Answer", CHAT)
+    assert read({"Text": "Some prose.", "Title": "x"}) == ("Text", "Some prose.", ["Title"])
+    assert read({"Messages": [ASK, REPLY]})[1] == CHAT
+    for name in ("Messages", "data.messages"):
+        row = {"Messages": "prose"} if name == "Messages" else {"data": {"messages": "prose"}}
+        with pytest.raises(ValueError, match=f"column '{name}': found a text that is neither JSON"):
+            read(row, text_column=name)
+        with pytest.raises(ValueError, match="found"):
+            read(row)
+    with pytest.raises(ValueError, match="found the columns Text, Answer, expected a known name"):
+        read({"Text": "Some prose.", "Answer": "Four."})
 
 
 def test_roles_under_other_names():

@@ -24,6 +24,7 @@ Command = Callable[[Any], Any]
 USER_ERRORS = (ValueError, OSError, FloatingPointError, OverflowError, MemoryError)
 # Flags of every command that are no settings of it.
 _COMMON_FLAGS = ("config", "debug", "help_all")
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 _BOOL_WORDS = ("true", "false", "yes", "no", "on", "off", "1", "0", "null", "none")
 
 
@@ -37,10 +38,9 @@ def run_command(
     the name in the help; by default that of the script.
     """
     argv = sys.argv[1:] if argv is None else argv
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        # Leave by an exception, so that half-written files are cleaned up; what nohup ignores stays ignored.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    for number in _ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # what nohup ignores stays ignored
+            signal.signal(number, _leave)
     debug = "--debug" in argv
     before = sys.unraisablehook
     try:
@@ -63,6 +63,13 @@ def run_command(
         sys.exit(2)
     finally:
         sys.unraisablehook = before
+
+
+def _leave(number: int, frame: object) -> None:
+    """Leave by an exception, so that half-written files are cleaned up; a second signal does not disturb that."""
+    for other in _ENDING:
+        signal.signal(other, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def choose_command(

@@ -119,7 +119,7 @@ def stop(job: Job, workplace: Workplace, folder: Path, rng: np.random.Generator)
             _wait(command, again_after)
             _send(command, number)
         _check(outcome, job, what, output, command)
-        finish(outcome, job, workplace, folder, _ALLOWED)
+        finish(outcome, job, workplace, folder, _ALLOWED, stopped=last_step(output))
     return outcome
 
 
@@ -143,7 +143,7 @@ def leave(job: Job, workplace: Workplace, folder: Path, rng: np.random.Generator
         if how == "terminal" and rng.integers(2):
             _send(command, signal.SIGHUP)  # of the shell, after that of the kernel
         _check(outcome, job, f"{job.name}: {how} left after {lines} lines", output, command, screen)
-        finish(outcome, job, workplace, folder, _ALLOWED)
+        finish(outcome, job, workplace, folder, _ALLOWED, stopped=last_step(output))
     return outcome
 
 

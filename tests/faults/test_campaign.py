@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,48 @@ from tests.faults.injected import Injection
 from tests.faults.mutated_files import Format, read_one
 from tests.faults.mutators import mutate
 from tests.faults.trial import Failure, Kind, Outcome
-from tests.faults.workplace import Workplace
+from tests.faults.workplace import Workplace, make_workplace
+
+# A small campaign: these commands run once undisturbed, and each of these kinds with these seeds.
+JOBS = ("train-ternary", "train-dense", "finetune-lora", "prepare-trained", "prepare-given", "tokenizer")
+SMALL = {
+    "kill train": 1,
+    "kill prepare": 4,
+    "kill tokenizer": 4,
+    "kill finetune": 1,
+    "disk full prepare": 3,
+    "disk full finetune": 1,
+    "disk error tokenizer": 2,
+    "read-only prepare": 2,
+    "two at once prepare": 1,
+    "signal train": 1,
+    "signal finetune": 1,
+    "output ends finetune": 2,
+    "flip in a begun preparation": 4,
+    "flip run directory of fine-tuning": 2,
+}
+LEFT_OUT = ("latent", "MLX directory", "dequantized", "transformers", "of MLX", "GGUF", "server", "bombs")
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Workplace:
+    """Small inputs of the commands, and their undisturbed results."""
+    return make_workplace(tmp_path_factory.mktemp("faults"), JOBS)
+
+
+def test_a_small_campaign_finds_nothing(workplace, monkeypatch):
+    monkeypatch.setattr("tests.faults.mutated_files.PER_TRIAL", 25)
+    tried = Counter[str]()
+    for kind in campaign.all_kinds():
+        reads = kind.name.startswith(("flip", "mutated")) and not any(part in kind.name for part in LEFT_OUT)
+        begins = "begun" in kind.name or "run directory" in kind.name
+        for seed in range(SMALL.get(kind.name, int(reads and not begins))):
+            outcome = campaign.run_trial(kind, workplace.path, seed)
+            found = [f"{kind.name}, trial {seed}: {failure.what}: {failure.text}" for failure in outcome.failures]
+            assert not found, "\n".join(found)
+            tried[kind.name] += outcome.tried
+    assert tried["kill train"] >= 1 and tried["signal train"] >= 1
+    assert sum(tried.values()) >= 700
 
 
 @pytest.mark.parametrize(

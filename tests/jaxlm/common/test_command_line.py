@@ -90,6 +90,27 @@ def test_signals_end_a_command_by_an_exception_unless_nohup_ignores_them():
     assert caught.value.code == 143 and found[signal.SIGHUP] is signal.SIG_IGN
 
 
+def test_a_second_signal_does_not_disturb_the_leaving():
+    cleaned = []
+
+    def command(settings: Inner) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGHUP)
+            cleaned.append(True)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.raises(SystemExit) as caught:
+            run_command(command, argv=[])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert caught.value.code == 143 and cleaned
+
+
 def test_help_shows_every_field_with_its_text():
     command = [sys.executable, "scripts/train_jax.py", "--help"]
     shown = " ".join(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())

@@ -250,7 +250,14 @@ def test_a_directory_that_was_moved_is_named(config, tmp_path):
 
 def test_leftovers_of_killed_writes_are_removed_on_resume(config):
     run = open_and_close(config)
-    for name in (".artifact.a1b2c3d4", ".tokenizer.abcdefgh", ".artifact.new.a1b2c3d4", "artifact.new", ".removed-20"):
+    for name in (
+        ".artifact.a1b2c3d4",
+        ".samples.txt.u6pq_fpf",
+        ".tokenizer.abcdefgh",
+        ".artifact.new.a1b2c3d4",
+        "artifact.new",
+        ".removed-20",
+    ):
         (run.path / name).mkdir()
         (run.path / name / "half").write_text("half")
     (run.path / ".mine").write_text("kept")

@@ -183,8 +183,10 @@ class _Run:
             ids = []
             for token in generate(self.model, prompt, sample_settings(config, step), tokenizer.stop_ids):
                 ids.append(token)
-                if self.inputs.stop.requested:
-                    break
+                # A sample is whole or missing. Of several processes only this one samples, so all wait for it; the last
+                # sample is followed by the result.
+                if mx.distributed.init().size() == 1 and step != self.inputs.num_train_steps:
+                    self.check_stop()
             text = config.sample_prompt + tokenizer.decode(ids)
             write_sample(self.inputs.run.samples, step, text)
         return text

@@ -309,3 +309,18 @@ def test_a_run_of_another_model_is_not_resumed(place):
     assert finetune(first)
     with pytest.raises(ValueError, match=r"was trained with model .*resume with the same model"):
         finetune(dataclasses.replace(first, model=str(place / "dense"), resume=True, num_train_steps=6))
+
+
+def test_a_sample_that_a_signal_interrupts_is_missing_and_not_cut(place, monkeypatch):
+    real = mlxlm.finetune.trainer.generate
+
+    def interrupted(*arguments):
+        for number, token in enumerate(real(*arguments)):
+            if number == 1:
+                signal.raise_signal(signal.SIGTERM)
+            yield token
+
+    monkeypatch.setattr("mlxlm.finetune.trainer.generate", interrupted)
+    assert not finetune(config(place, "sampled", sample_tokens=4, sample_every_steps=2, checkpoint_every_steps=0))
+    assert not (place / "sampled" / "samples.txt").exists()
+    assert [path.name for path in (place / "sampled" / "checkpoints").iterdir()] == ["2"]

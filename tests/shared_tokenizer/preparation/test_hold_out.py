@@ -124,7 +124,8 @@ def test_every_kind_of_a_folder_is_shown(source, run):
     (source / "e.json").write_text(json.dumps([{"messages": chat}]))
     _, lines = run(source)
     assert f"{source}/a.jsonl (and 1 more such files): reading text" in lines
-    for line in ("c.csv: reading content", "d.txt: reading text", "e.json: reading messages"):
+    content = "c.csv: reading content; columns not used: id"
+    for line in (content, "d.txt: reading text", "e.json: reading messages as chats"):
         assert f"{source}/{line}" in lines
     assert {"  text 0", "  cell", "  story", "  q | a"} <= set(lines)
     assert "a mixture: 1 files hold chats, 4 hold texts" in lines

@@ -60,7 +60,10 @@ def find_tokenizer(path: Path, metadata: Mapping[str, Any] | None = None, *, ver
     Raises ValueError as `load_tokenizer` does.
     """
     if metadata is not None:
-        return gguf_tokenizer(metadata)
+        try:
+            return gguf_tokenizer(metadata)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     path = tokenizer_path(path)
     if has_tokenizer(path):
         return load_tokenizer(path, verify=verify)

@@ -1,13 +1,23 @@
 """Directories whose files state things differently, read here as transformers reads them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import transformers
 
+import jaxlm.generate
+import mlxlm.generate
+import mlxlm.load
+from jaxlm.common.artifact.artifact import save_artifact
+from jaxlm.common.sampling import Sampling
+from jaxlm.load import load_model
 from shared_tokenizer.load import load_tokenizer
+from tests.golden.golden_models import DENSE, TERNARY, golden_token_ids, golden_weights, parity_error
 from tests.shared_tokenizer.tokenizers.tokenizers_of_every_kind import (
     byte_level_library_tokenizer,
     imported_model,
@@ -142,3 +152,48 @@ def test_a_directory_that_transformers_saved(tmp_path: Path, kind: Any):
     tokenizer.eos_token = "<|im_end|>"
     tokenizer.save_pretrained(tmp_path / "again")
     assert_same_when_saved(write(tmp_path / "again"), tmp_path / "saved")
+
+
+@pytest.mark.parametrize("config", [DENSE, TERNARY], ids=["dense", "ternary"])
+def test_one_of_ours_that_transformers_saved_again(tmp_path: Path, config: Any, capsys: pytest.CaptureFixture[str]):
+    config = replace(config, vocab_size=420, bos_id=1, eos_id=2)
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.model").write_bytes(imported_model())
+    write(tmp_path / "tokenizer", tokenizer_config=LLAMA | {"add_bos_token": True})
+    save_artifact(
+        tmp_path / "ours",
+        config,
+        "latent",
+        golden_weights(config).__getitem__,
+        tokenizer_dir=tmp_path / "tokenizer",
+    )
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32).eval()
+    prompt = [1, 300, 310]
+    whole = _generated(theirs, prompt, [])
+    stops = [2, whole[5], whole[3]]
+    theirs.generation_config.eos_token_id = stops
+    theirs.save_pretrained(tmp_path / "again")
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "again")
+    capsys.readouterr()
+    model, params, tokenizer = load_model(tmp_path / "again")
+    assert "has saved this model again, without MANIFEST.sha256" in capsys.readouterr().err
+    token_ids = golden_token_ids(model.config, 2, 12)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(token_ids)).logits.numpy()
+    found = np.asarray(model.apply({"params": params}, token_ids))
+    error = parity_error(found, expected, config.is_ternary)
+    assert error is None, error
+    # Both stop at the same id, of several.
+    assert tokenizer is not None and set(tokenizer.stop_ids) == set(stops)
+    sampling, expected_text = Sampling(max_tokens=12), _generated(theirs, prompt, stops)
+    assert list(jaxlm.generate.generate(model, params, prompt, sampling, tokenizer.stop_ids)) == expected_text
+    in_mlx, its_tokenizer = mlxlm.load.load_model(tmp_path / "again")
+    assert its_tokenizer is not None and set(its_tokenizer.stop_ids) == set(stops)
+    assert list(mlxlm.generate.generate(in_mlx, prompt, sampling, its_tokenizer.stop_ids)) == expected_text
+
+
+def _generated(model: Any, prompt: list[int], stops: list[int]) -> list[int]:
+    """Return at most 12 likeliest tokens by transformers, without the one that stops."""
+    options = {"eos_token_id": stops or None, "pad_token_id": 0, "do_sample": False, "max_new_tokens": 12}
+    ids = model.generate(torch.tensor([prompt]), **options)[0, len(prompt) :].tolist()
+    return next((ids[:i] for i, token in enumerate(ids) if token in stops), ids)

@@ -40,7 +40,7 @@ def open_hub(directory: Path, log: Callable[[str], None] = lambda line: None) ->
     check_layers(directory, found, config)
     stored = stored_tensors(config, hub.kind, float_dtype)
     check_tensors(directory, found, stored, _fits)
-    return Artifact(config, hub.kind, float_dtype, _HubTensors(files, names, scales, stored), stored)
+    return Artifact(config, hub.kind, float_dtype, _HubTensors(directory, files, names, scales, stored), stored)
 
 
 def _our_names(directory: Path, files: ModelTensors, config: ModelConfig) -> dict[str, str]:
@@ -98,12 +98,13 @@ class _HubTensors(Mapping[str, np.ndarray]):
 
     def __init__(
         self,
+        directory: Path,
         files: ModelTensors,
         names: Mapping[str, str],
         scales: Mapping[str, np.ndarray],
         stored: tuple[StoredTensor, ...],
     ):
-        self._files, self._names, self._scales = files, names, scales
+        self._directory, self._files, self._names, self._scales = directory, files, names, scales
         self._stored = {tensor.name: tensor for tensor in stored}
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -115,7 +116,7 @@ class _HubTensors(Mapping[str, np.ndarray]):
         try:
             return _packed(array)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise ValueError(f"{self._directory}: {name}: {error}") from error
 
     def __contains__(self, name: object) -> bool:
         return name in self._stored

@@ -103,13 +103,14 @@ def open_mlx(directory: Path) -> Artifact:
     tensors = mlx_tensors(config, kind, float_dtype)
     stored = tuple(tensor.stored for tensor in tensors)
     check_tensors(directory, found, stored)
-    return Artifact(config, kind, float_dtype, _Decoded(tensors, files), stored)
+    return Artifact(config, kind, float_dtype, _Decoded(directory, tensors, files), stored)
 
 
 class _Decoded(Mapping[str, np.ndarray]):
     """The tensors of an artifact, read from an MLX directory and decoded on use."""
 
-    def __init__(self, tensors: Sequence[MlxTensor], found: Mapping[str, np.ndarray]):
+    def __init__(self, directory: Path, tensors: Sequence[MlxTensor], found: Mapping[str, np.ndarray]):
+        self._directory = directory
         self._tensors = {tensor.name: tensor for tensor in tensors}
         self._found = found
 
@@ -118,7 +119,7 @@ class _Decoded(Mapping[str, np.ndarray]):
         try:
             return tensor.decode(self._found[tensor.stored.name])
         except ValueError as error:
-            raise ValueError(f"{tensor.stored.name}: {error}") from error
+            raise ValueError(f"{self._directory}: {tensor.stored.name}: {error}") from error
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors  # without decoding it

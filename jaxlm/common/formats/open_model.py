@@ -1,7 +1,8 @@
 """The one entry point for reading: a model on disk, of any program, opened as an Artifact."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,25 @@ def find_model_tokenizer(
     return tokenizer
 
 
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let an error name the model, where it names no file of it."""
+    try:
+        yield
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from error
+
+
 def _open_directory(directory: Path, verify: bool, log: Callable[[str], None]) -> Artifact:
     if not (directory / CONFIG).is_file():
         raise ValueError(explain_directory(directory))
+    with _named(directory):
+        return _open_config(directory, verify, log)
+
+
+def _open_config(directory: Path, verify: bool, log: Callable[[str], None]) -> Artifact:
     is_sealed = (directory / MANIFEST).is_file()
     if verify and is_sealed:  # before any content of the files is used
         verify_manifest(directory)

@@ -124,3 +124,27 @@ def test_every_id_that_a_file_of_the_model_names_ends_a_text(
     assert load_tokenizer(tmp_path).stop_ids == (eos, 8, 9)
     expected = f"a text ends at {eos}, the tokenizer's eos_token, and at 8, 9, eos_token_id of generation_config.json"
     assert expected in capsys.readouterr().err
+
+
+def test_a_piece_that_is_not_utf_8_is_named(tmp_path: Path):
+    content = imported_model()
+    place = content.index(b"<0x41>")
+    directory_of(tmp_path, content[:place] + b"\xff" + content[place + 1 :])
+    with pytest.raises(ValueError, match=r"tokenizer\.model: tokenizer: piece \d+ is .*, which is not UTF-8"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("steps", "is_fine"),
+    [([("a", "aa")] * 24, False), ([("a", "a" * 100)], False), ([(" ", "\u2581"), ("``", '"'), ("a", "aa")], True)],
+)
+def test_normalizers_may_not_make_a_text_much_longer(tmp_path: Path, steps: list[tuple[str, str]], is_fine: bool):
+    definition = json.loads(byte_level_library_tokenizer().to_str())
+    replace = [{"type": "Replace", "pattern": {"String": old}, "content": new} for old, new in steps]
+    definition["normalizer"] = {"type": "Sequence", "normalizers": replace}
+    directory_of(tmp_path, json.dumps(definition).encode(), tokenizer_config={"eos_token": "<|im_end|>"})
+    if is_fine:
+        load_tokenizer(tmp_path)
+        return
+    with pytest.raises(ValueError, match=r"normalizer: found steps that make a text .* times as long"):
+        load_tokenizer(tmp_path)

@@ -107,3 +107,10 @@ def test_the_presets_of_five_million_are_of_one_size():
 def test_an_unknown_preset_lists_the_known():
     with pytest.raises(ValueError, match="preset: found 'tiny', expected one of ternary-tiny, "):
         preset("tiny")
+
+
+@pytest.mark.parametrize("mixer", [5, None, 0.5, {"attention": 1}, ["attention", 5], [["attention"]]])
+def test_a_token_mixer_of_another_type_is_refused(mixer):
+    sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_layers": 2, "num_heads": 1}
+    with pytest.raises(ValueError, match="token_mixer: found"):
+        config_from_dict(sizes | {"num_kv_heads": 1, "token_mixer": mixer})

@@ -1,4 +1,5 @@
 import json
+import time
 
 import numpy as np
 import pytest
@@ -99,3 +100,17 @@ def test_a_generation_config_that_came_with_the_tokenizer_is_kept(tmp_path):
     (source / GENERATION_CONFIG).write_text('{"eos_token_id": [2, 5]}')
     write_model_files(model, {"eos_token_id": 2}, TENSORS, read, tokenizer_dir=source)
     assert (model / GENERATION_CONFIG).read_text() == '{"eos_token_id": [2, 5]}'
+
+
+def test_a_file_of_many_names_is_read_at_once(tmp_path):
+    entry = '{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    header = ("{" + ",".join(f'"t{i}":{entry}' for i in range(30_000)) + "}").encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    begun = time.process_time()
+    assert len(TensorFile(path)) == 30_000
+    assert time.process_time() - begun < 5
+    header = header.replace(b'"t7":', b'"t8":', 1)
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match=r"found tensor t8 twice|not a complete safetensors file"):
+        TensorFile(path)

@@ -39,10 +39,8 @@ class TokenizerConfig:
 def main(config: TokenizerConfig) -> None:
     """Train a sentencepiece tokenizer whose decoding gives back every text exactly."""
     with sealed_directory(Path(config.output_dir)) as directory:
-        texts = sample_texts(
-            (document.text for document in read_documents(config.input, RowRules(config.text_column, config.roles))),
-            config.train_size,
-        )
+        documents = read_documents(config.input, RowRules(config.text_column, config.roles), log=print)
+        texts = sample_texts((document.text for document in documents if document.split != "val"), config.train_size)
         tokenizer = train_tokenizer(
             texts, config.vocab_size, model_type=config.model_type, special_tokens=config.special_tokens
         )

@@ -7,6 +7,7 @@ from typing import Any
 from shared_tokenizer.data.evaluation import Evaluation
 from shared_tokenizer.settings import check_bounds, setting
 from shared_tokenizer.sources.documents import cut_document, is_validation, read_documents
+from shared_tokenizer.sources.file_rules import FileRules
 from shared_tokenizer.sources.row_rules import RowRules
 
 
@@ -33,9 +34,11 @@ class EvaluationText:
 
     def read(self, sources: Sequence[str]) -> list[str]:
         """Return the texts of files, folders or `stdlib`. Raises ValueError where there is none, or none held out."""
+        # All of a data set is evaluated on, or what a preparation holds out of it.
+        choice = FileRules(splits="ignore" if self.held_out is None else "auto")
         documents = (
             document
-            for whole in read_documents(sources, RowRules(self.text_column, self.roles))
+            for whole in read_documents(sources, RowRules(self.text_column, self.roles), choice, print)
             for document in cut_document(whole, self.document_characters)
         )
         if self.held_out is not None:

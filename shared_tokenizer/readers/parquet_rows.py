@@ -61,8 +61,9 @@ def _bytes(batch: pyarrow.RecordBatch) -> int:
         if isinstance(column, pyarrow.DictionaryArray):
             total += column.indices.nbytes
             if pyarrow.types.is_string(column.type.value_type) or pyarrow.types.is_large_string(column.type.value_type):
-                lengths = pyarrow.compute.binary_length(column.dictionary).take(column.indices)
-                total += pyarrow.compute.sum(lengths).as_py() or 0
+                functions: Any = pyarrow.compute  # made when it is imported, so no checker knows them
+                lengths = functions.binary_length(column.dictionary).take(column.indices)
+                total += functions.sum(lengths).as_py() or 0
         else:
             total += column.nbytes
     return total

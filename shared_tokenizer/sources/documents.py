@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -74,13 +74,21 @@ class Rejected:
 
 
 def read_documents(
-    sources: Sequence[str], rules: RowRules | None = None, choice: FileRules | None = None
+    sources: Sequence[str],
+    rules: RowRules | None = None,
+    choice: FileRules | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> Iterator[Document]:
     """Yield the documents of files, folders and `stdlib` in a stable order, without the empty ones.
 
+    `log` receives the lines about files that are left out.
+
     Raises ValueError on a source that is missing or holds no text, and on the first row that cannot be read.
     """
-    files = find_files(sources, rules, choice).files
+    found_files = find_files(sources, rules, choice)
+    for line in found_files.lines if log is not None else ():
+        log(line)
+    files = found_files.files
     empty = dict.fromkeys(file.source for file in files)
     for file in files:
         for document in read_file(file):

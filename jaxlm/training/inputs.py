@@ -103,8 +103,11 @@ def open_inputs(
         fingerprints["init_from"] = initial_fingerprint(Path(config.init_from))
     log_warmup(config, console.print)
     if is_first():  # one process writes, and holds the lock
-        stack.enter_context(open_run(config, asdict(model_config), fingerprints, console.print))
-        check_tokenizer(run, tokenizer.fingerprint)
+
+        def check(run: RunDirectory) -> None:
+            check_tokenizer(run, tokenizer.fingerprint)
+
+        stack.enter_context(open_run(config, asdict(model_config), fingerprints, check, console.print))
     return TrainingInputs(config, model_config, tokenizer, data, initial, run, mesh, stop)
 
 

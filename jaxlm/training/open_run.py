@@ -24,6 +24,7 @@ def open_run(
     config: TrainConfig,
     model_fields: dict[str, Any],
     fingerprints: Mapping[str, str] | None = None,
+    check: Callable[[RunDirectory], None] = lambda run: None,
     log: Callable[[str], None] = lambda line: None,
 ) -> contextlib.AbstractContextManager[RunDirectory]:
     """Create a run directory, or open it again with `config.resume` (see `open_run_directory`)."""
@@ -33,6 +34,7 @@ def open_run(
         run_settings(config, model_fields),
         resume=config.resume,
         fingerprints=fingerprints or {},
+        check=check,
         log=log,
     )
 

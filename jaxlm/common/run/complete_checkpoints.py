@@ -4,6 +4,8 @@ A checkpoint is complete if its manifest holds. Any other checkpoint is damaged:
 disk changed a file.
 """
 
+import contextlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 from shared_tokenizer.manifest import DamagedError, verify_manifest
 
 DAMAGED = "damaged"
+FINGERPRINTS = ("model", "teacher", "data", "tokenizer")
 # Damaged directories of a run that are kept to be looked at; each may be as large as a checkpoint.
 KEEP_DAMAGED = 3
 
@@ -18,6 +21,19 @@ KEEP_DAMAGED = 3
 def checkpoint_steps(directory: Path) -> list[int]:
     """Return the steps that have a directory, in order."""
     return sorted(int(path.name) for path in directory.glob("*") if path.is_dir() and path.name.isdigit())
+
+
+def checkpoint_fingerprints(directory: Path) -> dict[str, str]:
+    """Return the fingerprints that the newest checkpoint was saved with, of either trainer; empty where there is none.
+
+    Runs of earlier versions hold them nowhere else.
+    """
+    for step in reversed(checkpoint_steps(directory)):
+        for name in ("meta/metadata", "state.json"):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # damaged: the one before
+                content = json.loads((directory / str(step) / name).read_text("utf-8"))
+                return {what: content[what] for what in FINGERPRINTS if isinstance(content.get(what), str)}
+    return {}
 
 
 def quarantine_damaged(directory: Path, log: Callable[[str], None]) -> None:

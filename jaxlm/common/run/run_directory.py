@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from jaxlm.common.run.begun_files import holds_only_begun_files, remove_leftovers
-from jaxlm.common.run.complete_checkpoints import checkpoint_steps, directory_id
+from jaxlm.common.run.complete_checkpoints import checkpoint_fingerprints, checkpoint_steps, directory_id
 from jaxlm.common.run.identity import IDENTITY, RunIdentity, read_identity, write_identity
 from jaxlm.common.run.same_run import check_same_settings, check_settings_file
 from shared_tokenizer.manifest import refuse_inside_sealed, write_file
@@ -122,13 +122,15 @@ def open_run_directory(
     resume: bool,
     settings_file: str = CONFIG,
     fingerprints: Mapping[str, str] | None = None,
+    check: Callable[[RunDirectory], None] = lambda run: None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Iterator[RunDirectory]:
     """Create a run directory, or open it again with `resume`, and hold its lock.
 
     The identity is written before anything else, then the settings; the fields of their class say which ones a resumed
     run may have anew. With `fingerprints` None, which are not known yet, only the identity is written, and the caller
-    calls `record_run` later. A new directory that an error ends before the first step is taken away again.
+    calls `record_run` later. `check` may refuse a run that is opened again, before anything of it is written. A new
+    directory that an error ends before the first step is taken away again.
 
     Raises ValueError where the directory is in use, holds a run and resume was not asked for, or holds a run of other
     settings, data or models.
@@ -157,6 +159,7 @@ def open_run_directory(
         try:
             if exists:
                 _check_same_run(run, settings_class, resolved, settings_file, fingerprints or {}, log)
+                check(run)
             remove_leftovers(path, keep_data=exists or _is_begun_with(path, resolved))
             if fingerprints is None and not exists:
                 write_identity(path, RunIdentity(resolved))
@@ -181,12 +184,10 @@ def record_run(
 
     A kill between the two leaves an identity that knows both the settings file before and the one after.
     """
-    before = read_identity(run.path)
-    if before is not None:
-        before.check_fingerprints(run.path, fingerprints)
     resolved = _as_in_a_file(settings)
+    known = read_identity(run.path) or RunIdentity(resolved, checkpoint_fingerprints(run.checkpoints))
+    known.check_fingerprints(run.path, fingerprints)
     text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True).encode()
-    known = before or RunIdentity(resolved)
     identity = RunIdentity(resolved, {**known.fingerprints, **fingerprints}, known.settings_digests).wrote(text)
     write_identity(run.path, identity)
     write_file(run.path / settings_file, text)

@@ -1,5 +1,6 @@
 """A run directory at every moment of its making, and with files that were changed since."""
 
+import json
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -21,10 +22,10 @@ def config(tmp_path):
     return RunConfig(output_dir=str(tmp_path / "run"), num_train_steps=40)
 
 
-def opened(config, fingerprints=DATA, log=lambda line: None):
+def opened(config, fingerprints=DATA, **options):
     settings = asdict(config) | {"model": MODEL}
     path = run_directory.Path(config.output_dir)
-    return open_run_directory(path, RunConfig, settings, resume=config.resume, fingerprints=fingerprints, log=log)
+    return open_run_directory(path, RunConfig, settings, resume=config.resume, fingerprints=fingerprints, **options)
 
 
 def open_and_close(config, **options):
@@ -263,3 +264,32 @@ def test_leftovers_of_killed_writes_are_removed_on_resume(config):
     (run.path / ".mine").write_text("kept")
     open_and_close(replace(config, resume=True))
     assert sorted(path.name for path in run.path.iterdir()) == [".mine", CONFIG, IDENTITY, "run.lock"]
+
+
+@pytest.mark.parametrize("name", ["meta/metadata", "state.json"])
+def test_a_run_of_an_earlier_version_is_of_the_data_of_its_checkpoints(config, name):
+    run = open_and_close(config)
+    (run.path / IDENTITY).unlink()
+    before = (run.path / CONFIG).read_bytes()
+    for step in (4, 8):
+        (run.checkpoints / str(step) / name).parent.mkdir(parents=True)
+        (run.checkpoints / str(step) / name).write_text(json.dumps(DATA | {"step": step}))
+    (run.checkpoints / "8" / name).write_text("damaged")
+    resumed = replace(config, resume=True, log_every_steps=3)
+    with pytest.raises(ValueError, match=r"was trained with data ddd.*, found xxx"):
+        open_and_close(resumed, fingerprints=DATA | {"data": "x" * 64})
+    assert not (run.path / IDENTITY).exists() and (run.path / CONFIG).read_bytes() == before
+    open_and_close(resumed)
+
+
+def test_what_is_refused_on_resume_writes_nothing(config):
+    run = open_and_close(config)
+    before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+
+    def refuse(run):
+        raise ValueError("its tokenizer is damaged")
+
+    with pytest.raises(ValueError, match="its tokenizer is damaged"):
+        open_and_close(replace(config, resume=True, log_every_steps=3), check=refuse)
+    for path in run.path.iterdir():
+        assert path.name == "run.lock" or path.read_bytes() == before[path.name]

@@ -16,7 +16,7 @@ from jaxlm.common.run.complete_checkpoints import checkpoint_fingerprints, check
 from jaxlm.common.run.identity import IDENTITY, RunIdentity, read_identity, write_identity
 from jaxlm.common.run.same_run import check_same_settings, check_settings_file
 from shared_tokenizer.manifest import refuse_inside_sealed, write_file
-from shared_tokenizer.settings import with_defaults, with_new_names
+from shared_tokenizer.settings import resumable_fields, with_defaults, with_new_names
 
 CONFIG = "config.yaml"
 LOCK = "run.lock"
@@ -229,10 +229,12 @@ def _check_same_run(
         identity.check_fingerprints(run.path, fingerprints)
         before = identity.settings
         if path.is_file() and not identity.knows(path.read_bytes()):
+            changed = ""
             with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # whatever is given now is not from there
                 content = yaml.safe_load(path.read_text("utf-8"))
-                check_settings_file(path, identity, content if isinstance(content, dict) else {}, now)
-            log(f"{path}: was changed since it was written, but these settings hold; it is written anew")
+                content = content if isinstance(content, dict) else {}
+                changed = check_settings_file(path, identity, content, now, resumable_fields(settings_class))
+            log(f"note: {path}: was changed since it was written: {changed or 'nothing that has an effect'}")
     before = with_defaults(settings_class, with_new_names(settings_class, before))
     check_same_settings(path, settings_class, before, now)
 

@@ -1,6 +1,6 @@
 """Comparison of a run's settings: those it began with, those in its settings file, and those it is given now."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +32,30 @@ def fixed_settings(settings_class: type, settings: Mapping[str, Any]) -> dict[st
     return {name: value for name, value in settings.items() if name not in may_change}
 
 
-def check_settings_file(path: Path, identity: RunIdentity, content: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise ValueError where a settings file that the trainer did not write changes one of the settings `now`.
+def check_settings_file(
+    path: Path,
+    identity: RunIdentity,
+    content: Mapping[str, Any],
+    now: Mapping[str, Any],
+    may_change: Collection[str] = (),
+) -> str:
+    """Compare a settings file that the trainer did not write with the identity of its run.
 
-    `content` is that of the file. A change that has no effect now passes.
+    `content` is that of the file; a change that has no effect on the settings `now` passes. Returns the changes in words
+    where the settings `may_change`, and raises ValueError on those of others.
     """
     in_file, in_effect = _flat(content), _flat(now)
     found = [
-        (name, old, in_effect[name])
+        (name, f"{name} was {old!r} and is now {in_effect[name]!r}")
         for name, old, new in differences(identity.settings, content)
         if name in in_effect and (in_effect[name] == new if name in in_file else in_effect[name] != old)
     ]
-    if not found:
-        return
-    words = "; ".join(f"{name} was {old!r} and is now {new!r}" for name, old, new in found)
-    raise ValueError(
-        f"{path}: was changed since it was written: {words}. Correct these lines, or remove the file: {IDENTITY} holds "
-        f"the settings too. To change a setting on purpose, give it as a flag with --resume --output_dir {path.parent}"
-    )
+    if refused := [words for name, words in found if name.partition(".")[0] not in may_change]:
+        raise ValueError(
+            f"{path}: was changed since it was written: {'; '.join(refused)}. Correct these lines, or remove the file: "
+            f"{IDENTITY} holds the settings too, for --resume --output_dir {path.parent}"
+        )
+    return "; ".join(words for _, words in found)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

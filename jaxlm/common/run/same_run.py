@@ -41,8 +41,8 @@ def check_settings_file(
 ) -> str:
     """Compare a settings file that the trainer did not write with the identity of its run.
 
-    `content` is that of the file; a change that has no effect on the settings `now` passes. Returns the changes in words
-    where the settings `may_change`, and raises ValueError on those of others.
+    `content` is that of the file; what has no effect on the settings `now` passes. Returns the changes in words where
+    the settings `may_change`, and raises ValueError on those of others.
     """
     in_file, in_effect = _flat(content), _flat(now)
     found = [

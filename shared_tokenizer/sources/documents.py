@@ -86,8 +86,9 @@ def read_documents(
     Raises ValueError on a source that is missing or holds no text, and on the first row that cannot be read.
     """
     found_files = find_files(sources, rules, choice)
-    for line in found_files.lines if log is not None else ():
-        log(line)
+    if log is not None:
+        for line in found_files.lines:
+            log(line)
     files = found_files.files
     empty = dict.fromkeys(file.source for file in files)
     for file in files:

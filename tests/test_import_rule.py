@@ -50,6 +50,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "jaxlm.common": ("shared_tokenizer.settings",),
     "jaxlm.common.architecture": ("jaxlm.common",),
     "jaxlm.common.run": ("shared_tokenizer.*", "jaxlm.common", "jaxlm.common.architecture"),
+    "jaxlm.common.known_answers": ("jaxlm.common.architecture", "jaxlm.common.run"),
     "jaxlm.common.artifact": ("shared_tokenizer.*", "jaxlm.common", "jaxlm.common.architecture"),
     "jaxlm.common.gguf": ("shared_tokenizer.*", "jaxlm.common.architecture", "jaxlm.common.artifact"),
     "jaxlm.common.formats": (

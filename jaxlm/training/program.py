@@ -17,7 +17,7 @@ from jaxlm.evaluate import LossFunction, make_loss_function
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.ops.cpu import compiler_options
 from jaxlm.ops.ternary_linear import Params, TernaryWeight, quantize_params, with_ternary
-from jaxlm.parallel.distributed import SharedStop
+from jaxlm.parallel.distributed import SharedStop, all_or_none
 from jaxlm.parallel.sharding import batch_sharding, data_parallel_size, global_batch, place
 from jaxlm.training.abstract_step import abstract_batch, step_of_run
 from jaxlm.training.device_memory import (
@@ -29,6 +29,7 @@ from jaxlm.training.device_memory import (
 )
 from jaxlm.training.host_allocator import release_freed_memory
 from jaxlm.training.inputs import TrainingInputs
+from jaxlm.training.known_answers import check_known_answers
 from jaxlm.training.optimizer import make_optimizer
 from jaxlm.training.resolve import training_model
 from jaxlm.training.train_step import Metrics, TrainState, init_state
@@ -55,6 +56,12 @@ class ProgramBuilder:
         self.model = training_model(inputs.config, inputs.model_config, inputs.mesh.devices.flat[0])
         self._step, self._state_shapes = step_of_run(self._config, self.model, self._mesh)
         self._shardings = jax.tree.map(lambda leaf: leaf.sharding, self._state_shapes)
+
+    def check_device(self) -> None:
+        """Compare known answers on a device of this process. Raises ValueError where one is wrong, on all processes."""
+        device = self._mesh.local_devices[0]
+        count = all_or_none(lambda: check_known_answers(device, self.model.dtype, self.model.attention))
+        self._console.print(f"known answers: {count} arrays of a training step are as numpy computes them")
 
     def first_state(self, checkpoints: Checkpoints) -> TrainState:
         """Return the state to train from: fresh, of `init_from`, or of the newest checkpoint.

@@ -90,6 +90,7 @@ def _train(inputs: TrainingInputs, checkpoints: Checkpoints, console: Console) -
         _print_start(inputs, console)
         builder = ProgramBuilder(inputs, stop, console)
         console.print(f"{describe_mesh(inputs.mesh)}; {describe_model(builder.model)}")
+        builder.check_device()
         run = _Run(inputs, checkpoints, stop, builder.first_state(checkpoints), console)
         run.program = builder.compile(run.state)
         _log_event(inputs, f"training from step {int(run.state.step)} to {config.total_steps}")

@@ -32,6 +32,7 @@ from mlxlm.finetune.qat import ternary_paths
 from mlxlm.finetune.train_step import LossSum, TrainStep
 from mlxlm.finetune.warm_start import QuantizationRamp
 from mlxlm.generate import generate
+from mlxlm.model.known_answers import check_known_answers
 from mlxlm.model.layers import to_numpy
 from mlxlm.model.loss import loss_sum
 from mlxlm.model.trees import flat_arrays
@@ -53,6 +54,7 @@ def finetune(config: FinetuneConfig) -> bool:
     console.quiet = not is_first()
     with contextlib.ExitStack() as stack:
         inputs = open_inputs(config, console, stack)
+        check_known_answers()
         run = _Run(inputs, console)
         mx.reset_peak_memory()
         try:

@@ -28,9 +28,6 @@ from shared_tokenizer.tokenizers.tokenizer_files import (
 
 # `load_tokenizer` opens the first of these in a directory.
 KINDS = (MODEL_FILE, DEFINITION_FILE, VOCABULARY_FILE)
-# A directory that holds one of these, a run or token shards, has its tokenizer in one of the folders.
-OWNERS = ("config.yaml", "finetune.yaml", "manifest.json")
-INSIDE = ("artifact", "tokenizer")
 WEIGHT_ENDINGS = (".safetensors", ".gguf")
 # Folders that hold the tokenizer of a run or of token shards, and of a fine-tuning run.
 INNER_FOLDERS = ("tokenizer", "artifact", "data/tokenizer")
@@ -64,20 +61,12 @@ def find_tokenizer(path: Path, metadata: Mapping[str, Any] | None = None, *, ver
             return gguf_tokenizer(metadata)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-    path = tokenizer_path(path)
+    path = tokenizer_place(path)
     if has_tokenizer(path):
         return load_tokenizer(path, verify=verify)
     if verify:
         verify_tokenizer(path)
     return None
-
-
-def tokenizer_path(path: Path) -> Path:
-    """Return the directory or file of a tokenizer: for the directory of a run or of token shards the one in it."""
-    path = Path(path)
-    if path.is_dir() and not has_tokenizer(path) and any((path / name).is_file() for name in OWNERS):
-        return next((path / name for name in INSIDE if has_tokenizer(path / name)), path)
-    return path
 
 
 def verify_tokenizer(directory: Path) -> None:
@@ -96,7 +85,7 @@ def tokenizer_directory(path: Path, tokenizer: Tokenizer | None) -> Iterator[Pat
 
     The tokenizer of a GGUF file is written to a temporary directory.
     """
-    path = tokenizer_path(path)
+    path = tokenizer_place(path)
     if tokenizer is None:
         yield None
     elif has_tokenizer(path):
@@ -133,7 +122,7 @@ def load_tokenizer(path: Path, *, verify: bool = True, log: Callable[[str], None
     Raises DamagedError where the files differ from the seal of their directory, or of the one around it, and ValueError
     with the name of the file that is missing or wrong.
     """
-    path = tokenizer_path(path)
+    path = tokenizer_place(path)
     if not path.exists():
         raise ValueError(f"{path}: no such file or directory, expected a tokenizer")
     if verify:  # before any content of the files is used

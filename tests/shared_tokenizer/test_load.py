@@ -98,3 +98,12 @@ def test_an_artifact_that_is_there_is_complete_or_refused(tmp_path: Path):
     verify_artifact(artifact, TERNARY)
     with flipped_bit([artifact / "model.safetensors"], np.random.default_rng(0)), pytest.raises(DamagedError):
         verify_artifact(artifact, TERNARY)
+
+
+def test_the_tokenizer_of_a_run_or_of_token_shards_is_found_and_compared(tmp_path: Path, sealed: Path):
+    shutil.copytree(sealed, tmp_path / "run" / "tokenizer")
+    found = find_tokenizer(tmp_path / "run")
+    assert found is not None and found.fingerprint == load_tokenizer(sealed).fingerprint
+    (tmp_path / "run" / "tokenizer" / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(DamagedError, match=r"tokenizer_config\.json: damaged"):
+        load_tokenizer(tmp_path / "run")

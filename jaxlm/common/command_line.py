@@ -4,6 +4,7 @@ A command is a function of one frozen dataclass. Its flags are generated from th
 help live in one line. The function is named by its module: libraries are quieted before they are imported.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import importlib
@@ -63,6 +64,13 @@ def run_command(
         sys.exit(2)
     finally:
         sys.unraisablehook = before
+        atexit.register(_ignore_signals)  # what is registered last is called first
+
+
+def _ignore_signals() -> None:
+    """Let nothing disturb the end of the process: its work is done, and an exception there has nobody to catch it."""
+    for number in (signal.SIGINT, *_ENDING):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _leave(number: int, frame: object) -> None:

@@ -27,7 +27,9 @@ STATISTICS = "stats.json"
 PICTURE = "documents.png"
 PLAN, LOCK = "plan.json", "lock"
 SHARD_FILES = re.compile(r"(train|val)-\d{5}-\d{2,}(\.ends|\.mask)?\.npy")
-OUTPUT_FILES = re.compile(rf"{SHARD_FILES.pattern}|{MANIFEST}|{STATISTICS}|{PICTURE}|{TOKENIZER}")
+OUTPUT_FILES = re.compile(
+    rf"{SHARD_FILES.pattern}|{MANIFEST}|{STATISTICS}|{PICTURE}|{TOKENIZER}|{SEAL}|\.{SEAL}\.\w{{8}}"
+)
 JOURNAL_FILES = re.compile(rf"({PLAN}|slice-.*\.json)(\.tmp)?")
 # A journal that holds no more than these was begun and not filled.
 _BEGUN = {LOCK, f"{PLAN}.tmp"}

@@ -94,12 +94,17 @@ class _Preparation:
                 tokenizer, chat_format = self._start()
                 summary = run_slices(self._jobs(tokenizer, chat_format), self.config, self.reporter)
                 report_rows(summary, self.config, self.reporter)
-                return self._finish(tokenizer, chat_format, summary)
+                manifest = self._finish(tokenizer, chat_format, summary)
             except (ValueError, OSError):
                 with contextlib.suppress(OSError):  # the first error is the one to tell
                     if not self.output.has_finished_slices:
                         self.output.remove()
                 raise
+            # The set is complete: an error from here on may leave a journal, and takes nothing away.
+            self.output.remove_journal()
+            for line in skipped_lines(summary):
+                self.reporter.log(line)
+            return manifest
 
     def _start(self) -> tuple[Tokenizer, ChatFormat | None]:
         """Write the tokenizer and the plan, or take them from the interrupted preparation."""
@@ -142,7 +147,7 @@ class _Preparation:
         ]
 
     def _finish(self, tokenizer: Tokenizer, chat_format: ChatFormat | None, summary: Summary) -> dict[str, Any]:
-        """Write the manifest and the statistics, seal the set, and remove the journal."""
+        """Write the manifest and the statistics, and seal the set."""
         self._refuse_empty(summary)
         manifest = {
             "format_version": FORMAT_VERSION,
@@ -160,9 +165,6 @@ class _Preparation:
         self.output.write(MANIFEST, _to_json(manifest))
         self.output.remove_other_shards()
         self.output.seal()
-        self.output.remove_journal()
-        for line in skipped_lines(summary):
-            self.reporter.log(line)
         return manifest
 
     def _refuse_empty(self, summary: Summary) -> None:

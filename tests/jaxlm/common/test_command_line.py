@@ -8,6 +8,7 @@ import pytest
 
 from jaxlm.common.command_line import _print_unraisable, parse, run_command
 from jaxlm.training.train_config import TrainConfig
+from tests.commands import run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +110,22 @@ def test_a_second_signal_does_not_disturb_the_leaving():
         for number, handler in before.items():
             signal.signal(number, handler)
     assert caught.value.code == 143 and cleaned
+
+
+def test_a_signal_at_the_end_of_the_process_does_not_disturb_it(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import atexit, dataclasses, signal\n"
+        "from jaxlm.common.command_line import run_command\n"
+        "@dataclasses.dataclass\n"
+        "class Settings:\n    value: int = 1\n"
+        "def main(settings: Settings) -> None:\n    print('done')\n"
+        "for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):\n"
+        "    atexit.register(signal.raise_signal, number)\n"
+        "run_command(main, argv=[])\n"
+    )
+    done = run(script)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
 def test_help_shows_every_field_with_its_text():

@@ -325,6 +325,23 @@ def test_an_end_at_any_place_is_repaired_by_the_same_command(texts, tmp_path, to
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_an_error_after_the_seal_takes_nothing_away(texts, tmp_path, tokenizer_dir, monkeypatch):
+    from shared_tokenizer.preparation.output import PreparationOutput
+
+    def full(self):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PreparationOutput, "remove_journal", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(texts, tmp_path / "out", tokenizer_dir)
+    before = content(tmp_path / "out")
+    verify_manifest(tmp_path / "out")
+    run(texts, tmp_path / "out", tokenizer_dir)
+    assert content(tmp_path / "out") == before
+    assert not (tmp_path / "out.partial").exists()
+
+
 def test_a_plan_that_was_not_completed_is_nobodys(texts, tmp_path, tokenizer_dir):
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "plan.json.tmp").write_text("{")

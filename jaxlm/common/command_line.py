@@ -242,10 +242,11 @@ def _with_new_names(argv: list[str], settings_class: type) -> list[str]:
     """Let `--config` read a file of an earlier version, whose fields have been renamed since."""
     import yaml
 
+    no_yaml = (yaml.YAMLError, ValueError, RecursionError)  # which the parser names
     found = list(argv)
     for index, (word, following) in enumerate(itertools.pairwise(argv)):
         if word == "--config" and os.path.isfile(following):
-            with open(following, encoding="utf-8") as file, contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):
+            with open(following, encoding="utf-8") as file, contextlib.suppress(*no_yaml):
                 content = yaml.safe_load(file)
                 if isinstance(content, dict) and (renamed := with_new_names(settings_class, content)) != content:
                     found[index + 1] = yaml.safe_dump(renamed)

@@ -14,10 +14,12 @@ from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.hf_config import from_hf_config, to_hf_config
 from jaxlm.common.architecture.parameters import Kind, StoredTensor, stored_tensors
 from jaxlm.common.artifact.model_files import (
+    CONFIG,
     MAX_FILE_BYTES,
     check_layers,
     check_tensors,
     find_config,
+    named_faults,
     open_tensors,
     read_config,
     tensor_files_bytes,
@@ -109,7 +111,8 @@ def load_artifact(directory: Path, *, verify: bool = True) -> Artifact:
     find_config(directory)
     if verify:  # before any content of the files is used
         verify_manifest(directory)
-    config, kind, float_dtype = from_hf_config(read_config(directory))
+    with named_faults(directory / CONFIG):
+        config, kind, float_dtype = from_hf_config(read_config(directory))
     tensors = open_tensors(directory)
     found = tensors.stored()
     check_layers(directory, found, config)

@@ -3,6 +3,7 @@
 The weights are one safetensors file, or several with an index.
 """
 
+import contextlib
 import json
 import operator
 import shutil
@@ -70,6 +71,17 @@ class ModelTensors(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._files)
+
+
+@contextlib.contextmanager
+def named_faults(path: Path) -> Iterator[None]:
+    """Let a ValueError on the content of a model name the directory or file, where it does not yet."""
+    try:
+        yield
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from error
 
 
 def find_config(directory: Path) -> Path:

@@ -10,7 +10,15 @@ from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import StoredTensor, stored_tensors
 from jaxlm.common.architecture.ternary import CODES_PER_BYTE, check_packed, pack, round_to_bfloat16
 from jaxlm.common.artifact.artifact import Artifact
-from jaxlm.common.artifact.model_files import ModelTensors, check_layers, check_tensors, open_tensors, read_config
+from jaxlm.common.artifact.model_files import (
+    CONFIG,
+    ModelTensors,
+    check_layers,
+    check_tensors,
+    named_faults,
+    open_tensors,
+    read_config,
+)
 from jaxlm.common.formats.hub_config import SUB_NORMS_OF_1BITLLM, read_hub_config
 
 _FLOATS = ("float32", "bfloat16", "float16")
@@ -25,7 +33,8 @@ def open_hub(directory: Path, log: Callable[[str], None] = lambda line: None) ->
     a line on files of weights that are not read.
     """
     files = open_tensors(directory, log)
-    hub = read_hub_config(read_config(directory), files)
+    with named_faults(directory / CONFIG):
+        hub = read_hub_config(read_config(directory), files)
     names = _our_names(directory, files, hub.model)
     scales = {
         ours: _scale(directory, theirs, files[theirs], hub.inverted_scales)

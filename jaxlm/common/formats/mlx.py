@@ -26,7 +26,15 @@ from jaxlm.common.architecture.hf_config import (
 from jaxlm.common.architecture.parameters import Kind, Parameter, StoredTensor, parameters, stored_form, stored_tensors
 from jaxlm.common.architecture.ternary import affine_words, pack, pack_affine, unpack, unpack_affine
 from jaxlm.common.artifact.artifact import Artifact
-from jaxlm.common.artifact.model_files import check_layers, check_tensors, open_tensors, read_config, write_model_files
+from jaxlm.common.artifact.model_files import (
+    CONFIG,
+    check_layers,
+    check_tensors,
+    named_faults,
+    open_tensors,
+    read_config,
+    write_model_files,
+)
 
 Form = Literal["packed", "float"]
 MODEL_FILE = "model.py"
@@ -95,7 +103,8 @@ def open_mlx(directory: Path) -> Artifact:
     The model file is not run. Raises ValueError naming a key or a tensor that is not as expected.
     """
     directory = Path(directory)
-    config, kind, float_dtype = from_own_config(_read_config(directory), _config_json)
+    with named_faults(directory / CONFIG):
+        config, kind, float_dtype = from_own_config(_read_config(directory), _config_json)
     files = open_tensors(directory)
     found = files.stored()
     check_layers(directory, found, config)

@@ -55,7 +55,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
             line = json.loads(text.decode("utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _damaged(path, number, f"holds a line that is not JSON ({error})") from error
         step = line.get("step") if isinstance(line, dict) else None
         if not isinstance(step, int) or isinstance(step, bool):

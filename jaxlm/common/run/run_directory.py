@@ -20,6 +20,7 @@ from shared_tokenizer.settings import resumable_fields, with_defaults, with_new_
 
 CONFIG = "config.yaml"
 LOCK = "run.lock"
+_NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def read_settings(path: Path, settings_file: str = CONFIG) -> dict[str, Any]:
     """Read the resolved settings of a run, as plain values. Raises ValueError where the file holds no settings."""
     try:
         content = yaml.safe_load((path / settings_file).read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _NO_YAML as error:
         raise ValueError(f"{path / settings_file}: not YAML: {error}") from error
     if not isinstance(content, dict) or "model" not in content:
         raise ValueError(f"{path / settings_file}: expected the settings of a run with a 'model' among them")
@@ -230,8 +231,11 @@ def _check_same_run(
         before = identity.settings
         if path.is_file() and not identity.knows(path.read_bytes()):
             changed = ""
-            with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # whatever is given now is not from there
+            try:
                 content = yaml.safe_load(path.read_text("utf-8"))
+            except _NO_YAML:
+                pass  # whatever is given now is not from there
+            else:
                 content = content if isinstance(content, dict) else {}
                 changed = check_settings_file(path, identity, content, now, resumable_fields(settings_class))
             log(f"note: {path}: was changed since it was written: {changed or 'nothing that has an effect'}")

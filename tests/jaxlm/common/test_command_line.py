@@ -173,3 +173,9 @@ def test_callbacks_of_a_failed_save_are_quiet(monkeypatch):
     for error in (RuntimeError("Event loop is closed"), RuntimeError("another"), None):
         _print_unraisable(SimpleNamespace(exc_value=error))
     assert [str(unraisable.exc_value) for unraisable in handed_on] == ["another", "None"]
+
+
+def test_settings_that_are_nested_without_end_are_one_line(tmp_path):
+    (tmp_path / "deep.yaml").write_text("value: " + "[" * 5000)
+    with pytest.raises(ValueError, match="nesting depth"):
+        parse(Settings, ["--config", str(tmp_path / "deep.yaml")])

@@ -189,3 +189,12 @@ def test_bfloat16_is_rounded_to_nearest_even(tmp_path, tiny_config):
     loaded = load_artifact(tmp_path / "model")
     for name, value in values.items():
         np.testing.assert_array_equal(loaded.tensors[name], np.asarray(jnp.asarray(value, jnp.bfloat16), np.float32))
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": True}, {"hidden_size": -1}, {"rms_norm_eps": []}])
+def test_a_wrong_value_of_the_config_is_named_with_its_file(artifact, change):
+    path = artifact / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    write_manifest(artifact)
+    with pytest.raises(ValueError, match=r"model/config\.json: .*found"):
+        load_artifact(artifact)

@@ -95,3 +95,9 @@ def test_a_full_disk_is_named_with_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.open", full)
     with pytest.raises(OSError, match=r"No space left on device: .*metrics\.jsonl"):
         log.write({"step": 1})
+
+
+def test_a_line_that_is_nested_without_end_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": ' + "[" * 100_000 + "\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: holds a line that is not JSON .* line 1;"):
+        read_metrics(tmp_path / "metrics.jsonl")

@@ -11,7 +11,7 @@ import jaxlm.common.run.run_directory as run_directory
 from jaxlm.common.command_line import parse
 from jaxlm.common.run.identity import IDENTITY, read_identity
 from jaxlm.common.run.run_config import RunConfig
-from jaxlm.common.run.run_directory import CONFIG, open_run_directory, read_run_config, record_run
+from jaxlm.common.run.run_directory import CONFIG, open_run_directory, read_run_config, read_settings, record_run
 
 DATA = {"data": "d" * 64, "tokenizer": "t" * 64}
 MODEL = {"norm_eps": 1e-5, "num_layers": 2}
@@ -310,3 +310,9 @@ def test_what_is_refused_on_resume_writes_nothing(config):
         open_and_close(replace(config, resume=True, log_every_steps=3), check=refuse)
     for path in run.path.iterdir():
         assert path.name == "run.lock" or path.read_bytes() == before[path.name]
+
+
+def test_settings_that_are_nested_without_end_are_refused(tmp_path):
+    (tmp_path / CONFIG).write_text("model: " + "[" * 5000)
+    with pytest.raises(ValueError, match=r"config\.yaml: not YAML"):
+        read_settings(tmp_path)

@@ -148,17 +148,28 @@ def parse(
         arrange_help(parser, settings_class, full="--help_all" in argv)
         parser.print_help()
         sys.exit(0)
+    words = _gather_lists(_with_positions(argv, settings_class), settings_class)
+    words = _with_values(words, settings_class, has_positions=positional)
+    words = _with_settings_of_run(words, settings_class)
     try:
-        words = _gather_lists(_with_positions(argv, settings_class), settings_class)
-        words = _with_values(words, settings_class, has_positions=positional)
-        words = _with_settings_of_run(words, settings_class)
         values = parser.parse_args(_with_new_names(words, settings_class))
+        fields = parser.instantiate(values).as_dict()
+        return settings_class(**{name: value for name, value in fields.items() if name not in _COMMON_FLAGS})
     except jsonargparse.ArgumentError as error:
-        raise ValueError(
-            explain_mistake(parser, _one_line(error), settings_class) or f"{_one_line(error)}; see --help"
-        ) from error
-    fields = parser.instantiate(values).as_dict()
-    return settings_class(**{name: value for name, value in fields.items() if name not in _COMMON_FLAGS})
+        message = explain_mistake(parser, _one_line(error), settings_class) or f"{_one_line(error)}; see --help"
+        raise ValueError(_with_config_file(message, words)) from error
+    except ValueError as error:
+        raise ValueError(_with_config_file(str(error), words)) from error
+
+
+def _with_config_file(message: str, words: list[str]) -> str:
+    """Return a message about a setting with the name of the `--config` file, where no flag gave the setting."""
+    files = [following for word, following in itertools.pairwise(words) if word == "--config"]
+    setting = message.partition(":")[0]
+    flags = {word.partition("=")[0] for word in words}
+    if not files or not os.path.isfile(files[-1]) or setting.startswith("--") or f"--{setting}" in flags:
+        return message
+    return message if files[-1] in message else f"{files[-1]}: {message}"
 
 
 def _gather_lists(argv: list[str], settings_class: type) -> list[str]:

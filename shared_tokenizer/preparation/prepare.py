@@ -78,12 +78,14 @@ class _Preparation:
 
     def finished_manifest(self) -> dict[str, Any] | None:
         """Return the manifest of a finished set, None where there is none. Raises ValueError on another corpus."""
+        if self.output.is_begun:  # its plan says of what; a manifest may be half written
+            return None
         content = self.output.read(MANIFEST)
         if content is None:
             return None
         manifest = parse_manifest(content, self.config.output_dir)
         self._refuse_another(manifest["options"])
-        return None if self.output.is_begun else manifest
+        return manifest
 
     def run(self) -> dict[str, Any]:
         """Create the set, or resume it, and return its manifest. No other process may do so at the same time."""

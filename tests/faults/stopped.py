@@ -48,13 +48,13 @@ class _Screen:
 
     def read(self, lines: int, command: Command) -> None:
         """Read so many lines, or until the command ends; wait until it has begun in any case."""
-        found, begun = 0, self.terminal is not None
+        found, begun = 0, False
         while (not begun or found < lines) and command.returncode is None:
             try:
                 block = os.read(self._ends[0], 1 << 12)  # empty as long as nobody has opened the pipe
                 found, begun = found + block.count(b"\n"), begun or bool(block)
             except BlockingIOError:
-                begun = True
+                begun = self.terminal is None  # a terminal says nothing of whether somebody has opened it
             except OSError:  # nobody has the terminal open yet
                 pass
             time.sleep(0.002)

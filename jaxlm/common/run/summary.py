@@ -82,7 +82,9 @@ def plot_losses(lines: Sequence[dict[str, Any]], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 5))
     losses: list[float] = []
     for key, label in (("train/loss", "train"), ("val/loss", "held out")):
-        points = [(line["data/tokens_seen"], line[key]) for line in lines if key in line]
+        found = [(line.get("data/tokens_seen"), line.get(key)) for line in lines]
+        # A log may have been damaged: its names and numbers are nobody's input but the picture's.
+        points = [point for point in found if all(isinstance(number, int | float) for number in point)]
         losses += [loss for _, loss in points]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o" if key == "val/loss" else None, label=label)

@@ -179,3 +179,18 @@ def test_settings_that_are_nested_without_end_are_one_line(tmp_path):
     (tmp_path / "deep.yaml").write_text("value: " + "[" * 5000)
     with pytest.raises(ValueError, match="nesting depth"):
         parse(Settings, ["--config", str(tmp_path / "deep.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "message"),
+    [
+        ("a: [1", [], r"^.*settings\.yaml: .*Problems parsing config"),
+        ("batch_siZe: 4", [], r"^.*settings\.yaml: batch_siZe: there is no such setting; did you mean batch_size"),
+        ("batch_size: -4", [], r"^.*settings\.yaml: batch_size: found -4"),
+        ("batch_size: 4", ["--batch_size", "-3"], r"^batch_size: found -3"),
+    ],
+)
+def test_a_mistake_in_a_file_of_settings_names_the_file(tmp_path, content, flags, message):
+    (tmp_path / "settings.yaml").write_text(f"data_dir: [a]\noutput_dir: b\n{content}\n")
+    with pytest.raises(ValueError, match=message):
+        parse(TrainConfig, ["--config", str(tmp_path / "settings.yaml"), *flags])

@@ -325,6 +325,13 @@ def test_an_end_at_any_place_is_repaired_by_the_same_command(texts, tmp_path, to
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_a_manifest_that_a_full_disk_cut_is_written_again(interrupted, texts, tmp_path, tokenizer_dir):
+    run(texts, tmp_path / "straight", tokenizer_dir)
+    (interrupted / "manifest.json").write_bytes(b"")
+    run(texts, interrupted, tokenizer_dir)
+    assert content(interrupted) == content(tmp_path / "straight")
+
+
 def test_an_error_after_the_seal_takes_nothing_away(texts, tmp_path, tokenizer_dir, monkeypatch):
     from shared_tokenizer.preparation.output import PreparationOutput
 

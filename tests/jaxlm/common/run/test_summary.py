@@ -29,3 +29,12 @@ def test_the_picture_is_whole_or_not_there(tmp_path):
     (tmp_path / "taken").mkdir()
     with pytest.raises(OSError, match="taken"):
         plot_losses(lines, tmp_path / "taken")
+
+
+def test_a_damaged_log_does_not_keep_a_run_from_its_picture(tmp_path):
+    lines = [
+        {"step": 1, "data/tokens_sedn": 5, "train/loss": 2.0},
+        {"step": 2, "data/tokens_seen": 9, "train/loss": "2"},
+    ]
+    plot_losses([*lines, {"data/tokens_seen": 15, "train/loss": 1.0}], tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").stat().st_size > 1000

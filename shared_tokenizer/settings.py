@@ -128,10 +128,7 @@ def with_defaults(settings_class: type, values: Mapping[str, Any]) -> dict[str, 
     """Return values as a file of an earlier version holds them, with the defaults of fields that it did not have."""
     filled = dict(values)
     for field in dataclasses.fields(settings_class):
-        if field.default_factory is not dataclasses.MISSING:
-            default: Any = field.default_factory()
-        else:
-            default = field.default
+        default = default_of(field)
         if dataclasses.is_dataclass(default) and isinstance(filled.get(field.name), Mapping):
             filled[field.name] = dataclasses.asdict(default) | dict(filled[field.name])  # pyright: ignore[reportArgumentType]
         elif default is not dataclasses.MISSING and not dataclasses.is_dataclass(default):

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -11,7 +12,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 from jaxlm.checkpoints.checkpoint import Checkpoints
+from jaxlm.checkpoints.init_from import initial_fingerprint, open_initial
 from jaxlm.checkpoints.weights import artifact_params
+from jaxlm.common.artifact.artifact import Artifact
+from jaxlm.common.run.identity import read_identity
 from jaxlm.common.run.summary import format_bytes
 from jaxlm.evaluate import LossFunction, make_loss_function
 from jaxlm.model.language_model import LanguageModel
@@ -80,10 +84,24 @@ class ProgramBuilder:
             self._console.print(f"resuming after step {restored.step}")
             step = place(np.int32(restored.step), shardings.step)
             return state.restored(step, restored.params, restored.opt_state, self._ternary(restored.params))
-        if inputs.initial is not None:
-            params = place(artifact_params(inputs.initial), shardings.params)
+        initial = self._initial()
+        if initial is not None:
+            params = place(artifact_params(initial), shardings.params)
             return state.replace(params=params, ternary=self._ternary(params))
         return state
+
+    def _initial(self) -> Artifact | None:
+        """Return the model that `init_from` names, None without one.
+
+        A resumed run opens it only here, where none of its checkpoints is complete. Raises ValueError where it is not
+        the model that the run began with.
+        """
+        inputs, path = self._inputs, self._config.init_from
+        if inputs.initial is not None or path is None:
+            return inputs.initial
+        if (identity := read_identity(inputs.run.path)) is not None:
+            identity.check_fingerprints(inputs.run.path, {"init_from": initial_fingerprint(Path(path))})
+        return open_initial(Path(path), inputs.model_config, self._console.print)
 
     def _ternary(self, params: Params) -> dict[str, TernaryWeight]:
         quantize = jax.jit(quantize_params, static_argnums=1, out_shardings=self._shardings.ternary)

@@ -1,14 +1,13 @@
 """The chat format of a model: named by the user, or read from the chat template of the adapters or the model."""
 
 import contextlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from shared_tokenizer.chat.formats import CHAT_FORMATS, ChatFormat, named_chat_format
 from shared_tokenizer.chat.messages import Message, encode_chat
 from shared_tokenizer.chat.template import disagreement, read_chat_format, read_chat_template
-from shared_tokenizer.load import find_chat_format, find_chat_template
+from shared_tokenizer.load import find_chat_format, find_chat_template, log_line
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 
@@ -18,7 +17,7 @@ def choose_chat_format(
     *,
     choice: str = "auto",
     adapter_path: str | Path | None = None,
-    note: Callable[[str], None] | None = None,
+    note: Callable[[str], None] = log_line,
 ) -> ChatFormat:
     """Return the chat format named `choice`; auto reads it from the adapters' chat template, else from the model's.
 
@@ -29,7 +28,7 @@ def choose_chat_format(
     found = _from_templates(model, tokenizer, adapter_path) if choice == "auto" else named_chat_format(choice)
     encode_chat((Message("user", "a"), Message("assistant", "b")), tokenizer, found)
     if choice != "auto" and (warning := _disagreement(model, tokenizer, adapter_path, found)):
-        (note or _to_stderr)(warning)
+        note(warning)
     return found
 
 
@@ -39,10 +38,6 @@ def _disagreement(model: Path, tokenizer: Tokenizer, adapter_path: str | Path | 
         template = template or find_chat_template(model, tokenizer)
         return None if template is None else disagreement(template, named)
     return None
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def _from_templates(model: Path, tokenizer: Tokenizer, adapter_path: str | Path | None) -> ChatFormat:

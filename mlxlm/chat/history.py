@@ -4,9 +4,8 @@ from typing import Any
 
 from shared_tokenizer.chat.formats import ChatFormat
 from shared_tokenizer.chat.messages import Message
-from shared_tokenizer.chat.parse import joined_system, parse_messages
+from shared_tokenizer.chat.parse import ROLES, joined_system, parse_messages
 
-SYSTEM_ROLES = ("system", "developer")
 # Of these, only role and content say anything: no chat format has a field for a name.
 MESSAGE_FIELDS = ("role", "content", "name", "refusal", "annotations", "type", "id", "cache_control", "timestamp")
 
@@ -40,11 +39,11 @@ def read_history(value: object, chat_format: ChatFormat) -> list[Message]:
 def _read_message(value: Any, where: str) -> Message | None:
     """Return the turn of a message; None for a system message of null."""
     if isinstance(value, dict):
-        role, content = value.get("role"), value.get("content")
+        role, content = ROLES.get(str(value.get("role")).lower()), value.get("content")
         _check_fields(value, where)
         if role == "assistant" and (blank := _blank_text(content)) is not None:
             return Message("assistant", blank)
-        if role in SYSTEM_ROLES and content is None and "content" in value:
+        if role == "system" and content is None and "content" in value:
             return None
     try:
         return parse_messages([value], needs_reply=False)[0]

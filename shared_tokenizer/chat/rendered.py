@@ -7,22 +7,15 @@ from dataclasses import dataclass, replace
 from shared_tokenizer.chat.formats import ChatFormatName
 from shared_tokenizer.chat.messages import Message, encode_text_part
 from shared_tokenizer.chat.parse import ROLES, check_reply, system_message
+from shared_tokenizer.tokenizers.known_tokens import CHAT_MARKERS as SPECIAL_MARKERS
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 # The begin and end of a text in the tokenizers of released models.
 EDGES = ("<s>", "</s>", "<bos>", "<eos>", "<|begin_of_text|>", "<|end_of_text|>", "<|endoftext|>", "<|startoftext|>")
 # Spellings that frame turns and hardly stand in a text by chance. They are special tokens somewhere.
 CHAT_MARKERS = (
-    "[INST]",
-    "[/INST]",
+    *SPECIAL_MARKERS,
     "<<SYS>>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eot_id|>",
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
     "<|endoftext|>",
     "<start_of_turn>",
     "<end_of_turn>",

@@ -113,6 +113,8 @@ class PreparationOutput:
                 with contextlib.suppress(FileNotFoundError):
                     stack.enter_context(_locked_file(Path(self.journal, LOCK), self._given))
                     break
+            else:
+                raise ValueError(f"{self._given}: other processes are preparing it; wait for them to end")
             yield
 
     def begin(self, plan: bytes) -> None:
@@ -148,7 +150,8 @@ class PreparationOutput:
         names = self._names(self.journal) if self.filesystem.exists(self.journal) else []
         for name in sorted(names, key=lambda name: name == PLAN):
             if JOURNAL_FILES.fullmatch(name):
-                self.filesystem.rm_file(f"{self.journal}/{name}")
+                with contextlib.suppress(FileNotFoundError):  # another process found the set finished too
+                    self.filesystem.rm_file(f"{self.journal}/{name}")
 
     def remove_empty_journal(self) -> None:
         """Remove the directory of the journal where it holds nothing but the lock."""
@@ -171,6 +174,11 @@ class PreparationOutput:
         """Raise DamagedError where a local directory does not match its seal. Remote ones are not read again."""
         if self.is_local:
             verify_manifest(Path(self.output))
+
+    @property
+    def is_finished(self) -> bool:
+        """Return True if the set is sealed and no summary is left: only the plan may still be there."""
+        return self.filesystem.exists(f"{self.output}/{SEAL}") and not self.has_finished_slices
 
     @property
     def has_finished_slices(self) -> bool:

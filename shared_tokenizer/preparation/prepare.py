@@ -44,6 +44,7 @@ def prepare(config: PrepareConfig, reporter: Reporter) -> dict[str, Any]:
     if manifest is None:
         manifest = preparation.run()
     else:
+        output.remove_journal()
         output.remove_empty_journal()
     output.verify()
     return manifest
@@ -78,7 +79,7 @@ class _Preparation:
 
     def finished_manifest(self) -> dict[str, Any] | None:
         """Return the manifest of a finished set, None where there is none. Raises ValueError on another corpus."""
-        if self.output.is_begun:  # its plan says of what; a manifest may be half written
+        if self.output.is_begun and not self.output.is_finished:  # a manifest may be half written
             return None
         content = self.output.read(MANIFEST)
         if content is None:
@@ -91,6 +92,7 @@ class _Preparation:
         """Create the set, or resume it, and return its manifest. No other process may do so at the same time."""
         with self.output.locked():
             if (manifest := self.finished_manifest()) is not None:  # another process has finished it meanwhile
+                self.output.remove_journal()
                 return manifest
             try:
                 tokenizer, chat_format = self._start()

@@ -37,6 +37,13 @@ def get_cell(row: Mapping[str, Any], path: str) -> Any:
     return cell
 
 
+def text_cell(value: object, column: str) -> str:
+    """Return the text of a cell. Raises ValueError, naming the column, where it holds anything else."""
+    if not isinstance(value, str):
+        raise ValueError(f"column {column!r}: found a {type(value).__name__}, expected a string")
+    return value
+
+
 def parse_list(text: str) -> list[Any] | None:
     """Return the list that a text spells in JSON or in Python's own notation, None where it spells none.
 

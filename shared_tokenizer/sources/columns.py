@@ -11,7 +11,7 @@ from typing import Any
 from shared_tokenizer.chat.messages import Message
 from shared_tokenizer.chat.parse import ROLES, is_message, unused_keys
 from shared_tokenizer.chat.rendered import parse_rendered
-from shared_tokenizer.sources.cells import get_cell, has_cell
+from shared_tokenizer.sources.cells import get_cell, has_cell, text_cell
 from shared_tokenizer.sources.column_names import (
     ANSWER_COLUMNS,
     CHAT_COLUMNS,
@@ -236,7 +236,7 @@ def read_columns(row: Mapping[str, Any], columns: Columns, rules: RowRules | Non
         value = get_cell(row, columns.content)
         messages = list_cell(value)
         if messages is None and not is_chat_name(columns.content, CHAT_COLUMNS):
-            return _text(columns.content, value)
+            return text_cell(value, columns.content)
         chat = read_chat(value if messages is None else messages, columns.content, rules)
     for name in _side_columns(row, columns):
         chat = add_history(chat, row[name], rules) if name == HISTORY_COLUMN else add_system(chat, row[name], name)
@@ -271,9 +271,3 @@ def unused_columns(row: Mapping[str, Any], columns: Columns) -> Iterator[str]:
             yield from (f"{name}.{key}" for key in value if key not in read)
     for name, messages in chats.items():
         yield from (f"{name}[].{key}" for key in unused_keys(messages))
-
-
-def _text(column: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"column {column!r}: found a {type(value).__name__}, expected a string")
-    return value

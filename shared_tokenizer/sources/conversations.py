@@ -6,7 +6,7 @@ from typing import Any
 
 from shared_tokenizer.chat.messages import Message
 from shared_tokenizer.chat.parse import instruction_messages, is_message, parse_messages, system_message
-from shared_tokenizer.sources.cells import parse_list
+from shared_tokenizer.sources.cells import parse_list, text_cell
 from shared_tokenizer.sources.column_names import (
     CHAT_COLUMNS,
     HISTORY_COLUMN,
@@ -87,22 +87,22 @@ def read_pair(
     """
     asked, answered = list_cell(question), list_cell(answer)
     if asked is None and answered is None:
-        texts = [_text(value, name) for value, name in ((question, names[0]), (answer, names[2]))]
-        given = None if context is None else _text(context, names[1])
+        texts = [text_cell(value, name) for value, name in ((question, names[0]), (answer, names[2]))]
+        given = None if context is None else text_cell(context, names[1])
         return instruction_messages(texts[0], given or None, texts[1])
     if context:
         raise ValueError(f"column {names[1]!r}: found it beside a list of messages, expected the messages alone")
     if asked is None:
-        asked = [_message("user", _text(question, names[0]))]
+        asked = [_message("user", text_cell(question, names[0]))]
     if answered is None:
-        answered = [_message("assistant", _text(answer, names[2]))]
+        answered = [_message("assistant", text_cell(answer, names[2]))]
     context_only = [{**message, "weight": 0} if isinstance(message, dict) else message for message in asked]
     return parse_messages([*context_only, *answered], roles=rules.roles_by_name)
 
 
 def add_system(chat: tuple[Message, ...], value: object, column: str) -> tuple[Message, ...]:
     """Return a conversation with the system message of a column. Raises ValueError where it has another one already."""
-    system = system_message(_text(value, column))
+    system = system_message(text_cell(value, column))
     if system and chat[0].role == "system":
         if chat[0].content.strip() != system[0].content.strip():
             raise ValueError(f"column {column!r}: found another system message than that of the messages, expected one")
@@ -137,9 +137,3 @@ def refuse_hidden_tools(chat: tuple[Message, ...], row: Mapping[str, Any]) -> No
                 f"column {column!r}: found tools that an answer calls and that no chat format here writes; put them "
                 "into a system column, or leave such rows out"
             )
-
-
-def _text(value: object, column: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"column {column!r}: found a {type(value).__name__}, expected a string")
-    return value

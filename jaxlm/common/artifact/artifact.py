@@ -25,7 +25,7 @@ from jaxlm.common.artifact.model_files import (
     tensor_files_bytes,
     write_model_files,
 )
-from shared_tokenizer.manifest import DamagedError, sealed_directory, verify_manifest
+from shared_tokenizer.manifest import sealed_directory, verify_manifest
 
 
 @dataclass(frozen=True)
@@ -83,22 +83,6 @@ def write_artifact(
 def weight_file_bytes(config: ModelConfig, kind: Kind, float_dtype: str = "float32") -> int:
     """Return the bytes of the safetensors files of an artifact of this kind, with their headers."""
     return tensor_files_bytes(stored_tensors(config, kind, float_dtype))
-
-
-def verify_artifact(directory: Path, config: ModelConfig) -> None:
-    """Raise DamagedError unless a directory is a complete artifact of this model, as `save_artifact` has sealed it.
-
-    To be called before an artifact that is there already is taken for the result of a run.
-    """
-    try:
-        found = load_artifact(directory).config
-    except ValueError as error:
-        raise DamagedError(f"{error}; remove {directory}, and it is written again") from error
-    if found != config:
-        raise DamagedError(
-            f"{directory}: found the artifact of another model, expected that of this run; remove it, and it is "
-            "written again"
-        )
 
 
 def load_artifact(directory: Path, *, verify: bool = True) -> Artifact:

@@ -1,13 +1,11 @@
 """The one entry point for reading: a model on disk, of any program, opened as an Artifact."""
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jaxlm.common.artifact.artifact import Artifact, load_artifact
-from jaxlm.common.artifact.model_files import CONFIG, read_config
+from jaxlm.common.artifact.model_files import CONFIG, named_faults, read_config
 from jaxlm.common.formats.explain import (
     ARTIFACT,
     GGUF,
@@ -19,14 +17,9 @@ from jaxlm.common.formats.explain import (
 )
 from jaxlm.common.formats.hub import open_hub
 from jaxlm.common.formats.mlx import open_mlx
-from shared_tokenizer.load import find_tokenizer
+from shared_tokenizer.load import find_tokenizer, log_line
 from shared_tokenizer.manifest import MANIFEST, verify_manifest
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
-
-
-def log_line(line: str) -> None:
-    """Write a line to stderr, so that generated text stays alone on stdout."""
-    sys.stderr.write(f"{line}\n")
 
 
 def open_model(path: Path, *, verify: bool = True, log: Callable[[str], None] = log_line) -> Artifact:
@@ -82,21 +75,10 @@ def find_model_tokenizer(
     return tokenizer
 
 
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Let an error name the model, where it names no file of it."""
-    try:
-        yield
-    except ValueError as error:
-        if str(path) in str(error):
-            raise
-        raise ValueError(f"{path}: {error}") from error
-
-
 def _open_directory(directory: Path, verify: bool, log: Callable[[str], None]) -> Artifact:
     if not (directory / CONFIG).is_file():
         raise ValueError(explain_directory(directory))
-    with _named(directory):
+    with named_faults(directory):
         return _open_config(directory, verify, log)
 
 

@@ -6,6 +6,7 @@ disk changed a file.
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ DAMAGED = "damaged"
 FINGERPRINTS = ("model", "teacher", "data", "tokenizer")
 # Damaged directories of a run that are kept to be looked at; each may be as large as a checkpoint.
 KEEP_DAMAGED = 3
+_QUARANTINED = re.compile(r"(\d+|artifact|adapters)(-again)*")
 
 
 def checkpoint_steps(directory: Path) -> list[int]:
@@ -54,7 +56,8 @@ def quarantine(path: Path, damaged: Path, log: Callable[[str], None]) -> Path:
         quarantined = quarantined.with_name(quarantined.name + "-again")
     path.rename(quarantined)
     quarantined.touch()  # the order in which they came
-    for old in sorted(damaged.iterdir(), key=lambda each: each.stat().st_mtime_ns)[:-KEEP_DAMAGED]:
+    ours = [each for each in damaged.iterdir() if _QUARANTINED.fullmatch(each.name) and not each.is_symlink()]
+    for old in sorted(ours, key=lambda each: each.stat().st_mtime_ns)[:-KEEP_DAMAGED]:
         shutil.rmtree(old) if old.is_dir() else old.unlink()
         log(f"{old}: removed, {damaged} keeps the last {KEEP_DAMAGED}")
     return quarantined

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from shared_tokenizer.manifest import write_file
+from shared_tokenizer.manifest import named_errors, write_file
 
 
 class MetricsLog:
@@ -24,21 +24,16 @@ class MetricsLog:
 
     def write(self, values: dict[str, Any]) -> None:
         """Add a line, or add to the last line if it is of the same step. Raises OSError with the name of the file."""
-        try:
-            with self._path.open("r+b") as file:
-                end = file.seek(0, os.SEEK_END)
-                if self._last.get("step") == values["step"]:
-                    end -= len(_json_line(self._last).encode())
-                    values = self._last | values
-                file.seek(end)
-                # The longer line goes over the shorter one in one write: a kill never leaves less than there was.
-                file.write(_json_line(values).encode())
-                file.flush()
-                file.truncate()
-        except OSError as error:
-            if error.filename is not None:
-                raise
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        with named_errors(self._path), self._path.open("r+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            if self._last.get("step") == values["step"]:
+                end -= len(_json_line(self._last).encode())
+                values = self._last | values
+            file.seek(end)
+            # The longer line goes over the shorter one in one write: a kill never leaves less than there was.
+            file.write(_json_line(values).encode())
+            file.flush()
+            file.truncate()
         self._last = values
 
 

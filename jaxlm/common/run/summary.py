@@ -82,9 +82,9 @@ def plot_losses(lines: Sequence[dict[str, Any]], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 5))
     losses: list[float] = []
     for key, label in (("train/loss", "train"), ("val/loss", "held out")):
-        found = [(line.get("data/tokens_seen"), line.get(key)) for line in lines]
+        found = ((line.get("data/tokens_seen"), line.get(key)) for line in lines)
         # A log may have been damaged: its names and numbers are nobody's input but the picture's.
-        points = [point for point in found if all(isinstance(number, int | float) for number in point)]
+        points = [(x, y) for x, y in found if isinstance(x, int | float) and isinstance(y, int | float)]
         losses += [loss for _, loss in points]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o" if key == "val/loss" else None, label=label)
@@ -103,10 +103,6 @@ def plot_losses(lines: Sequence[dict[str, Any]], path: Path) -> None:
     try:
         with replaced_file(path) as temporary:
             figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png")
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         pyplot.close(figure)
 

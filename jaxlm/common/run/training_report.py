@@ -194,7 +194,7 @@ class TrainingReport:
             start = time.monotonic()
             try:
                 plot_losses(read_metrics(self._run.metrics), self._run.loss_plot)
-            except OSError as error:  # a picture is not worth a run
+            except (OSError, ValueError) as error:  # a picture is not worth a run, a damaged log neither
                 self._console.print(f"note: {self._run.loss_plot} could not be drawn: {error}")
             end = time.monotonic()
             self._next_plot = end + max(_PLOT_SECONDS, (end - start) / _PLOT_SHARE)

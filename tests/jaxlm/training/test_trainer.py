@@ -94,6 +94,20 @@ def test_a_run_starts_from_the_last_checkpoint_of_another(place, finished, capsy
     assert trained < read_metrics(place / "finished" / "metrics.jsonl")[0]["train/loss"]
 
 
+def test_a_run_that_has_lost_its_checkpoints_starts_from_its_initial_model_again(place, finished, capsys):
+    settings = config(place, "lost", init_from=finished.output_dir, num_train_steps=2)
+    assert train(settings)
+    before = read_metrics(place / "lost" / "metrics.jsonl")
+    for checkpoint in (place / "lost" / "checkpoints").iterdir():
+        (checkpoint / "MANIFEST.sha256").unlink()
+    capsys.readouterr()
+    assert train(dataclasses.replace(settings, resume=True))
+    printed = capsys.readouterr().out
+    assert "checkpoint 2 is damaged" in printed and f"init_from: {finished.output_dir}, step" in printed
+    after = read_metrics(place / "lost" / "metrics.jsonl")
+    assert [line["train/loss"] for line in after] == [line["train/loss"] for line in before]
+
+
 class Dying:
     """A terminal or pipe that closes when a line is printed."""
 

@@ -349,6 +349,39 @@ def test_an_error_after_the_seal_takes_nothing_away(texts, tmp_path, tokenizer_d
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_a_sealed_set_stays_where_only_the_plan_of_its_journal_is_left(texts, tmp_path, tokenizer_dir, monkeypatch):
+    from shared_tokenizer.preparation.output import PLAN, PreparationOutput
+
+    def all_but_the_plan(self):
+        for summary in self.filesystem.glob(f"{self.journal}/slice-*.json"):
+            self.filesystem.rm_file(summary)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PreparationOutput, "remove_journal", all_but_the_plan)
+        with pytest.raises(KeyboardInterrupt):
+            run(texts, tmp_path / "out", tokenizer_dir)
+    before = content(tmp_path / "out")
+    assert (tmp_path / "out.partial" / PLAN).exists()
+    with pytest.raises(ValueError, match=r"val_fraction was 0\.3 and is now 0\.5"):
+        run(texts, tmp_path / "out", tokenizer_dir, val_fraction=0.5)
+    assert content(tmp_path / "out") == before
+    verify_manifest(tmp_path / "out")
+    monkeypatch.setattr("shared_tokenizer.preparation.prepare.run_slices", None)  # nothing is done again
+    run(texts, tmp_path / "out", tokenizer_dir)
+    assert content(tmp_path / "out") == before
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_no_preparation_works_without_its_lock(texts, tmp_path, tokenizer_dir, monkeypatch):
+    def gone(path, output):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr("shared_tokenizer.preparation.output._locked_file", gone)
+    with pytest.raises(ValueError, match="out: other processes are preparing it"):
+        run(texts, tmp_path / "out", tokenizer_dir)
+
+
 def test_a_plan_that_was_not_completed_is_nobodys(texts, tmp_path, tokenizer_dir):
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "plan.json.tmp").write_text("{")

@@ -86,6 +86,14 @@ def test_a_picture_that_cannot_be_drawn_ends_no_run(report, tmp_path, capsys):
     assert lines(tmp_path) == [{"step": 2, "val/loss": 2.0, "val/bits_per_byte": 1.0, "data/tokens_seen": 32}]
 
 
+def test_a_log_that_is_damaged_meanwhile_ends_no_run(report, tmp_path):
+    report.evaluation(1, loss=2.0, bits_per_byte=1.0)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"#" + path.read_bytes()[1:])
+    report.evaluation(2, loss=2.0, bits_per_byte=1.0)
+    assert path.read_bytes().count(b"\n") == 2
+
+
 class Number:
     """A number that whoever reads it has to wait for."""
 

@@ -40,6 +40,8 @@ REFUSED_KEYS = (
     "reasoning",
     "thinking",
     "train_detail",
+    "training_detail",
+    "refusal",
     "mask",
     "masked",
     "loss_mask",
@@ -106,9 +108,13 @@ def instruction_messages(instruction: str, input: str | None, output: str) -> tu
     )
 
 
-def system_message(content: str) -> tuple[Message, ...]:
-    """Return the system message of a text, none for a blank one. Raises ValueError where it is not Unicode."""
-    return (_checked("system", content, "system"),) if content.strip() else ()
+def system_message(content: str | list[Any]) -> tuple[Message, ...]:
+    """Return the system message of a text or of text parts, none for a blank one.
+
+    Raises ValueError where a part is no text, or the text is not Unicode.
+    """
+    text = _parse_content(content, "system")
+    return (_checked("system", text, "system"),) if text.strip() else ()
 
 
 def is_message(value: object) -> bool:
@@ -133,6 +139,8 @@ def unused_keys(value: list[Any]) -> Iterator[str]:
 def _parse_message(value: object, where: str, roles: Mapping[str, str], *, to_learn: bool) -> Message:
     if not isinstance(value, dict):
         raise ValueError(f"{where}: found {_kind(value)}, expected an object with a role and a content")
+    if to_learn and not is_message(value):
+        _refuse_keys(value, "content", where)
     role_key, content_key = _message_keys(value, where)
     role = _parse_role(value[role_key], where, roles, to_learn=to_learn)
     if to_learn:
@@ -169,7 +177,7 @@ def _refuse_keys(value: Mapping[str, Any], content_key: str, where: str) -> None
     for key in REFUSED_KEYS:
         if key not in value or value[key] in (None, "") or value[key] == [] or value[key] == {}:
             continue
-        beside = f" beside {content_key} null" if value[content_key] is None else ""
+        beside = f" beside {content_key} null" if value.get(content_key) is None else ""
         raise ValueError(
             f"{where}: found {key!r}{beside}, which no chat format here writes; put it into the content, or leave such "
             "conversations out"

@@ -15,6 +15,8 @@ from shared_tokenizer.tokenizers.train import SPECIAL_TOKENS
 # Share of texts above which spelled special tokens are no chance: prose about web pages or models stays below it, and
 # texts of which more are chats lose or learn something that nobody asked for.
 MOST_SPELLED = 0.01
+# Share of chats above which their messages do not speak about special tokens, but are written out with them.
+MOST_SPELLED_CHATS = 0.5
 SAMPLE = 1000
 _FORM_NAMES = {form.name for form in FORMS}
 
@@ -36,16 +38,19 @@ def refuse_rendered_sample(config: PrepareConfig, plan: Plan, given: Tokenizer |
         texts += isinstance(piece.content, str)
         summary.add_spellings(piece, spellings)
     _refuse_spelled(summary, texts, MOST_SPELLED if read < SAMPLE else 0.5)
+    _refuse_spelled_chats(summary, read - texts)
 
 
 def report_rows(summary: Summary, config: PrepareConfig, reporter: Reporter) -> None:
     """Log the special tokens that are spelled out and the columns that were not used.
 
-    Raises ValueError where `text_format` auto finds more than MOST_SPELLED of the texts to spell special tokens.
+    Raises ValueError where `text_format` auto finds more than MOST_SPELLED of the texts, or MOST_SPELLED_CHATS of the
+    chats, to spell special tokens.
     """
     texts = summary.documents - summary.counts["conversations"]
     if config.text_format == "auto":
         _refuse_spelled(summary, texts, MOST_SPELLED)
+        _refuse_spelled_chats(summary, summary.counts["conversations"])
     for kind, count in (("texts", texts), ("chats", summary.counts["conversations"])):
         found = summary.spelled.get(kind, Counter())
         if found[""]:
@@ -80,6 +85,16 @@ def _refuse_spelled(summary: Summary, texts: int, most: float) -> None:
             f"{_spelled_line(found, texts, 'texts')}: found more than {MOST_SPELLED:.0%}, expected texts without them; "
             "--text_format rendered encodes them as special tokens and reads whole chats as turns, --text_format "
             "letters learns them as letters"
+        )
+
+
+def _refuse_spelled_chats(summary: Summary, chats: int) -> None:
+    found = summary.spelled.get("chats", Counter())
+    if found[""] > MOST_SPELLED_CHATS * chats:
+        raise ValueError(
+            f"{_spelled_line(found, chats, 'chats')}: found more than {MOST_SPELLED_CHATS:.0%}, expected messages "
+            "without them; --text_format rendered reads a question and its answer that are written out as turns, "
+            "--text_format letters learns them as letters of the messages"
         )
 
 

@@ -34,7 +34,10 @@ class _Table:
     def __init__(self, file: io.BufferedReader, delimiter: str):
         csv.field_size_limit(min(rows.MAX_ROW_BYTES, sys.maxsize))
         self._file, self._delimiter = file, delimiter
-        self._reader = csv.reader(self._lines(), delimiter=delimiter, strict=True)
+        # Where the names stand after a space, so do the cells, also those in quotes.
+        names = file.peek(_BLOCK).partition(b"\n")[0].split(delimiter.encode())[1:]
+        is_spaced = bool(names) and all(name.startswith(b" ") for name in names)
+        self._reader = csv.reader(self._lines(), delimiter=delimiter, strict=True, skipinitialspace=is_spaced)
         self._record_bytes = 0
         self._header: list[str] = []
         self._number_columns: set[int] = set()
@@ -71,7 +74,7 @@ class _Table:
                 continue
             if not self._header:
                 if values:
-                    self._header = [values[0].removeprefix("\ufeff"), *values[1:]]
+                    self._header = _names([values[0].removeprefix("\ufeff"), *values[1:]])
                     if problem := self._header_problem():
                         yield BadRow(before + 1, problem, loses_rest=True)
                         return
@@ -105,7 +108,7 @@ class _Table:
         """Yield a record as one row, or as many bad rows as its lines where those are rows of their own."""
         if values[0].startswith("\ufeff"):
             values = [values[0].removeprefix("\ufeff"), *values[1:]]
-            if values == self._header:
+            if _names(values) == self._header:
                 return  # a second file that was appended to the first, with its header
         if len(values) != len(self._header):
             why = f"found {len(values)} fields, expected the {len(self._header)} of the header"
@@ -140,6 +143,11 @@ class _Table:
                 for i, fields in enumerate(inner[:_COMPARED_LINES])
             )
         )
+
+
+def _names(header: list[str]) -> list[str]:
+    """Return the names of the columns: without the spaces around them, and as pandas numbers those that have none."""
+    return [name.strip(" ") or f"Unnamed: {column}" for column, name in enumerate(header)]
 
 
 def _holds_bytes(value: str) -> bool:

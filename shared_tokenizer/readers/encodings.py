@@ -11,8 +11,11 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 UTF8_MARK = codecs.BOM_UTF8
+_LFS = b"version https://git-lfs.github.com/spec/"
 _KINDS_OF_FILES = (
-    (b"%PDF", "a PDF file; extract its text, for example with pdftotext"),
+    (_LFS, "what git-lfs left in place of the file; get the file with git lfs pull"),
+    (b"%PDF-", "a PDF file; extract its text, for example with pdftotext"),
+    (b"{\\rtf", "a document of an office program; save it as text"),
     (b"PK\x03\x04", "a zip archive (or a document of an office program); unpack it, or save it as text"),
     (b"\x1f\x8b", "a gzip file inside of another"),
     (b"\xfd7zXZ", "an xz file; unpack it"),
@@ -24,11 +27,17 @@ _KINDS_OF_FILES = (
     (b"GIF8", "a picture"),
     (b"SQLite format 3", "a database; export its table as CSV"),
     (b"ARROW1", "an Arrow file; save the table as parquet"),
+    (b"\xff\xff\xff\xff", "an Arrow file; save the table as parquet"),
+    (b"\x89HDF", "an HDF5 file; save it as parquet or CSV"),
     (b"GGUF", "a GGUF model"),
     (b"PAR1", "a parquet file; name it NAME.parquet"),
     (b"\xd0\xcf\x11\xe0", "a document of an office program; save it as text"),
     (b"\x00\x05\x16\x07", "a file that macOS writes next to a copied one"),
 )
+# No text of a person begins like this, so the rest need not be looked at.
+_NEVER_TEXT = (_LFS, b"%PDF-", b"{\\rtf")
+_TAR = b"ustar"
+_TAR_POSITION = 257
 _GUESSED_BYTES = 1 << 16
 # Python's name, the name for iconv, and characters that are frequent in such a text.
 _MULTIBYTE = (
@@ -57,6 +66,18 @@ def checked_encoding(name: str) -> str | None:
             f"encoding: found {name!r}, expected an encoding that Python knows, such as cp1252, utf-16 or shift_jis"
         ) from None
     return None if found.name in ("utf-8", "utf-8-sig") else found.name
+
+
+def kind_of_no_text(first: bytes) -> str | None:
+    """Return the kind of a file that is no text, and the way out; None for a text and for an unknown kind.
+
+    `first` is the first 512 bytes or more. A text may begin with the letters of a kind, but holds no NUL byte.
+    """
+    if first[_TAR_POSITION:].startswith(_TAR) and b"\0" in first:
+        return "a tar archive; unpack it, and give the folder"
+    if b"\0" not in first and not first.startswith(_NEVER_TEXT):
+        return None
+    return next((kind for magic, kind in _KINDS_OF_FILES if first.startswith(magic)), None)
 
 
 def explain_not_utf8(content: bytes, position: int, where: str = "") -> str:

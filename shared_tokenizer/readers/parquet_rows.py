@@ -9,8 +9,10 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from shared_tokenizer.readers import rows
+from shared_tokenizer.readers.encodings import kind_of_no_text
 from shared_tokenizer.readers.parquet_footer import dictionary_bytes
 from shared_tokenizer.readers.rows import BadRow, LostRestError, Piece, Row, too_long
+from shared_tokenizer.readers.streams import first_bytes
 
 _BATCH_ROWS = 512
 _BATCH_BYTES = 128 << 20
@@ -39,7 +41,9 @@ def read_parquet(path: Path, piece: Piece, encoding: str | None) -> Iterator[Row
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError, LostRestError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        what = str(error) if isinstance(error, LostRestError) else f"not a complete parquet file: {error}"
+        kind = kind_of_no_text(first_bytes(path, 1 << 9))
+        why = error if kind is None else f"looks like {kind}"
+        what = str(error) if isinstance(error, LostRestError) else f"not a complete parquet file: {why}"
         lost = "" if total is None else f"; {max(total - number + 1, 0):,} of {total:,} rows are lost"
         yield BadRow(number if total else 0, what + lost, loses_rest=True)
 

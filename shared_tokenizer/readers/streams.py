@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow
 
 from shared_tokenizer.readers import rows
-from shared_tokenizer.readers.encodings import UTF8_MARK, marked_encoding, unmarked_utf16
+from shared_tokenizer.readers.encodings import UTF8_MARK, kind_of_no_text, marked_encoding, unmarked_utf16
 from shared_tokenizer.readers.rows import LostRestError
 
 _COMPRESSIONS = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
@@ -22,10 +22,10 @@ def is_compressed(path: Path) -> bool:
     return _compression(path) is not None
 
 
-def first_bytes(path: Path) -> bytes:
-    """Return the first 4 bytes of a file."""
+def first_bytes(path: Path, count: int = 4) -> bytes:
+    """Return the first bytes of a file, fewer if it is shorter."""
     with path.open("rb") as file:
-        return file.read(4)
+        return file.read(count)
 
 
 def _compression(path: Path) -> str | None:
@@ -71,10 +71,13 @@ def open_content(path: Path, encoding: str | None = None, start: int = 0) -> Ite
 def find_encoding(path: Path, wanted: str | None) -> tuple[str | None, str | None]:
     """Return the encoding to read a file in, None for UTF-8, and the one that it seems to have without saying so.
 
-    A mark decides, then the content, where it is UTF-8 beyond doubt, then the wanted encoding.
+    A mark decides, then the content, where it is UTF-8 beyond doubt, then the wanted encoding. Raises LostRestError
+    where the file is of a kind that is no text.
     """
     with _decompressed(path) as file:
         first = file.peek(1 << 12)
+        if (kind := kind_of_no_text(first)) is not None:
+            raise LostRestError(f"found no text, expected a text file or rows: looks like {kind}")
         if first.startswith(UTF8_MARK):
             return None, None
         if (found := marked_encoding(first)) is not None:

@@ -71,6 +71,7 @@ def choose_columns(row: Mapping[str, Any]) -> Columns | None:
         (name for name in OTHER_CHAT_COLUMNS if list_cell(found.get(name)) is not None), None
     )
     if chat:
+        _refuse_label(found, (chat,))
         return Columns(content=chat)
     _refuse_ratings(found)
     _refuse_single_messages(found)
@@ -124,10 +125,15 @@ def _refuse_ratings(found: Mapping[str, Any]) -> None:
             "--text_column chosen learns the chosen ones alone"
         )
     pair = find_pair(found)
-    if pair is not None and isinstance(found.get("label"), bool):
+    if pair is not None:
+        _refuse_label(found, pair)
+
+
+def _refuse_label(found: Mapping[str, Any], columns: tuple[str, ...]) -> None:
+    if isinstance(found.get("label"), bool):
         raise ValueError(
-            f"found the columns {pair[0]}, {pair[1]} and a label of true or false, which rates answers, expected "
-            f"answers to learn; leave the false ones out, then --text_column {pair[0]}+{pair[1]}"
+            f"found the columns {', '.join(columns)} and a label of true or false, which rates answers, expected "
+            f"answers to learn; leave the false ones out, then --text_column {'+'.join(columns)}"
         )
 
 

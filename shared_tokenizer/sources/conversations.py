@@ -1,5 +1,6 @@
 """Cells of a row -> one conversation: a list of messages, or a question and its answer, with system and history."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -85,6 +86,8 @@ def read_pair(
     Question and answer may be lists of messages: those of the question are context only. Raises ValueError where a
     cell is neither.
     """
+    if isinstance(context, float) and math.isnan(context):
+        context = None  # an empty cell of a data frame
     asked, answered = list_cell(question), list_cell(answer)
     if asked is None and answered is None:
         texts = [text_cell(value, name) for value, name in ((question, names[0]), (answer, names[2]))]
@@ -102,7 +105,7 @@ def read_pair(
 
 def add_system(chat: tuple[Message, ...], value: object, column: str) -> tuple[Message, ...]:
     """Return a conversation with the system message of a column. Raises ValueError where it has another one already."""
-    system = system_message(text_cell(value, column))
+    system = system_message(value if isinstance(value, list) else text_cell(value, column))
     if system and chat[0].role == "system":
         if chat[0].content.strip() != system[0].content.strip():
             raise ValueError(f"column {column!r}: found another system message than that of the messages, expected one")

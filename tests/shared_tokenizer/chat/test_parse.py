@@ -95,6 +95,12 @@ def test_a_turn_of_weight_one_is_learned(key: dict[str, object]) -> None:
         ([USER, REPLY | {"train": "false"}], r"train: found 'false', expected 0 or 1"),
         ([USER, REPLY | {"weight": 0}], "found only turns of the assistant that are not to be learned"),
         ([USER, REPLY | {"train_detail": [{"begin": 0}]}], "found 'train_detail', which no chat format here writes"),
+        ([USER, REPLY | {"training_detail": [{"begin": 0}]}], "found 'training_detail', which no chat format here"),
+        (
+            [USER, {"role": "assistant", "function_call": {"name": "f"}}],
+            "'function_call' beside content null, which no",
+        ),
+        ([USER, {"role": "assistant", "content": None, "refusal": "No."}], "'refusal' beside content null, which no"),
         ([USER, REPLY | {"reasoning_content": "hm"}], "found 'reasoning_content', which no chat format here writes"),
         ([USER, {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}], "'tool_calls' beside content null"),
         (

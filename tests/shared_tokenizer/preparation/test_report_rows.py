@@ -124,10 +124,20 @@ def test_markers_that_no_token_has_are_a_bad_row(tmp_path):
 def test_a_prompt_that_is_written_out_and_its_completion_are_one_chat(tmp_path):
     rows = [{"prompt": f"<s>[INST] {ask} [/INST]", "completion": f" {reply}</s>"} for ask, reply in ROWS]
     source = write(tmp_path / "in.jsonl", rows)
-    _, lines, _ = run(source, tmp_path, "letters")
+    message = r"40 of 40 chats spell special tokens: .*<s> \(40\).*--text_format rendered.*--text_format letters"
+    with pytest.raises(ValueError, match=message):
+        run(source, tmp_path, "auto")
+    assert not (tmp_path / "auto" / "manifest.json").exists()
+    _, lines, _ = run(source, tmp_path, "letters", text_format="letters")
     assert any("40 of 40 chats spell special tokens" in line and "they stay letters" in line for line in lines)
     _, _, found = run(source, tmp_path, text_format="rendered")
     assert sorted(found) == sorted(f"<s>[INST] {ask} [/INST]{{ {reply} <|endoftext|>}}" for ask, reply in ROWS)
+
+
+def test_chats_of_which_fewer_than_half_spell_special_tokens_are_counted(tmp_path):
+    rows = [{"prompt": f"{ask} <s>" if i < 19 else ask, "completion": reply} for i, (ask, reply) in enumerate(ROWS)]
+    _, lines, _ = run(write(tmp_path / "in.jsonl", rows), tmp_path)
+    assert any("19 of 40 chats spell special tokens" in line and "they stay letters" in line for line in lines)
 
 
 def test_chats_of_letters_are_named_and_read_where_that_is_chosen(tmp_path):

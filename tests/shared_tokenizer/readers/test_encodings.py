@@ -1,7 +1,9 @@
 """Files in other encodings are read by their mark or by name, or refused with the way out."""
 
 import gzip
+import io
 import json
+import tarfile
 
 import pytest
 
@@ -12,6 +14,7 @@ from shared_tokenizer.sources.documents import Rejected, read_documents, read_fi
 from shared_tokenizer.sources.file_rules import FileRules
 from shared_tokenizer.sources.files import find_files
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4665a5\nsize 12345\n"
 LINES = [f"Zeile {i}: über die Brücke \u2013 „schön“." for i in range(200)]
 
 
@@ -105,3 +108,37 @@ def test_what_a_wrong_encoding_cannot_decode_loses_the_rest(tmp_path):
         with pytest.raises(ValueError, match=f"encoding: found '{name}', expected an encoding that Python knows"):
             checked_encoding(name)
     assert checked_encoding("UTF8") is None and checked_encoding("Latin-1") == "iso8859-1"
+
+
+def _tar() -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("a.txt"))
+    return gzip.compress(content.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.xlsx", b"PK\x03\x04\x14\0\x06\0", "looks like a zip archive"),
+        ("a.zip", b"PK\x03\x04\x14\0\x06\0", "looks like a zip archive"),
+        ("a.pdf", b"%PDF-1.4\nonly letters", "looks like a PDF file; extract its text"),
+        ("a.rtf", b"{\\rtf1\\ansi only letters}", "looks like a document of an office program"),
+        ("a.tar.gz", _tar(), "looks like a tar archive; unpack it"),
+        ("a.arrow", b"\xff\xff\xff\xff\x10\0\0\0", "looks like an Arrow file; save the table as parquet"),
+        *((f"a.{kind}", LFS, "git lfs pull") for kind in ("txt", "jsonl", "json", "csv", "parquet")),
+    ],
+)
+@pytest.mark.parametrize("encoding", [None, "utf-16-le", "cp1252"])
+def test_a_file_that_is_no_text_is_refused_by_its_kind(tmp_path, name, content, expected, encoding):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=expected) as found:
+        list(read_documents([str(tmp_path / name)], None, FileRules(encoding=encoding)))
+    assert "iconv" not in str(found.value)
+
+
+def test_a_text_may_begin_like_a_kind_of_file(tmp_path):
+    texts = ["GGUF is a format.", "Rar! Boom", "version https is newer"]
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i}.txt").write_text(text)
+    assert [document.text for document in read_documents([str(tmp_path)])] == texts

@@ -154,6 +154,21 @@ def test_ragged_and_broken_csv_rows_are_named(tmp_path, monkeypatch):
     assert "field larger" in reasons(path, "csv")[0][1]
 
 
+def test_columns_of_a_table_without_a_name_have_a_number_and_names_have_no_spaces_around_them(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(",v1, v2 ,,\n0,ham, hello,,\n\ufeff,v1, v2 ,,\n1,spam,win,more,\n", "utf-8")  # two files, joined
+    names = ["Unnamed: 0", "v1", "v2", "Unnamed: 3", "Unnamed: 4"]
+    cells = [["0", "ham", " hello", "", ""], ["1", "spam", "win", "more", ""]]
+    assert [row.value for row in read_rows(path, "csv")] == [dict(zip(names, row, strict=True)) for row in cells]
+
+
+def test_the_spaces_after_the_commas_of_a_header_are_not_those_of_its_cells(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('id, question , answer\n1, "Two, and two?",  Four.\n2, a, b\n')
+    cells = [{"id": "1", "question": "Two, and two?", "answer": "Four."}, {"id": "2", "question": "a", "answer": "b"}]
+    assert [row.value for row in read_rows(path, "csv")] == cells
+
+
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.zst", "a.parquet", "a.txt.gz"])
 def test_files_that_are_cut_or_are_something_else_are_named(tmp_path, name):
     path = tmp_path / name

@@ -144,6 +144,20 @@ def test_the_columns_next_to_a_chat_are_those_of_any_of_the_first_rows():
     assert str(find_columns(rows, RowRules())[0]) == "system + history + instruction + output"
 
 
+def test_a_system_column_of_text_parts_is_the_system_message():
+    parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]
+    row = {"messages": [ASK, REPLY]}
+    assert read(row | {"system": parts})[1] == read(row | {"system": "Be brief."})[1]
+    with pytest.raises(ValueError, match="system: found a part that is 'image'"):
+        read(row | {"system": [{"type": "image"}]})
+
+
+@pytest.mark.parametrize("question", ["Add.", [ASK]])
+def test_a_missing_context_of_a_data_frame_is_none(question):
+    rows = [{"instruction": question, "input": cell, "output": "3"} for cell in (None, float("nan"))]
+    assert read(rows[1])[1:] == read(rows[0])[1:]
+
+
 def test_the_assistants_turns_of_a_prompt_are_context_only():
     row = {"prompt": [ASK, REPLY | {"content": "Five."}, ASK | {"content": "Sure?"}], "completion": [REPLY]}
     assert [message.learned for message in read(row)[1]] == [True, False, True, True]
@@ -154,6 +168,7 @@ REFUSED = {
     "hh-rlhf": ({"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: b"}, "chosen and rejected"),
     "dpo lists": ({"prompt": [ASK], "chosen": [REPLY], "rejected": [REPLY]}, "chosen and rejected"),
     "kto": ({"prompt": "a", "completion": "b", "label": False}, "prompt, completion and a label"),
+    "kto messages": ({"messages": [ASK, REPLY], "label": True}, "messages and a label.*--text_column messages"),
     "one message": ({"role": "user", "content": "Hi"}, "role and content, which are one message of a conversation"),
     "oasst": ({"message_id": "x", "role": "prompter", "text": "Hi", "parent_id": None}, "role and text.*one message"),
     "prose and pair": (

@@ -28,7 +28,7 @@ from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.ops.xla_flags import knows_flag
 from shared_tokenizer.preparation.prepare import prepare
 from shared_tokenizer.preparation.prepare_config import PrepareConfig
-from shared_tokenizer.preparation.prepare_slice import Summary
+from shared_tokenizer.preparation.summary import Summary
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 from shared_tokenizer.tokenizers.train import train_tokenizer
 

@@ -62,7 +62,7 @@ class Checkpoints:
         self._belongs_to = {"tokenizer": tokenizer_fingerprint, "data": data_fingerprint}
         self._settings, self._check_settings = settings, check_settings
         if is_first():
-            for removed in self._directory.parent.glob(".removed-*"):
+            for removed in self._directory.parent.glob(".removed-[0-9]*"):
                 shutil.rmtree(removed)
             quarantine_damaged(self._directory, log)
         wait_for_all("damaged checkpoints are quarantined")

@@ -10,8 +10,8 @@ from jaxlm.common.command_line import make_console
 from jaxlm.common.next_command import next_command
 from shared_tokenizer.preparation.prepare import prepare
 from shared_tokenizer.preparation.prepare_config import PrepareConfig
-from shared_tokenizer.preparation.prepare_slice import Summary
 from shared_tokenizer.preparation.report import with_ratio
+from shared_tokenizer.preparation.summary import Summary
 
 
 class _Terminal:

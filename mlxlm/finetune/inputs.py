@@ -31,7 +31,7 @@ from shared_tokenizer.data.shards import MANIFEST
 from shared_tokenizer.load import find_tokenizer, tokenizer_directory
 from shared_tokenizer.preparation.prepare import prepare
 from shared_tokenizer.preparation.prepare_config import PrepareConfig, TextConfig
-from shared_tokenizer.preparation.prepare_slice import Summary
+from shared_tokenizer.preparation.summary import Summary
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 SETTINGS = FinetuneConfig.settings_file

@@ -12,8 +12,8 @@ from shared_tokenizer.chat.messages import Message, encode_chat
 from shared_tokenizer.chat.template import disagreement, read_chat_format, read_chat_template
 from shared_tokenizer.load import load_tokenizer, tokenizer_place
 from shared_tokenizer.preparation.prepare_config import PrepareConfig
-from shared_tokenizer.preparation.prepare_slice import refuse_lost_rest
 from shared_tokenizer.preparation.reporter import Reporter
+from shared_tokenizer.preparation.summary import refuse_lost_rest
 from shared_tokenizer.sources.documents import Document, Rejected
 from shared_tokenizer.sources.files import SNIFFED_ROWS
 from shared_tokenizer.sources.slices import Plan

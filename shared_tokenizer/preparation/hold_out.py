@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, replace
 
 from shared_tokenizer.data.shards import SPLITS
 from shared_tokenizer.preparation.prepare_config import PrepareConfig
-from shared_tokenizer.preparation.prepare_slice import DIGEST_BYTES, PrepareOptions, Summary, kept_documents
+from shared_tokenizer.preparation.prepare_slice import DIGEST_BYTES, PrepareOptions, kept_documents
 from shared_tokenizer.preparation.reporter import Reporter
+from shared_tokenizer.preparation.summary import Summary
 from shared_tokenizer.sources.documents import is_validation
 from shared_tokenizer.sources.slices import Plan
 

@@ -19,11 +19,12 @@ from shared_tokenizer.preparation.hold_out import with_both_splits
 from shared_tokenizer.preparation.output import PICTURE, STATISTICS, PreparationOutput
 from shared_tokenizer.preparation.plan_input import plan_input
 from shared_tokenizer.preparation.prepare_config import PrepareConfig
-from shared_tokenizer.preparation.prepare_slice import SliceJob, Summary, load_output_tokenizer
+from shared_tokenizer.preparation.prepare_slice import SliceJob, load_output_tokenizer
 from shared_tokenizer.preparation.report import draw_lengths, skipped_lines, statistics
 from shared_tokenizer.preparation.report_rows import refuse_rendered_sample, report_rows
 from shared_tokenizer.preparation.reporter import Reporter
 from shared_tokenizer.preparation.run_slices import run_slices
+from shared_tokenizer.preparation.summary import Summary
 from shared_tokenizer.sources.slices import Plan
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 

@@ -3,7 +3,7 @@
 import io
 from typing import Any
 
-from shared_tokenizer.preparation.prepare_slice import Summary
+from shared_tokenizer.preparation.summary import Summary
 
 PLACES_SHOWN = 3
 

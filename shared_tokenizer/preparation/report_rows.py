@@ -5,8 +5,8 @@ from collections import Counter
 
 from shared_tokenizer.chat.rendered import FORMS, Spellings
 from shared_tokenizer.preparation.prepare_config import PrepareConfig
-from shared_tokenizer.preparation.prepare_slice import Summary
 from shared_tokenizer.preparation.reporter import Reporter
+from shared_tokenizer.preparation.summary import Summary
 from shared_tokenizer.sources.documents import Document, cut_document
 from shared_tokenizer.sources.slices import Plan
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer

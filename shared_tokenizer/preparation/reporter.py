@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from shared_tokenizer.preparation.prepare_slice import Summary
+from shared_tokenizer.preparation.summary import Summary
 
 
 class Reporter(Protocol):

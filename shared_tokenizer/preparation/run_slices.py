@@ -7,13 +7,12 @@ from shared_tokenizer.preparation.prepare_config import PrepareConfig
 from shared_tokenizer.preparation.prepare_slice import (
     PrepareOptions,
     SliceJob,
-    Summary,
     digest_slice,
     find_duplicates,
     prepare_slice,
-    refuse_too_many_bad_rows,
 )
 from shared_tokenizer.preparation.reporter import Reporter
+from shared_tokenizer.preparation.summary import Summary, refuse_too_many_bad_rows
 
 
 def run_slices(jobs: list[SliceJob], config: PrepareConfig, reporter: Reporter) -> Summary:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from jaxlm.common.run.identity import IDENTITY
+from shared_tokenizer.preparation.output import OUTPUT_FILES
 
 # A directory may hold these before the settings file is there.
 _FIRST = ("run.lock", IDENTITY)
@@ -17,10 +18,10 @@ _TEMPORARY = re.compile(rf"\.({_NAMES})(\.new)?\.[a-z0-9_]{{8}}|\.removed-\d+|(a
 
 def holds_only_begun_files(directory: Path) -> bool:
     """Return True if everything in a directory was begun by a trainer that ended before its first step."""
-    names = {path.name for path in directory.iterdir()}
-    has_identity = IDENTITY in names
+    has_identity = (directory / IDENTITY).is_file()
     return all(
-        name in _FIRST or _TEMPORARY.fullmatch(name) or (has_identity and _DATA.fullmatch(name)) for name in names
+        path.name in _FIRST or _TEMPORARY.fullmatch(path.name) or (has_identity and _is_begun_data(path))
+        for path in directory.iterdir()
     )
 
 
@@ -30,8 +31,15 @@ def remove_leftovers(directory: Path, *, keep_data: bool) -> None:
     The caller holds the lock of the run.
     """
     for path in list(directory.iterdir()):
-        if _TEMPORARY.fullmatch(path.name) or (not keep_data and _DATA.fullmatch(path.name)):
+        if _TEMPORARY.fullmatch(path.name) or (not keep_data and _is_begun_data(path)):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+
+def _is_begun_data(path: Path) -> bool:
+    """Return True if a path is data that fine-tuning has begun to prepare, and not a folder of texts of that name."""
+    if not _DATA.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+        return False
+    return path.name != "data" or all(OUTPUT_FILES.fullmatch(inner.name) for inner in path.iterdir())

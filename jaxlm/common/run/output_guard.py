@@ -7,7 +7,7 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Self, TextIO
 
 # Nobody reads the stream any more; of other errors (a full disk under `> log`) the same is true of this run.
@@ -37,7 +37,7 @@ class GuardedStream:
             self._stream.flush()
 
     @contextlib.contextmanager
-    def _guarded(self) -> Any:
+    def _guarded(self) -> Iterator[None]:
         try:
             yield
         except BlockingIOError:

@@ -92,6 +92,17 @@ def test_a_folder_with_anything_else_is_not_empty(config, name):
     assert (path / name).read_text() == "precious"
 
 
+def test_a_folder_of_texts_in_a_begun_run_is_not_begun_data(config):
+    with pytest.raises(Killed), opened(config, fingerprints=None):
+        raise Killed
+    texts = run_directory.Path(config.output_dir) / "data"
+    texts.mkdir()
+    (texts / "thesis.txt").write_text("precious")
+    with pytest.raises(ValueError, match="is not empty and holds no run"), opened(config, fingerprints=None):
+        pass
+    assert (texts / "thesis.txt").read_text() == "precious"
+
+
 def test_a_run_is_of_its_data_and_tokenizer_before_its_first_checkpoint(config):
     open_and_close(config)
     resumed = replace(config, resume=True)

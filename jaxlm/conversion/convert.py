@@ -1,7 +1,6 @@
 """Conversion with a proof: write a model, read it back, compare it with its source, and keep the report."""
 
 import contextlib
-import fcntl
 import glob
 import json
 import os
@@ -33,6 +32,7 @@ from jaxlm.conversion.compare import (
 from jaxlm.load import open_weights
 from shared_tokenizer.gguf.writer import gguf_tokenizer_metadata, other_stop_ids
 from shared_tokenizer.load import load_tokenizer, tokenizer_directory
+from shared_tokenizer.locks import LockedError, locked_file
 from shared_tokenizer.manifest import refuse_inside_sealed, sealed_directory, write_file
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
@@ -224,10 +224,10 @@ def _refuse_existing(destination: Path) -> None:
 def _locked(temporary: Path, destination: Path) -> Iterator[None]:
     """Lock out other conversions to the same file. Raises ValueError where another process holds the lock."""
     path = temporary.with_name(f"{temporary.name}{_LOCK}")
-    with path.open("w") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(locked_file(path))
+        except LockedError:
             raise ValueError(f"{destination}: another process is writing it; wait for it to end") from None
         try:
             yield

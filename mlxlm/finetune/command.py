@@ -12,4 +12,5 @@ def main(config: FinetuneConfig) -> None:
     if not finetune(config):
         # All is saved; a closing terminal sends its signal once more, and it must not reach the end of Python.
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(0)

@@ -4,7 +4,6 @@ Both may be on any filesystem that fsspec knows. Only files that a preparation h
 """
 
 import contextlib
-import fcntl
 import hashlib
 import re
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 import fsspec
 
 from shared_tokenizer.data.shards import MANIFEST, TOKENIZER
+from shared_tokenizer.locks import LockedError, locked_file
 from shared_tokenizer.manifest import MANIFEST as SEAL
 from shared_tokenizer.manifest import (
     manifest_lines,
@@ -111,11 +111,17 @@ class PreparationOutput:
                 self.filesystem.makedirs(self.journal, exist_ok=True)
                 # Whoever has finished meanwhile has removed the journal.
                 with contextlib.suppress(FileNotFoundError):
-                    stack.enter_context(_locked_file(Path(self.journal, LOCK), self._given))
+                    self._take_lock(stack)
                     break
             else:
                 raise ValueError(f"{self._given}: other processes are preparing it; wait for them to end")
             yield
+
+    def _take_lock(self, stack: contextlib.ExitStack) -> None:
+        try:
+            stack.enter_context(locked_file(Path(self.journal, LOCK)))
+        except LockedError:
+            raise ValueError(f"{self._given}: another process is preparing it; wait for it to end") from None
 
     def begin(self, plan: bytes) -> None:
         """Remove what an unfinished preparation has written, write the plan, and create the output directory.
@@ -194,13 +200,3 @@ class PreparationOutput:
         with contextlib.suppress(FileNotFoundError):
             if self.filesystem.exists(directory) and set(self._names(directory)) <= {LOCK}:
                 self.filesystem.rm(directory, recursive=True)
-
-
-@contextlib.contextmanager
-def _locked_file(path: Path, output: str) -> Iterator[None]:
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{output}: another process is preparing it; wait for it to end") from None
-        yield

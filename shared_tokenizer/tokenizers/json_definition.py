@@ -141,7 +141,7 @@ def _check_growth(normalizer: Any) -> None:
             # A pattern may match one character, or none at all: then its replacement is inserted.
             growth *= max(1.0, len(content) / len(text) if isinstance(text, str) and text else len(content) + 1)
         elif step.get("type") == "Prepend" and isinstance(step.get("prepend"), str):
-            growth += len(step["prepend"]) / LARGEST_ID
+            growth += len(step["prepend"]) / LARGEST_ID  # once a text, however long that is: it counts little
         if growth > LARGEST_GROWTH:
             raise ValueError(
                 f"{DEFINITION_FILE}: normalizer: found steps that make a text {growth:,.0f} times as long, expected at "

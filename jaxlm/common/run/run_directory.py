@@ -1,7 +1,6 @@
 """The directory of a run: its files, its lock, its identity and settings."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ from jaxlm.common.run.begun_files import holds_only_begun_files, remove_leftover
 from jaxlm.common.run.complete_checkpoints import checkpoint_fingerprints, checkpoint_steps, directory_id
 from jaxlm.common.run.identity import IDENTITY, RunIdentity, read_identity, write_identity
 from jaxlm.common.run.same_run import check_same_settings, check_settings_file
+from shared_tokenizer.locks import LockedError, locked_file
 from shared_tokenizer.manifest import refuse_inside_sealed, write_file
 from shared_tokenizer.settings import resumable_fields, with_defaults, with_new_names
 
@@ -257,12 +257,11 @@ def _take_away(run: RunDirectory, settings_file: str, *, with_folder: bool) -> N
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("a+", encoding="utf-8") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
+            file = stack.enter_context(locked_file(path))
+        except LockedError as error:
+            owner = str(error) or "another process"
             raise ValueError(
                 f"{path.parent}: another trainer is at work here ({owner}); wait for it or stop it"
             ) from error

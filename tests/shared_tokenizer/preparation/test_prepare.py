@@ -374,10 +374,10 @@ def test_a_sealed_set_stays_where_only_the_plan_of_its_journal_is_left(texts, tm
 
 
 def test_no_preparation_works_without_its_lock(texts, tmp_path, tokenizer_dir, monkeypatch):
-    def gone(path, output):
+    def gone(path):
         raise FileNotFoundError(path)
 
-    monkeypatch.setattr("shared_tokenizer.preparation.output._locked_file", gone)
+    monkeypatch.setattr("shared_tokenizer.preparation.output.locked_file", gone)
     with pytest.raises(ValueError, match="out: other processes are preparing it"):
         run(texts, tmp_path / "out", tokenizer_dir)
 

@@ -6,6 +6,7 @@ from typing import Any
 from shared_tokenizer.preparation.summary import Summary
 
 PLACES_SHOWN = 3
+_LEFT_OUT = {"empty": "empty", "short": "shorter than min_text_length", "duplicates": "copies of an earlier one"}
 
 
 def statistics(summary: Summary) -> dict[str, Any]:
@@ -28,12 +29,14 @@ def statistics(summary: Summary) -> dict[str, Any]:
 
 
 def skipped_lines(summary: Summary) -> list[str]:
-    """Return the number of rows that were skipped, and the first places; empty where all were read."""
+    """Return the number of rows that were skipped and the first places, and the documents that were left out."""
     lines = []
     if count := summary.counts["bad_rows"]:
         shown = summary.bad_rows[:PLACES_SHOWN]
         lines = [f"skipped {count:,} rows that cannot be read{', the first:' if count > len(shown) else ':'}"]
         lines += [f"  {line}" for line in shown]
+    if left_out := [f"{summary.counts[name]:,} {words}" for name, words in _LEFT_OUT.items() if summary.counts[name]]:
+        lines.append(f"documents left out: {', '.join(left_out)}")
     return lines
 
 

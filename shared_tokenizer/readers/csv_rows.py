@@ -100,8 +100,13 @@ class _Table:
                 return explain_not_utf8(content, error.start, f"{error.start} of the header")
         if len(set(header)) < len(header):
             return f"found a column name twice in the header {header}, expected each name once"
-        if len(header) == 1 and ";" in header[0]:
-            return f"found columns separated by ';', expected {self._delimiter!r}; save the file with that separator"
+        other = next((mark for mark in ";|\t," if mark in header[0]), None)
+        if len(header) == 1 and other is not None:
+            name = {"\t": ", or name it NAME.tsv", ",": ", or name it NAME.csv"}.get(other, "")
+            return (
+                f"found columns separated by {other!r}, expected {self._delimiter!r}; save the file with that "
+                f"separator{name}"
+            )
         return None
 
     def _rows(self, values: list[str], line: int, spanned: int) -> Iterator[Row | BadRow]:

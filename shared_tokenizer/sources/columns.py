@@ -130,7 +130,9 @@ def _refuse_ratings(found: Mapping[str, Any]) -> None:
 
 
 def _refuse_label(found: Mapping[str, Any], columns: tuple[str, ...]) -> None:
-    if isinstance(found.get("label"), bool):
+    label = found.get("label")
+    # A CSV file holds it as a text.
+    if isinstance(label, bool) or (isinstance(label, str) and label.lower() in ("true", "false")):
         raise ValueError(
             f"found the columns {', '.join(columns)} and a label of true or false, which rates answers, expected "
             f"answers to learn; leave the false ones out, then --text_column {'+'.join(columns)}"

@@ -122,7 +122,7 @@ def _walk(folder: Path, found: Listing, leave_out: Collection[Path]) -> Iterator
                 folders.remove(name)
         for name in names:
             path = where / name
-            if name.startswith("."):
+            if name.startswith((".", "~$")):  # "~$": the lock of an office program
                 found.left_out["hidden"].append(printable(path.relative_to(folder)))
             else:
                 yield path

@@ -140,6 +140,16 @@ def test_chats_of_which_fewer_than_half_spell_special_tokens_are_counted(tmp_pat
     assert any("19 of 40 chats spell special tokens" in line and "they stay letters" in line for line in lines)
 
 
+def test_documents_that_are_left_out_are_counted_aloud(tmp_path):
+    rows = [{"text": ask} for ask, _ in ROWS] + [{"text": ""}] * 15 + [{"text": "ab"}] * 2 + [{"text": ROWS[0][0]}] * 3
+    source = write(tmp_path / "in.jsonl", rows)
+    _, lines, _ = run(source, tmp_path, min_text_length=3, dedup=True)
+    said = "15 empty, 2 shorter than min_text_length, 3 copies of an earlier one"
+    assert f"documents left out: {said}" in lines
+    source = write(tmp_path / "all.jsonl", rows[:40])
+    assert not any("left out" in line for line in run(source, tmp_path, "all")[1])
+
+
 def test_chats_of_letters_are_named_and_read_where_that_is_chosen(tmp_path):
     rows = [{"text": f"### Instruction:\n{ask}\n\n### Response:\n{reply}"} for ask, reply in ROWS]
     source = write(tmp_path / "in.jsonl", rows)

@@ -147,6 +147,12 @@ def test_ragged_and_broken_csv_rows_are_named(tmp_path, monkeypatch):
     assert [number for number, _ in reasons(path, "csv")] == [3]
     path.write_text("id;text\n1;a\n")
     assert "separated by ';', expected ','" in reasons(path, "csv")[0][1]
+    path.write_text("id|text\n1|a\n")
+    assert "separated by '|', expected ','" in reasons(path, "csv")[0][1]
+    path.write_text("id\ttext\n1\ta\n")
+    assert reasons(path, "csv")[0][1].endswith("expected ','; save the file with that separator, or name it NAME.tsv")
+    path.write_text("id,text\n1,a\n")
+    assert reasons(path, "tsv")[0][1].endswith("expected '\\t'; save the file with that separator, or name it NAME.csv")
     path.write_text("a,a\n1,2\n")
     assert reasons(path, "csv") == [(1, "found a column name twice in the header ['a', 'a'], expected each name once")]
     monkeypatch.setattr(rows_module, "MAX_ROW_BYTES", 100)

@@ -35,11 +35,12 @@ def test_what_systems_leave_in_a_folder_is_no_text(tmp_path):
             ".DS_Store": b"\0",
             ".git/config.txt": "x",
             ".ipynb_checkpoints/a.md": "x",
+            "~$notes.txt": b"\x05abc\0",
         },
     )
     found, lines = names(tmp_path)
     assert found == ["notes.txt"]
-    assert lines == ["left out: 5 hidden (.DS_Store, ._notes.txt, .git/, ...)"]
+    assert lines == ["left out: 6 hidden (.DS_Store, ._notes.txt, .git/, ...)"]
 
 
 def test_a_clone_of_a_data_set_is_its_rows(tmp_path):

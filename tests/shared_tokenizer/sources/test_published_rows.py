@@ -168,6 +168,7 @@ REFUSED = {
     "hh-rlhf": ({"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: b"}, "chosen and rejected"),
     "dpo lists": ({"prompt": [ASK], "chosen": [REPLY], "rejected": [REPLY]}, "chosen and rejected"),
     "kto": ({"prompt": "a", "completion": "b", "label": False}, "prompt, completion and a label"),
+    "kto of a CSV": ({"prompt": "a", "completion": "b", "label": "False"}, "prompt, completion and a label"),
     "kto messages": ({"messages": [ASK, REPLY], "label": True}, "messages and a label.*--text_column messages"),
     "one message": ({"role": "user", "content": "Hi"}, "role and content, which are one message of a conversation"),
     "oasst": ({"message_id": "x", "role": "prompter", "text": "Hi", "parent_id": None}, "role and text.*one message"),

@@ -21,6 +21,8 @@ GROUPS = (
     "devices",
     "advanced",
 )
+# Columns of a terminal that every line of the help fits into.
+LINE = 80
 # Words that people bring from other programs -> flags of ours, the first that a command has.
 FOREIGN_WORDS = {
     "lr": ("optimizer.learning_rate",),
@@ -135,6 +137,8 @@ def arrange_help(parser: Any, settings_class: type, *, full: bool) -> None:
             heading = rules.group or ("advanced" if has_basic else "settings")
         if rules is not None and rules.more_help:
             action.help = f"{action.help} {rules.more_help}"
+        if isinstance(action.metavar, str) and len(f"  --{name} {action.metavar}") > LINE:
+            action.metavar = child.upper() or name.upper()  # a long list of choices: the type names them too
         if full or (name != "print_config" and (not has_basic or rules is None or rules.basic)):
             groups.setdefault(heading, []).append(action)
     order = [*(name for name in ("options", "settings", *GROUPS) if name in groups)]

@@ -36,7 +36,7 @@ _SHOWN = 5
 
 @dataclass
 class Row:
-    """What was tried of one kind."""
+    """Trials of one kind and their outcomes."""
 
     trials: int = 0
     tried: int = 0

@@ -74,7 +74,7 @@ class Reference:
     names: frozenset[str]
     """Files and folders at the top of the output, and beside it."""
     changes: int
-    """How often it changed files, which is the number of moments for a fault."""
+    """Number of times that it changed files, which is the number of moments for a fault."""
     seconds: float
 
 

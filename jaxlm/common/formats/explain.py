@@ -1,4 +1,4 @@
-"""What a path that is no model is instead, and the way out: one line for each thing that people name by mistake."""
+"""A path that is no model -> what it is instead, and the way out: a line for each thing that people name by mistake."""
 
 import json
 from collections.abc import Iterator, Mapping

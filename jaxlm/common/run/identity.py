@@ -24,7 +24,7 @@ class RunIdentity:
     settings: Mapping[str, Any]
     """All settings as plain values, as the settings file holds them."""
     fingerprints: Mapping[str, str] = field(default_factory=dict)
-    """What the run depends on (data, tokenizer, model, teacher), by name; empty until it is known."""
+    """Fingerprints of what the run depends on (data, tokenizer, model, teacher), by name; empty until it is known."""
     settings_digests: tuple[str, ...] = ()
     """sha256 of the settings file as it was written last, and of the one before."""
 

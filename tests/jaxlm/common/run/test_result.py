@@ -51,6 +51,8 @@ def test_a_new_result_that_is_not_as_it_was_written_replaces_nothing(tmp_path):
 def test_what_a_killed_start_left_is_written_anew(tmp_path):
     write(tmp_path / "artifact.new", "of a killed start")
     place(tmp_path, "new")
+    assert (tmp_path / "artifact" / "model").read_text() == "new"
+    assert not (tmp_path / "artifact.new").exists()
 
 
 def test_damaged_directories_do_not_grow_without_end(tmp_path):

@@ -1,4 +1,6 @@
-"""Flags that keep XLA from computing wrong numbers, set before it reads its environment.
+"""Flags that keep XLA for CPUs from computing wrong numbers, and from computing the right ones slowly.
+
+Set before XLA reads its environment.
 
 On CPUs, jaxlib 0.10.2 to 0.12.0.1 fuse reductions with what comes before them into kernels of a library (YNN). Where
 that is a product, the kernel may be wrong without an error: `jnp.sum(x @ jnp.ones((16, 16)))` gives a 16th of the sum,
@@ -6,6 +8,10 @@ and 0.10.2 computes the norms of 32,769 transformed rows wrongly (jax#39103). Ot
 
 So reductions are left to XLA itself, and single products to the library: without those too, a training step would take
 twice as long. `jaxlm.training.known_answers` compares both with numpy.
+
+XLA splits its reductions into windows of 32 numbers, which it adds one by one. Unsplit they are vectorized: with that
+pass off, a step of ternary-25m takes 0.87 of the time (AMD EPYC with AVX-512, 2 cores, 2026-11-29), and a sum of 2^29
+float32 numbers is still within 3e-6.
 """
 
 import contextlib
@@ -16,7 +22,7 @@ from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
 NO_FUSED_REDUCTIONS = "xla_cpu_experimental_ynn_fusion_type"
-XLA_FLAGS = {NO_FUSED_REDUCTIONS: "-reduce"}
+XLA_FLAGS = {NO_FUSED_REDUCTIONS: "-reduce", "xla_disable_hlo_passes": "tree_reduction_rewriter"}
 
 
 def set_xla_flags(environment: MutableMapping[str, str] = os.environ) -> None:

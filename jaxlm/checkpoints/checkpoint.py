@@ -238,9 +238,17 @@ def newest_complete_step(directory: Path, log: Callable[[str], None]) -> int:
 
 
 def _val_loss(checkpoint: Path) -> float | None:
-    """Return the held-out loss that was saved with a checkpoint, None where there was no evaluation."""
+    """Return the held-out loss that was saved with a checkpoint, None where there was no evaluation.
+
+    Raises DamagedError where the file holds no such number.
+    """
     path = checkpoint / _METRICS
-    return json.loads(path.read_text("utf-8"))[VAL_LOSS] if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return float(json.loads(path.read_text("utf-8"))[VAL_LOSS])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DamagedError(f"{path}: found no {VAL_LOSS}; restore the file, or remove this checkpoint") from error
 
 
 def _abstract(tree: Any) -> Any:

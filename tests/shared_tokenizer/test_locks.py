@@ -16,6 +16,15 @@ def test_a_lock_is_held_by_one_and_says_by_whom(tmp_path: Path):
         pass
 
 
+def test_a_moment_in_which_another_looks_at_the_lock_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "lock"
+    with path.open("a+") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        monkeypatch.setattr("time.sleep", lambda seconds: fcntl.flock(looking, fcntl.LOCK_UN))
+        with locked_file(path):
+            pass
+
+
 def test_the_lock_of_a_file_that_its_holder_removed_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path, real, calls = tmp_path / "lock", fcntl.flock, []
 

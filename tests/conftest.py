@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.rotary import RopeScaling
 from jaxlm.ops.xla_flags import knows_flag
 from shared_tokenizer.preparation.prepare import prepare
 from shared_tokenizer.preparation.prepare_config import PrepareConfig
@@ -104,6 +105,10 @@ def flipped_bit(files: Sequence[Path], rng: np.random.Generator) -> Iterator[Pat
     path.write_bytes(whole)
 
 
+LINEAR = RopeScaling(type="linear", factor=2.0)
+LLAMA3 = RopeScaling(type="llama3", factor=8.0, original_max_seq_len=32)
+YARN = RopeScaling(type="yarn", factor=4.0, original_max_seq_len=16, beta_fast=4.0)
+
 # Points of the architecture grid that between them use every option.
 VARIANTS = {
     "ternary": {},
@@ -122,6 +127,10 @@ VARIANTS = {
     },
     "hybrid": {"token_mixer": ("mlgru", "mlgru", "attention"), "num_layers": 6},
     "int8_embedding": {"embedding": "int8", "sub_norm": False},
+    # A Qwen2 and a Qwen3 in ternary, and a dense Llama 3 whose head_dim is free.
+    "attention_bias": {"attention_bias": True, "sub_norm": False, "rope_scaling": LINEAR},
+    "qk_norm": {"qk_norm": True, "sub_norm": False, "head_dim": 16, "rope_scaling": YARN},
+    "dense_llama3": {"linear": "dense", "activation": "gelu", "rope_theta": 500.0, "rope_scaling": LLAMA3},
     "ternary_embedding": {"embedding": "ternary"},
 }
 

@@ -11,6 +11,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.initial_weights import initial_std
+from jaxlm.common.architecture.parameters import has_bias
+from jaxlm.common.architecture.rotary import rotary_attention_factor, rotary_frequencies
 from jaxlm.common.architecture.ternary import quantize_rows
 from jaxlm.ops.shapes import Features, Hidden, Outputs, Positions
 from jaxlm.ops.ternary_linear import (
@@ -43,7 +45,7 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """y = x W^T without bias, W `[out, in]`.
+    """y = x W^T, or x W^T + b with `has_bias`, W `[out, in]`.
 
     `checkpoint_name` tags the output with the layer's name, so that a remat policy can save it.
     """
@@ -51,15 +53,21 @@ class Linear(nn.Module):
     config: ModelConfig
     features: int
     init_std: float
+    has_bias: bool = False
 
     def __call__(self, x: Features) -> Outputs:
-        x, weight = self.operands(x)
-        return checkpoint_name(jnp.einsum("...i,oi->...o", x, weight.astype(x.dtype)), self.name or "")
+        x, weight, bias = self._operands_and_bias(x)
+        y = jnp.einsum("...i,oi->...o", x, weight.astype(x.dtype))
+        return checkpoint_name(_with_bias(y, bias), self.name or "")
 
-    @nn.compact
     def operands(self, x: Features) -> tuple[Features, jax.Array]:
         """Return x and W, for `cross_entropy_sum`, which multiplies them in chunks."""
-        return x, self.param("weight", nn.initializers.normal(self.init_std), (self.features, x.shape[-1]))
+        return self._operands_and_bias(x)[:2]
+
+    @nn.compact
+    def _operands_and_bias(self, x: Features) -> tuple[Features, jax.Array, jax.Array | None]:
+        weight = self.param("weight", nn.initializers.normal(self.init_std), (self.features, x.shape[-1]))
+        return x, weight, _bias(self)
 
 
 class BitLinear(nn.Module):
@@ -73,21 +81,36 @@ class BitLinear(nn.Module):
     config: ModelConfig
     features: int
     init_std: float
+    has_bias: bool = False
 
     def __call__(self, x: Features | QuantizedFeatures) -> Outputs:
         name = self.name or ""
-        x, weight = self.operands(x)
+        x, weight, bias = self._operands_and_bias(x)
         if not isinstance(x, QuantizedFeatures):
             x = quantize_features(x, f"{name}_input")
-        return checkpoint_name(ternary_linear(x, weight, name), name)
+        return checkpoint_name(_with_bias(ternary_linear(x, weight, name), bias), name)
 
-    @nn.compact
     def operands(self, x: Features | QuantizedFeatures) -> tuple[Features | QuantizedFeatures, TernaryWeight]:
         """Return x after the layer's own norm and W, for `cross_entropy_sum`, which multiplies them in chunks."""
+        return self._operands_and_bias(x)[:2]
+
+    @nn.compact
+    def _operands_and_bias(
+        self, x: Features | QuantizedFeatures
+    ) -> tuple[Features | QuantizedFeatures, TernaryWeight, jax.Array | None]:
         if self.config.linear_norm and not isinstance(x, QuantizedFeatures):
             x = RMSNorm(self.config.norm_eps, name="rms_norm")(x)
         in_features = (x.codes if isinstance(x, QuantizedFeatures) else x).shape[-1]
-        return x, _ternary_weight(self, (self.features, in_features), self.init_std)
+        return x, _ternary_weight(self, (self.features, in_features), self.init_std), _bias(self)
+
+
+def _bias(module: Linear | BitLinear) -> jax.Array | None:
+    """Return the module's `bias` `[out]`, None where it has none."""
+    return module.param("bias", nn.initializers.zeros, (module.features,)) if module.has_bias else None
+
+
+def _with_bias(y: Outputs, bias: jax.Array | None) -> Outputs:
+    return y if bias is None else y + jnp.expand_dims(bias.astype(y.dtype), range(y.ndim - 1))
 
 
 def _ternary_weight(module: nn.Module, shape: tuple[int, int], init_std: float) -> TernaryWeight:
@@ -108,7 +131,7 @@ def shared_input(config: ModelConfig, x: Features) -> Features | QuantizedFeatur
 def block_linear(config: ModelConfig, features: int, name: str) -> nn.Module:
     """Return a linear layer of a block, of the kind that the config names."""
     kind = BitLinear if config.linear == "ternary" else Linear
-    return kind(config, features, initial_std(config, name), name=name)
+    return kind(config, features, initial_std(config, name), has_bias(config, name), name=name)
 
 
 class QuantizedRows(flax.struct.PyTreeNode):
@@ -161,15 +184,17 @@ class FeedForward(nn.Module):
         return block_linear(config, config.hidden_size, "down_proj")(inner)
 
 
-def rotary(x: jax.Array, positions: Positions, theta: float) -> jax.Array:
+def rotary(x: Features, positions: Positions, config: ModelConfig) -> jax.Array:
     """Rotate x `[B, L, heads, H]` by position, split-half as Hugging Face does (arXiv 2104.09864).
 
-    Pair i of a head, (x_i, x_{i + H/2}), turns by the angle position * theta^(-2i / H).
+    Pair i of a head, (x_i, x_{i + H/2}), turns by the angle position * frequency i (see `rotary_frequencies`).
     """
     half = x.shape[-1] // 2
-    frequencies = np.float32(theta ** (-np.arange(half) / half)).reshape(1, 1, 1, half)
-    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
+    frequencies = rotary_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+    angles = positions[:, :, None, None].astype(jnp.float32) * np.float32(frequencies).reshape(1, 1, 1, half)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
+    if (factor := rotary_attention_factor(config.rope_scaling)) != 1:
+        cos, sin = cos * factor, sin * factor
     first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)

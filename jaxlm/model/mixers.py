@@ -43,7 +43,10 @@ class KVCache(flax.struct.PyTreeNode):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions, and a norm before `o_proj` where there are sub-norms."""
+    """Grouped-query attention with rotary positions.
+
+    With `qk_norm` there is a norm on every query and key head, with sub-norms one before `o_proj`.
+    """
 
     config: ModelConfig
 
@@ -57,8 +60,10 @@ class Attention(nn.Module):
         queries = self._heads("q_proj", config.num_heads, shared)
         keys = self._heads("k_proj", config.num_kv_heads, shared)
         values = self._heads("v_proj", config.num_kv_heads, shared)
-        queries = rotary(queries, positions, config.rope_theta)
-        keys = rotary(keys, positions, config.rope_theta)
+        if config.qk_norm:
+            queries = RMSNorm(config.norm_eps, name="q_norm")(queries)
+            keys = RMSNorm(config.norm_eps, name="k_norm")(keys)
+        queries, keys = rotary(queries, positions, config), rotary(keys, positions, config)
         if cache is None:
             attention_output = causal_attention(queries, keys, values, context.segment_ids, context.attention)
         else:

@@ -113,9 +113,13 @@ def _leaf_sharding(mesh: Mesh, path: tuple[Any, ...], shape: tuple[int, ...]) ->
     names = [name for key in path for name in _key_name(key).split(".")]
     axes = matrix_axes()
     logical = next((axes[name] for name in reversed(names) if name in axes), None)
-    if logical is None or len(shape) < 2 or any("norm" in name for name in names):
+    # A bias is split as the outputs of its matrix.
+    logical = logical[:1] if logical and names[-1] == "bias" else logical
+    if logical is None or len(shape) < len(logical) or any("norm" in name for name in names):
         return NamedSharding(mesh, PartitionSpec())
-    return NamedSharding(mesh, PartitionSpec(*[None] * (len(shape) - 2), *_dividing_axes(mesh, logical, shape[-2:])))
+    last = len(logical)
+    axes = _dividing_axes(mesh, logical, shape[-last:])
+    return NamedSharding(mesh, PartitionSpec(*[None] * (len(shape) - last), *axes))
 
 
 def _dividing_axes(mesh: Mesh | AbstractMesh, names: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:

@@ -5,7 +5,7 @@ depends on them (model, schedule, prompt, batches, initial weights), and the run
 """
 
 import contextlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import grain
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from jaxlm.checkpoints.init_from import initial_fingerprint, open_initial
-from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.config import ModelConfig, recorded_fields
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.run.run_directory import RunDirectory
 from jaxlm.common.run.schedule_changes import log_warmup
@@ -107,7 +107,7 @@ def open_inputs(
         def check(run: RunDirectory) -> None:
             check_tokenizer(run, tokenizer.fingerprint)
 
-        stack.enter_context(open_run(config, asdict(model_config), fingerprints, check, console.print))
+        stack.enter_context(open_run(config, recorded_fields(model_config), fingerprints, check, console.print))
     return TrainingInputs(config, model_config, tokenizer, data, initial, run, mesh, stop)
 
 

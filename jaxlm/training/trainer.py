@@ -4,7 +4,6 @@ import contextlib
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any, SupportsFloat
 
 import jax
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from jaxlm.checkpoints.checkpoint import Checkpoints
 from jaxlm.checkpoints.export import export_artifact
+from jaxlm.common.architecture.config import recorded_fields
 from jaxlm.common.command_line import make_console
 from jaxlm.common.next_command import next_command
 from jaxlm.common.run.result import new_result, place_result
@@ -63,7 +63,7 @@ def train(config: TrainConfig) -> bool:
 
 
 def _open_checkpoints(inputs: TrainingInputs, console: Console) -> Checkpoints:
-    fixed = fixed_settings(TrainConfig, run_settings(inputs.config, asdict(inputs.model_config)))
+    fixed = fixed_settings(TrainConfig, run_settings(inputs.config, recorded_fields(inputs.model_config)))
     settings = json.loads(json.dumps(fixed))  # tuples are lists there
 
     def check_settings(before: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -10,6 +10,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from jaxlm.common.architecture.config import recorded_fields
 from mlxlm.model.language_model import LanguageModel
 from mlxlm.model.layers import BitLinear
 from mlxlm.model.trees import flat_arrays
@@ -106,7 +107,7 @@ def base_fingerprint(model: LanguageModel) -> str:
 
     Floats are hashed as bfloat16, so that a copy rounded to it has the same fingerprint.
     """
-    digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(recorded_fields(model.config), sort_keys=True).encode())
     for path, array in sorted(flat_arrays(model.parameters()).items()):
         if path.rpartition(".")[2] in ("lora_a", "lora_b"):
             continue

@@ -26,7 +26,7 @@ class BitLinear(nn.Module):
     and `weight_scale` is `[1]`.
     """
 
-    def __init__(self, config: ModelConfig, in_features: int, out_features: int):
+    def __init__(self, config: ModelConfig, in_features: int, out_features: int, has_bias: bool = False):
         super().__init__()
         self.in_features = in_features
         self._scale_dtype = config.scale_dtype
@@ -34,9 +34,16 @@ class BitLinear(nn.Module):
         self.weight_scale = mx.ones((1,), mx.float32)
         if config.linear_norm:
             self.rms_norm = nn.RMSNorm(in_features, config.norm_eps)
+        if has_bias:
+            self.bias = mx.zeros((out_features,))
 
     def __call__(self, x: Features) -> Outputs:
-        return ternary_linear(self.normed(x), self.weight, self.weight_scale)
+        return self.product(self.normed(x))
+
+    def product(self, x: Features) -> Outputs:
+        """Return the layer's output for features after its own norm."""
+        y = ternary_linear(x, self.weight, self.weight_scale)
+        return y + self.bias.astype(y.dtype) if "bias" in self else y
 
     def normed(self, x: Features) -> Features:
         """Return x after the layer's own norm, or x itself if it has none: the features that the weight multiplies."""
@@ -57,11 +64,11 @@ def to_numpy(x: mx.array) -> np.ndarray:
     return np.array(x.astype(mx.float32))
 
 
-def block_linear(config: ModelConfig, in_features: int, out_features: int) -> nn.Module:
+def block_linear(config: ModelConfig, in_features: int, out_features: int, has_bias: bool = False) -> nn.Module:
     """Return a linear layer of a block, of the kind that the config asks for."""
     if config.linear == "ternary":
-        return BitLinear(config, in_features, out_features)
-    return nn.Linear(in_features, out_features, bias=False)
+        return BitLinear(config, in_features, out_features, has_bias)
+    return nn.Linear(in_features, out_features, bias=has_bias)
 
 
 class Embedding(nn.Module):

@@ -5,7 +5,6 @@ from typing import Any
 from mlx_lm.tuner.lora import LoRALinear
 
 from mlxlm.model.shapes import Features, Outputs
-from mlxlm.model.ternary_linear import ternary_linear
 
 
 class LoRABitLinear(LoRALinear):
@@ -23,7 +22,7 @@ class LoRABitLinear(LoRALinear):
 
     def __call__(self, x: Features) -> Outputs:
         x = self.linear.normed(x)
-        y = ternary_linear(x, self.linear.weight, self.linear.weight_scale)
+        y = self.linear.product(x)
         update = (self.dropout(x) @ self.lora_a) @ self.lora_b
         return y + (self.scale * update).astype(x.dtype)
 

@@ -4,9 +4,11 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx_lm.models.base import scaled_dot_product_attention
 
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.rotary import rotary_attention_factor, rotary_frequencies
 from mlxlm.model.layers import block_linear
 from mlxlm.model.linear_recurrence import linear_recurrence
 from mlxlm.model.shapes import Features, Heads, Hidden, LayerBounds, LowerBound, TokenMask
@@ -15,7 +17,7 @@ from mlxlm.model.shapes import Features, Heads, Hidden, LayerBounds, LowerBound,
 class Attention(nn.Module):
     """Grouped-query attention (arXiv 2305.13245) with rotary positions (arXiv 2104.09864).
 
-    With sub-norms there is a norm before `o_proj`.
+    With `qk_norm` there is a norm on every query and key head, with sub-norms one before `o_proj`.
     """
 
     def __init__(self, config: ModelConfig):
@@ -27,13 +29,20 @@ class Attention(nn.Module):
         )
         width = config.num_heads * config.head_dim
         kv_width = config.num_kv_heads * config.head_dim
-        self.q_proj = block_linear(config, config.hidden_size, width)
-        self.k_proj = block_linear(config, config.hidden_size, kv_width)
-        self.v_proj = block_linear(config, config.hidden_size, kv_width)
+        bias = config.attention_bias
+        self.q_proj = block_linear(config, config.hidden_size, width, bias)
+        self.k_proj = block_linear(config, config.hidden_size, kv_width, bias)
+        self.v_proj = block_linear(config, config.hidden_size, kv_width, bias)
         self.o_proj = block_linear(config, width, config.hidden_size)
         if config.sub_norm:
             self.attn_sub_norm = nn.RMSNorm(width, config.norm_eps)
-        self._rotary = nn.RoPE(config.head_dim, traditional=False, base=config.rope_theta)
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(config.head_dim, config.norm_eps)
+            self.k_norm = nn.RMSNorm(config.head_dim, config.norm_eps)
+        frequencies = rotary_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        self._periods = mx.array((1 / frequencies).astype(np.float32))
+        # YaRN's factor of queries and keys, applied to their products.
+        self._scale = self._head_dim**-0.5 * rotary_attention_factor(config.rope_scaling) ** 2
 
     def __call__(self, x: Hidden, mask: Any, cache: Any) -> Hidden:
         """Return the mixed positions; `mask` is mlx-lm's: None, "causal" or booleans `[B, 1, L, S]`."""
@@ -41,17 +50,25 @@ class Attention(nn.Module):
         queries = self._heads(self.q_proj(x), self._num_heads)
         keys = self._heads(self.k_proj(x), self._num_kv_heads)
         values = self._heads(self.v_proj(x), self._num_kv_heads)
+        if "q_norm" in self:
+            queries, keys = self.q_norm(queries), self.k_norm(keys)
         offset = 0 if cache is None else cache.offset
-        queries, keys = self._rotary(queries, offset=offset), self._rotary(keys, offset=offset)
+        queries, keys = self._rotary(queries, offset), self._rotary(keys, offset)
         if cache is not None:
             keys, values = cache.update_and_fetch(keys, values)
         attention_output = scaled_dot_product_attention(
-            queries, keys, values, cache=cache, scale=self._head_dim**-0.5, mask=mask
+            queries, keys, values, cache=cache, scale=self._scale, mask=mask
         )
         attention_output = attention_output.transpose(0, 2, 1, 3).reshape(B, L, -1)
         if "attn_sub_norm" in self:
             attention_output = self.attn_sub_norm(attention_output)
         return self.o_proj(attention_output)
+
+    def _rotary(self, x: Heads, offset: int) -> Heads:
+        """Rotate x `[B, heads, L, H]`: pair i of a head turns once per 2 pi `_periods[i]` positions."""
+        return mx.fast.rope(
+            x, self._head_dim, traditional=False, base=None, scale=1.0, offset=offset, freqs=self._periods
+        )
 
     def _heads(self, projected: Features, num_heads: int) -> Heads:
         B, L, _ = projected.shape

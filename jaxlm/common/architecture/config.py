@@ -1,11 +1,26 @@
 """ModelConfig: the fields that define a model. There is one decoder; its architecture is data."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
+from jaxlm.common.architecture.rotary import RopeScaling, rope_scaling_from_dict
+
 MIXERS = ("attention", "mlgru")
 DEFAULT_THETA = 10000.0
+# Fields of attention, with their values in a model that has none.
+_WITHOUT_ATTENTION = {
+    "num_heads": 0,
+    "num_kv_heads": 0,
+    "head_dim": 0,
+    "rope_theta": DEFAULT_THETA,
+    "rope_scaling": None,
+    "qk_norm": False,
+    "attention_bias": False,
+}
+# Fields that files of version 0.1.0 do not have. A file holds them only where they are not at their default.
+LATER_FIELDS = ("rope_scaling", "qk_norm", "attention_bias")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +54,13 @@ class ModelConfig:
     """Longest sequence, in tokens."""
     rope_theta: float = DEFAULT_THETA
     """Base of the rotary frequencies."""
+    rope_scaling: RopeScaling | None = None
+    """Scaling of the rotary frequencies for long sequences: an object with type (linear, llama3 or yarn), factor and
+    the fields of that type."""
+    qk_norm: bool = False
+    """RMSNorm of every query and key head, before the rotary positions (Qwen3)."""
+    attention_bias: bool = False
+    """Biases of the query, key and value projections (Qwen2)."""
     norm_eps: float = 1e-5
     """Epsilon of every RMSNorm."""
     activation: Literal["silu", "gelu", "relu2"] = "silu"
@@ -75,6 +97,8 @@ class ModelConfig:
             raise ValueError(f"token_mixer: found {self.token_mixer!r}, expected attention, mlgru or a list of them")
         pattern = (self.token_mixer,) if isinstance(self.token_mixer, str) else tuple(self.token_mixer)
         object.__setattr__(self, "token_mixer", pattern)
+        if isinstance(self.rope_scaling, Mapping):
+            object.__setattr__(self, "rope_scaling", rope_scaling_from_dict(self.rope_scaling))
         self._check_types()
         self._check_pattern()
         for name in ("rope_theta", "norm_eps", "initializer_range", "embedding_range"):
@@ -126,8 +150,10 @@ class ModelConfig:
                 raise ValueError(
                     f"head_dim: found {self.head_dim}, expected an even number (rotary embeddings rotate pairs)"
                 )
+            if self.rope_scaling is not None and self.rope_theta <= 1:
+                raise ValueError(f"rope_theta: found {self.rope_theta}, expected more than 1 with rope_scaling")
             return
-        for name, unset in (("num_heads", 0), ("num_kv_heads", 0), ("head_dim", 0), ("rope_theta", DEFAULT_THETA)):
+        for name, unset in _WITHOUT_ATTENTION.items():
             if getattr(self, name) != unset:
                 raise ValueError(
                     f"{name}: found {getattr(self, name)}, but token_mixer {', '.join(self.token_mixer)} has no "
@@ -204,6 +230,16 @@ class ModelConfig:
     def has_packed_form(self) -> bool:
         """True if a packed artifact of the model differs from a latent one."""
         return self.is_ternary or self.embedding == "int8"
+
+
+def recorded_fields(config: ModelConfig) -> dict[str, Any]:
+    """Return the fields of a model as files hold them: a later field at its default does not change a file."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    return {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in LATER_FIELDS or value != defaults[name]
+    }
 
 
 def config_from_dict(fields: dict[str, Any]) -> ModelConfig:

@@ -1,15 +1,16 @@
 """ModelConfig <-> Hugging Face config.json.
 
-A model that transformers knows has its own model type (llama, bitnet); any other has the type `jaxlm`, so that no
-program takes it for another model. Fields without a Hugging Face key are in one object, `jaxlm`, with the format
-version.
+A model that transformers knows has its own model type (llama, qwen2, qwen3, bitnet); any other has the type `jaxlm`, so
+that no program takes it for another model. Fields without a Hugging Face key are in one object, `jaxlm`, with the
+format version.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 from jaxlm.common.architecture import mmfreelm
-from jaxlm.common.architecture.config import ModelConfig, config_from_dict
+from jaxlm.common.architecture.config import ModelConfig, config_from_dict, recorded_fields
+from jaxlm.common.architecture.hf_rope import to_hf_rope
 from jaxlm.common.architecture.mmfreelm import is_mmfreelm
 from jaxlm.common.architecture.parameters import Kind
 
@@ -44,12 +45,22 @@ OWN_KEYS = (
     "embedding",
     "embedding_range",
     "scale_dtype",
+    "rope_scaling",
+    "qk_norm",
+    "attention_bias",
 )
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
     "bitnet": "BitNetForCausalLM",
     mmfreelm.MODEL_TYPE: mmfreelm.ARCHITECTURE,
     "jaxlm": "JaxlmForCausalLM",
+}
+# Model type -> keys of its config class in transformers without a field of ours. The biases of a Qwen2 have no key.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "qwen2": {"use_sliding_window": False},
+    "qwen3": {"use_sliding_window": False, "attention_bias": False},
 }
 
 
@@ -59,12 +70,18 @@ def hf_model_type(config: ModelConfig) -> str:
         return mmfreelm.MODEL_TYPE
     if config.num_mlgru_layers or config.fused_gate or config.embedding != "float" or config.ternary_head:
         return "jaxlm"
-    if config.sub_norm:
+    heads_fill_hidden = config.num_heads * config.head_dim == config.hidden_size
+    fits = {
         # In transformers attn_sub_norm is hidden_size wide, even where the heads together are not.
-        fits = config.linear == "ternary" and config.num_heads * config.head_dim == config.hidden_size
-        return "bitnet" if fits else "jaxlm"
-    # The Llama of transformers needs num_heads to divide hidden_size, even where head_dim is given.
-    return "llama" if config.hidden_size % config.num_heads == 0 else "jaxlm"
+        "bitnet": config.linear == "ternary" and heads_fill_hidden,
+        "qwen3": True,
+        "qwen2": heads_fill_hidden,  # mlx-lm knows no other width of its heads
+        # The Llama of transformers needs num_heads to divide hidden_size, even where head_dim is given.
+        "llama": config.hidden_size % config.num_heads == 0,
+    }
+    options = {"bitnet": config.sub_norm, "qwen3": config.qk_norm, "qwen2": config.attention_bias}
+    chosen = [name for name, is_chosen in options.items() if is_chosen] or ["llama"]
+    return chosen[0] if len(chosen) == 1 and fits[chosen[0]] else "jaxlm"
 
 
 def to_hf_config(config: ModelConfig, kind: Kind, float_dtype: str) -> dict[str, Any]:
@@ -75,7 +92,10 @@ def to_hf_config(config: ModelConfig, kind: Kind, float_dtype: str) -> dict[str,
         content |= mmfreelm.to_released(config) | {"dtype": float_dtype}
     else:
         content |= {key: getattr(config, field) for field, key in HF_KEYS.items()}
-        content |= {"attention_bias": False, "mlp_bias": False, "dtype": float_dtype}
+        content |= _OPTIONS.get(model_type) or {"attention_bias": config.attention_bias, "mlp_bias": False}
+        content |= {"dtype": float_dtype}
+        if config.rope_scaling is not None:
+            content["rope_scaling"] = to_hf_rope(config.rope_scaling)
     if config.linear == "ternary":
         content["quantization_config"] = {
             "quant_method": "bitnet",
@@ -91,7 +111,8 @@ def to_hf_config(config: ModelConfig, kind: Kind, float_dtype: str) -> dict[str,
 
 def own_object(config: ModelConfig, kind: Kind) -> dict[str, Any]:
     """Return the object `jaxlm` of a config.json: the fields without a Hugging Face key."""
-    own = {field: getattr(config, field) for field in OWN_KEYS} | {"token_mixer": list(config.token_mixer)}
+    recorded = recorded_fields(config) | {"token_mixer": list(config.token_mixer)}
+    own = {field: recorded[field] for field in OWN_KEYS if field in recorded}
     return {"format_version": FORMAT_VERSION, "kind": kind, **own}
 
 

@@ -31,7 +31,7 @@ def initial_weights(config: ModelConfig, seed: int) -> Callable[[str], np.ndarra
         module, shape = parameter.path[-2], parameter.shape
         if "norm" in module:
             return np.ones(shape, np.float32)
-        if module == "lower_bounds":
+        if module == "lower_bounds" or parameter.path[-1] == "bias":
             return np.zeros(shape, np.float32)
         weight = np.random.default_rng((seed, index)).standard_normal(shape, np.float32)
         weight *= np.float32(initial_std(config, module))

@@ -20,5 +20,5 @@ def model_flops(config: ModelConfig, batch_size: int, seq_len: int) -> float:
 
 def _is_multiplied(path: tuple[str, ...]) -> bool:
     """Return True if a parameter is a matrix that multiplies activations."""
-    others = ("embed_tokens", "lower_bounds")
+    others = ("embed_tokens", "lower_bounds", "bias")
     return not any("norm" in key or key in others for key in path)

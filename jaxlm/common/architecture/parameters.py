@@ -128,12 +128,21 @@ def _block(config: ModelConfig, token_mixer: str) -> list[_Row]:
 def _attention(config: ModelConfig) -> list[_Row]:
     query_width = config.num_heads * config.head_dim
     key_width = config.num_kv_heads * config.head_dim
-    rows = _linear_into_block(config, "self_attn.q_proj", query_width)
-    rows += _linear_into_block(config, "self_attn.k_proj", key_width)
-    rows += _linear_into_block(config, "self_attn.v_proj", key_width)
+    rows: list[_Row] = []
+    for name, width in (("q_proj", query_width), ("k_proj", key_width), ("v_proj", key_width)):
+        rows += _linear_into_block(config, f"self_attn.{name}", width)
+        if has_bias(config, name):
+            rows.append(_Row(f"self_attn.{name}.bias", (width,), ("wide",)))
+    if config.qk_norm:
+        rows += [_norm("self_attn.q_norm", config.head_dim), _norm("self_attn.k_norm", config.head_dim)]
     if config.sub_norm:
         rows.append(_norm("self_attn.attn_sub_norm", query_width))
     return rows + _linear_out_of_block(config, "self_attn.o_proj", query_width)
+
+
+def has_bias(config: ModelConfig, module: str) -> bool:
+    """Return True if a linear layer of a block has a bias, by the last name of its module."""
+    return config.attention_bias and module in ("q_proj", "k_proj", "v_proj")
 
 
 def _mlgru(config: ModelConfig) -> list[_Row]:

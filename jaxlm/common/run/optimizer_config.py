@@ -146,5 +146,5 @@ def weight_decay_end(config: OptimizerConfig, num_train_steps: int) -> int | Non
 
 
 def is_decayed(path: Iterable[str]) -> bool:
-    """Return True if a parameter is decayed: matrices are, norms, embeddings and lower bounds are not."""
-    return not any("norm" in part or part in ("embed_tokens", "lower_bounds") for part in path)
+    """Return True if a parameter is decayed: matrices are, norms, biases, embeddings and lower bounds are not."""
+    return not any("norm" in part or part in ("embed_tokens", "lower_bounds", "bias") for part in path)

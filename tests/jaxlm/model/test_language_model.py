@@ -13,7 +13,7 @@ from jaxlm.model.language_model import LanguageModel, init_cache, init_params
 from jaxlm.model.layers import rotary
 from jaxlm.model.mixers import Context
 from jaxlm.ops.ternary_linear import TERNARY_RESIDUALS, quantize_params, ternarize, with_ternary
-from tests.conftest import VARIANTS
+from tests.conftest import LLAMA3, VARIANTS, YARN
 
 
 @pytest.fixture(params=VARIANTS)
@@ -134,8 +134,10 @@ def test_a_cache_of_another_model_is_refused(tiny_config, config, params, token_
             model.apply({"params": params}, token_ids, token_ids, cache, jnp.zeros(2, jnp.int32), method="decode")
 
 
-# The layers of "ternary" are those of the hybrid, and "dense" has none to quantize.
-@pytest.mark.parametrize("config", [name for name in VARIANTS if name not in ("ternary", "dense")], indirect=True)
+# The layers of "ternary" are those of the hybrid, and dense models have none to quantize.
+@pytest.mark.parametrize(
+    "config", [name for name in VARIANTS if name != "ternary" and "dense" not in VARIANTS[name].values()], indirect=True
+)
 def test_latent_and_ternary_parameters_run_the_same(config, params, token_ids):
     model = LanguageModel(config)
     latent = apply(model, params, token_ids)
@@ -222,17 +224,19 @@ def test_memory_of_a_step_grows_with_the_sequence_and_not_with_its_square(tiny_c
     assert temporaries(4096) < 2.3 * temporaries(2048)
 
 
-def test_rotary_depends_on_distance_alone():
+@pytest.mark.parametrize(("scaling", "growth"), [(None, 1), (LLAMA3, 1), (YARN, (0.1 * np.log(4) + 1) ** 2)])
+def test_rotary_depends_on_distance_alone(tiny_config, scaling, growth):
+    config = dataclasses.replace(tiny_config, rope_scaling=scaling)
     rng = np.random.default_rng(0)
     query, key = (jnp.asarray(rng.standard_normal((1, 1, 1, 8)), jnp.float32) for _ in range(2))
 
     def score(at, other):
-        turned = [rotary(x, jnp.array([[p]]), 10000.0) for x, p in ((query, at), (key, other))]
+        turned = [rotary(x, jnp.array([[p]]), config) for x, p in ((query, at), (key, other))]
         return float(jnp.sum(turned[0] * turned[1]))
 
     assert score(7, 3) == pytest.approx(score(104, 100), abs=1e-5)
     assert score(7, 3) != pytest.approx(score(7, 4), abs=1e-3)
-    np.testing.assert_allclose(rotary(query, jnp.array([[0]]), 10000.0), query)
+    assert score(5, 5) == pytest.approx(growth * float(jnp.sum(query * key)), abs=1e-5)
 
 
 def test_bfloat16_is_close_to_float32(tiny_config, token_ids):

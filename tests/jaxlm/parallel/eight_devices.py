@@ -26,6 +26,7 @@ STEPS = 20
 # Small steps: codes that flip at other times would make the losses of two ternary runs differ more.
 OPTIMIZER = OptimizerConfig(learning_rate=3e-4, warmup_steps=2)
 MODELS = {name: dataclasses.replace(TINY, **VARIANTS[name]) for name in ("dense", "ternary", "mlgru")}
+MODELS["dense"] = dataclasses.replace(MODELS["dense"], attention_bias=True, qk_norm=True)
 MESHES = {
     "one device": MeshConfig(),
     "data 8": MeshConfig(),
@@ -122,6 +123,11 @@ def test_no_device_holds_more_than_its_part():
     state, _ = train("ternary", "fsdp 8", 1)
     for leaf in (state.params["layers"]["mlp"]["up_proj"]["weight"], state.ternary["layers.mlp.up_proj.weight"].codes):
         assert {shard.data.shape for shard in leaf.addressable_shards} == {(2, 64, 4)}
+    # A bias is split as the rows of its matrix, a norm of heads is not.
+    state, _ = train("dense", "data 2 fsdp 2 tensor 2", 1)
+    attention = state.params["layers"]["self_attn"]
+    for leaf, part in ((attention["q_proj"]["bias"], (2, 32)), (attention["q_norm"]["weight"], (2, 16))):
+        assert {shard.data.shape for shard in leaf.addressable_shards} == {part}
 
 
 @pytest.mark.parametrize("name", ["up_proj", "down_proj"])

@@ -1,8 +1,11 @@
+import json
+
 import pytest
 
-from jaxlm.common.architecture.config import ModelConfig, config_from_dict
+from jaxlm.common.architecture.config import LATER_FIELDS, ModelConfig, config_from_dict, recorded_fields
 from jaxlm.common.architecture.parameters import parameter_count, tensor_bytes, ternary_parameter_count
 from jaxlm.common.architecture.presets import PRESETS, preset
+from jaxlm.common.architecture.rotary import RopeScaling
 
 SIZES = {
     "vocab_size": 300,
@@ -44,12 +47,26 @@ SIZES = {
             {"token_mixer": "mlgru", "num_heads": 0, "num_kv_heads": 0, "rope_theta": 5e5},
             "rope_theta: found 500000.0",
         ),
+        (
+            {"token_mixer": "mlgru", "num_heads": 0, "num_kv_heads": 0, "qk_norm": True},
+            "qk_norm: found True, but token_mixer mlgru has no attention; leave it out",
+        ),
         ({"num_heads": 0}, "num_heads: found 0, expected more than 0"),
     ],
 )
 def test_fields_that_do_not_fit_together_are_refused(changes, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         ModelConfig(**SIZES | changes)
+
+
+def test_later_fields_do_not_change_the_files_of_earlier_models():
+    earlier = ModelConfig(**SIZES)
+    assert not set(LATER_FIELDS) & set(recorded_fields(earlier))
+    assert config_from_dict(recorded_fields(earlier)) == earlier
+    later = ModelConfig(**SIZES, qk_norm=True, rope_scaling=RopeScaling(type="linear", factor=2))
+    recorded = recorded_fields(later)
+    assert (recorded["qk_norm"], recorded["rope_scaling"]["factor"]) == (True, 2.0) and "attention_bias" not in recorded
+    assert config_from_dict(json.loads(json.dumps(recorded))) == later
 
 
 def test_unknown_and_missing_settings_are_named():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shared_tokenizer.chat.formats import ChatFormat
+from shared_tokenizer.chat.chat_format import ChatFormat
 from shared_tokenizer.chat.template import chat_format_of, read_chat_template
 from shared_tokenizer.gguf.reader import gguf_tokenizer
 from shared_tokenizer.manifest import verify_where_sealed

@@ -4,8 +4,10 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from shared_tokenizer.chat.formats import CHAT_FORMATS, ChatFormat, named_chat_format
-from shared_tokenizer.chat.messages import Message, encode_chat
+from shared_tokenizer.chat.chat_format import ChatFormat
+from shared_tokenizer.chat.formats import CHAT_FORMATS, named_chat_format
+from shared_tokenizer.chat.framed import FramedFormat
+from shared_tokenizer.chat.messages import Message, encode_generation_prompt, stop_ids
 from shared_tokenizer.chat.template import disagreement, read_chat_format, read_chat_template
 from shared_tokenizer.load import find_chat_format, find_chat_template, log_line
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
@@ -22,17 +24,23 @@ def choose_chat_format(
     """Return the chat format named `choice`; auto reads it from the adapters' chat template, else from the model's.
 
     `note` receives a warning where the templates are known to write another format than the one that is named; by
-    default it is printed to standard error. Raises ValueError if the name or the template is unknown, if auto finds no
-    template, or if the tokenizer lacks the format's tokens.
+    default it is printed to standard error. Raises ValueError if the name is unknown, if auto finds no template or one
+    that cannot write a question, or if the tokenizer lacks the format's tokens.
     """
-    found = _from_templates(model, tokenizer, adapter_path) if choice == "auto" else named_chat_format(choice)
-    encode_chat((Message("user", "a"), Message("assistant", "b")), tokenizer, found)
-    if choice != "auto" and (warning := _disagreement(model, tokenizer, adapter_path, found)):
-        note(warning)
+    if choice == "auto":
+        found = _from_templates(model, tokenizer, adapter_path)
+    else:
+        found = named_chat_format(choice)
+        if warning := _disagreement(model, tokenizer, adapter_path, found):
+            note(warning)
+    encode_generation_prompt((Message("user", "a"),), tokenizer, found)
+    stop_ids(tokenizer, found)
     return found
 
 
-def _disagreement(model: Path, tokenizer: Tokenizer, adapter_path: str | Path | None, named: ChatFormat) -> str | None:
+def _disagreement(
+    model: Path, tokenizer: Tokenizer, adapter_path: str | Path | None, named: FramedFormat
+) -> str | None:
     with contextlib.suppress(ValueError):  # a template that cannot be read says nothing about the name
         template = None if adapter_path is None else read_chat_template(Path(adapter_path))
         template = template or find_chat_template(model, tokenizer)

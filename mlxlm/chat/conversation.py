@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Iterator
 from jaxlm.common.sampling import Sampling, check_prompt
 from mlxlm.chat.prompt_cache import PromptCache
 from mlxlm.model.language_model import LanguageModel
-from shared_tokenizer.chat.formats import ChatFormat
+from shared_tokenizer.chat.chat_format import ChatFormat
 from shared_tokenizer.chat.messages import Message, encode_generation_prompt, stop_ids
 from shared_tokenizer.chat.parse import parse_messages
 from shared_tokenizer.chat.reply_stream import ReplyStream

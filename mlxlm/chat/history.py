@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from shared_tokenizer.chat.formats import ChatFormat
+from shared_tokenizer.chat.chat_format import ChatFormat
 from shared_tokenizer.chat.messages import Message
 from shared_tokenizer.chat.parse import ROLES, joined_system, parse_messages
 

@@ -17,7 +17,8 @@ from mlxlm.server.engine import Engine
 from mlxlm.server.guard import host_names, origin_names
 from mlxlm.server.request_log import start_log
 from mlxlm.server.requests import ServedModel
-from shared_tokenizer.chat.formats import ChatFormat, ChatFormatChoice
+from shared_tokenizer.chat.chat_format import ChatFormat
+from shared_tokenizer.chat.formats import ChatFormatChoice
 from shared_tokenizer.settings import check_bounds, setting
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 

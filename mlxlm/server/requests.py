@@ -22,7 +22,7 @@ from mlxlm.server.errors import ApiError
 from mlxlm.server.json_body import Fields, parse_object, refuse
 from mlxlm.server.neutral_fields import check_neutral
 from mlxlm.server.reply_text import ReplyText
-from shared_tokenizer.chat.formats import ChatFormat
+from shared_tokenizer.chat.chat_format import ChatFormat
 from shared_tokenizer.chat.messages import encode_generation_prompt, stop_ids
 from shared_tokenizer.chat.reply_stream import ReplyStream
 from shared_tokenizer.tokenizers.tokenizer import TextStream, Tokenizer

@@ -10,21 +10,12 @@ transformers returns the same ids with the template of `write_chat_template`, wi
 - For a tokenizer that puts a space before a text, it puts one before every text between special tokens.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
-from shared_tokenizer.chat.formats import ChatFormat, Edge, Part, Role
+from shared_tokenizer.chat.chat_format import ChatFormat, Edge, Message, Part, Piece
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn of a conversation. Of the turns of the assistant, those that are not `learned` are context only."""
-
-    role: Role
-    content: str
-    learned: bool = True
 
 
 @dataclass(frozen=True)
@@ -44,111 +35,38 @@ def encode_chat(messages: Sequence[Message], tokenizer: Tokenizer, chat_format: 
     marker writes that marker.
     Raises ValueError where the format cannot express the conversation, or the tokenizer lacks a special token of it.
     """
-    return _encode(_conversation(messages, chat_format), tokenizer, chat_format)
+    _check_any(messages)
+    return _encode(chat_format.conversation(messages, tokenizer), tokenizer, chat_format)
 
 
 def encode_generation_prompt(messages: Sequence[Message], tokenizer: Tokenizer, chat_format: ChatFormat) -> list[int]:
-    """Return the ids of a conversation and the header of the next assistant's turn: a prefix of `encode_chat`.
+    """Return the ids of a conversation and the header of the next assistant's turn.
 
-    Raises ValueError as `encode_chat` does, and where the last message is not the user's.
+    They are a prefix of `encode_chat`, except in formats whose last turns look different from earlier ones (qwen3,
+    qwen3-no-think, mistral-v0.3, some templates). Raises ValueError as `encode_chat` does, and where the last message
+    is not the user's.
     """
-    if messages and messages[-1].role != "user":
+    _check_any(messages)
+    if messages[-1].role != "user":
         found = messages[-1].role
         raise ValueError(f"messages: found {found} as the role of the last message, expected user")
-    prompt = [*_conversation(messages, chat_format), *_outside_loss(chat_format.assistant.header)]
-    return _encode(prompt, tokenizer, chat_format).ids
+    return _encode(chat_format.prompt(messages, tokenizer), tokenizer, chat_format).ids
 
 
 def stop_ids(tokenizer: Tokenizer, chat_format: ChatFormat) -> list[int]:
     """Return the ids that end a turn of the assistant, and those that end a text."""
-    ends = (_resolved(part, tokenizer, chat_format) for part in chat_format.assistant.end)
+    ends = (_resolved(part, tokenizer, chat_format) for part in chat_format.ends(tokenizer))
     return list(dict.fromkeys([*(end for end in ends if isinstance(end, int)), *tokenizer.stop_ids]))
 
 
-def reply_content(text: str, chat_format: ChatFormat) -> str:
-    """Return the content of a generated turn, without the spaces that the format puts around it."""
-    if chat_format.trims:
-        return text.strip()
-    return text.removeprefix(chat_format.assistant.lead)
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A part of a conversation: whether the assistant writes its tokens, and whether they are in the loss mask."""
-
-    part: Part
-    by_assistant: bool = False
-    in_loss: bool = False
-
-
-def _outside_loss(parts: Sequence[Part]) -> Iterator[_Piece]:
-    return (_Piece(part) for part in parts)
-
-
-def _conversation(messages: Sequence[Message], chat_format: ChatFormat) -> list[_Piece]:
-    frames = {"system": chat_format.system, "user": chat_format.user, "assistant": chat_format.assistant}
-    pieces = list[_Piece]()
-    for turn in _turns(messages, chat_format):
-        frame, by_assistant = frames[turn.role], turn.role == "assistant"
-        pieces += _outside_loss(frame.header)
-        pieces += (
-            _Piece(part, by_assistant, by_assistant and turn.learned) for part in (frame.lead, turn.content, *frame.end)
-        )
-        pieces += _outside_loss(frame.footer)
-    return pieces
-
-
-def _turns(messages: Sequence[Message], chat_format: ChatFormat) -> list[Message]:
-    """Return the turns of the format: with its default system message, or the system message folded into the first."""
-    turns = list(messages)
-    if not turns:
+def _check_any(messages: Sequence[Message]) -> None:
+    if not messages:
         raise ValueError("messages: found none, expected a conversation")
-    if chat_format.default_system is not None and turns[0].role != "system":
-        turns.insert(0, Message("system", chat_format.default_system))
-    if chat_format.folds_system:
-        turns = _with_folded_system(turns, chat_format)
-    if chat_format.trims:
-        turns = [replace(turn, content=turn.content.strip()) for turn in turns]
-    return _alternating(turns) if chat_format.folds_system else turns
 
 
-def _with_folded_system(turns: list[Message], chat_format: ChatFormat) -> list[Message]:
-    """Put the system message in front of the first user turn. Raises ValueError where that is no user turn."""
-    system = ""
-    if turns[0].role == "system":
-        system = f"{_text(chat_format.system.header)}{turns[0].content}{_text(chat_format.system.footer)}"
-        turns = turns[1:]
-    if not turns or turns[0].role != "user":
-        found = f"the {turns[0].role}'s" if turns else "none"
-        raise ValueError(
-            f"chat format {chat_format.name}: found the first turn to be {found}, expected the user's; "
-            "leave such conversations out, or use a format that allows them: chatml, llama-3, zephyr"
-        )
-    return [Message("user", f"{system}{turns[0].content}"), *turns[1:]]
-
-
-def _text(parts: Sequence[Part]) -> str:
-    return "".join(part for part in parts if isinstance(part, str))
-
-
-def _alternating(turns: Sequence[Message]) -> list[Message]:
-    """Join consecutive turns of one role by a blank line. Raises ValueError where only one of them is learned."""
-    merged = list[Message]()
-    for turn in turns:
-        if merged and merged[-1].role == turn.role:
-            if merged[-1].learned != turn.learned:
-                raise ValueError(
-                    "messages: found two turns of the assistant in a row of which only one is learned, expected a turn "
-                    "of the user between them; use a format that keeps turns apart: chatml, llama-3, zephyr"
-                )
-            turn = replace(turn, content=f"{merged.pop().content}\n\n{turn.content}")
-        merged.append(turn)
-    return merged
-
-
-def _encode(pieces: Sequence[_Piece], tokenizer: Tokenizer, chat_format: ChatFormat) -> EncodedChat:
+def _encode(pieces: Sequence[Piece], tokenizer: Tokenizer, chat_format: ChatFormat) -> EncodedChat:
     if pieces[0].part is not Edge.BEGIN:
-        pieces = [_Piece(Edge.BEGIN), *pieces]
+        pieces = [Piece(Edge.BEGIN), *pieces]
     resolved = ((_resolved(piece.part, tokenizer, chat_format), piece) for piece in pieces)
     written = [(part, piece) for part, piece in resolved if part != ""]
     ids, loss_mask, after_text = list[int](), list[bool](), False

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from shared_tokenizer.chat.formats import Role
+from shared_tokenizer.chat.chat_format import Role
 from shared_tokenizer.chat.messages import Message
 
 # The spellings of the roles in published data sets, in lower case.

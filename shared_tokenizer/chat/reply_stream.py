@@ -1,7 +1,6 @@
 """The text of an assistant's turn while it is being generated."""
 
-from shared_tokenizer.chat.formats import ChatFormat
-from shared_tokenizer.chat.messages import reply_content
+from shared_tokenizer.chat.chat_format import ChatFormat
 from shared_tokenizer.tokenizers.tokenizer import TextStream, Tokenizer
 
 
@@ -20,7 +19,7 @@ class ReplyStream:
     @property
     def content(self) -> str:
         """Return the text of the message so far: all texts that `add` has returned, joined."""
-        return reply_content(self._text, self._format)
+        return self._format.reply_content(self._text)
 
     def add(self, token: int) -> str:
         """Return the text that this token completes, possibly empty."""

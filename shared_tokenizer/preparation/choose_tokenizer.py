@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from shared_tokenizer.chat.formats import CHATML, ChatFormat, named_chat_format
+from shared_tokenizer.chat.chat_format import ChatFormat
+from shared_tokenizer.chat.formats import CHATML, named_chat_format
 from shared_tokenizer.chat.messages import Message, encode_chat
 from shared_tokenizer.chat.template import disagreement, read_chat_format, read_chat_template
 from shared_tokenizer.load import load_tokenizer, tokenizer_place
@@ -79,7 +80,8 @@ def choose_chat_format(
     """Return the format in which the chats of the input are written, None where the input holds none.
 
     Logs a warning where the tokenizer's own chat template is known to write another one than the settings name.
-    Raises ValueError where the tokenizer lacks a special token that the format needs.
+    Raises ValueError where the tokenizer lacks a special token that the format needs, and where its template cannot
+    write a conversation to learn from.
     """
     if not plan.holds_chats:
         return None

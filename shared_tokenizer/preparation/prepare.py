@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from shared_tokenizer.chat.formats import ChatFormat
+from shared_tokenizer.chat.chat_format import ChatFormat
 from shared_tokenizer.chat.template import write_chat_template, write_stop_ids
 from shared_tokenizer.data.shards import FORMAT_VERSION, MANIFEST, SPLITS, TOKENIZER, ids_dtype, parse_manifest
 from shared_tokenizer.preparation.choose_tokenizer import choose_chat_format, load_given_tokenizer, train_on_sample
@@ -144,7 +144,7 @@ class _Preparation:
                 journal=filesystem.unstrip_protocol(self.output.journal),
                 options=self.config.options,
                 tokenizer_fingerprint=tokenizer.fingerprint,
-                chat_format=None if chat_format is None else chat_format.name,
+                chat_format=chat_format,
                 max_bad_rows=self.config.max_bad_rows,
                 text_format=self.config.text_format,
             )

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import fsspec
 import numpy as np
 
-from shared_tokenizer.chat.formats import named_chat_format
+from shared_tokenizer.chat.chat_format import ChatFormat
 from shared_tokenizer.chat.messages import encode_chat
 from shared_tokenizer.chat.rendered import Spellings, encode_rendered
 from shared_tokenizer.data.shards import SPLITS, TOKENIZER, ShardWriter, Split, ids_dtype
@@ -49,8 +49,8 @@ class SliceJob:
     journal: str
     options: PrepareOptions
     tokenizer_fingerprint: str
-    chat_format: str | None
-    """Name of the chat format, None in a set of texts."""
+    chat_format: ChatFormat | None
+    """None in a set of texts."""
     max_bad_rows: int
     text_format: TextFormat = "auto"
     duplicates: frozenset[int] = frozenset()
@@ -106,7 +106,7 @@ class _SliceWork:
         self._tokenizer = _cached_tokenizer(job.output, job.tokenizer_fingerprint)
         self._start = self._tokenizer.start_ids
         self._spellings = Spellings(self._tokenizer.special_tokens)
-        self._format = None if job.chat_format is None else named_chat_format(job.chat_format)
+        self._format = job.chat_format
         self._summary = Summary()
         self._writers = {
             split: ShardWriter(

@@ -60,7 +60,7 @@ def test_a_name_that_the_models_own_template_contradicts_is_warned_of(places, to
     lines = []
     (model / "chat_template.jinja").write_text("{{ '<|start|>' + messages[0]['content'] }}")
     choose_chat_format(model, tokenizer, choice="chatml", note=lines.append)
-    assert "chat_format chatml: the model's own chat template never writes '<|im_start|>' (chat template: " in lines[0]
+    assert "chat_format chatml: the model's own chat template never writes '<|im_start|>'; give that" in lines[0]
     write_chat_template(adapters, CHATML, tokenizer)
     choose_chat_format(model, tokenizer, choice="chatml", adapter_path=adapters, note=lines.append)
     assert len(lines) == 1
@@ -73,5 +73,7 @@ def test_a_format_that_does_not_fit_is_refused(places, tokenizer):
     with pytest.raises(ValueError, match="found 'vicuna', expected one of chatml"):
         choose_chat_format(model, tokenizer, choice="vicuna")
     (adapters / "chat_template.jinja").write_text("{{ messages[0].secret }}")
-    with pytest.raises(ValueError, match=r"adapters/chat_template\.jinja: chat template: found"):
+    with pytest.raises(
+        ValueError, match=r"adapters/chat_template\.jinja: chat template: it leaves out messages\[0\], of the"
+    ):
         choose_chat_format(model, tokenizer, adapter_path=adapters)

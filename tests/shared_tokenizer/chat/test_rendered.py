@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from shared_tokenizer.chat.formats import CHAT_FORMATS
 from shared_tokenizer.chat.messages import Message, encode_chat
 from shared_tokenizer.chat.rendered import FORMS, Spellings, encode_rendered, find_plain_form, parse_rendered
-from tests.shared_tokenizer.chat.test_messages import CHAT, Bytes, SpacedBytes, shown
+from tests.shared_tokenizer.chat.chat_tokenizers import CHAT, Bytes, SpacedBytes, shown
 
 ASK, REPLY = Message("user", "Two and two?"), Message("assistant", "Four.")
 SYSTEM = Message("system", "Be brief.")

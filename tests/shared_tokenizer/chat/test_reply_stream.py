@@ -3,7 +3,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared_tokenizer.chat.formats import CHAT_FORMATS
-from shared_tokenizer.chat.messages import reply_content
 from shared_tokenizer.chat.reply_stream import ReplyStream
 
 FORMATS = list(CHAT_FORMATS.values())
@@ -15,7 +14,7 @@ def test_the_pieces_are_the_content_of_the_whole(tokenizer, chat_format, text):
     stream = ReplyStream(tokenizer, chat_format)
     pieces = [stream.add(token) for token in tokenizer.encode(text)]
     pieces.append(stream.end())
-    assert "".join(pieces) == stream.content == reply_content(text, chat_format)
+    assert "".join(pieces) == stream.content == chat_format.reply_content(text)
 
 
 @pytest.mark.parametrize("character", ["\u00e9", "\u2713", "\U0001f600"])

@@ -1,0 +1,183 @@
+"""Chat templates run in a child process with limits on time, memory and output (`sandbox_child`).
+
+One child serves all templates of a process, so 100,000 conversations start one. A child that a template has spoilt is
+ended, and the next request starts another.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared_tokenizer.chat.chat_format import Message
+
+TIME_S = 1.0
+MEMORY_BYTES = 512 << 20
+# Characters of one rendering, beside twice those of its contents.
+LONGEST_OUTPUT = 1 << 20
+START_S = 30.0
+WAY_OUT = "name the format that the model was trained on with --chat_format"
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation to render. `as_prompt` adds the header of the assistant's next turn."""
+
+    messages: tuple[Message, ...]
+    as_prompt: bool = False
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What a template says about a conversation that it does not render."""
+
+    reason: str
+
+
+class Sandbox:
+    """A child process that renders templates, started when it is needed and ended with this one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+
+    def render(self, template: str, chats: Sequence[Chat], variables: Mapping[str, str]) -> list[str | Refusal]:
+        """Return the text of each conversation, or why the template refuses it.
+
+        `variables` are further names that the template may use: bos_token and eos_token. Raises ValueError where the
+        template is none, or exceeds a limit.
+        """
+        contents = sum(len(message.content) for chat in chats for message in chat.messages)
+        request = {
+            "key": hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest(),
+            "longest": LONGEST_OUTPUT + 2 * contents,
+            "chats": [_for_template(chat, variables) for chat in chats],
+        }
+        with self._lock:
+            reply = self._ask(request)
+            if "unknown" in reply:
+                reply = self._ask(request | {"template": template})
+        return [result["text"] if "text" in result else Refusal(result["error"]) for result in reply["results"]]
+
+    def close(self) -> None:
+        """End the child process, where there is one."""
+        with self._lock:
+            self._end()
+
+    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        content = json.dumps(request).encode()
+        process = self._started()
+        assert process.stdin is not None
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(struct.pack(">I", len(content)) + content)
+                process.stdin.flush()
+            reply = _receive(process, TIME_S, 12 * (request["longest"] + 1000) * len(request["chats"]))
+        except BaseException:
+            self._end()
+            raise
+        if "limit" in reply:
+            self._end()
+            raise _exceeded(reply["limit"], request["longest"])
+        if "wrong" in reply:
+            raise ValueError(f"chat template: found {reply['wrong']}; {WAY_OUT}")
+        return reply
+
+    def _started(self) -> "subprocess.Popen[bytes]":
+        if self._process is None or self._owner != os.getpid():  # a fork has the child of the other process
+            command = [sys.executable, "-I", str(Path(__file__).with_name("sandbox_child.py"))]
+            process = subprocess.Popen(
+                [*command, str(MEMORY_BYTES), str(int(TIME_S) + 1)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                env={},
+            )
+            self._process, self._owner = process, os.getpid()
+            self._finalizer = weakref.finalize(self, _end_process, process, self._owner)
+            try:
+                _receive(process, START_S, 1000)
+            except ValueError as error:
+                self._end()
+                raise ValueError(f"chat template: the process to run it did not start: {error}") from error
+        return self._process
+
+    def _end(self) -> None:
+        if self._process is not None and self._owner == os.getpid():
+            self._finalizer()
+        self._process = None
+
+
+def _for_template(chat: Chat, variables: Mapping[str, str]) -> dict[str, Any]:
+    messages = [{"role": message.role, "content": message.content} for message in chat.messages]
+    return {
+        "messages": messages,
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": chat.as_prompt,
+        **variables,
+    }
+
+
+def _end_process(process: "subprocess.Popen[bytes]", owner: int) -> None:
+    if owner != os.getpid():
+        return
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
+def _receive(process: "subprocess.Popen[bytes]", seconds: float, most: int) -> dict[str, Any]:
+    """Return a reply. Raises ValueError where it does not come in time, is too long, or the process ends."""
+    assert process.stdout is not None
+    deadline, content, length = time.monotonic() + seconds, b"", 4
+    while len(content) < length:
+        ready = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]
+        if not ready:
+            raise _exceeded("time")
+        chunk = os.read(process.stdout.fileno(), 1 << 20)
+        if not chunk:
+            raise _ended(process)
+        content += chunk
+        if length == 4 and len(content) >= 4:
+            length += struct.unpack(">I", content[:4])[0]
+            if length > most:
+                raise _exceeded("output", most)
+    return json.loads(content[4:])
+
+
+def _ended(process: "subprocess.Popen[bytes]") -> ValueError:
+    code = process.wait()
+    if code == -signal.SIGXCPU:
+        return _exceeded("time")
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return ValueError(f"chat template: its process ended with {how}, expected a text; {WAY_OUT}")
+
+
+def _exceeded(limit: str, longest: int = LONGEST_OUTPUT) -> ValueError:
+    found = {
+        "time": f"it ran for {TIME_S:g} s and had not ended",
+        "memory": f"it needs more than {MEMORY_BYTES >> 20} MB of memory",
+        "output": f"it writes more than {longest:,} characters",
+    }[limit]
+    return ValueError(f"chat template: {found}, expected a text within these limits; {WAY_OUT}")
+
+
+SANDBOX = Sandbox()

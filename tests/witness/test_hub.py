@@ -45,7 +45,9 @@ def save_random(directory: Path, config: transformers.PreTrainedConfig, dtype: t
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
-        for weight in model.parameters():
+        for name, weight in model.named_parameters():
+            if name.endswith(".bias"):
+                weight.uniform_(-0.5, 0.5)
             weight.mul_(0.5 + torch.rand(weight.shape[:1]).reshape(-1, *[1] * (weight.ndim - 1)))
     model.to(dtype).save_pretrained(directory)
 

@@ -71,10 +71,9 @@ def from_hf_rope(content: Mapping[str, Any], max_seq_len: int) -> tuple[float | 
             fields["factor"] = max_seq_len / original
     try:
         _check_numbers(rope)
-        mscales = [rope.get("mscale"), rope.get("mscale_all_dim")]
-        if fields["attention_factor"] is None and fields["factor"] and all(mscales):
-            above, below = (_grown(fields["factor"], mscale) for mscale in mscales)
-            fields["attention_factor"] = above / below
+        factor, mscale, mscale_all_dim = fields["factor"], rope.get("mscale"), rope.get("mscale_all_dim")
+        if fields["attention_factor"] is None and factor and mscale and mscale_all_dim:
+            fields["attention_factor"] = _grown(factor, mscale) / _grown(factor, mscale_all_dim)
         return theta, rope_scaling_from_dict(fields)
     except ValueError as error:
         raise ValueError(f"config.json: {error}".replace("rope_scaling", name, 1)) from error

@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import parameter_count
+from jaxlm.common.architecture.rotary import RopeScaling
 from jaxlm.common.help import nearest
 
 
@@ -32,6 +33,28 @@ def mmfree(**fields) -> ModelConfig:
 
 def _smollm2(**fields) -> ModelConfig:
     return ModelConfig(vocab_size=49152, max_seq_len=8192, **fields)
+
+
+def _llama3_2(**fields) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=128256,
+        intermediate_size=8192,
+        num_kv_heads=8,
+        max_seq_len=131072,
+        rope_theta=500000.0,
+        rope_scaling=RopeScaling(type="llama3", factor=32.0, original_max_seq_len=8192),
+        bos_id=128000,
+        eos_id=128001,
+        **fields,
+    )
+
+
+def _qwen(**fields) -> ModelConfig:
+    return ModelConfig(vocab_size=151936, rope_theta=1000000.0, norm_eps=1e-6, bos_id=151643, **fields)
+
+
+def _qwen3(**fields) -> ModelConfig:
+    return _qwen(num_kv_heads=8, head_dim=128, max_seq_len=40960, qk_norm=True, eos_id=151645, **fields)
 
 
 _TINY = {
@@ -149,6 +172,34 @@ PRESETS: dict[str, ModelConfig] = {
         num_kv_heads=32,
         rope_theta=130000.0,
     ),
+    "llama-3.2-1b": _llama3_2(hidden_size=2048, num_layers=16, num_heads=32),
+    "llama-3.2-3b": _llama3_2(hidden_size=3072, num_layers=28, num_heads=24),
+    "qwen2.5-0.5b": _qwen(
+        hidden_size=896,
+        intermediate_size=4864,
+        num_layers=24,
+        num_heads=14,
+        num_kv_heads=2,
+        max_seq_len=32768,
+        attention_bias=True,
+        eos_id=151643,
+    ),
+    "qwen3-0.6b": _qwen3(hidden_size=1024, intermediate_size=3072, num_layers=28, num_heads=16),
+    "qwen3-1.7b": _qwen3(hidden_size=2048, intermediate_size=6144, num_layers=28, num_heads=16),
+    "qwen3-4b": _qwen3(hidden_size=2560, intermediate_size=9728, num_layers=36, num_heads=32),
+    "mistral-7b-v0.3": ModelConfig(
+        vocab_size=32768,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=8,
+        max_seq_len=32768,
+        rope_theta=1000000.0,
+        tie_word_embeddings=False,
+        bos_id=1,
+        eos_id=2,
+    ),
 }
 
 
@@ -166,11 +217,14 @@ def nearest_preset(config: ModelConfig) -> str:
 
     Raises ValueError where no preset has them.
     """
-    kind = (config.linear, config.token_mixer)
-    same = [name for name, other in PRESETS.items() if (other.linear, other.token_mixer) == kind]
+    same = [name for name, other in PRESETS.items() if _kind(other) == _kind(config)]
     if not same:
         raise ValueError(
             f"preset: found none with linear {config.linear!r} and token_mixer {', '.join(config.token_mixer)}"
         )
     count = parameter_count(config)
     return min(same, key=lambda name: abs(math.log(parameter_count(PRESETS[name]) / count)))
+
+
+def _kind(config: ModelConfig) -> tuple[Any, ...]:
+    return config.linear, config.token_mixer, config.qk_norm, config.attention_bias, config.rope_scaling

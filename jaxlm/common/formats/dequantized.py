@@ -26,14 +26,16 @@ def write_dequantized(
     `read(name)` returns a tensor of the packed artifact; it is called once per tensor, in file order.
 
     Such a model does not quantize its activations, so its logits are not those of the ternary model. Its config.json
-    does not mention ternary weights, so other programs and `open_hub` take it for a dense Llama, or for a BitNet with
-    float linears. Scales rounded to bfloat16 (`scale_dtype`) are exact in either `float_dtype`. Raises ValueError where
-    transformers has no class that computes the model with float linears.
+    does not mention ternary weights, so other programs and `open_hub` take it for a dense Llama, Qwen2 or Qwen3, or for
+    a BitNet with float linears. Scales rounded to bfloat16 (`scale_dtype`) are exact in either `float_dtype`. Raises
+    ValueError where transformers has no class that computes the model with float linears.
     """
     model_type = hf_model_type(config)
-    if model_type not in ("llama", "bitnet") or config.linear_norm:
+    if model_type not in ("llama", "qwen2", "qwen3", "bitnet") or config.linear_norm:
         reason = "linear_norm" if config.linear_norm else f"model type {model_type!r}"
-        raise ValueError(f"dequantized: found {reason}, expected a Llama or a BitNet with sub-norms; write it packed")
+        raise ValueError(
+            f"dequantized: found {reason}, expected a Llama, Qwen2, Qwen3 or a BitNet with sub-norms; write it packed"
+        )
     content = to_hf_config(config, "latent", float_dtype)
     del content["jaxlm"]
     content.pop("quantization_config", None)

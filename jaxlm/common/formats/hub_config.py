@@ -11,6 +11,7 @@ from typing import Any
 from jaxlm.common.architecture import mmfreelm
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.hf_config import HF_KEYS
+from jaxlm.common.architecture.hf_rope import from_hf_rope
 from jaxlm.common.architecture.parameters import Kind
 
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -21,7 +22,15 @@ _DEFAULTS = {
     "tie_word_embeddings": False,
     "pad_token_id": None,
 }
-# By model type: the defaults in which LlamaConfig and BitNetConfig differ.
+_QWEN: dict[str, Any] = {
+    "num_key_value_heads": 32,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 32768,
+    "sliding_window": 4096,
+}
+# By model type: the defaults in which the config classes differ.
 _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {
         "num_key_value_heads": None,
@@ -31,6 +40,18 @@ _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
         "bos_token_id": 1,
         "eos_token_id": 2,
     },
+    "mistral": {
+        "num_key_value_heads": 8,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "qwen2": _QWEN,
+    "qwen3": _QWEN | {"head_dim": 128},
     "bitnet": {
         "num_key_value_heads": 5,
         "hidden_act": "relu2",
@@ -40,13 +61,13 @@ _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
         "eos_token_id": 128001,
     },
 }
+# By model type: what its attention has and no key tells.
+_ATTENTION: dict[str, dict[str, bool]] = {"qwen2": {"attention_bias": True}, "qwen3": {"qk_norm": True}}
 MODEL_TYPES = (*_CLASS_DEFAULTS, mmfreelm.MODEL_TYPE)
 # Options of other programs, at the only value that our model computes. null is the same as a missing key.
 _FIXED = {
-    "attention_bias": False,
     "mlp_bias": False,
     "pretraining_tp": 1,
-    "sliding_window": None,
     "partial_rotary_factor": 1.0,
     "weight_bits": 1,
     "input_bits": 8,
@@ -80,15 +101,17 @@ def read_hub_config(content: dict[str, Any], tensor_names: Collection[str]) -> H
     _expect("model_type", model_type, *MODEL_TYPES)
     if model_type == mmfreelm.MODEL_TYPE:
         return HubConfig(mmfreelm.from_released(content), "latent")
-    for key in _REQUIRED:
+    for key in (*_REQUIRED, *({"max_position_embeddings"} & set(content))):
         if not isinstance(content.get(key), int):
             raise ValueError(f"config.json: {key}: found {content.get(key)!r}, expected an integer")
-    for key, value in _FIXED.items():
+    fixed = _FIXED if model_type == "qwen2" else _FIXED | {"attention_bias": False}  # a bias of o_proj too
+    for key, value in fixed.items():
         _expect(key, content.get(key), None, value)
     has_1bitllm_norms = any(name.endswith(tuple(SUB_NORMS_OF_1BITLLM)) for name in tensor_names)
     of_1bitllm = has_1bitllm_norms or content.get("weight_bits") is not None
     fields = _fields(content, model_type)
     fields["sub_norm"] = model_type == "bitnet" or of_1bitllm
+    _check_window(content, model_type, fields["max_seq_len"], fields["num_layers"])
     quantization = content.get("quantization_config")
     if quantization is None:
         return HubConfig(ModelConfig(**(fields | (_TERNARY if of_1bitllm else {}))), "latent")
@@ -102,27 +125,39 @@ def _fields(content: dict[str, Any], model_type: str) -> dict[str, Any]:
     if fields["num_kv_heads"] is None:
         fields["num_kv_heads"] = fields["num_heads"]
     if fields["head_dim"] is None:
-        fields["head_dim"] = 0
+        fields["head_dim"] = defaults["head_dim"] or 0
     _expect("hidden_act", fields["activation"], *_ACTIVATIONS)
     fields["activation"] = _ACTIVATIONS[fields["activation"]]
-    fields["rope_theta"] = _rope_theta(content, fields["rope_theta"])
+    theta, fields["rope_scaling"] = from_hf_rope(content, fields["max_seq_len"])
+    if theta is not None:
+        fields["rope_theta"] = theta
+    fields |= _ATTENTION.get(model_type, {})
     for field in ("bos_id", "eos_id"):
-        if HF_KEYS[field] not in content and fields[field] >= content["vocab_size"]:
+        if HF_KEYS[field] not in content and (fields[field] or 0) >= content["vocab_size"]:
             fields[field] = None  # the default id of a class is for the vocabulary of its first model
     if isinstance(fields["eos_id"], list):  # several tokens end a turn; the first one ends a document
         fields["eos_id"] = fields["eos_id"][0] if fields["eos_id"] else None
     return fields
 
 
-def _rope_theta(content: dict[str, Any], default: float) -> float:
-    """Return the base of the rotary frequencies, from an object of its own or from the key `rope_theta`."""
-    rope = content.get("rope_scaling") or content.get("rope_parameters") or {}
-    if not isinstance(rope, dict):
-        raise ValueError(f"config.json: rope_parameters: found {rope!r}, expected an object")
-    _expect("rope_type", rope.get("rope_type", rope.get("type")), None, "default")
-    if unknown := set(rope) - {"rope_type", "type", "rope_theta"}:
-        raise ValueError(f"config.json: rope_parameters: unknown key {min(unknown)!r}")
-    return rope.get("rope_theta", default)
+def _check_window(content: dict[str, Any], model_type: str, max_seq_len: int, num_layers: int) -> None:
+    """Raise ValueError where a layer sees a window that is shorter than the longest sequence.
+
+    In a Qwen `use_sliding_window` turns the window on, from layer `max_window_layers`, or where `layer_types` says so.
+    """
+    window = content.get("sliding_window", _CLASS_DEFAULTS[model_type].get("sliding_window"))
+    types = content.get("layer_types") or []
+    if model_type in ("qwen2", "qwen3"):
+        if types:
+            has_window = any(kind != "full_attention" for kind in types)
+        else:
+            has_window = content.get("use_sliding_window", False) and content.get("max_window_layers", 28) < num_layers
+        window = window if has_window else None
+    if window is not None and not (isinstance(window, int) and window >= max_seq_len):
+        raise ValueError(
+            f"config.json: sliding_window: found {window!r}, expected null, since our attention sees the whole "
+            f"sequence; set max_position_embeddings (here {max_seq_len}) to at most the window to use the model so far"
+        )
 
 
 def _quantized(fields: dict[str, Any], quantization: Any) -> HubConfig:

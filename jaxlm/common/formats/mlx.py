@@ -1,10 +1,11 @@
 """A model directory that stock mlx-lm serves.
 
-A dense Llama needs nothing special: mlx-lm reads the config keys and tensor names of an artifact. Any other model comes
-with a model file: Python code in the directory that builds the model. config.json names the file. mlx-lm runs it only
-with `--trust-remote-code`; this project never runs it. The tensors of such a directory are the parameters of mlxlm's
-modules: ternary weights in MLX's 2-bit affine format, or latent weights that the model file ternarises as training
-does. Dequantized ternary weights are not offered: without quantized activations they are another model.
+A dense Llama, Qwen2 or Qwen3 needs nothing special: mlx-lm reads the config keys and tensor names of an artifact. Any
+other model comes with a model file: Python code in the directory that builds the model. config.json names the file.
+mlx-lm runs it only with `--trust-remote-code`; this project never runs it. The tensors of such a directory are the
+parameters of mlxlm's modules: ternary weights in MLX's 2-bit affine format, or latent weights that the model file
+ternarises as training does. Dequantized ternary weights are not offered: without quantized activations they are another
+model.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,8 +56,15 @@ class MlxTensor:
 
 
 def needs_model_file(config: ModelConfig) -> bool:
-    """Return True if mlx-lm has no model that computes this one. Its Llama is dense, and its gate is SiLU."""
-    return hf_model_type(config) != "llama" or config.linear != "dense" or config.activation != "silu"
+    """Return True if mlx-lm has no model that computes this one. Its models are dense, and their gate is SiLU.
+
+    Of YaRN it knows no attention factor but the usual one, and no bounds that are not rounded.
+    """
+    known = hf_model_type(config) in ("llama", "qwen2", "qwen3")
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.type == "yarn":
+        known = known and bool(scaling.truncate) and scaling.attention_factor == scaling.usual_attention_factor
+    return not known or config.linear != "dense" or config.activation != "silu"
 
 
 def write_mlx(

@@ -23,7 +23,7 @@ from jaxlm.common.sampling import Sampling
 from mlxlm.generate import generate
 from mlxlm.model.model_file import model_file_source
 from shared_tokenizer.manifest import sealed_directory, verify_manifest
-from tests.conftest import VARIANTS
+from tests.conftest import LINEAR, LLAMA3, VARIANTS, YARN
 
 FORMS = ("packed", "float")
 UNPACKED = [
@@ -126,15 +126,25 @@ def test_stock_mlx_lm_computes_the_model(tmp_path, tiny_config, variant, form):
     verify_manifest(directory)  # what Python left there is no damage
 
 
-def test_stock_mlx_lm_computes_a_plain_llama_without_a_model_file(tmp_path, tiny_config):
-    config = dataclasses.replace(tiny_config, **PLAIN)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rope_scaling": LINEAR},
+        {"rope_scaling": LLAMA3},
+        {"attention_bias": True, "tie_word_embeddings": False},
+        {"qk_norm": True, "head_dim": 16, "rope_scaling": YARN},
+    ],
+)
+def test_stock_mlx_lm_computes_its_own_models_without_a_model_file(tmp_path, tiny_config, changes):
+    config = dataclasses.replace(tiny_config, **PLAIN | changes)
     theirs = mlx_lm.utils.load_model(mlx_directory(tmp_path / "mlx", config, "float"))[0]
     tokens = mx.array(np.random.default_rng(1).integers(0, 300, (1, 10)))
     expected = np.array(own_model(tmp_path / "own", config)(tokens))
     np.testing.assert_allclose(np.array(theirs(tokens)), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [PLAIN, {}])
+@pytest.mark.parametrize("changes", [PLAIN, PLAIN | {"qk_norm": True, "rope_scaling": YARN}, {}])
 def test_what_mlx_lm_saved_is_read_back(tmp_path, tiny_config, changes):
     config = dataclasses.replace(tiny_config, eos_id=2, **changes)
     form = "packed" if config.has_packed_form else "float"

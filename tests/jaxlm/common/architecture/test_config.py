@@ -94,6 +94,14 @@ def test_unknown_and_missing_settings_are_named():
         ("smollm2-135m", 134_515_008),
         ("smollm2-360m", 361_821_120),
         ("smollm2-1.7b", 1_711_376_384),
+        # Published with the released models too.
+        ("llama-3.2-1b", 1_235_814_400),
+        ("llama-3.2-3b", 3_212_749_824),
+        ("qwen2.5-0.5b", 494_032_768),
+        ("qwen3-0.6b", 596_049_920),
+        ("qwen3-1.7b", 1_720_574_976),
+        ("qwen3-4b", 4_022_468_096),
+        ("mistral-7b-v0.3", 7_248_023_552),
         # Counted by hand from the released shapes.
         ("mmfree-370m", 374_108_160),
     ],

@@ -104,7 +104,7 @@ def test_a_size_that_the_vocabulary_exceeds_is_refused():
 def test_the_nearest_preset_is_of_the_same_kind():
     assert nearest_preset(config_of_size(2_400_000_000, "ternary")) == "bitnet-2b-4t"
     assert nearest_preset(config_of_size(400_000_000, "mmfree")) == "mmfree-370m"
-    assert nearest_preset(config_of_size(10**11, "dense")) == "smollm2-1.7b"
+    assert nearest_preset(config_of_size(10**11, "dense")) == "mistral-7b-v0.3"
     assert nearest_preset(preset("hybrid-5m")) == "hybrid-5m"
     with pytest.raises(ValueError, match="preset: found none with linear 'dense' and token_mixer mlgru"):
         nearest_preset(dataclasses.replace(preset("mmfree-tiny"), linear="dense", linear_norm=False))

@@ -11,7 +11,7 @@ from jaxlm.common.artifact.artifact import load_artifact, save_artifact, write_a
 from jaxlm.common.artifact.model_files import INDEX
 from jaxlm.common.artifact.safetensors import TensorFile, write_tensors
 from shared_tokenizer.manifest import DamagedError, write_manifest
-from tests.conftest import flipped_bit
+from tests.conftest import LINEAR, LLAMA3, YARN, flipped_bit
 
 
 def random_reader(config: ModelConfig, kind: str, float_dtype: str = "float32"):
@@ -150,6 +150,12 @@ def test_a_config_that_was_edited_is_refused(tiny_config, change, message):
         ({"head_dim": 32}, "jaxlm"),
         ({"sub_norm": False, "num_heads": 6, "num_kv_heads": 6, "head_dim": 8}, "jaxlm"),
         ({"tie_word_embeddings": False, "ternary_head": True}, "jaxlm"),
+        ({"sub_norm": False, "qk_norm": True, "head_dim": 32, "rope_scaling": YARN}, "qwen3"),
+        ({"sub_norm": False, "attention_bias": True, "rope_scaling": LINEAR}, "qwen2"),
+        ({"sub_norm": False, "attention_bias": True, "head_dim": 32}, "jaxlm"),
+        ({"sub_norm": False, "attention_bias": True, "qk_norm": True}, "jaxlm"),
+        ({"qk_norm": True}, "jaxlm"),
+        ({"sub_norm": False, "rope_scaling": LLAMA3}, "llama"),
     ],
 )
 def test_model_type_is_one_that_computes_the_model(tiny_config, changes, model_type):

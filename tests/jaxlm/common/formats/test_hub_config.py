@@ -24,7 +24,7 @@ def test_a_missing_key_has_the_default_of_transformers():
     assert (config.num_kv_heads, config.head_dim, config.activation) == (4, 8, "silu")
     assert (config.rope_theta, config.norm_eps, config.max_seq_len) == (10000.0, 1e-6, 2048)
     assert (config.bos_id, config.eos_id, config.pad_id, config.tie_word_embeddings) == (1, 2, None, False)
-    assert (config.linear, config.sub_norm) == ("dense", False)
+    assert (config.linear, config.sub_norm, config.qk_norm, config.attention_bias) == ("dense", False, False, False)
     config = read_hub_config(BITNET | {"quantization_config": PACKED}, []).model
     assert (config.rope_theta, config.norm_eps, config.activation) == (500000.0, 1e-5, "relu2")
     assert (config.bos_id, config.eos_id, config.tie_word_embeddings) == (None, None, False)
@@ -33,6 +33,110 @@ def test_a_missing_key_has_the_default_of_transformers():
     large = read_hub_config(SIZES | large_sizes | {"model_type": "bitnet"}, []).model
     assert (large.bos_id, large.eos_id, large.num_kv_heads) == (128000, 128001, 5)
     assert read_hub_config(BITNET | {"num_key_value_heads": None}, []).model.num_kv_heads == 4
+
+
+def test_the_classes_of_qwen_and_mistral_have_defaults_of_their_own():
+    heads = {"num_attention_heads": 32, "hidden_size": 4096}
+    qwen2, qwen3 = (read_hub_config(SIZES | heads | {"model_type": name}, []).model for name in ("qwen2", "qwen3"))
+    assert (qwen2.attention_bias, qwen2.qk_norm, qwen3.attention_bias, qwen3.qk_norm) == (True, False, False, True)
+    assert (qwen2.head_dim, qwen3.head_dim, qwen2.num_kv_heads, qwen3.num_kv_heads) == (128, 128, 32, 32)
+    assert {config.max_seq_len for config in (qwen2, qwen3)} == {32768}
+    assert {config.bos_id for config in (qwen2, qwen3)} == {config.eos_id for config in (qwen2, qwen3)} == {None}
+    narrow = read_hub_config(SIZES | {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": None}, []).model
+    assert (narrow.head_dim, narrow.norm_eps, narrow.rope_theta) == (128, 1e-6, 10000.0)
+    mistral = read_hub_config(SIZES | heads | {"model_type": "mistral", "sliding_window": None}, []).model
+    assert (mistral.num_kv_heads, mistral.max_seq_len, mistral.head_dim) == (8, 131072, 128)
+    assert (mistral.qk_norm, mistral.attention_bias, mistral.bos_id, mistral.eos_id) == (False, False, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "keys", "is_read"),
+    [
+        ("mistral", {}, False),  # 4096 by default
+        ("mistral", {"sliding_window": None}, True),
+        ("mistral", {"sliding_window": 4096, "max_position_embeddings": 4096}, True),
+        ("mistral", {"sliding_window": 4096, "max_position_embeddings": 8192}, False),
+        ("qwen2", {"sliding_window": 128}, True),
+        ("qwen2", {"sliding_window": 128, "use_sliding_window": True, "max_window_layers": 2}, True),
+        ("qwen3", {"sliding_window": 128, "use_sliding_window": True, "max_window_layers": 1}, False),
+        ("qwen3", {"sliding_window": 128, "layer_types": ["full_attention", "sliding_attention"]}, False),
+        ("qwen3", {"sliding_window": 128, "layer_types": ["full_attention", "full_attention"]}, True),
+    ],
+)
+def test_a_window_is_read_where_it_hides_nothing(model_type, keys, is_read):
+    content = SIZES | {"model_type": model_type, "num_key_value_heads": 2} | keys
+    if is_read:
+        read_hub_config(content, [])
+        return
+    with pytest.raises(ValueError, match=r"sliding_window: found .* set max_position_embeddings"):
+        read_hub_config(content, [])
+
+
+def test_a_released_qwen_is_read():
+    content = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "attention_dropout": 0.0,
+        "bos_token_id": 151643,
+        "eos_token_id": 151643,
+        "hidden_act": "silu",
+        "hidden_size": 896,
+        "initializer_range": 0.02,
+        "intermediate_size": 4864,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 24,
+        "model_type": "qwen2",
+        "num_attention_heads": 14,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.40.1",
+        "use_cache": True,
+        "use_mrope": False,
+        "use_sliding_window": False,
+        "vocab_size": 151936,
+    }
+    assert read_hub_config(content, []).model == preset("qwen2.5-0.5b")
+
+
+def test_a_released_llama_3_is_read():
+    content = {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 128000,
+        "eos_token_id": 128001,
+        "head_dim": 64,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "initializer_range": 0.02,
+        "intermediate_size": 8192,
+        "max_position_embeddings": 131072,
+        "mlp_bias": False,
+        "model_type": "llama",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 16,
+        "num_key_value_heads": 8,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "factor": 32.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.45.0.dev0",
+        "use_cache": True,
+        "vocab_size": 128256,
+    }
+    assert read_hub_config(content, []).model == preset("llama-3.2-1b")
 
 
 @pytest.mark.parametrize(
@@ -133,7 +237,7 @@ def test_the_first_of_several_ends_ends_a_document():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mistral"}, "model_type: found 'mistral', expected 'llama' or 'bitnet' or 'hgrn_bit'"),
+        ({"model_type": "phi3"}, "model_type: found 'phi3', expected 'llama' or 'mistral' or 'qwen2' or 'qwen3' or"),
         ({"model_type": ["llama"]}, "model_type: found ['llama']"),
         ({"vocab_size": None}, "vocab_size: found None, expected an integer"),
         ({"hidden_size": "32"}, "hidden_size: found '32', expected an integer"),
@@ -141,12 +245,14 @@ def test_the_first_of_several_ends_ends_a_document():
         ({"attention_bias": True}, "attention_bias: found True, expected False"),
         ({"mlp_bias": True}, "mlp_bias: found True, expected False"),
         ({"pretraining_tp": 2}, "pretraining_tp: found 2, expected 1"),
-        ({"sliding_window": 4096}, "sliding_window: found 4096, expected None"),
+        ({"sliding_window": 1024}, "sliding_window: found 1024, expected null, since our attention sees the whole"),
+        ({"sliding_window": "all"}, "sliding_window: found 'all', expected null"),
+        ({"max_position_embeddings": "2048"}, "max_position_embeddings: found '2048', expected an integer"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: found 0.5, expected 1.0"),
         ({"weight_bits": 2}, "weight_bits: found 2, expected 1"),
         ({"hidden_act": "gelu_new"}, "hidden_act: found 'gelu_new', expected 'silu' or 'swish' or 'gelu' or 'relu2'"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type: found 'linear', expected 'default'"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_type: found 'llama3', expected 'default'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type: found 'dynamic', expected default, linear"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters: missing factor"),
         ({"rope_parameters": {"full_attention": {}}}, "rope_parameters: unknown key 'full_attention'"),
         ({"rope_parameters": [1]}, "rope_parameters: found [1], expected an object"),
         ({"eos_token_id": 300}, "eos_id: found 300, expected 0..299"),

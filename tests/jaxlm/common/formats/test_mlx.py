@@ -12,7 +12,7 @@ from jaxlm.common.artifact.safetensors import TensorFile, write_tensors
 from jaxlm.common.formats.mlx import MODEL_FILE, needs_model_file, open_mlx, write_mlx
 from jaxlm.common.formats.open_model import open_model
 from shared_tokenizer.manifest import DamagedError, sealed_directory, verify_manifest
-from tests.conftest import VARIANTS
+from tests.conftest import VARIANTS, YARN
 
 PLAIN = {"linear": "dense", "sub_norm": False, "eos_id": 3}
 FORMS = ("packed", "float")
@@ -95,9 +95,15 @@ def test_a_plain_llama_is_an_artifact_with_generation_config(tmp_path, tiny_conf
         (PLAIN | {"linear": "ternary"}, True),
         (PLAIN | {"sub_norm": True}, True),
         (PLAIN | {"embedding": "int8"}, True),
+        (PLAIN | {"qk_norm": True, "rope_scaling": YARN}, False),
+        (PLAIN | {"attention_bias": True}, False),
+        (PLAIN | {"attention_bias": True, "qk_norm": True}, True),
+        # mlx-lm ignores these keys of YaRN.
+        (PLAIN | {"rope_scaling": dataclasses.replace(YARN, attention_factor=1.0)}, True),
+        (PLAIN | {"rope_scaling": dataclasses.replace(YARN, truncate=False)}, True),
     ],
 )
-def test_all_but_a_llama_needs_a_model_file(tiny_config, changes, needed):
+def test_all_but_a_model_of_mlx_lm_needs_a_model_file(tiny_config, changes, needed):
     assert needs_model_file(dataclasses.replace(tiny_config, **changes)) == needed
 
 

@@ -139,6 +139,13 @@ def test_of_a_folder_of_runs_the_runs_are_named(tmp_path):
         ({"quantization": {"bits": 4, "group_size": 64}}, "quantized to 4 bits"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quant_method: found 'gptq', expected 'bitnet' or none"),
         ({"quantization_config": {"quant_method": "awq"}}, "found 'awq'"),
+        (
+            {"model_type": "qwen3_moe", "num_experts": 64},
+            r"found a mixture of experts \(model_type 'qwen3_moe', num_experts 64\), expected a dense or ternary",
+        ),
+        ({"model_type": "mixtral", "num_local_experts": 8}, "found a mixture of experts"),
+        ({"layer_types": ["linear_attention", "full_attention"]}, "found a hybrid with layers of linear_attention"),
+        ({"model_type": "jamba", "attn_layer_period": 8}, "found a hybrid or recurrent model"),
     ],
 )
 def test_a_model_in_a_form_that_is_not_read_is_named(foreign, change, message):

@@ -42,7 +42,7 @@ class ServedModel:
     name: str
     tokenizer: Tokenizer
     chat_format: ChatFormat | None
-    """None if the model has no chat format that is known here."""
+    """None if the model has no chat template that can be used."""
     vocab_size: int
     max_seq_len: int
     max_tokens: int

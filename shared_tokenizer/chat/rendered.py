@@ -17,15 +17,17 @@ CHAT_MARKERS = (
     *SPECIAL_MARKERS,
     "<<SYS>>",
     "<|endoftext|>",
-    "<start_of_turn>",
-    "<end_of_turn>",
     "<|system|>",
     "<|user|>",
     "<|assistant|>",
     "<|prompter|>",
 )
+# What a special token of some tokenizer looks like.
+_TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>")
 _OTHER_ROLES = {"inst": "user", "/inst": "assistant", "instruction": "user", "response": "assistant"}
 _SYSTEM_IN_USER = re.compile(r"\s*<<SYS>>\n?(.*?)\n?<</SYS>>\s*", re.DOTALL)
+# The frame of a system message of Llama 3.1. Its date gives way to that of the format.
+_LLAMA_3_1_PREAMBLE = re.compile(r"Cutting Knowledge Date: December 2023\nToday Date: [^\n]*(?:\n+|\Z)")
 _EDGES_ONLY = re.compile(rf"(?:\s|{'|'.join(map(re.escape, EDGES))})*")
 
 
@@ -57,7 +59,7 @@ FORMS = (
         ("<|eot_id|>", "<|end_of_text|>"),
         "llama-3",
     ),
-    RenderedForm("gemma", "<start_of_turn>", re.compile(r"<start_of_turn>(\w+)\n"), ("<end_of_turn>",), None),
+    RenderedForm("gemma", "<start_of_turn>", re.compile(r"<start_of_turn>(\w+)\n"), ("<end_of_turn>",), "gemma"),
     RenderedForm("llama-2", "[/INST]", re.compile(r"\[(INST|/INST)\]"), ("</s>", *EDGES), "llama-2"),
     RenderedForm(
         "zephyr",
@@ -96,19 +98,38 @@ FORMS = (
 )
 
 
-_MISTRAL = replace(next(form for form in FORMS if form.name == "llama-2"), name="mistral", chat_format="mistral")
-
-
 def parse_rendered(text: str) -> tuple[RenderedForm, tuple[Message, ...]] | None:
     """Return the form and the turns of a text that is one whole chat written out, None for any other text.
 
-    Spaces around the contents of a form that writes them itself (llama-2) are its own. Nothing but the begin and end
-    of a text may stand outside of the turns, so no word of the text is lost.
+    Spaces around the contents of a form that writes them itself (llama-2) are its own, and so are the dates before a
+    system message (llama-3.1). Nothing but the begin and end of a text may stand outside of the turns, so no other word
+    of the text is lost.
     """
     for form in FORMS:
         if form.hint in text and (turns := _parse_form(text, form)) is not None:
-            return (_MISTRAL if form.name == "llama-2" and _begins_once(text) else form), turns
+            variant = _variant(text, form, turns)
+            form = form if variant is None else replace(form, name=variant, chat_format=variant)
+            return form, _without_preamble(turns) if variant == "llama-3.1" else turns
     return None
+
+
+def _variant(text: str, form: RenderedForm, turns: tuple[Message, ...]) -> ChatFormatName | None:
+    """Return the format of which a text is, where that differs from the format of its form in details."""
+    if form.name == "llama-2" and "<<SYS>>" not in text and re.search(r"\S\[/INST\]", text):
+        return "mistral-v0.3"
+    if form.name == "llama-2" and _begins_once(text):
+        return "mistral"
+    if form.name == "llama-3" and turns[0].role == "system" and _LLAMA_3_1_PREAMBLE.match(turns[0].content):
+        return "llama-3.1"
+    if form.name == "zephyr" and not any(end in text.partition("<|assistant|>")[0] for end in form.ends):
+        return "falcon3"
+    if form.name == "chatml" and turns[-1].content.startswith("<think>\n"):
+        return "qwen3"
+    return None
+
+
+def _without_preamble(turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    return system_message(_LLAMA_3_1_PREAMBLE.sub("", turns[0].content, count=1)) + turns[1:]
 
 
 def _begins_once(text: str) -> bool:
@@ -164,7 +185,8 @@ def _content(text: str, form: RenderedForm, *, is_last: bool) -> str | None:
         return None
     if form.is_letters or form.name in ("llama-2", "bitnet", "llama-3") or found is None:
         text = text.strip()
-    return None if any(mark in text for mark in CHAT_MARKERS if mark != "<<SYS>>") else text
+    is_marked = _TOKEN.search(text) or any(mark in text for mark in CHAT_MARKERS if mark != "<<SYS>>")
+    return None if is_marked else text
 
 
 def _add_turn(turns: list[Message], name: str, content: str) -> bool:
@@ -215,10 +237,12 @@ def find_plain_form(text: str) -> str | None:
 def encode_rendered(text: str, tokenizer: Tokenizer) -> list[int]:
     """Return the ids of a text in which special tokens are spelled out, with one begin and one end token.
 
-    Raises ValueError where a marker of chats is no special token of the tokenizer and would become letters.
+    Raises ValueError where a marker of chats, or what looks like a special token, is none of the tokenizer's and would
+    become letters.
     """
     special = tokenizer.special_tokens
-    foreign = [mark for mark in CHAT_MARKERS if mark in text and mark not in special]
+    marks = (*(mark for mark in CHAT_MARKERS if mark in text), *_TOKEN.findall(text))
+    foreign = [mark for mark in marks if mark not in special]
     if foreign:
         raise ValueError(
             f"text_format rendered: found {foreign[0]!r}, no special token of this tokenizer, expected a whole chat of "

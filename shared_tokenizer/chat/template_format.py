@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 from shared_tokenizer.chat.chat_format import ChatFormat, Edge, Marker, Message, Part, Piece
 from shared_tokenizer.chat.sandbox import SANDBOX, WAY_OUT, Chat, Refusal
@@ -182,9 +183,8 @@ class TemplateFormat(ChatFormat):
 
     def _parts(self, text: str, tokenizer: Tokenizer) -> Iterator[Part]:
         """Yield a text of the template with its special tokens apart."""
-        edges: dict[str, Part] = {self._variables["bos_token"]: Edge.BEGIN, self._variables["eos_token"]: Edge.END}
-        tokens = sorted({*tokenizer.special_tokens, *edges}, key=len, reverse=True)
-        for part in re.split(f"({'|'.join(map(re.escape, tokens))})", text):
+        edges: dict[str, Part] = {f"{self._mark}{edge.value}": edge for edge in Edge}
+        for part in _token_pattern(tokenizer).split(text):
             if part in edges or part in tokenizer.special_tokens:
                 yield edges.get(part) or Marker(part)
             elif part:
@@ -192,7 +192,7 @@ class TemplateFormat(ChatFormat):
 
     @property
     def _variables(self) -> dict[str, str]:
-        return {"bos_token": f"{self._mark}begin", "eos_token": f"{self._mark}end"}
+        return {"bos_token": f"{self._mark}{Edge.BEGIN.value}", "eos_token": f"{self._mark}{Edge.END.value}"}
 
     def _skeleton(self, messages: Sequence[Message], *, as_prompt: bool) -> _Skeleton:
         key = tuple(message.role for message in messages), as_prompt
@@ -248,6 +248,16 @@ class TemplateFormat(ChatFormat):
 
 
 _EXCHANGE = (Message("user", "a"), Message("assistant", "a"))
+# Of each tokenizer in use: finds its special tokens, and the stand-ins for its begin and end token.
+_token_patterns: WeakKeyDictionary[Tokenizer, re.Pattern[str]] = WeakKeyDictionary()
+
+
+def _token_pattern(tokenizer: Tokenizer) -> re.Pattern[str]:
+    if tokenizer not in _token_patterns:
+        tokens = sorted(filter(None, tokenizer.special_tokens), key=len, reverse=True)
+        edges = f"z[0-9a-f]{{16}}z(?:{'|'.join(edge.value for edge in Edge)})"
+        _token_patterns[tokenizer] = re.compile(f"({'|'.join([edges, *map(re.escape, tokens)])})")
+    return _token_patterns[tokenizer]
 
 
 def _misplaced(messages: Sequence[Message], order: Sequence[int]) -> list[str]:

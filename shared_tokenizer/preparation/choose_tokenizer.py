@@ -10,7 +10,9 @@ from random import Random
 from shared_tokenizer.chat.chat_format import ChatFormat
 from shared_tokenizer.chat.formats import CHATML, named_chat_format
 from shared_tokenizer.chat.messages import Message, encode_chat
+from shared_tokenizer.chat.recognition import recognise_text
 from shared_tokenizer.chat.template import disagreement, read_chat_format, read_chat_template
+from shared_tokenizer.chat.template_format import TemplateFormat
 from shared_tokenizer.load import load_tokenizer, tokenizer_place
 from shared_tokenizer.preparation.prepare_config import PrepareConfig
 from shared_tokenizer.preparation.reporter import Reporter
@@ -74,6 +76,20 @@ def _texts_to_sample(plan: Plan, size_bytes: int, rejected: list[Rejected]) -> I
             return
 
 
+def run_template(config: PrepareConfig, plan: Plan) -> str | None:
+    """Return the chat template of the given tokenizer where it has to be run, None where its text tells its format."""
+    directory = _given_directory(config)
+    if config.chat_format != "auto" or not plan.holds_chats or directory is None:
+        return None
+    template = read_chat_template(directory)
+    return None if template is None or recognise_text(template) is not None else template
+
+
+def _given_directory(config: PrepareConfig) -> Path | None:
+    given = tokenizer_place(Path(config.tokenizer)) if config.tokenizer else None
+    return given if given is None or given.is_dir() else given.parent
+
+
 def choose_chat_format(
     config: PrepareConfig, plan: Plan, tokenizer: Tokenizer, reporter: Reporter
 ) -> ChatFormat | None:
@@ -85,8 +101,7 @@ def choose_chat_format(
     """
     if not plan.holds_chats:
         return None
-    given = tokenizer_place(Path(config.tokenizer)) if config.tokenizer else None
-    directory = given if given is None or given.is_dir() else given.parent
+    directory = _given_directory(config)
     if config.chat_format != "auto":
         found = named_chat_format(config.chat_format)
         template = None if directory is None else read_chat_template(directory)
@@ -96,6 +111,8 @@ def choose_chat_format(
         found = None if directory is None else read_chat_format(directory)
         found = found or _rendered_format(plan, tokenizer) or CHATML
     encode_chat(PROBE, tokenizer, found)
+    if isinstance(found, TemplateFormat):
+        reporter.log("chats are written as the tokenizer's own chat template writes them, which is run for it")
     return found
 
 

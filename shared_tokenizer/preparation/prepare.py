@@ -5,6 +5,7 @@ preparation resumes from them.
 """
 
 import contextlib
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,12 @@ from typing import Any
 from shared_tokenizer.chat.chat_format import ChatFormat
 from shared_tokenizer.chat.template import write_chat_template, write_stop_ids
 from shared_tokenizer.data.shards import FORMAT_VERSION, MANIFEST, SPLITS, TOKENIZER, ids_dtype, parse_manifest
-from shared_tokenizer.preparation.choose_tokenizer import choose_chat_format, load_given_tokenizer, train_on_sample
+from shared_tokenizer.preparation.choose_tokenizer import (
+    choose_chat_format,
+    load_given_tokenizer,
+    run_template,
+    train_on_sample,
+)
 from shared_tokenizer.preparation.hold_out import with_both_splits
 from shared_tokenizer.preparation.output import PICTURE, STATISTICS, PreparationOutput
 from shared_tokenizer.preparation.plan_input import plan_input
@@ -53,6 +59,7 @@ def prepare(config: PrepareConfig, reporter: Reporter) -> dict[str, Any]:
 
 def _identity(config: PrepareConfig, plan: Plan, given: Tokenizer | None) -> dict[str, Any]:
     """Return everything that the content of the set depends on."""
+    template = run_template(config, plan)
     trained = {name: getattr(config, name) for name in ("vocab_size", "model_type", "special_tokens", "train_size")}
     return {
         "input": [config.hub] if config.hub else config.input,
@@ -63,6 +70,7 @@ def _identity(config: PrepareConfig, plan: Plan, given: Tokenizer | None) -> dic
         # Left out where it is empty: sets that earlier versions made have none.
         **({"roles": config.roles} if config.roles else {}),
         **({"text_format": config.text_format} if config.text_format == "rendered" else {}),
+        **({} if template is None else {"chat_template_sha256": hashlib.sha256(template.encode()).hexdigest()}),
         **asdict(config.options),
     }
 

@@ -11,6 +11,8 @@ CHAT_MARKERS = (
     "<|end_of_text|>",
     "[INST]",
     "[/INST]",
+    "<start_of_turn>",
+    "<end_of_turn>",
 )
 # The first name that a vocabulary holds is the token of the role.
 EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|im_end|>", "[SEP]")

@@ -77,3 +77,23 @@ def test_a_format_that_does_not_fit_is_refused(places, tokenizer):
         ValueError, match=r"adapters/chat_template\.jinja: chat template: it leaves out messages\[0\], of the"
     ):
         choose_chat_format(model, tokenizer, adapter_path=adapters)
+
+
+def test_a_template_of_no_known_format_writes_the_prompts(places, tokenizer, capsys):
+    model, adapters = places
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ '@' + m.role + ' ' + m.content | trim + eos_token }}{% endfor %}@assistant "
+    )
+    found = choose_chat_format(model, tokenizer, adapter_path=adapters)
+    assert found.name == "template" and stop_ids(tokenizer, found) == [tokenizer.eos_id]
+    prompt = encode_generation_prompt([Message("user", "hello</s>")], tokenizer, found)
+    expected = [*tokenizer.start_ids, *tokenizer.encode("@user hello</s>"), tokenizer.eos_id]
+    assert prompt == [*expected, *tokenizer.encode("@assistant ")]
+    assert not capsys.readouterr().err
+    for _ in range(2):
+        assert encode_generation_prompt([Message("user", "hello</s> ")], tokenizer, found) == prompt
+    line = "warning: the model's chat template removes the whitespace around messages[0], of the user\n"
+    assert capsys.readouterr().err == line
+    (model / "chat_template.jinja").write_text("{{ 10 ** 100000000 }}")
+    with pytest.raises(ValueError, match="model: chat template: it ran for 1 s and had not ended"):
+        choose_chat_format(model, tokenizer)

@@ -1,5 +1,7 @@
 """Chats that are written out as texts."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,6 +65,47 @@ def test_what_forms_have_besides_a_question(name):
     assert found is not None and found[1] == (*expected, ASK, REPLY)
 
 
+VARIANTS = {
+    "llama-3.1": (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
+        "Today Date: 01 May 2025\n\nBe brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nTwo and two?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nFour.<|eot_id|>",
+        (SYSTEM, ASK, REPLY),
+    ),
+    "mistral-v0.3": ("<s>[INST] Two and two?[/INST] Four.</s>", (ASK, REPLY)),
+    "falcon3": ("<|system|>\nBe brief.\n<|user|>\nTwo and two?\n<|assistant|>\nFour.</s>", (SYSTEM, ASK, REPLY)),
+    "qwen3": (
+        "<|im_start|>user\nTwo and two?<|im_end|>\n<|im_start|>assistant\n<think>\nSum.\n</think>\n\nFour.<|im_end|>\n",
+        (ASK, Message("assistant", "<think>\nSum.\n</think>\n\nFour.")),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_formats_that_differ_in_details_from_the_one_of_their_form(name):
+    text, turns = VARIANTS[name]
+    found = parse_rendered(text)
+    assert found is not None and (found[0].chat_format, found[1]) == (name, turns)
+
+
+def test_a_preamble_without_a_system_message_is_none():
+    text = VARIANTS["llama-3.1"][0].replace("\n\nBe brief.", "\n\n")
+    found = parse_rendered(text)
+    assert found is not None and (found[0].chat_format, found[1]) == ("llama-3.1", (ASK, REPLY))
+
+
+@pytest.mark.parametrize("name", ["gemma", "llama-3.1", "mistral-v0.3", "falcon3", "qwen3", "qwen2.5", "bitnet"])
+def test_what_a_format_writes_is_read_as_its_turns(name):
+    chat_format = CHAT_FORMATS[name]
+    chat = CHAT[1:] if chat_format.folds_system else CHAT
+    text = chat_format.written(chat, as_prompt=False, begin="<s>", end="</s>")
+    found = parse_rendered(text)
+    assert found is not None
+    assert encode_chat(found[1], Bytes(), chat_format) == encode_chat(chat, Bytes(), chat_format)
+    assert found[0].chat_format == {"qwen2.5": "chatml"}.get(name, name)
+
+
 def test_mistral_begins_a_conversation_once():
     for name, chat_format in (("two turns", "llama-2"), ("mistral", "mistral"), ("a system message", "llama-2")):
         found = parse_rendered(MORE[name][0])
@@ -86,6 +129,7 @@ def test_an_input_belongs_to_its_instruction():
         "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<|im_end|>",
         "<s>[INST] q [/INST] a </s> lost words",
         "[INST] q [/INST] a <|im_end|> b",
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na <|secret|><|im_end|>",
     ],
 )
 def test_a_text_that_is_no_whole_chat_is_left_as_it_is(text):
@@ -116,8 +160,10 @@ def test_special_tokens_are_encoded_with_one_begin_and_one_end():
     assert encode_rendered("a</s>\nb", tokenizer) == [256, *b"a", 257, *b"\nb", 257]
     spaced = SpacedBytes()
     assert encode_rendered("<s> a</s>", spaced) == [256, *b" a", 257]
-    with pytest.raises(ValueError, match=r"found '\[INST\]', no special token of this tokenizer, exp"):
-        encode_rendered("[INST] a", tokenizer)
+    for text, found in (("[INST] a", "[INST]"), ("<s>a<|secret|>b", "<|secret|>")):
+        message = f"text_format rendered: found '{found}', no special token of this tokenizer, expected a whole chat"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            encode_rendered(text, tokenizer)
 
 
 def test_a_chat_of_the_tokenizers_own_form_keeps_its_ids():

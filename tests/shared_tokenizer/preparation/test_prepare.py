@@ -173,6 +173,72 @@ def test_chats_that_the_format_cannot_express_are_bad_rows(tmp_path, tokenizer_d
     assert not (tmp_path / "other").exists()
 
 
+UNKNOWN_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ '@' + m.role + '\n' + m.content | trim + eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '@assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def with_template(tmp_path, tokenizer):
+    (tmp_path / "own").mkdir()
+    tokenizer.save(tmp_path / "own")
+    (tmp_path / "own" / "chat_template.jinja").write_text(UNKNOWN_TEMPLATE)
+    return tmp_path / "own"
+
+
+def test_chats_are_written_as_an_unknown_template_writes_them(tmp_path, tokenizer, with_template):
+    rows = [{"messages": [CHAT[0] | {"content": f"add {i}"}, CHAT[1]]} for i in range(20)]
+    source = write_rows(tmp_path / "a.jsonl", rows)
+    manifest = run(source, tmp_path / "out", with_template)
+    assert manifest["masked"] and manifest["chat_format"] == "template"
+    assert any("own chat template writes them" in line for line in manifest["lines"])
+    shards = TokenShards.open(tmp_path / "out", "train")
+    span = shards.read(0, int(shards.document_ends[0]))
+    text, learned = tokenizer.decode(span.ids), span.ids[span.loss_mask]
+    assert text.startswith("@user\nadd ") and text.endswith("\n@assistant\nreturn 3\n")
+    assert learned.tolist() == [*tokenizer.encode("return 3"), tokenizer.eos_id]
+    assert (tmp_path / "out" / "tokenizer" / "chat_template.jinja").read_text() == UNKNOWN_TEMPLATE
+    assert not run(source, tmp_path / "out", with_template)["is_new"]
+    (with_template / "chat_template.jinja").write_text(UNKNOWN_TEMPLATE.replace("@", "#"))
+    with pytest.raises(ValueError, match="holds another corpus: chat_template_sha256 was"):
+        run(source, tmp_path / "out", with_template)
+
+
+def test_chats_that_an_unknown_template_changes_are_bad_rows(tmp_path, with_template):
+    rows = [{"messages": [CHAT[0], CHAT[1] | {"content": f"{i}"}]} for i in range(20)]
+    source = write_rows(tmp_path / "a.jsonl", [*rows, {"messages": [CHAT[0], CHAT[1] | {"content": "3\n"}]}])
+    message = (
+        r"a\.jsonl:21: chat template: it removes the whitespace around messages\[1\], of the assistant.*bad rows: 1"
+    )
+    with pytest.raises(ValueError, match=message):
+        run(source, tmp_path / "out", with_template)
+    run(source, tmp_path / "out", with_template, max_bad_rows=1)
+    assert json.loads((tmp_path / "out" / "stats.json").read_text())["conversations"] == 20
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            "{{ 10 ** 100000000 }}",
+            "chat template: it ran for 1 s and had not ended, expected a text within these limits",
+        ),
+        ("{{ messages[0].content }}", r"chat template: it leaves out messages\[1\], of the assistant"),
+        (UNKNOWN_TEMPLATE.replace("eos_token", "'.'"), r"chat template: found no special token after messages\[1\]"),
+    ],
+)
+def test_a_template_that_cannot_be_learned_from_stops_a_preparation(tmp_path, with_template, template, message):
+    (with_template / "chat_template.jinja").write_text(template)
+    source = write_rows(
+        tmp_path / "a.jsonl", [{"messages": [CHAT[0], CHAT[1] | {"content": f"{i}"}]} for i in range(20)]
+    )
+    with pytest.raises(ValueError, match=message):
+        run(source, tmp_path / "out", with_template)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+    run(source, tmp_path / "out", with_template, chat_format="chatml")
+
+
 def test_bad_rows_stop_the_work_or_are_counted(tmp_path, tokenizer_dir):
     good = [{"text": f"good {i}"} for i in range(40)]
     source = write_rows(tmp_path / "a.jsonl", [*good, {"text": None}, *good, {"other": 1}, {"text": "x\0"}])

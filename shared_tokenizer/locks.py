@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-
 # A command that only looks whether the lock is held, holds it for a moment itself.
 _PATIENCE_SECONDS = 0.2
 

@@ -132,6 +132,13 @@ VARIANTS = {
     "qk_norm": {"qk_norm": True, "sub_norm": False, "head_dim": 16, "rope_scaling": YARN},
     "dense_llama3": {"linear": "dense", "activation": "gelu", "rope_theta": 500.0, "rope_scaling": LLAMA3},
     "ternary_embedding": {"embedding": "ternary"},
+    "scales_by_group": {
+        "scale_per": "group:32",
+        "scale_dtype": "float16",
+        "activation_bits": None,
+        "embedding": "ternary",
+    },
+    "scales_by_rows": {"scale_per": "row_blocks:2", "embedding": "ternary"},
 }
 
 

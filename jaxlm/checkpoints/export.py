@@ -54,7 +54,7 @@ def stored_tensor_reader(weights: Weights, config: ModelConfig, kind: Kind) -> C
         weight = weights(parameter)
         if kind == "packed" and parameter.storage == "ternary":
             codes, scale = _ternary_codes(weight, config)
-            scales[scale_name(name)] = scale.reshape(1)
+            scales[scale_name(name)] = scale.reshape(config.ternary_form.stored_shape(*parameter.shape))
             return pack(codes)
         if kind == "packed" and parameter.storage == "int8":
             codes, scales[scale_name(name)] = _row_codes(weight)
@@ -70,11 +70,10 @@ def stored_tensor_reader(weights: Weights, config: ModelConfig, kind: Kind) -> C
 
 
 def _ternary_codes(weight: Weight, config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Return the int8 codes `[out, in]` and the float32 scale `[]` of a latent or a ternary weight."""
+    """Return the int8 codes `[out, in]` and the float32 scales [blocks, groups] of a latent or a ternary weight."""
     if isinstance(weight, TernaryWeight):
         return weight.codes, weight.scale
-    codes, scale = quantize_weight(weight, config.scale_dtype, np)
-    return codes, np.asarray(scale)
+    return quantize_weight(weight, config.ternary_form, np)
 
 
 def _row_codes(weight: Weight) -> tuple[np.ndarray, np.ndarray]:

@@ -35,7 +35,7 @@ def tree_weights(params: Params) -> Weights:
 
 def artifact_weights(artifact: Artifact) -> Weights:
     """Return the weights of an artifact: floats, and of a packed artifact ternary and int8 weights too."""
-    tensors = artifact.tensors
+    tensors, form = artifact.tensors, artifact.config.ternary_form
 
     def weight(parameter: Parameter) -> Weight:
         stored = tensors[parameter.name]
@@ -44,7 +44,9 @@ def artifact_weights(artifact: Artifact) -> Weights:
         scale = tensors[scale_name(parameter.name)]
         if parameter.storage == "int8":
             return QuantizedRows(stored, scale)
-        return TernaryWeight(unpack(stored, parameter.shape[0]), scale.reshape(()))
+        return TernaryWeight(
+            unpack(stored, parameter.shape[0]), scale.reshape(form.grid(*parameter.shape)), form.activation_bits
+        )
 
     return weight
 
@@ -62,7 +64,7 @@ def ternary_weights(weights: Weights, config: ModelConfig) -> Weights:
         latent = weights(parameter)
         if parameter.storage != "ternary" or isinstance(latent, TernaryWeight):
             return latent
-        return jax.tree.map(np.asarray, quantize(latent, config.scale_dtype))
+        return jax.tree.map(np.asarray, quantize(latent, config.ternary_form))
 
     return weight
 

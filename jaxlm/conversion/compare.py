@@ -11,7 +11,7 @@ import numpy as np
 from jaxlm.checkpoints.weights import Weights, ternary_weights
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import Parameter, parameters
-from jaxlm.common.architecture.ternary import quantize_rows
+from jaxlm.common.architecture.ternary import largest_of_tiles, quantize_rows, spread
 from jaxlm.conversion.streamed_logits import streamed_logits
 from jaxlm.model.layers import QuantizedRows
 from jaxlm.ops.ternary_linear import TernaryWeight
@@ -73,7 +73,8 @@ def compare_weights(
     for position, parameter in table.items():
         other = other_table[position]
         if "ternary" in (parameter.storage, other.storage):
-            total += _compare_codes(_as_ternary(quantized(parameter)), _as_ternary(other_quantized(other)))
+            pair = quantized(parameter), other_quantized(other)
+            total += _compare_codes(_as_ternary(pair[0], pair[1]), _as_ternary(pair[1], pair[0]))
         if parameter.storage != other.storage:
             continue
         ours, theirs = weights(parameter), other_weights(other)
@@ -123,15 +124,18 @@ def _check_shapes(first: Mapping[Position, Parameter], second: Mapping[Position,
             )
 
 
-def _as_ternary(weight: Any) -> TernaryWeight:
-    """Return a ternary weight as it is, or the codes of floats `codes * scale`. Any other float has the code 2."""
+def _as_ternary(weight: Any, other: Any) -> TernaryWeight:
+    """Return a ternary weight as it is, or the codes of floats `codes * scales` with the scales' grid of the other one.
+
+    A float that is no code has the code 2. Where all floats of a scale are 0 it is not known, and is that of the other.
+    """
     if isinstance(weight, TernaryWeight):
         return weight
-    magnitude = np.abs(weight)
-    scale = magnitude.max()
+    largest = largest_of_tiles(weight, other.scale.shape, np)
+    scale = np.where(largest == 0, other.scale, largest)
     # A comparison, because a division may round.
-    is_code = (weight == 0) | (magnitude == scale)
-    return TernaryWeight(np.where(is_code, np.sign(weight), 2).astype(np.int8), scale)
+    is_code = (weight == 0) | (np.abs(weight) == spread(scale, weight.shape, np))
+    return other.replace(codes=np.where(is_code, np.sign(weight), 2).astype(np.int8), scale=scale)
 
 
 def _float_form(weight: Any, parameter: Parameter) -> np.ndarray | jax.Array:
@@ -142,13 +146,13 @@ def _float_form(weight: Any, parameter: Parameter) -> np.ndarray | jax.Array:
 
 
 def _compare_codes(ours: TernaryWeight, theirs: TernaryWeight) -> WeightComparison:
-    with np.errstate(divide="ignore", invalid="ignore"):  # floats that are all 0 have the scale 0
-        difference = abs(theirs.scale / ours.scale - 1)
+    if ours.scale.shape != theirs.scale.shape:
+        raise ValueError(f"scales of different models: found {ours.scale.shape} and {theirs.scale.shape} of one matrix")
     return WeightComparison(
         ternary_codes=ours.codes.size,
         codes_differing=int(np.count_nonzero(ours.codes != theirs.codes)),
-        scales_differing=int(ours.scale != theirs.scale),
-        scales_max_difference=float(difference),
+        scales_differing=int(np.count_nonzero(ours.scale != theirs.scale)),
+        scales_max_difference=float(np.max(np.abs(theirs.scale / ours.scale - 1))),
     )
 
 

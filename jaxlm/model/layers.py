@@ -86,7 +86,7 @@ class BitLinear(nn.Module):
     def __call__(self, x: Features | QuantizedFeatures) -> Outputs:
         name = self.name or ""
         x, weight, bias = self._operands_and_bias(x)
-        if not isinstance(x, QuantizedFeatures):
+        if weight.activation_bits and not isinstance(x, QuantizedFeatures):
             x = quantize_features(x, f"{name}_input")
         return checkpoint_name(_with_bias(ternary_linear(x, weight, name), bias), name)
 
@@ -120,12 +120,13 @@ def _ternary_weight(module: nn.Module, shape: tuple[int, int], init_std: float) 
     if isinstance(weight, TernaryWeight):
         return weight
     weight = module.param("weight", nn.initializers.normal(init_std), shape)
-    return ternarize_weight(weight, config.scale_dtype).replace(latent=weight)
+    return ternarize_weight(weight, config.ternary_form).replace(latent=weight)
 
 
 def shared_input(config: ModelConfig, x: Features) -> Features | QuantizedFeatures:
     """Return the input of several linears of a block: quantized once for all, unless each has a norm of its own."""
-    return quantize_features(x) if config.linear == "ternary" and not config.linear_norm else x
+    is_quantized = config.linear == "ternary" and config.activation_bits is not None
+    return quantize_features(x) if is_quantized and not config.linear_norm else x
 
 
 def block_linear(config: ModelConfig, features: int, name: str) -> nn.Module:
@@ -152,7 +153,7 @@ class Embedding(nn.Module):
         shape, std = (config.vocab_size, config.hidden_size), initial_std(config, "embed_tokens")
         if config.embedding == "ternary":
             weight = _ternary_weight(self, shape, std)
-            table = weight.codes * weight.scale
+            table = weight.dequantized(jnp.float32)
             return table if weight.latent is None else straight_through(weight.latent, table)
         weight = self.get_variable("params", "weight")
         if isinstance(weight, QuantizedRows):

@@ -20,8 +20,8 @@ from jaxtyping import Float, Int
 
 from jaxlm.ops.logits import head_logits
 from jaxlm.ops.shapes import AnyArray, Hidden, LossMask, Tokens
-from jaxlm.ops.ternary_linear import TernaryWeight, no_gradient, quantize_features
-from jaxlm.parallel.sharding import all_gather_codes, constrain, data_parallel_size, target_platform
+from jaxlm.ops.ternary_linear import TernaryWeight, all_gathered, dequantized_features, no_gradient, quantize_features
+from jaxlm.parallel.sharding import constrain, data_parallel_size, target_platform
 
 # Largest size of the float32 logits of a chunk on a CPU: they should stay in its cache.
 LARGEST_CHUNK_BYTES = 16 * 2**20
@@ -84,7 +84,8 @@ def _backward(chunks, name, residuals, dnats):
     dx, dweight = (dx * dnats).astype(dx.dtype), dweight * dnats
     if isinstance(weight, TernaryWeight):
         latent = None if weight.latent is None else dweight.astype(weight.latent.dtype)
-        dweight = TernaryWeight(no_gradient(weight.codes), jnp.zeros_like(weight.scale), latent)
+        zeros = {"codes": no_gradient(weight.codes), "scale": jnp.zeros_like(weight.scale)}
+        dweight = weight.replace(**zeros, latent=latent)
     else:
         dweight = dweight.astype(weight.dtype)
     return dx, dweight, no_gradient(targets), no_gradient(mask)
@@ -110,7 +111,7 @@ def _all_gathered(weight: Any, name: str, dtype: Any) -> Any:
     This is done once for all chunks: inside their loop, XLA for CPUs would repeat it for each.
     """
     if isinstance(weight, TernaryWeight):
-        return weight.replace(codes=all_gather_codes(weight.codes, name), latent=None)
+        return all_gathered(weight, name)
     return constrain(weight.astype(dtype), "vocab", None)
 
 
@@ -118,8 +119,8 @@ def _dequantized(x: Any, weight: Any) -> tuple[jax.Array, jax.Array]:
     """Return the operands of the gradients' products: straight-through, those of a ternary head are dequantized."""
     if not isinstance(weight, TernaryWeight):
         return x, weight
-    quantized = quantize_features(x)
-    return (quantized.codes / quantized.scale).astype(x.dtype), (weight.codes * weight.scale).astype(x.dtype)
+    features = quantize_features(x) if weight.activation_bits else x
+    return dequantized_features(features, x.dtype), weight.dequantized(x.dtype)
 
 
 def _cut(rows: Any, chunks: int) -> Any:

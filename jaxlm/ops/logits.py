@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxlm.ops.shapes import AnyArray, Hidden, Logits
-from jaxlm.ops.ternary_linear import TernaryWeight, quantize_features, ternary_linear
+from jaxlm.ops.ternary_linear import TernaryWeight, ternary_linear
 
 
 def head_logits(x: Hidden, weight: Float[AnyArray, "V D"] | TernaryWeight, name: str = "") -> Logits:
@@ -14,5 +14,5 @@ def head_logits(x: Hidden, weight: Float[AnyArray, "V D"] | TernaryWeight, name:
     all-gathered on a mesh; without it they stay as they are.
     """
     if isinstance(weight, TernaryWeight):
-        return ternary_linear(quantize_features(x), weight, name).astype(jnp.float32)
+        return ternary_linear(x, weight, name).astype(jnp.float32)
     return jnp.einsum("bld,vd->blv", x, weight.astype(x.dtype), preferred_element_type=jnp.float32)

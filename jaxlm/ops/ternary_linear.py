@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import parameters
-from jaxlm.common.architecture.ternary import quantize_activation, quantize_weight
+from jaxlm.common.architecture.ternary import TernaryForm, dequantize, quantize_activation, quantize_weight, spread
 from jaxlm.ops.int8_product import scaled_product
 from jaxlm.ops.shapes import Features, LatentWeight, Outputs
 from jaxlm.parallel.sharding import all_gather_codes
@@ -40,19 +40,24 @@ straight_through.defvjp(lambda latent, quantized: (quantized, None), lambda _, d
 class TernaryWeight(flax.struct.PyTreeNode):
     """A ternary matrix, or a stack of them.
 
-    Invariants: codes in {-1, 0, 1}; one scale per matrix; dequantized == codes * scale. In training the
-    gradient flows to `latent`, which the forward pass never reads. It is None in a model that is only run.
+    Invariants: codes in {-1, 0, 1}; dequantized == codes * scales, see `TernaryForm.grid`. In training the gradient
+    flows to `latent`, which the forward pass never reads. It is None in a model that is only run.
     """
 
     # Not typed more closely: jax also builds the node with placeholders and with gradients in its leaves.
     codes: Any  # Int8 [*layers, O, I]
-    scale: Any  # Float [*layers]
+    scale: Any  # Float [*layers, blocks, groups]
+    activation_bits: int | None = flax.struct.field(pytree_node=False)
     latent: Any = None  # Float [*layers, O, I]
 
+    def dequantized(self, dtype: Any) -> jax.Array:
+        """Return codes * scales `[*layers, O, I]`, rounded to a precision."""
+        return dequantize(self.codes, self.scale, jnp).astype(dtype)
 
-def ternarize_weight(latent: LatentWeight, scale_dtype: str) -> TernaryWeight:
+
+def ternarize_weight(latent: LatentWeight, form: TernaryForm) -> TernaryWeight:
     """Return the ternary form of latent weights `[..., O, I]`, without a gradient."""
-    return TernaryWeight(*quantize_weight(jax.lax.stop_gradient(latent), scale_dtype, jnp))
+    return TernaryWeight(*quantize_weight(jax.lax.stop_gradient(latent), form, jnp), form.activation_bits)
 
 
 def quantize_params(params: Params, config: ModelConfig) -> dict[str, TernaryWeight]:
@@ -60,7 +65,7 @@ def quantize_params(params: Params, config: ModelConfig) -> dict[str, TernaryWei
     flat = flatten_dict(params, sep=".")
     paths = {".".join(parameter.path) for parameter in parameters(config) if parameter.storage == "ternary"}
     return {
-        path: ternarize_weight(cast(jax.Array, flat[path]), config.scale_dtype)
+        path: ternarize_weight(cast(jax.Array, flat[path]), config.ternary_form)
         for path in sorted(paths)
         if not isinstance(flat[path], TernaryWeight)
     }
@@ -98,44 +103,86 @@ def quantize_features(x: Features, name: str = "") -> QuantizedFeatures:
 
 
 def ternary_linear(x: Features | QuantizedFeatures, weight: TernaryWeight, name: str = "") -> Outputs:
-    """Return y = (q codes^T) * (g / s) `[..., O]` of BitNet b1.58 (arXiv 2402.17764).
+    """Return y = x~ W~^T `[..., O]` of features `[..., I]` and the dequantized weight W~ = codes * scales `[O, I]`.
 
-    q `[..., I]` are the features in int8 and s `[..., 1]` their scale, codes `[O, I]` the weight in {-1, 0, 1} and g
-    its scale. Products of int8 are summed in int32, so they are exact in any order of summation.
+    With 8 bits x~ = q / s, of int8 features q and their scale s `[..., 1]` (BitNet b1.58, arXiv 2402.17764), otherwise
+    x itself. Where the inputs of an output share a scale g, y = (q codes^T) * (g / s): products of int8 are summed in
+    int32, so they are exact in any order of summation. Where they have scales by group, W~ is rounded to the precision
+    of x.
 
-    Gradients are straight-through (arXiv 1308.3432), those of y = x~ W~^T with the dequantized x~ = q / s and
-    W~ = g codes: dx = dy W~ `[..., I]` and dW = dy^T x~ `[O, I]`, summed over all tokens.
-    `name` is the layer's, by which a mesh splits the codes.
+    Gradients are straight-through (arXiv 1308.3432): dx = dy W~ `[..., I]` and dW = dy^T x~ `[O, I]`, summed over all
+    tokens. `name` is the layer's, by which a mesh splits the codes.
     """
-    return _product(x if isinstance(x, QuantizedFeatures) else quantize_features(x), weight, name)
+    if weight.activation_bits and not isinstance(x, QuantizedFeatures):
+        x = quantize_features(x)
+    return _product(x, weight, name)
+
+
+def dequantized_features(x: Features | QuantizedFeatures, dtype: Any) -> Features:
+    """Return x~ `[..., I]` in a precision."""
+    return (x.codes / x.scale if isinstance(x, QuantizedFeatures) else x).astype(dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(x: QuantizedFeatures, weight: TernaryWeight, name: str) -> Outputs:
+def _product(x: Features | QuantizedFeatures, weight: TernaryWeight, name: str) -> Outputs:
     return _forward(x, weight, name)[0]
 
 
 def _forward(x, weight, name):
-    y = scaled_product(x.codes, all_gather_codes(weight.codes, name), weight.scale / x.scale, x.features.dtype)
-    # int8 residuals: a quarter of the activations that a float layer keeps.
-    return y, (x.codes, x.scale, weight)
+    gathered = all_gathered(weight, name)
+    y = _int8_outputs(x, gathered) if isinstance(x, QuantizedFeatures) else _float_outputs(x, gathered)
+    # Of quantized features the int8 residuals are kept: a quarter of the activations of a float layer.
+    return y, (x.replace(features=None) if isinstance(x, QuantizedFeatures) else x, weight)
+
+
+def _int8_outputs(x: QuantizedFeatures, weight: TernaryWeight) -> Outputs:
+    dtype = x.features.dtype
+    blocks, groups = weight.scale.shape
+    if groups > 1:  # q is exact in every precision of floats
+        return (_float_product(x.codes.astype(dtype), weight.dequantized(dtype)) / x.scale).astype(dtype)
+    if blocks == 1:
+        return scaled_product(x.codes, weight.codes, weight.scale.reshape(()) / x.scale, dtype)
+    return _scaled(scaled_product(x.codes, weight.codes, 1 / x.scale, jnp.float32), weight).astype(dtype)
+
+
+def _float_outputs(x: Features, weight: TernaryWeight) -> Outputs:
+    if weight.scale.shape[-1] > 1:
+        return _float_product(x, weight.dequantized(x.dtype)).astype(x.dtype)
+    # Codes are exact in every precision, scales are not.
+    return _scaled(_float_product(x, weight.codes.astype(x.dtype)), weight).astype(x.dtype)
+
+
+def _float_product(x: Any, matrix: jax.Array) -> jax.Array:
+    return jnp.einsum("...i,oi->...o", x, matrix, preferred_element_type=jnp.float32)
+
+
+def _scaled(products: jax.Array, weight: TernaryWeight) -> jax.Array:
+    """Return products `[..., O]` times the scales of a weight whose inputs share them."""
+    scales = spread(weight.scale, weight.codes.shape, jnp)[:, 0]  # [O], or [1]
+    return products * jnp.expand_dims(scales, range(products.ndim - 1))
+
+
+def all_gathered(weight: TernaryWeight, name: str) -> TernaryWeight:
+    """Return codes and scales all-gathered along `fsdp` where there is a mesh, without the latent weight."""
+    # As bytes: without this, a compiler may convert first and all-gather floats.
+    return weight.replace(
+        codes=all_gather_codes(weight.codes, name), scale=all_gather_codes(weight.scale, name), latent=None
+    )
 
 
 def _backward(name, residuals, dy):
-    quantized, scale, weight = residuals
-    # All-gathered as bytes: without this, a compiler may convert first and all-gather floats.
-    codes = all_gather_codes(weight.codes, name)
+    x, weight = residuals
     # dx = dy W~: [..., O] @ [O, I]
-    dx = dy @ (codes * weight.scale).astype(dy.dtype)
+    dx = dy @ all_gathered(weight, name).dequantized(dy.dtype)
     dweight = None
     if weight.latent is not None:
         # dW = dy^T x~: [tokens, O], [tokens, I] -> [O, I]
-        dy_TO = dy.reshape(-1, dy.shape[-1])
-        x_TI = (quantized / scale).astype(dy.dtype).reshape(-1, quantized.shape[-1])
+        dy_TO, x_TI = (each.reshape(-1, each.shape[-1]) for each in (dy, dequantized_features(x, dy.dtype)))
         contract_tokens = (((0,), (0,)), ((), ()))
         dweight = jax.lax.dot_general(dy_TO, x_TI, contract_tokens, preferred_element_type=jnp.float32)
-    to_features = QuantizedFeatures(dx, no_gradient(quantized), jnp.zeros_like(scale))
-    return to_features, TernaryWeight(no_gradient(weight.codes), jnp.zeros_like(weight.scale), dweight)
+    if isinstance(x, QuantizedFeatures):
+        dx = QuantizedFeatures(dx, no_gradient(x.codes), jnp.zeros_like(x.scale))
+    return dx, weight.replace(codes=no_gradient(weight.codes), scale=jnp.zeros_like(weight.scale), latent=dweight)
 
 
 def no_gradient(integers: Any) -> np.ndarray:

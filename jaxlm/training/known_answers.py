@@ -20,7 +20,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.common.architecture.config import ModelConfig
-from jaxlm.common.architecture.ternary import quantize_activation
+from jaxlm.common.architecture.ternary import TernaryForm, quantize_activation
 from jaxlm.common.known_answers import references
 from jaxlm.common.known_answers.comparison import Answer, check_answers
 from jaxlm.common.run.optimizer_config import OptimizerConfig
@@ -135,7 +135,7 @@ def _ternary_layer(run: Run, dtype: Any, tolerance: float) -> Iterator[Answer]:
     dy = rng.standard_normal((130, 96)).astype(dtype)
 
     def layer(x: Any, latent: Any, dy: Any) -> Any:
-        weight = ternarize_weight(latent, "bfloat16")
+        weight = ternarize_weight(latent, TernaryForm())
         integers, _ = quantize_activation(x, jnp)
         product = int8_product(integers.astype(jnp.int8), weight.codes)
         of_few = int8_product(integers[:3].astype(jnp.int8), weight.codes)

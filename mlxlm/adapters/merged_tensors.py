@@ -7,7 +7,7 @@ import numpy as np
 from mlx_lm.tuner.lora import LoRALinear
 
 from jaxlm.common.architecture.parameters import Parameter, parameters, scale_name
-from jaxlm.common.architecture.ternary import nearest_codes, pack, quantize_weight, unpack
+from jaxlm.common.architecture.ternary import dequantize, nearest_codes, pack, quantize_weight, unpack
 from jaxlm.common.artifact.artifact import Artifact
 from mlxlm.model.language_model import LanguageModel
 from mlxlm.model.layers import to_numpy
@@ -92,15 +92,16 @@ class MergedTensors:
     def _merge_floats(self, parameter: Parameter, weight: np.ndarray, update: np.ndarray) -> np.ndarray:
         merged, flipped = weight + update, None
         if parameter.storage == "ternary":
-            before, after = (quantize_weight(each, self._artifact.config.scale_dtype, np) for each in (weight, merged))
+            before, after = (quantize_weight(each, self._artifact.config.ternary_form, np) for each in (weight, merged))
             flipped = int(np.sum(before[0] != after[0]))
         self._note(parameter, weight, update, flipped)
         return merged
 
     def _merge_codes(self, parameter: Parameter, packed: np.ndarray, update: np.ndarray) -> np.ndarray:
         codes = unpack(packed, parameter.shape[0])
-        scale = self._artifact.tensors[scale_name(parameter.name)]
-        weight = codes * scale
+        grid = self._artifact.config.ternary_form.grid(*parameter.shape)
+        scale = self._artifact.tensors[scale_name(parameter.name)].reshape(grid)
+        weight = dequantize(codes, scale, np)
         merged = nearest_codes(weight + update, scale, np)
         self._note(parameter, weight, update, int(np.sum(codes != merged)))
         return pack(merged)

@@ -13,30 +13,45 @@ from mlx.utils import tree_unflatten
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import parameters
-from jaxlm.common.architecture.ternary import quantize_activation, quantize_rows, quantize_weight
+from jaxlm.common.architecture.ternary import (
+    TernaryForm,
+    dequantize,
+    quantize_activation,
+    quantize_rows,
+    quantize_weight,
+    spread,
+)
 from jaxlm.common.artifact.artifact import Artifact
 from mlxlm.model.language_model import LanguageModel
 from mlxlm.model.layers import BitLinear
 
 
 @functools.cache
-def latent_ternary_linear(scale_dtype: str) -> Callable[[mx.array, mx.array], mx.array]:
-    """Return y = (q . codes) * (g / s) of x `[..., in]` and latent weights `[out, in]`, for scales of a precision.
+def latent_ternary_linear(form: TernaryForm) -> Callable[[mx.array, mx.array], mx.array]:
+    """Return y = x~ W~^T of x `[..., in]` and latent weights `[out, in]`, as the packed layer of a form computes it.
 
-    Gradients are straight-through, as if y = x~ W~^T of the dequantized values: dW = dy^T x~ and dx = dy W~.
+    Gradients are straight-through: dW = dy^T x~ and dx = dy W~.
     """
 
+    def features(x: mx.array) -> tuple[mx.array, mx.array | float]:
+        """Return what the weights multiply, and its scale."""
+        return quantize_activation(x, mx) if form.activation_bits else (x.astype(mx.float32), 1.0)
+
     def forward(x: mx.array, weight: mx.array) -> mx.array:
-        codes, weight_scale = quantize_weight(weight, scale_dtype, mx)
-        quantized, scale = quantize_activation(x, mx)
-        return ((quantized @ codes.astype(mx.float32).T) * (weight_scale / scale)).astype(x.dtype)
+        codes, weight_scale = quantize_weight(weight, form, mx)
+        quantized, scale = features(x)
+        if form.is_by_group:
+            y = (quantized @ dequantize(codes, weight_scale, mx).T) / scale
+        else:
+            y = (quantized @ codes.astype(mx.float32).T) * (spread(weight_scale, codes.shape, mx)[:, 0] / scale)
+        return y.astype(x.dtype)
 
     def backward(primals: tuple[mx.array, ...], dy: mx.array, _: mx.array) -> tuple[mx.array, ...]:
         x, weight = primals
-        codes, weight_scale = quantize_weight(weight, scale_dtype, mx)
-        quantized, scale = quantize_activation(x, mx)
+        codes, weight_scale = quantize_weight(weight, form, mx)
+        quantized, scale = features(x)
         dy = dy.astype(mx.float32)
-        dx = (dy @ codes.astype(mx.float32)) * weight_scale
+        dx = dy @ dequantize(codes, weight_scale, mx)
         rows = (dy / scale).reshape(-1, dy.shape[-1])
         dweight = rows.T @ quantized.reshape(-1, quantized.shape[-1])
         return dx.astype(x.dtype), dweight.astype(weight.dtype)
@@ -62,7 +77,7 @@ class LatentBitLinear(nn.Module):
 
     def __init__(self, config: ModelConfig, in_features: int, out_features: int):
         super().__init__()
-        self._linear = latent_ternary_linear(config.scale_dtype)
+        self._linear = latent_ternary_linear(config.ternary_form)
         self.weight = mx.zeros((out_features, in_features))
         if config.linear_norm:
             self.rms_norm = nn.RMSNorm(in_features, config.norm_eps)
@@ -91,8 +106,8 @@ class LatentEmbedding(nn.Module):
         if self._config.embedding == "int8":
             codes, scale = quantize_rows(latent, mx)
         else:
-            codes, scale = quantize_weight(latent, self._config.scale_dtype, mx)
-        return cast(mx.array, straight_through(self.weight, codes * scale))
+            codes, scale = quantize_weight(latent, self._config.ternary_form, mx)
+        return cast(mx.array, straight_through(self.weight, dequantize(codes, scale, mx)))
 
 
 def latent_model(artifact: Artifact, linear: type[LatentBitLinear] = LatentBitLinear) -> LanguageModel:

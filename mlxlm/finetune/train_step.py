@@ -104,10 +104,10 @@ class TrainStep:
         """Return the share of zero codes after a step, and the share of codes that the step changed."""
         if not self._ternary:
             return {}
-        scale_dtype = self._model.config.scale_dtype
+        form = self._model.config.ternary_form
         zeros, flips, count = mx.array(0), mx.array(0), 0
         for path in self._ternary:
-            old, new = (quantize_weight(arrays[path], scale_dtype, mx)[0] for arrays in (before, after))
+            old, new = (quantize_weight(arrays[path], form, mx)[0] for arrays in (before, after))
             zeros, flips, count = zeros + mx.sum(new == 0), flips + mx.sum(new != old), count + new.size
         return {"ternary/zero_fraction": zeros / count, "ternary/flip_rate": flips / count}
 

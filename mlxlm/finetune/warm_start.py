@@ -6,7 +6,7 @@ from typing import cast
 import mlx.core as mx
 
 from jaxlm.common.architecture.config import ModelConfig
-from jaxlm.common.architecture.ternary import quantize_activation, quantize_weight
+from jaxlm.common.architecture.ternary import dequantize, quantize_activation, quantize_weight
 from jaxlm.common.artifact.artifact import Artifact
 from mlxlm.finetune.qat import LatentBitLinear, latent_model, straight_through
 from mlxlm.model.language_model import LanguageModel
@@ -21,7 +21,7 @@ class RampedBitLinear(LatentBitLinear):
 
     def __init__(self, config: ModelConfig, in_features: int, out_features: int):
         super().__init__(config, in_features, out_features)
-        self._scale_dtype = config.scale_dtype
+        self._form = config.ternary_form
         self.set_lambda(0.0)
 
     def set_lambda(self, value: float) -> None:
@@ -33,8 +33,8 @@ class RampedBitLinear(LatentBitLinear):
         if self._lambda is None:
             return super().__call__(x)
         quantized, scale = quantize_activation(mx.stop_gradient(x), mx)
-        codes, weight_scale = quantize_weight(mx.stop_gradient(self.weight), self._scale_dtype, mx)
-        weight = _mixed(self._lambda, self.weight, codes * weight_scale)
+        codes, weight_scale = quantize_weight(mx.stop_gradient(self.weight), self._form, mx)
+        weight = _mixed(self._lambda, self.weight, dequantize(codes, weight_scale, mx))
         return _mixed(self._lambda, x, quantized / scale) @ weight.T
 
 

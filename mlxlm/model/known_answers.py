@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from jaxlm.common.architecture.ternary import pack_affine, quantize_activation, quantize_weight
+from jaxlm.common.architecture.ternary import TernaryForm, pack_affine, quantize_activation, quantize_weight
 from jaxlm.common.known_answers import references
 from jaxlm.common.known_answers.comparison import Answer, check_answers
 from mlxlm.model.linear_recurrence import linear_recurrence
@@ -43,12 +43,12 @@ def ternary_layer() -> Iterator[Answer]:
     x = (steps / 127).astype(np.float32)
     latent = (rng.standard_normal((96, 192)) * 0.05).astype(np.float32)
     dy = rng.standard_normal((33, 96)).astype(np.float32)
-    codes, scale = quantize_weight(mx.array(latent), "bfloat16", mx)
+    codes, scale = quantize_weight(mx.array(latent), TernaryForm(), mx)
     packed = mx.array(pack_affine(np.array(codes)))
 
     def layer(x: mx.array, dy: mx.array) -> Any:
         integers, _ = quantize_activation(x, mx)
-        (y,), (dx,) = mx.vjp(lambda x: ternary_linear(x, packed, scale.reshape(1)), [x], [dy])
+        (y,), (dx,) = mx.vjp(lambda x: ternary_linear(x, packed, scale.reshape(1), 8), [x], [dy])
         return integers, integer_product(integers, packed), y, dx
 
     found = (codes, scale, *mx.compile(layer)(mx.array(x), mx.array(dy)))

@@ -5,10 +5,10 @@ import mlx.nn as nn
 import numpy as np
 
 from jaxlm.common.architecture.config import ModelConfig
-from jaxlm.common.architecture.ternary import affine_words, pack_affine, quantize_rows, quantize_weight
+from jaxlm.common.architecture.ternary import affine_words, pack_affine, quantize_rows, quantize_weight, spread
 from mlxlm.model.lora import LoRABitLinear
 from mlxlm.model.shapes import Features, HeadInputs, HeadOutputs, Hidden, LatentWeight, Outputs, Tokens
-from mlxlm.model.ternary_linear import ternary_linear
+from mlxlm.model.ternary_linear import dequantized_rows, ternary_linear
 
 
 def relu2(x: mx.array) -> mx.array:
@@ -22,16 +22,16 @@ ACTIVATIONS = {"silu": nn.silu, "gelu": nn.gelu, "relu2": relu2}
 class BitLinear(nn.Module):
     """The ternary linear of BitNet b1.58 (arXiv 2402.17764) over packed codes, optionally with a norm before it.
 
-    Invariant: dequantized == codes * weight_scale. `weight` `[out, words]` holds the codes as `pack_affine` packs them,
-    and `weight_scale` is `[1]`.
+    Invariant: dequantized == codes * scales. `weight` `[out, words]` holds the codes as `pack_affine` packs them, and
+    `weight_scale` is `[1]` or `[blocks, groups]` (see `TernaryForm.grid`).
     """
 
     def __init__(self, config: ModelConfig, in_features: int, out_features: int, has_bias: bool = False):
         super().__init__()
         self.in_features = in_features
-        self._scale_dtype = config.scale_dtype
+        self._config = config
         self.weight = mx.zeros((out_features, affine_words(in_features)), mx.uint32)
-        self.weight_scale = mx.ones((1,), mx.float32)
+        self.weight_scale = mx.ones(config.ternary_form.stored_shape(out_features, in_features), mx.float32)
         if config.linear_norm:
             self.rms_norm = nn.RMSNorm(in_features, config.norm_eps)
         if has_bias:
@@ -42,7 +42,7 @@ class BitLinear(nn.Module):
 
     def product(self, x: Features) -> Outputs:
         """Return the layer's output for features after its own norm."""
-        y = ternary_linear(x, self.weight, self.weight_scale)
+        y = ternary_linear(x, self.weight, self.weight_scale, self._config.activation_bits)
         return y + self.bias.astype(y.dtype) if "bias" in self else y
 
     def normed(self, x: Features) -> Features:
@@ -51,8 +51,9 @@ class BitLinear(nn.Module):
 
     def from_latent(self, weight: LatentWeight) -> dict[str, mx.array]:
         """Return this layer's parameters for latent weights `[out, in]`, ternarised as in training."""
-        codes, scale = quantize_weight(to_numpy(weight), self._scale_dtype, np)
-        return {"weight": mx.array(pack_affine(codes)), "weight_scale": mx.array(scale.reshape(1))}
+        codes, scale = quantize_weight(to_numpy(weight), self._config.ternary_form, np)
+        scale = scale.reshape(self.weight_scale.shape)
+        return {"weight": mx.array(pack_affine(codes)), "weight_scale": mx.array(scale)}
 
     def to_lora(self, r: int, scale: float, dropout: float) -> LoRABitLinear:
         """Return this layer with an adapter of rank r; mlx-lm's LoRA calls it."""
@@ -74,7 +75,8 @@ def block_linear(config: ModelConfig, in_features: int, out_features: int, has_b
 class Embedding(nn.Module):
     """The token table `[V, D]`, float or quantized, which also serves as the tied head.
 
-    Invariant of a quantized one: dequantized == codes * scale, scale `[V, 1]`, or `[1, 1]` for a ternary table.
+    Invariant of a quantized one: dequantized == codes * scales. The scales of an int8 table are `[V, 1]`. A ternary
+    table with scales by group is packed as the weight of a BitLinear is; any other holds its codes in int8.
     """
 
     def __init__(self, config: ModelConfig):
@@ -83,21 +85,28 @@ class Embedding(nn.Module):
         shape = (config.vocab_size, config.hidden_size)
         if config.embedding == "float":
             self.weight = mx.zeros(shape)
+        elif config.embedding == "ternary" and config.ternary_form.is_by_group:
+            self.weight = mx.zeros((shape[0], affine_words(shape[1])), mx.uint32)
+            self.weight_scale = mx.ones(config.ternary_form.stored_shape(*shape))
         else:
             self.codes = mx.zeros(shape, mx.int8)
-            self.scale = mx.ones((shape[0] if config.embedding == "int8" else 1, 1))
+            self.scale = mx.ones((shape[0], 1) if config.embedding == "int8" else config.ternary_form.grid(*shape))
 
     def __call__(self, token_ids: Tokens) -> Hidden:
+        if "weight_scale" in self:
+            return dequantized_rows(self.weight[token_ids], self.weight_scale[token_ids])
         if "weight" in self:
             return self.weight[token_ids]
-        scale = self.scale[token_ids] if self.scale.shape[0] > 1 else self.scale[0]
-        return self.codes[token_ids] * scale
+        scale = spread(self.scale, self.codes.shape, mx)
+        return self.codes[token_ids] * (scale[token_ids] if len(scale) > 1 else scale[0])
 
     def attend(self, x: HeadInputs) -> HeadOutputs:
         """Return the logits `[..., V]` of the tied head."""
+        if "weight_scale" in self:
+            return ternary_linear(x, self.weight, self.weight_scale, None)
         if "weight" in self:
             return x @ self.weight.T
-        return (x @ self.codes.astype(x.dtype).T) * self.scale.T
+        return (x @ self.codes.astype(x.dtype).T) * spread(self.scale, self.codes.shape, mx).T
 
     def from_latent(self, weight: LatentWeight) -> dict[str, mx.array]:
         """Return this layer's parameters for a latent table `[V, D]`, quantized as in training."""
@@ -106,8 +115,10 @@ class Embedding(nn.Module):
         if self._config.embedding == "int8":
             codes, scale = quantize_rows(to_numpy(weight), np)
         else:
-            codes, scale = quantize_weight(to_numpy(weight), self._config.scale_dtype, np)
-        return {"codes": mx.array(codes), "scale": mx.array(scale.reshape(-1, 1))}
+            codes, scale = quantize_weight(to_numpy(weight), self._config.ternary_form, np)
+            if "weight_scale" in self:
+                return {"weight": mx.array(pack_affine(codes)), "weight_scale": mx.array(scale)}
+        return {"codes": mx.array(codes), "scale": mx.array(scale)}
 
 
 class FeedForward(nn.Module):

@@ -3,7 +3,7 @@
 from typing import Any
 
 from jaxlm.common.architecture.config import ModelConfig
-from jaxlm.common.architecture.hf_config import HF_KEYS, OWN_KEYS
+from jaxlm.common.architecture.hf_config import HF_KEYS, own_fields
 from mlxlm.model.language_model import LanguageModel
 
 
@@ -14,7 +14,7 @@ class ModelArgs(ModelConfig):
     def from_dict(cls, content: dict[str, Any]) -> "ModelArgs":
         """Read the keys of config.json, but not the token ids: mlx-lm reads these itself, and may write a list."""
         fields = {field: content[key] for field, key in HF_KEYS.items() if not field.endswith("_id")}
-        return cls(**fields, **{field: value for field, value in content["jaxlm"].items() if field in OWN_KEYS})
+        return cls(**fields, **own_fields(content))
 
 
 class Model(LanguageModel):

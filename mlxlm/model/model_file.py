@@ -16,9 +16,9 @@ from pathlib import Path
 # Each module comes after those that it uses.
 MODULES = (
     "jaxlm.common.architecture.rotary",
+    "jaxlm.common.architecture.ternary",
     "jaxlm.common.architecture.config",
     "jaxlm.common.architecture.hf_config",
-    "jaxlm.common.architecture.ternary",
     "mlxlm.model.shapes",
     "mlxlm.model.ternary_linear",
     "mlxlm.model.lora",

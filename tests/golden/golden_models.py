@@ -89,7 +89,7 @@ def write_golden_artifact(directory: Path, config: ModelConfig, kind: Kind, seed
     tensors: dict[str, np.ndarray] = golden_weights(config, seed)
     for parameter in parameters(config) if kind == "packed" else ():
         if parameter.storage == "ternary":
-            codes, scale = quantize_weight(tensors[parameter.name], config.scale_dtype, np)
+            codes, scale = quantize_weight(tensors[parameter.name], config.ternary_form, np)
             tensors[parameter.name] = pack(codes)
             tensors[scale_name(parameter.name)] = np.asarray(scale).reshape(1)
     save_artifact(directory, config, kind, tensors.__getitem__)

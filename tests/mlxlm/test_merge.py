@@ -8,7 +8,7 @@ from mlx.utils import tree_map
 
 from jaxlm.common.architecture.initial_weights import initial_weights
 from jaxlm.common.architecture.parameters import parameters, scale_name
-from jaxlm.common.architecture.ternary import pack, quantize_weight, unpack
+from jaxlm.common.architecture.ternary import TernaryForm, pack, quantize_weight, unpack
 from jaxlm.common.artifact.artifact import load_artifact, save_artifact
 from mlxlm.adapters.adapter_directory import save_adapters
 from mlxlm.adapters.adapters import AdapterConfig, add_adapters
@@ -98,7 +98,7 @@ def test_latent_weights_are_ternarised_anew_and_the_flips_counted(make_model, me
         found = artifact.tensors[parameter.name]
         np.testing.assert_allclose(found, weights[parameter.attribute], rtol=1e-6, atol=1e-8)
         if parameter.attribute in adapted:
-            codes = [quantize_weight(each, "bfloat16", np)[0] for each in (base.tensors[parameter.name], found)]
+            codes = [quantize_weight(each, TernaryForm(), np)[0] for each in (base.tensors[parameter.name], found)]
             flips[parameter.attribute] = int((codes[0] != codes[1]).sum())
     assert {layer.name: layer.codes_flipped for layer in report.layers} == flips
     assert all(flips.values())
@@ -109,8 +109,11 @@ def packed_model(tmp_path, config):
     tensors = dict(load_artifact(tmp_path / "model").tensors)
     for parameter in parameters(config):
         if parameter.storage == "ternary":
-            codes, scale = quantize_weight(tensors[parameter.name], config.scale_dtype, np)
-            tensors |= {parameter.name: pack(codes), scale_name(parameter.name): scale.reshape(1)}
+            codes, scale = quantize_weight(tensors[parameter.name], config.ternary_form, np)
+            tensors |= {
+                parameter.name: pack(codes),
+                scale_name(parameter.name): scale.reshape(config.ternary_form.stored_shape(*parameter.shape)),
+            }
     save_artifact(tmp_path / "packed", config, "packed", tensors.__getitem__)
 
 

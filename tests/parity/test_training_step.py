@@ -15,7 +15,7 @@ import jaxlm.model.loss
 import mlxlm.model.loss
 from jaxlm.checkpoints.weights import artifact_params
 from jaxlm.common.architecture.parameters import parameters
-from jaxlm.common.architecture.ternary import quantize_weight
+from jaxlm.common.architecture.ternary import TernaryForm, quantize_weight
 from jaxlm.common.artifact.blank_artifact import save_blank_artifact
 from jaxlm.common.formats.open_model import open_model
 from jaxlm.common.run.optimizer_config import OptimizerConfig
@@ -157,16 +157,16 @@ def test_fifty_steps_end_at_the_codes_of_jax(artifact):
 def ternary_codes(config, latent):
     """All codes of latent weights by the paths of MLX's modules, one after another."""
     matrices = [np.array(latent[path]) for path in ternary_paths(config)]
-    return np.concatenate([quantize_weight(matrix, config.scale_dtype, np)[0].ravel() for matrix in matrices])
+    return np.concatenate([quantize_weight(matrix, config.ternary_form, np)[0].ravel() for matrix in matrices])
 
 
 def test_a_ternary_layer_and_its_gradients_are_those_of_jax():
     rng = np.random.default_rng(0)
     x, weight, dy = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 5, 32), (24, 32), (2, 5, 24)))
-    ternary = ternarize_weight(jnp.asarray(weight), "bfloat16").replace(latent=jnp.asarray(weight))
+    ternary = ternarize_weight(jnp.asarray(weight), TernaryForm()).replace(latent=jnp.asarray(weight))
     y, backward = jax.vjp(ternary_linear, jnp.asarray(x), ternary)
     dx, dternary = backward(jnp.asarray(dy))
-    found, gradients = mx.vjp(latent_ternary_linear("bfloat16"), [mx.array(x), mx.array(weight)], [mx.array(dy)])
+    found, gradients = mx.vjp(latent_ternary_linear(TernaryForm()), [mx.array(x), mx.array(weight)], [mx.array(dy)])
     for ours, theirs in ((found[0], y), (gradients[0], dx), (gradients[1], dternary.latent)):
         np.testing.assert_allclose(np.array(ours), theirs, rtol=2e-6, atol=2e-6)
 

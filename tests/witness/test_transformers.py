@@ -20,7 +20,7 @@ from jaxlm.checkpoints.export import export_artifact, stored_tensor_reader
 from jaxlm.checkpoints.weights import tree_weights
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import Kind, parameters
-from jaxlm.common.architecture.ternary import pack, quantize_activation
+from jaxlm.common.architecture.ternary import TernaryForm, pack, quantize_activation
 from jaxlm.common.artifact.artifact import write_artifact
 from jaxlm.load import load_model
 from jaxlm.model.language_model import LanguageModel, init_params
@@ -185,7 +185,7 @@ def test_activations_are_quantized_to_the_same_integers():
 
 def test_weights_are_quantized_and_packed_to_the_same_codes():
     latent = random_array(0, 48, 96)
-    weight = ternarize_weight(jnp.asarray(latent), "float32")
+    weight = ternarize_weight(jnp.asarray(latent), TernaryForm(scale_dtype="float32"))
     theirs = bitnet.WeightQuant.apply(torch.from_numpy(latent))
     np.testing.assert_array_equal(weight.codes, theirs.sign().numpy())
     np.testing.assert_allclose(weight.scale, theirs.abs().max().numpy(), rtol=1e-6)
@@ -202,7 +202,7 @@ def test_a_ternary_linear_alone_agrees_forward_and_backward():
     theirs = [tensor.detach().numpy() for tensor in (their_y, their_x.grad, layer.weight.grad)]
 
     def linear(x: jax.Array, latent: jax.Array) -> jax.Array:
-        return ternary_linear(x, ternarize_weight(latent, "float32").replace(latent=latent))
+        return ternary_linear(x, ternarize_weight(latent, TernaryForm(scale_dtype="float32")).replace(latent=latent))
 
     y, backward = jax.vjp(linear, jnp.asarray(x), jnp.asarray(latent))
     for ours, expected in zip((y, *backward(jnp.asarray(dy))), theirs, strict=True):
@@ -222,7 +222,7 @@ def test_every_ternary_linear_of_a_packed_model_agrees_on_its_own_input(
     assert {f"{name}.weight" for name in calls} == {parameter.name for parameter in table}
     for parameter in table:
         stack = flatten_dict(params)[parameter.path]
-        weight = TernaryWeight(stack.codes[parameter.layer], stack.scale[parameter.layer])
+        weight = TernaryWeight(stack.codes[parameter.layer], stack.scale[parameter.layer], 8)
         x, theirs = calls[parameter.name.removesuffix(".weight")]
         ours = ternary_linear(jnp.asarray(x), weight)
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6 * np.abs(theirs).max(), err_msg=parameter.name)

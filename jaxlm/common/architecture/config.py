@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
 from jaxlm.common.architecture.rotary import RopeScaling, rope_scaling_from_dict
+from jaxlm.common.architecture.ternary import TernaryForm
 
 MIXERS = ("attention", "mlgru")
 DEFAULT_THETA = 10000.0
@@ -20,7 +21,7 @@ _WITHOUT_ATTENTION = {
     "attention_bias": False,
 }
 # Fields that files of version 0.1.0 do not have. A file holds them only where they are not at their default.
-LATER_FIELDS = ("rope_scaling", "qk_norm", "attention_bias")
+LATER_FIELDS = ("rope_scaling", "qk_norm", "attention_bias", "scale_per", "activation_bits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,12 @@ class ModelConfig:
     fused_gate: bool = False
     """Gate and up projection as one matrix, with one scale and one norm, as in MatMul-free models."""
     linear: Literal["dense", "ternary"] = "dense"
-    """Linear layers of the blocks: float weights, or ternary weights with int8 activations."""
+    """Linear layers of the blocks: float weights, or ternary ones."""
+    scale_per: str = "tensor"
+    """Ternary weights with one scale: tensor (a matrix), row (an output), row_blocks:N (one of N equal blocks of rows),
+    or group:32, group:64, group:128 (so many inputs of an output)."""
+    activation_bits: int | None = 8
+    """Bits of what ternary weights multiply: 8, or null for floats."""
     sub_norm: bool = False
     """RMSNorm before o_proj and down_proj (SubLN of BitNet b1.58 2B-4T)."""
     linear_norm: bool = False
@@ -78,8 +84,8 @@ class ModelConfig:
     ternary_head: bool = False
     """Ternary weights in the untied output head too."""
     embedding: Literal["float", "int8", "ternary"] = "float"
-    """Embedding table: float, int8 with one scale per row, or ternary with one scale."""
-    scale_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Embedding table: float, int8 with one scale per row, or ternary."""
+    scale_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Precision of ternary scales, in training and on disk; models trained by other programs need float32."""
     initializer_range: float = 0.02
     """Standard deviation of the initial linear weights; o_proj and down_proj: divided by sqrt(2 num_layers)."""
@@ -183,6 +189,8 @@ class ModelConfig:
                 raise ValueError(f"{name}: found {value}, expected 0..{self.vocab_size - 1} (vocab_size)")
 
     def _check_combinations(self) -> None:
+        if self.activation_bits not in (8, None):
+            raise ValueError(f"activation_bits: found {self.activation_bits}, expected 8 or null")
         if self.linear == "dense" and self.linear_norm:
             raise ValueError("linear_norm: found True with linear 'dense'; it belongs to ternary linears")
         if self.ternary_head and self.tie_word_embeddings:
@@ -190,21 +198,34 @@ class ModelConfig:
                 "ternary_head: found True with tie_word_embeddings; a tied head is the embedding table, so set "
                 "embedding to 'ternary' or tie_word_embeddings to False"
             )
-        # The packed layout splits the rows of a matrix into four planes.
-        ternary_rows = {}
+        form = self.ternary_form  # which checks its fields
+        if not self.is_ternary:
+            default = TernaryForm()
+            for name in ("scale_per", "activation_bits"):
+                if getattr(form, name) != getattr(default, name):
+                    raise ValueError(
+                        f"{name}: found {getattr(form, name)!r} for a model without ternary weights; leave it out, or "
+                        "set linear to 'ternary'"
+                    )
+        self._check_ternary_sizes()
+
+    def _check_ternary_sizes(self) -> None:
+        """Raise ValueError where a ternary matrix cannot be packed, or does not divide into its scales."""
+        heads, table = self.num_heads * self.head_dim, {"vocab_size": self.vocab_size}  # no heads without attention
+        columns = {"hidden_size": self.hidden_size}
         if self.linear == "ternary":
-            ternary_rows = {
-                "hidden_size": self.hidden_size,
-                "intermediate_size": self.intermediate_size,
-                # Zero without attention.
-                "num_heads * head_dim": self.num_heads * self.head_dim,
-                "num_kv_heads * head_dim": self.num_kv_heads * self.head_dim,
-            }
-        if self.ternary_head or self.embedding == "ternary":
-            ternary_rows["vocab_size"] = self.vocab_size
-        for name, rows in ternary_rows.items():
-            if rows % 4:
-                raise ValueError(f"{name}: found {rows}, expected a multiple of 4 for packed ternary weights")
+            columns |= {"intermediate_size": self.intermediate_size, "num_heads * head_dim": heads}
+        rows = columns | {"num_kv_heads * head_dim": self.num_kv_heads * self.head_dim}
+        rows = (rows if self.linear == "ternary" else {}) | (
+            table if self.ternary_head or self.embedding == "ternary" else {}
+        )
+        for name, size in rows.items():
+            if size % 4:  # the packed layout splits the rows of a matrix into four planes
+                raise ValueError(f"{name}: found {size}, expected a multiple of 4 for packed ternary weights")
+        kind, _, number = self.scale_per.partition(":")
+        for name, size in {"row_blocks": rows, "group": columns}.get(kind, {}).items():
+            if size % int(number):
+                raise ValueError(f"{name}: found {size}, expected a multiple of {number} (scale_per {self.scale_per})")
 
     @property
     def has_attention(self) -> bool:
@@ -220,6 +241,11 @@ class ModelConfig:
     def num_mlgru_layers(self) -> int:
         """Number of layers whose token mixer is recurrent."""
         return self.num_repeats * self.token_mixer.count("mlgru")
+
+    @property
+    def ternary_form(self) -> TernaryForm:
+        """Scales and activations of the ternary layers."""
+        return TernaryForm(self.scale_per, self.scale_dtype, self.activation_bits)
 
     @property
     def is_ternary(self) -> bool:

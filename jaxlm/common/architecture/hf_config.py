@@ -48,6 +48,8 @@ OWN_KEYS = (
     "rope_scaling",
     "qk_norm",
     "attention_bias",
+    "scale_per",
+    "activation_bits",
 )
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -70,6 +72,8 @@ def hf_model_type(config: ModelConfig) -> str:
         return mmfreelm.MODEL_TYPE
     if config.num_mlgru_layers or config.fused_gate or config.embedding != "float" or config.ternary_head:
         return "jaxlm"
+    if not is_bitnet_form(config):
+        return "jaxlm"
     heads_fill_hidden = config.num_heads * config.head_dim == config.hidden_size
     fits = {
         # In transformers attn_sub_norm is hidden_size wide, even where the heads together are not.
@@ -84,6 +88,11 @@ def hf_model_type(config: ModelConfig) -> str:
     return chosen[0] if len(chosen) == 1 and fits[chosen[0]] else "jaxlm"
 
 
+def is_bitnet_form(config: ModelConfig) -> bool:
+    """Return True if ternary weights have one scale a matrix and int8 activations, as `quantization_config` says."""
+    return config.scale_per == "tensor" and config.activation_bits == 8
+
+
 def to_hf_config(config: ModelConfig, kind: Kind, float_dtype: str) -> dict[str, Any]:
     """Return the config.json of an artifact of this kind whose floats are stored as `float_dtype`."""
     model_type = hf_model_type(config)
@@ -96,7 +105,7 @@ def to_hf_config(config: ModelConfig, kind: Kind, float_dtype: str) -> dict[str,
         content |= {"dtype": float_dtype}
         if config.rope_scaling is not None:
             content["rope_scaling"] = to_hf_rope(config.rope_scaling)
-    if config.linear == "ternary":
+    if config.linear == "ternary" and is_bitnet_form(config):
         content["quantization_config"] = {
             "quant_method": "bitnet",
             "linear_class": "autobitlinear",
@@ -114,6 +123,12 @@ def own_object(config: ModelConfig, kind: Kind) -> dict[str, Any]:
     recorded = recorded_fields(config) | {"token_mixer": list(config.token_mixer)}
     own = {field: recorded[field] for field in OWN_KEYS if field in recorded}
     return {"format_version": FORMAT_VERSION, "kind": kind, **own}
+
+
+def own_fields(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a ModelConfig that are in the object `jaxlm` of a config.json."""
+    own = content["jaxlm"]
+    return {field: own[field] for field in OWN_KEYS if field in own}
 
 
 def from_hf_config(content: dict[str, Any]) -> tuple[ModelConfig, Kind, str]:
@@ -147,7 +162,7 @@ def from_own_config(
         raise ValueError(f"config.json: found dtype {float_dtype!r}, expected 'float32' or 'bfloat16'")
     keys = mmfreelm.KEYS if content.get("model_type") == mmfreelm.MODEL_TYPE else HF_KEYS
     fields = {field: content[key] for field, key in keys.items() if key in content}
-    fields |= {field: own[field] for field in OWN_KEYS if field in own}
+    fields |= own_fields(content)
     config = config_from_dict(fields)
     _check_same("config.json", content, write(config, kind, float_dtype))
     return config, kind, float_dtype

@@ -35,7 +35,7 @@ class Parameter:
     shape: tuple[int, ...]
     """Shape of one layer; a matrix is `[out, in]`."""
     storage: Storage
-    """Packed form: the float itself, ternary codes and one scale, or int8 codes and one scale per row."""
+    """Packed form: the float itself, ternary codes and their scales, or int8 codes and one scale per row."""
     axes: tuple[Axis, ...]
     """Logical name of each dimension of `shape`."""
     attribute: str = ""
@@ -214,7 +214,7 @@ def stored_form(parameter: Parameter, config: ModelConfig, kind: Kind, float_dty
     if parameter.storage == "ternary":
         return (
             StoredTensor(name, (packed_rows(shape[0]), shape[1]), "uint8"),
-            StoredTensor(scale_name(name), (1,), config.scale_dtype),
+            StoredTensor(scale_name(name), config.ternary_form.stored_shape(*shape), config.scale_dtype),
         )
     return StoredTensor(name, shape, "int8"), StoredTensor(scale_name(name), (shape[0], 1), "float32")
 

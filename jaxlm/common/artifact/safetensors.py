@@ -21,12 +21,13 @@ from shared_tokenizer.manifest import named_errors
 _CODES = {
     "float32": ("F32", np.dtype("<f4")),
     "bfloat16": ("BF16", np.dtype("<u2")),
+    "float16": ("F16", np.dtype("<f2")),
     "uint32": ("U32", np.dtype("<u4")),
     "uint8": ("U8", np.dtype("u1")),
     "int8": ("I8", np.dtype("i1")),
 }
 _DTYPES = {code: (dtype, on_disk) for dtype, (code, on_disk) in _CODES.items()}
-_DTYPES["F16"] = ("float16", np.dtype("<f2"))  # read from files of other programs, never written
+_BEYOND_FLOAT16 = 65520.0  # rounds to infinity
 _CHUNK = 2**22  # numbers converted to bytes at a time
 
 
@@ -62,7 +63,7 @@ def _header(tensors: Sequence[StoredTensor]) -> bytes:
 
 
 def _write_tensor(file: BinaryIO, array: np.ndarray, tensor: StoredTensor) -> None:
-    in_memory = "float32" if tensor.dtype == "bfloat16" else tensor.dtype
+    in_memory = "float32" if tensor.dtype in ("bfloat16", "float16") else tensor.dtype
     if array.shape != tensor.shape or array.dtype != in_memory:
         raise ValueError(
             f"{tensor.name}: found {array.dtype} {list(array.shape)}, expected {in_memory} {list(tensor.shape)}"
@@ -78,6 +79,8 @@ def _to_bytes(array: np.ndarray, tensor: StoredTensor) -> bytes:
         raise ValueError(f"{tensor.name}: found a number that is not finite; the model has diverged")
     if tensor.dtype == "bfloat16":
         array = _to_bfloat16(array)
+    if tensor.dtype == "float16" and array.size and (largest := np.abs(array).max()) >= _BEYOND_FLOAT16:
+        raise ValueError(f"{tensor.name}: found {largest:.4g}, which float16 cannot hold; choose bfloat16 or float32")
     return np.ascontiguousarray(array, _CODES[tensor.dtype][1]).tobytes()
 
 

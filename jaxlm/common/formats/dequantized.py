@@ -8,7 +8,7 @@ import numpy as np
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.hf_config import hf_model_type, to_hf_config
 from jaxlm.common.architecture.parameters import parameters, scale_name, stored_tensors
-from jaxlm.common.architecture.ternary import unpack
+from jaxlm.common.architecture.ternary import dequantize, unpack
 from jaxlm.common.artifact.model_files import MAX_FILE_BYTES, write_model_files
 
 
@@ -39,13 +39,14 @@ def write_dequantized(
     content = to_hf_config(config, "latent", float_dtype)
     del content["jaxlm"]
     content.pop("quantization_config", None)
-    packed = {p.name: p.shape[0] for p in parameters(config) if p.storage == "ternary"}
+    packed = {p.name: p.shape for p in parameters(config) if p.storage == "ternary"}
 
     def dequantized(name: str) -> np.ndarray:
         if name not in packed:
             return read(name)
-        codes = unpack(read(name), packed[name])
-        return codes * read(scale_name(name))
+        shape = packed[name]
+        codes = unpack(read(name), shape[0])
+        return dequantize(codes, read(scale_name(name)).reshape(config.ternary_form.grid(*shape)), np)
 
     tensors = stored_tensors(config, "latent", float_dtype)
     write_model_files(

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import StoredTensor, stored_tensors
-from jaxlm.common.architecture.ternary import CODES_PER_BYTE, check_packed, pack, round_to_bfloat16
+from jaxlm.common.architecture.ternary import CODES_PER_BYTE, check_packed, pack, round_to
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.artifact.model_files import (
     CONFIG,
@@ -89,7 +89,7 @@ def _scale(directory: Path, name: str, stored: np.ndarray, inverted: bool) -> np
 
 
 def _are_bfloat16(scales: Mapping[str, np.ndarray]) -> bool:
-    return all(np.array_equal(scale, round_to_bfloat16(scale, np)) for scale in scales.values())
+    return all(np.array_equal(scale, round_to("bfloat16", scale, np)) for scale in scales.values())
 
 
 def _fits(found: StoredTensor, expected: StoredTensor) -> bool:

@@ -168,8 +168,9 @@ def _module_form(parameter: Parameter, config: ModelConfig, kind: Kind, float_dt
     if len(ours) == 1:
         return [MlxTensor(StoredTensor(parameter.attribute, parameter.shape, float_dtype), parameter.name)]
     codes, scale = (tensor.name for tensor in ours)
-    rows, columns = parameter.shape
-    if parameter.path[0] != "embed_tokens":
+    (rows, columns), form = parameter.shape, config.ternary_form
+    is_table = parameter.path[0] == "embed_tokens"
+    if parameter.storage == "ternary" and (form.is_by_group or not is_table):
         return [
             MlxTensor(
                 StoredTensor(f"{path}.weight", (rows, affine_words(columns)), "uint32"),
@@ -177,7 +178,7 @@ def _module_form(parameter: Parameter, config: ModelConfig, kind: Kind, float_dt
                 lambda packed: pack_affine(unpack(packed, rows)),
                 lambda words: pack(unpack_affine(words, columns)),
             ),
-            MlxTensor(StoredTensor(f"{path}.weight_scale", (1,), "float32"), scale),
+            MlxTensor(StoredTensor(f"{path}.weight_scale", form.stored_shape(rows, columns), "float32"), scale),
         ]
     table = StoredTensor(f"{path}.codes", parameter.shape, "int8")
     if parameter.storage == "int8":
@@ -185,10 +186,10 @@ def _module_form(parameter: Parameter, config: ModelConfig, kind: Kind, float_dt
     return [
         MlxTensor(table, codes, lambda packed: unpack(packed, rows), pack),
         MlxTensor(
-            StoredTensor(f"{path}.scale", (1, 1), "float32"),
+            StoredTensor(f"{path}.scale", form.grid(rows, columns), "float32"),
             scale,
-            lambda scale: scale.reshape(1, 1),
-            lambda scale: scale.reshape(1),
+            lambda scale: scale.reshape(form.grid(rows, columns)),
+            lambda scale: scale.reshape(form.stored_shape(rows, columns)),
         ),
     ]
 

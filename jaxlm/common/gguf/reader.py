@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import parameters, scale_name, stored_tensors
-from jaxlm.common.architecture.ternary import pack, round_to_bfloat16
+from jaxlm.common.architecture.ternary import pack, round_to
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.gguf.config import from_metadata
 from jaxlm.common.gguf.file import GGUFFile, can_dequantize
@@ -39,7 +39,7 @@ def open_gguf(path: str | Path, *, dequantize: bool = False, log: Callable[[str]
         scales = {} if dequantize else _ternary_scales(file, config, log)
         if scales:
             values = np.array(list(scales.values()), np.float32)
-            exact = np.array_equal(round_to_bfloat16(values, np), values)
+            exact = np.array_equal(round_to("bfloat16", values, np), values)
             config = replace(config, linear="ternary", scale_dtype="bfloat16" if exact else "float32")
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from error

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.common.architecture.ternary import quantize_activation, quantize_weight
+from jaxlm.common.architecture.ternary import TernaryForm, quantize_activation, quantize_weight
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 
 Array = Any  # numpy.ndarray of float64, where nothing else is said
@@ -17,7 +17,7 @@ def ternary_linear(x: Array, latent: Array, dy: Array) -> dict[str, Array]:
     Codes, activations and sums are integers, scales float32, as the layer's. The outputs and the gradients dx and
     dW are straight-through, those of the dequantized values.
     """
-    codes, weight_scale = quantize_weight(latent, "bfloat16", np)
+    codes, weight_scale = quantize_weight(latent, TernaryForm(), np)
     integers, scale = quantize_activation(x, np)
     sums = integers.astype(np.int64) @ codes.astype(np.int64).T
     return {

@@ -56,7 +56,7 @@ def test_a_code_that_differs_is_counted(tiny_config, params):
 def test_floats_of_a_dense_model_are_compared_with_the_codes_that_they_stand_for(tiny_config, params):
     dense = dataclasses.replace(tiny_config, linear="dense")
     dequantized = jax.tree.map(
-        lambda leaf: leaf.codes * leaf.scale[:, None, None] if hasattr(leaf, "codes") else leaf,
+        lambda leaf: leaf.codes * leaf.scale if hasattr(leaf, "codes") else leaf,
         ternarize(params, tiny_config),
         is_leaf=lambda leaf: hasattr(leaf, "codes"),
     )

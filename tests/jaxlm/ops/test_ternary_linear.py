@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.common.architecture.ternary import quantize_activation, quantize_weight
+from jaxlm.common.architecture.ternary import TernaryForm, quantize_activation, quantize_weight
 from jaxlm.ops.ternary_linear import (
     TernaryWeight,
     quantize_features,
@@ -17,7 +17,7 @@ def fake_quantized_linear(x, latent, scale_dtype="bfloat16"):
     """Return the linear in plain floats: dequantize both sides, multiply, let gradients pass straight through."""
     quantized, scale = quantize_activation(x, jnp)
     x = x + jax.lax.stop_gradient(quantized / scale - x)
-    codes, weight_scale = quantize_weight(latent, scale_dtype, jnp)
+    codes, weight_scale = quantize_weight(latent, TernaryForm(scale_dtype=scale_dtype), jnp)
     weight = latent + jax.lax.stop_gradient(codes * weight_scale - latent)
     return jnp.einsum("...i,oi->...o", x, weight)
 
@@ -35,7 +35,7 @@ def test_equals_the_plain_float_form_in_value_and_gradient(problem):
     x, latent, dy = problem
 
     def ours(x, latent):
-        return ternary_linear(x, ternarize_weight(latent, "bfloat16").replace(latent=latent))
+        return ternary_linear(x, ternarize_weight(latent, TernaryForm()).replace(latent=latent))
 
     y, vjp = jax.vjp(ours, x, latent)
     expected_y, expected_vjp = jax.vjp(fake_quantized_linear, x, latent)
@@ -46,23 +46,23 @@ def test_equals_the_plain_float_form_in_value_and_gradient(problem):
 
 def test_the_integer_product_is_exact(problem):
     x, latent, _ = problem
-    weight = ternarize_weight(latent, "bfloat16")
+    weight = ternarize_weight(latent, TernaryForm())
     quantized, scale = (np.asarray(part, np.float64) for part in quantize_activation(x, jnp))
     products = np.einsum("...i,oi->...o", quantized, np.asarray(weight.codes, np.float64))
     y = ternary_linear(x, weight)
-    expected = products.astype(np.float32) * np.asarray(weight.scale / jnp.asarray(scale, jnp.float32))
+    expected = products.astype(np.float32) * np.asarray(weight.scale[0, 0] / jnp.asarray(scale, jnp.float32))
     np.testing.assert_array_equal(y, expected)
 
 
 def test_forward_never_reads_the_latent_weights(problem):
     x, latent, _ = problem
-    weight = ternarize_weight(latent, "bfloat16").replace(latent=jnp.full_like(latent, jnp.nan))
+    weight = ternarize_weight(latent, TernaryForm()).replace(latent=jnp.full_like(latent, jnp.nan))
     assert np.isfinite(ternary_linear(x, weight)).all()
 
 
 def test_a_frozen_weight_still_passes_the_gradient_to_its_input(problem):
     x, latent, dy = problem
-    weight = ternarize_weight(latent, "bfloat16")
+    weight = ternarize_weight(latent, TernaryForm())
     _, vjp = jax.vjp(lambda x: ternary_linear(x, weight), x)
     expected = jnp.einsum("blo,oi->bli", dy, weight.codes * weight.scale)
     np.testing.assert_allclose(vjp(dy)[0], expected, rtol=1e-5, atol=1e-6)
@@ -70,7 +70,7 @@ def test_a_frozen_weight_still_passes_the_gradient_to_its_input(problem):
 
 def test_residuals_are_bytes(problem):
     x, latent, _ = problem
-    weight = ternarize_weight(latent, "bfloat16").replace(latent=latent)
+    weight = ternarize_weight(latent, TernaryForm()).replace(latent=latent)
     _, vjp = jax.vjp(ternary_linear, x, weight)
     kept = [leaf for leaf in jax.tree.leaves(vjp) if hasattr(leaf, "shape") and leaf.shape == x.shape]
     assert [leaf.dtype for leaf in kept] == [jnp.int8]
@@ -78,7 +78,7 @@ def test_residuals_are_bytes(problem):
 
 def test_linears_that_share_their_input_equal_those_that_each_quantize_it_and_keep_one_copy(problem):
     x, latent, dy = problem
-    weights = [ternarize_weight(w, "bfloat16").replace(latent=w) for w in (latent, 2 * latent[::-1] ** 2)]
+    weights = [ternarize_weight(w, TernaryForm()).replace(latent=w) for w in (latent, 2 * latent[::-1] ** 2)]
 
     def shared(x, weights):
         quantized = quantize_features(x)
@@ -96,7 +96,7 @@ def test_linears_that_share_their_input_equal_those_that_each_quantize_it_and_ke
 
 def test_bfloat16_activations_stay_bfloat16(problem):
     x, latent, dy = problem
-    weight = ternarize_weight(latent, "bfloat16").replace(latent=latent)
+    weight = ternarize_weight(latent, TernaryForm()).replace(latent=latent)
     y, vjp = jax.vjp(ternary_linear, x.astype(jnp.bfloat16), weight)
     dx, dweight = vjp(dy.astype(jnp.bfloat16))
     assert y.dtype == dx.dtype == jnp.bfloat16
@@ -113,8 +113,29 @@ def test_straight_through_is_exact_forward():
 
 def test_a_stack_of_matrices_has_a_scale_each(problem):
     _, latent, _ = problem
-    stacked = ternarize_weight(jnp.stack([latent, latent * 3]), "bfloat16")
-    alone = ternarize_weight(latent * 3, "bfloat16")
+    stacked = ternarize_weight(jnp.stack([latent, latent * 3]), TernaryForm())
+    alone = ternarize_weight(latent * 3, TernaryForm())
     assert isinstance(stacked, TernaryWeight)
     np.testing.assert_array_equal(stacked.codes[1], alone.codes)
-    assert stacked.scale.shape == (2,) and stacked.scale[1] == alone.scale
+    assert stacked.scale.shape == (2, 1, 1) and stacked.scale[1] == alone.scale
+
+
+@pytest.mark.parametrize("activation_bits", [8, None])
+@pytest.mark.parametrize("scale_per", ["tensor", "row", "row_blocks:2", "group:32"])
+def test_every_form_is_the_product_of_the_dequantized_values(scale_per, activation_bits):
+    rng = np.random.default_rng(3)
+    x, dy = (jnp.asarray(rng.standard_normal((2, 3, size)), jnp.float32) for size in (64, 12))
+    latent = jnp.asarray(rng.standard_normal((12, 64)) * np.geomspace(1, 9, 64), jnp.float32)
+    form = TernaryForm(scale_per, "float16", activation_bits)
+    weight = ternarize_weight(latent, form).replace(latent=latent)
+    assert weight.scale.shape == form.grid(12, 64)
+    y, vjp = jax.vjp(ternary_linear, x, weight)
+    dx, dweight = vjp(dy)
+    matrix = weight.dequantized(jnp.float32)
+    integers, scale = quantize_activation(x, jnp)
+    features = integers / scale if activation_bits else x
+    np.testing.assert_allclose(y, jnp.einsum("bli,oi->blo", features, matrix), rtol=2e-5, atol=2e-4)
+    np.testing.assert_allclose(dx, jnp.einsum("blo,oi->bli", dy, matrix), rtol=2e-5, atol=2e-4)
+    np.testing.assert_allclose(dweight.latent, jnp.einsum("blo,bli->oi", dy, features), rtol=2e-5, atol=2e-4)
+    one_scale = ternary_linear(x, ternarize_weight(latent, TernaryForm("tensor", "float16", activation_bits)))
+    assert scale_per == "tensor" or not np.allclose(y, one_scale, atol=0.1)

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.checkpoints.checkpoint import Checkpoints, restore_params
+from jaxlm.common.architecture.ternary import TernaryForm
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.ops.ternary_linear import ternarize_weight, ternary_linear
@@ -137,7 +138,7 @@ def test_a_ternary_linear_on_a_mesh_is_equal_to_the_bit(name, mesh_name):
     x, latent = rng.normal(size=(16, 8, 64)).astype(np.float32), rng.normal(size=(32, 64)).astype(np.float32)
 
     def linear(x, params):
-        weight = ternarize_weight(params[name]["weight"], "bfloat16")
+        weight = ternarize_weight(params[name]["weight"], TernaryForm())
         return weight.codes, weight.scale, ternary_linear(x, weight)
 
     params = {name: {"weight": jnp.asarray(latent)}}

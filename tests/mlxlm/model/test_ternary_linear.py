@@ -26,10 +26,10 @@ def test_the_gradient_is_straight_through(columns):
     dy = np.random.default_rng(2).standard_normal((2, 3, 12)).astype(np.float32)
 
     def product(x):
-        return (ternary_linear(x, weight, scale) * mx.array(dy)).sum()
+        return (ternary_linear(x, weight, scale, 8) * mx.array(dy)).sum()
 
     found = np.array(mx.grad(product)(mx.array(x)))
     np.testing.assert_allclose(found, dy @ (codes * np.float32(0.375)), atol=1e-5)
     quantized, step = quantize_activation(x, np)
     expected = (quantized @ codes.T) * (np.float32(0.375) / step)
-    np.testing.assert_array_equal(np.array(ternary_linear(mx.array(x), weight, scale)), expected)
+    np.testing.assert_array_equal(np.array(ternary_linear(mx.array(x), weight, scale, 8)), expected)

@@ -16,12 +16,24 @@ def gaussian(shape, seed=0, std=0.02):
     return (np.random.default_rng(seed).standard_normal(shape) * std).astype(np.float32)
 
 
-@pytest.mark.parametrize("shape", [(4, 8), (64, 32), (3, 20, 36), (129, 257)])
-@pytest.mark.parametrize("scale_dtype", ["bfloat16", "float32"])
-def test_codes_and_scale_are_bit_equal_in_every_framework(shape, scale_dtype):
-    weight = gaussian(shape)
-    results = [ternary.quantize_weight(array(weight), scale_dtype, xp) for xp, array in FRAMEWORKS]
-    results.append(jax.jit(lambda w: ternary.quantize_weight(w, scale_dtype, jnp))(weight))
+@pytest.mark.parametrize(
+    ("shape", "scale_per"),
+    [
+        ((4, 8), "tensor"),
+        ((64, 32), "tensor"),
+        ((3, 20, 36), "tensor"),
+        ((129, 257), "tensor"),
+        ((129, 257), "row"),
+        ((20, 36), "row_blocks:5"),
+        ((3, 20, 96), "group:32"),
+        ((2, 256), "group:128"),
+    ],
+)
+@pytest.mark.parametrize("scale_dtype", ["bfloat16", "float16", "float32"])
+def test_codes_and_scale_are_bit_equal_in_every_framework(shape, scale_per, scale_dtype):
+    weight, form = gaussian(shape), ternary.TernaryForm(scale_per, scale_dtype)
+    results = [ternary.quantize_weight(array(weight), form, xp) for xp, array in FRAMEWORKS]
+    results.append(jax.jit(lambda w: ternary.quantize_weight(w, form, jnp))(weight))
     for codes, scale in results:
         np.testing.assert_array_equal(np.array(codes), np.array(results[0][0]))
         np.testing.assert_array_equal(np.array(scale), np.array(results[0][1]))
@@ -44,7 +56,7 @@ def test_mean_is_the_mean(std):
 
 def test_codes_are_the_clipped_rounded_quotient():
     weight = gaussian((64, 64))
-    codes, scale = ternary.quantize_weight(weight, "float32", np)
+    codes, scale = ternary.quantize_weight(weight, ternary.TernaryForm(scale_dtype="float32"), np)
     quotient = weight.astype(np.float64) / scale
     np.testing.assert_array_equal(codes, np.clip(np.round(quotient), -1, 1))
     assert 0.28 < np.mean(codes == 0) < 0.34  # a Gaussian has 31 % zeros at threshold 0.5, 57 % at 1.0
@@ -52,26 +64,63 @@ def test_codes_are_the_clipped_rounded_quotient():
 
 def test_half_the_scale_rounds_to_even_that_is_zero():
     weight = np.array([[1.0, -1.0, 0.5, 1.5]], np.float32)  # mean 1, so 0.5 is exactly the threshold
-    codes, scale = ternary.quantize_weight(weight, "float32", np)
+    codes, scale = ternary.quantize_weight(weight, ternary.TernaryForm(scale_dtype="float32"), np)
     assert scale == 1.0
     assert codes.tolist() == [[1, -1, 0, 1]]
 
 
 def test_bfloat16_scale_is_rounded_and_exact_in_float16():
     for seed, std in enumerate([1e-6, 1e-3, 0.02, 5.0]):
-        _, scale = ternary.quantize_weight(gaussian((32, 32), seed, std), "bfloat16", np)
+        _, scale = ternary.quantize_weight(gaussian((32, 32), seed, std), ternary.TernaryForm(), np)
         assert scale.view(np.uint32) & 0xFFFF == 0
         assert np.float16(scale) == scale >= 2.0**-14
+
+
+@given(arrays(np.float32, 50, elements=st.floats(2.0**-14, 65000, width=32)))
+def test_round_to_float16_is_round_to_nearest_even(values):
+    with np.errstate(over="ignore"):
+        expected = values.astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(ternary.round_to("float16", values, np), expected)
+
+
+@pytest.mark.parametrize(
+    ("scale_per", "grid"), [("tensor", (1, 1)), ("row", (12, 1)), ("row_blocks:3", (3, 1)), ("group:32", (12, 2))]
+)
+def test_every_tile_is_quantized_alone(scale_per, grid):
+    weight = gaussian((12, 64)) * np.geomspace(1, 50, 64, dtype=np.float32)
+    codes, scale = ternary.quantize_weight(weight, ternary.TernaryForm(scale_per), np)
+    assert scale.shape == grid
+    rows, columns = 12 // grid[0], 64 // grid[1]
+    for row, column in np.ndindex(grid):
+        tile = slice(row * rows, (row + 1) * rows), slice(column * columns, (column + 1) * columns)
+        alone, scale_alone = ternary.quantize_weight(weight[tile], ternary.TernaryForm(), np)
+        np.testing.assert_array_equal(codes[tile], alone)
+        assert scale[row, column] == scale_alone.item()
+        np.testing.assert_array_equal(ternary.dequantize(codes, scale, np)[tile], alone * scale_alone)
+
+
+@pytest.mark.parametrize(
+    "scale_per", ["", "column", "group", "group:16", "group:", "row_blocks:0", "row_blocks:-1", "row:2"]
+)
+def test_an_unknown_granularity_is_refused(scale_per):
+    with pytest.raises(ValueError, match=r"^scale_per: found '.*', expected tensor, row, row_blocks:N"):
+        ternary.TernaryForm(scale_per)
+
+
+@pytest.mark.parametrize("scale_per", ["row_blocks:5", "group:32"])
+def test_a_matrix_that_does_not_divide_is_refused(scale_per):
+    with pytest.raises(ValueError, match=f"^scale_per: found {scale_per} for a matrix of 12 x 48, expected a"):
+        ternary.TernaryForm(scale_per).grid(12, 48)
 
 
 @given(arrays(np.float32, 50, elements=st.floats(2.0**-20, 2.0**20, width=32)))
 def test_round_to_bfloat16_is_round_to_nearest_even(values):
     expected = values.astype(jnp.bfloat16).astype(np.float32)
-    np.testing.assert_array_equal(ternary.round_to_bfloat16(values, np), expected)
+    np.testing.assert_array_equal(ternary.round_to("bfloat16", values, np), expected)
 
 
 def test_a_zero_matrix_has_zero_codes_and_a_positive_scale():
-    codes, scale = ternary.quantize_weight(np.zeros((4, 4), np.float32), "float32", np)
+    codes, scale = ternary.quantize_weight(np.zeros((4, 4), np.float32), ternary.TernaryForm(scale_dtype="float32"), np)
     assert not codes.any()
     assert scale == np.float32(1e-5)
 

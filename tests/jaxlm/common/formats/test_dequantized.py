@@ -22,8 +22,11 @@ def packed_tensors(config: ModelConfig) -> dict[str, np.ndarray]:
         tensor = rng.standard_normal(parameter.shape).astype(np.float32)
         tensors[parameter.name] = tensor
         if parameter.storage == "ternary":
-            codes, scale = quantize_weight(tensor, config.scale_dtype, np)
-            tensors[parameter.name], tensors[scale_name(parameter.name)] = pack(codes), scale.reshape(1)
+            codes, scale = quantize_weight(tensor, config.ternary_form, np)
+            tensors[parameter.name], tensors[scale_name(parameter.name)] = (
+                pack(codes),
+                scale.reshape(config.ternary_form.stored_shape(*parameter.shape)),
+            )
     return tensors
 
 

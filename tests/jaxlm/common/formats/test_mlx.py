@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxlm.common.architecture.parameters import stored_tensors
-from jaxlm.common.architecture.ternary import pack, round_to_bfloat16
+from jaxlm.common.architecture.ternary import pack, round_to
 from jaxlm.common.artifact.artifact import load_artifact
 from jaxlm.common.artifact.safetensors import TensorFile, write_tensors
 from jaxlm.common.formats.mlx import MODEL_FILE, needs_model_file, open_mlx, write_mlx
@@ -35,7 +35,7 @@ def stored_values(config, kind):
             values[tensor.name] = rng.integers(-127, 128, tensor.shape).astype(np.int8)
         else:
             value = np.abs(rng.standard_normal(tensor.shape)).astype(np.float32)
-            values[tensor.name] = round_to_bfloat16(value, np) if tensor.dtype == "bfloat16" else value
+            values[tensor.name] = round_to("bfloat16", value, np) if tensor.dtype == "bfloat16" else value
     return values
 
 
@@ -67,7 +67,7 @@ def test_floats_may_be_rounded(tmp_path, tiny_config):
     values = stored_values(tiny_config, "packed")
     artifact = open_mlx(write(tmp_path / "mlx", tiny_config, values, "packed", float_dtype="bfloat16"))
     assert artifact.float_dtype == "bfloat16"
-    expected = {name: round_to_bfloat16(v, np) if v.dtype == np.float32 else v for name, v in values.items()}
+    expected = {name: round_to("bfloat16", v, np) if v.dtype == np.float32 else v for name, v in values.items()}
     assert_same(artifact, tiny_config, "packed", expected)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import stored_tensors
-from jaxlm.common.architecture.ternary import pack, round_to_bfloat16
+from jaxlm.common.architecture.ternary import pack, round_to
 from jaxlm.common.gguf.reader import open_gguf
 
 DENSE = ModelConfig(
@@ -38,7 +38,7 @@ BITNET = dataclasses.replace(TERNARY, sub_norm=True)
 
 
 def bfloat16_scale(rng):
-    return round_to_bfloat16(float16_scale(rng), np)
+    return round_to("bfloat16", float16_scale(rng), np)
 
 
 def float16_scale(rng):

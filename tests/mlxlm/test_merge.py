@@ -109,10 +109,11 @@ def packed_model(tmp_path, config):
     tensors = dict(load_artifact(tmp_path / "model").tensors)
     for parameter in parameters(config):
         if parameter.storage == "ternary":
+            shape = config.ternary_form.stored_shape(*parameter.shape)
             codes, scale = quantize_weight(tensors[parameter.name], config.ternary_form, np)
             tensors |= {
                 parameter.name: pack(codes),
-                scale_name(parameter.name): scale.reshape(config.ternary_form.stored_shape(*parameter.shape)),
+                scale_name(parameter.name): scale.reshape(shape),
             }
     save_artifact(tmp_path / "packed", config, "packed", tensors.__getitem__)
 

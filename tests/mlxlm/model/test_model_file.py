@@ -46,10 +46,11 @@ def packed_values(config):
     values = latent_values(config)
     for p in parameters(config):
         if p.storage == "ternary":
+            shape = config.ternary_form.stored_shape(*p.shape)
             codes, scale = quantize_weight(values[p.name], config.ternary_form, np)
             values |= {
                 p.name: pack(codes),
-                scale_name(p.name): scale.reshape(config.ternary_form.stored_shape(*p.shape)),
+                scale_name(p.name): scale.reshape(shape),
             }
         elif p.storage == "int8":
             values[p.name], values[scale_name(p.name)] = quantize_rows(values[p.name], np)

@@ -22,10 +22,11 @@ def packed_tensors(config: ModelConfig) -> dict[str, np.ndarray]:
         tensor = rng.standard_normal(parameter.shape).astype(np.float32)
         tensors[parameter.name] = tensor
         if parameter.storage == "ternary":
+            shape = config.ternary_form.stored_shape(*parameter.shape)
             codes, scale = quantize_weight(tensor, config.ternary_form, np)
             tensors[parameter.name], tensors[scale_name(parameter.name)] = (
                 pack(codes),
-                scale.reshape(config.ternary_form.stored_shape(*parameter.shape)),
+                scale.reshape(shape),
             )
     return tensors
 

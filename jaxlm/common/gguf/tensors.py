@@ -1,7 +1,7 @@
 """The form of a tensor in GGUF: its name, the order of its rows, and ternary codes in blocks.
 
 Rotary embeddings rotate pairs of rows of q and k. In llama.cpp's architecture `llama` a pair is two neighbouring rows.
-In `bitnet`, in our models and in Hugging Face's, the two rows are half a head apart.
+In all others, in our models and in Hugging Face's, the two rows are half a head apart.
 """
 
 import math
@@ -14,6 +14,7 @@ from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import Parameter, parameter_count, parameters
 from jaxlm.common.architecture.presets import PRESETS
 from jaxlm.common.architecture.ternary import SMALLEST_SCALE
+from jaxlm.common.gguf.config import nearest_architecture
 
 TERNARY_TYPES = (GGMLQuantizationType.TQ1_0, GGMLQuantizationType.TQ2_0)
 TERNARY_BLOCK = 256
@@ -27,6 +28,8 @@ _IN_BLOCKS = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "self_attn.attn_sub_norm": "attn_sub_norm",
     "self_attn.o_proj": "attn_output",
     "post_attention_layernorm": "ffn_norm",
@@ -42,7 +45,8 @@ def gguf_name(name: str) -> str:
     if name in _OUTSIDE_BLOCKS:
         return _OUTSIDE_BLOCKS[name]
     _, _, layer, rest = name.split(".", 3)
-    return f"blk.{layer}.{_IN_BLOCKS[rest.removesuffix('.weight')]}.weight"
+    module, _, kind = rest.rpartition(".")
+    return f"blk.{layer}.{_IN_BLOCKS[module]}.{kind}"
 
 
 def gguf_scale_name(name: str) -> str:
@@ -74,7 +78,7 @@ def separate_rows(matrix: np.ndarray, name: str, config: ModelConfig) -> np.ndar
 
 
 def _rotary_heads(name: str, config: ModelConfig) -> int:
-    if config.sub_norm:  # architecture bitnet
+    if nearest_architecture(config) != "llama":
         return 0
     return {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2], 0)
 

@@ -14,12 +14,13 @@ COMMANDS = {
     "runs": ("jaxlm.commands.runs:main", "list runs with their state and loss"),
     "generate": ("jaxlm.commands.generate:main", "text from a model"),
     "evaluate": ("jaxlm.commands.evaluate:main", "loss, perplexity and bits per byte of models on the same text"),
+    "inspect": ("jaxlm.commands.inspect:main", "what a model is: ternary or not, the forms that fit it, the memory"),
     "convert": ("jaxlm.commands.convert:main", "a model -> another form of it, compared with its source"),
     "verify": ("jaxlm.commands.convert:verify", "compare two models, in any forms"),
     "doctor": ("jaxlm.commands.doctor:main", "what this machine can do, and whether it computes right"),
 }
 # Their settings without a default are given by position.
-POSITIONAL = ("convert", "verify")
+POSITIONAL = ("inspect", "convert", "verify")
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxlm.checkpoints.checkpoint import restore_params
 from jaxlm.checkpoints.weights import Weights, artifact_params, artifact_weights, tree_weights
 from jaxlm.common.architecture.config import ModelConfig, config_from_dict
+from jaxlm.common.formats.as_ternary import TernaryReading
 from jaxlm.common.formats.open_model import find_model_tokenizer, open_model
 from jaxlm.common.run.run_directory import RunDirectory, is_run_directory, read_run_config
 from jaxlm.model.language_model import LanguageModel, init_params
@@ -38,17 +39,24 @@ def load_model(
 
 
 def open_weights(
-    path: str | Path, *, verify: bool = True, log: Callable[[str], None] = print
+    path: str | Path,
+    *,
+    verify: bool = True,
+    reading: TernaryReading | None = None,
+    log: Callable[[str], None] = print,
 ) -> tuple[ModelConfig, Weights, Tokenizer | None]:
     """Return config, weights and tokenizer of a model that `load_model` opens.
 
-    Weights are read one at a time; only those of a run are in memory together. Raises ValueError as `load_model` does.
+    Weights are read one at a time; only those of a run are in memory together. With `reading` a dense model is read as
+    ternary (`open_model`). Raises ValueError as `load_model` does.
     """
     path = Path(path)
     if is_run_directory(path):
+        if reading is not None:
+            raise ValueError(f"{path}: found a run, whose config says what is ternary; leave --as ternary out")
         config, params = load_run(path, log)
         return config, tree_weights(params), load_tokenizer(RunDirectory(path).tokenizer, verify=verify)
-    artifact = open_model(path, verify=verify)
+    artifact = open_model(path, verify=verify, reading=reading)
     tokenizer = find_model_tokenizer(path, artifact, verify=verify)
     return artifact.config, artifact_weights(artifact), tokenizer
 

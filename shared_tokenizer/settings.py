@@ -35,6 +35,8 @@ class Setting:
     """Text of the help after the docstring of the field: what the code knows by a table."""
     by_position: bool = False
     """True takes the first word that is no flag."""
+    also: str = ""
+    """Another name of the flag, which may be a word that no field can have, such as `as`."""
 
     def allows(self, value: object) -> bool:
         """Return True if a value is in bounds. None and words such as auto always are."""
@@ -88,10 +90,11 @@ def setting(
     instead_of: str = "",
     more_help: str = "",
     by_position: bool = False,
+    also: str = "",
 ) -> Any:
     """Return a dataclass field with the metadata of a `Setting`. Numbers with a bound have to be finite too."""
     bounds = (at_least, more_than, at_most, less_than)
-    metadata = {_KEY: Setting(group, basic, resumable, *bounds, formerly, instead_of, more_help, by_position)}
+    metadata = {_KEY: Setting(group, basic, resumable, *bounds, formerly, instead_of, more_help, by_position, also)}
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

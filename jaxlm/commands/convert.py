@@ -9,6 +9,8 @@ from rich.table import Table
 
 from jaxlm.commands.other_programs import other_program
 from jaxlm.common.command_line import make_console
+from jaxlm.common.formats.as_ternary import TernaryReading
+from jaxlm.common.formats.mlx import MODEL_FILE
 from jaxlm.common.next_command import next_command
 from jaxlm.conversion.compare import (
     LogitComparison,
@@ -20,6 +22,7 @@ from jaxlm.conversion.compare import (
 from jaxlm.conversion.convert import Conversion, ConversionReport, FloatType, Form, convert, report_path
 from jaxlm.load import open_weights
 from mlxlm.model.model_file import model_file_source
+from shared_tokenizer.settings import setting
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,21 @@ class ConvertConfig:
     """packed: an artifact of ternary codes in 2 bits and their scales; latent: one of float weights that training can
     go on from; dequantized: a transformers directory of floats, which does not quantize activations; mlx: a directory
     for stock mlx-lm; gguf: a file for llama.cpp."""
+    read_as: Literal["found", "ternary"] = setting("found", also="as")
+    """ternary reads a dense source as the ternary model that it is: floats that are ternary keep every code and scale,
+    others are latent weights."""
+    scale_per: str | None = None
+    """With --as ternary: tensor, row, row_blocks:N, or group:32, 64 or 128; null for what the weights show, or what the
+    preset of the same shape has."""
+    activation_bits: Literal["auto", "none", 8] = "auto"
+    """With --as ternary: bits of the activations; auto for those of the preset of the same shape, without one none for
+    weights that are ternary already."""
     float_dtype: FloatType = "float32"
-    """Precision of the tensors that are not ternary; the shorter ones round, and float16 is for gguf only."""
-    ternary_type: Literal["TQ1_0", "TQ2_0"] = "TQ2_0"
-    """Type of ternary matrices in a GGUF: 1.69 or 2.06 bits per weight."""
+    """Precision of the tensors that are not ternary; the shorter ones round. float16 is for gguf, dequantized and the
+    2-bit format of stock mlx-lm."""
+    ternary_type: Literal["Q2_0", "TQ1_0", "TQ2_0"] = "Q2_0"
+    """Type of ternary matrices in a GGUF. Q2_0 (2.25 bits a weight, input sizes divisible by 64) runs on every backend
+    of llama.cpp from July 2026 on; TQ2_0 (2.06) and TQ1_0 (1.69), divisible by 256, in older builds on some."""
     with_tokenizer: bool = True
     """Take the tokenizer along."""
     verify: bool = False
@@ -70,6 +84,11 @@ def main(config: ConvertConfig) -> None:
         model_file=model_file_source() if config.to == "mlx" else None,
         logits_tolerance=config.tolerance if config.verify else None,
     )
+    reading = None
+    if config.read_as == "ternary":
+        reading = TernaryReading(config.scale_per, config.activation_bits)
+    elif (config.scale_per, config.activation_bits) != (None, "auto"):
+        raise ValueError("scale_per and activation_bits: found without --as ternary, with which alone they are read")
     destination, console = Path(config.destination), make_console()
     with console.status("converting") as status:
 
@@ -78,13 +97,14 @@ def main(config: ConvertConfig) -> None:
             if not console.is_terminal:
                 console.print(f"{phase} ...")
 
-        report = convert(Path(config.source), destination, conversion, other_program(config.to), log)
+        report = convert(Path(config.source), destination, conversion, other_program(config.to), log, reading)
     print_report(report, config.verbose)
     console.print(f"report: {report_path(destination, config.to)}\nmodel:  {destination}")
     if config.to in ("packed", "latent"):
         console.print(f"next:   {next_command('mlx-generate', '--model', str(destination), '--prompt', '...')}")
     elif config.to == "mlx":
-        console.print(f"next:   mlx_lm.generate --model {destination} --trust-remote-code --prompt ...")
+        trust = " --trust-remote-code" if (destination / MODEL_FILE).is_file() else ""
+        console.print(f"next:   mlx_lm.generate --model {destination}{trust} --prompt ...")
 
 
 def verify(config: VerifyConfig) -> None:

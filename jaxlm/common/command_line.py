@@ -148,7 +148,7 @@ def parse(
         arrange_help(parser, settings_class, full="--help_all" in argv)
         parser.print_help()
         sys.exit(0)
-    words = _gather_lists(_with_positions(argv, settings_class), settings_class)
+    words = _gather_lists(_with_positions(_with_other_names(argv, settings_class), settings_class), settings_class)
     words = _with_values(words, settings_class, has_positions=positional)
     words = _with_settings_of_run(words, settings_class)
     try:
@@ -228,6 +228,14 @@ def _bool_names(settings_class: type, prefix: str = "") -> list[str]:
         elif kind is bool or bool in get_args(kind):
             found.append(f"{prefix}{name}")
     return found
+
+
+def _with_other_names(argv: list[str], settings_class: type) -> list[str]:
+    """Let a flag have its other name: `--as ternary` becomes `--read_as ternary`."""
+    fields = [field for field in dataclasses.fields(settings_class) if metadata_of(field).also]
+    names = {f"--{metadata_of(field).also}": f"--{field.name}" for field in fields}
+    split = (word.partition("=") for word in argv)
+    return [f"{names.get(flag, flag)}{equals}{value}" for flag, equals, value in split]
 
 
 def _with_positions(argv: list[str], settings_class: type) -> list[str]:

@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -17,9 +18,11 @@ from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import Kind, stored_tensors
 from jaxlm.common.artifact.artifact import Artifact, load_artifact, write_artifact
 from jaxlm.common.artifact.model_files import open_tensors
+from jaxlm.common.formats.as_ternary import TernaryReading
 from jaxlm.common.formats.dequantized import write_dequantized
 from jaxlm.common.formats.hub import open_hub
 from jaxlm.common.formats.mlx import mlx_tensors, needs_model_file, open_mlx, write_mlx
+from jaxlm.common.formats.mlx_stock import has_stock_form
 from jaxlm.common.run.run_directory import RunDirectory, is_run_directory
 from jaxlm.conversion.compare import (
     LogitComparison,
@@ -42,7 +45,7 @@ UNVERIFIED = ".unverified"
 _LOCK = ".lock"
 Form = Literal["packed", "latent", "dequantized", "mlx", "gguf"]
 FloatType = Literal["float32", "bfloat16", "float16"]
-TernaryType = Literal["TQ1_0", "TQ2_0"]
+TernaryType = Literal["Q2_0", "TQ1_0", "TQ2_0"]
 FLOAT16_ROUNDING = 2.0**-11
 _GGUF_FLOATS: dict[FloatType, Any] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -58,7 +61,7 @@ class Conversion:
 
     form: Form
     float_dtype: FloatType = "float32"
-    ternary_type: TernaryType = "TQ2_0"
+    ternary_type: TernaryType = "Q2_0"
     with_tokenizer: bool = True
     model_file: str | None = None
     """Text of the model file of an MLX directory, used where the model needs one."""
@@ -121,15 +124,18 @@ def convert(
     conversion: Conversion,
     run_elsewhere: RunElsewhere = lambda path, token_ids: None,
     log: Callable[[str], None] = lambda phase: None,
+    reading: TernaryReading | None = None,
 ) -> ConversionReport:
     """Write a model that `load_model` opens in another form, atomically, with a report.
+
+    With `reading` a dense source is read as ternary (`as_ternary`).
 
     The report is a file in the directory written, or next to a GGUF; `log` is told each phase before it begins. Raises
     ValueError, and leaves nothing behind, where the source does not have the form or where a size, a code or a scale
     differs from the source.
     """
     log(f"opening {source}")
-    config, weights, tokenizer = open_weights(source)
+    config, weights, tokenizer = open_weights(source, reading=reading)
     _check(source, config, conversion)
     with (
         _tokenizer_directory(source, tokenizer, conversion) as tokenizer_dir,
@@ -173,8 +179,15 @@ def _check(source: Path, config: ModelConfig, conversion: Conversion) -> None:
     if form in ("packed", "dequantized") and not config.has_packed_form:
         word = "pack" if form == "packed" else "dequantize"
         raise ValueError(f"{source}: found a dense model, which has nothing to {word}; convert it to latent")
-    if conversion.float_dtype == "float16" and form != "gguf":
-        raise ValueError("float_dtype: found 'float16', which only a GGUF may have; choose float32 or bfloat16")
+    if conversion.float_dtype == "float16" and form not in ("gguf", "dequantized") and not _is_stock(config, form):
+        raise ValueError(
+            "float_dtype: found 'float16', which only a GGUF, a dequantized directory and the 2-bit format of stock "
+            "mlx-lm may have; choose float32 or bfloat16"
+        )
+
+
+def _is_stock(config: ModelConfig, form: Form) -> bool:
+    return form == "mlx" and has_stock_form(config)
 
 
 @contextlib.contextmanager
@@ -273,7 +286,7 @@ def _write_gguf(
 ) -> _Written:
     from jaxlm.common.gguf.file import GGUFFile
     from jaxlm.common.gguf.reader import open_gguf  # importing the gguf library takes a third of a second
-    from jaxlm.common.gguf.writer import predict_tensors, tensor_bytes, write_gguf
+    from jaxlm.common.gguf.writer import predict_tensors, write_gguf
 
     float_type, ternary_type = _GGUF_FLOATS[conversion.float_dtype], conversion.ternary_type
     metadata, unnamed = {}, []
@@ -288,7 +301,7 @@ def _write_gguf(
         {"name": name, "shape": list(tensor.shape), "dtype": tensor.type.name, "bytes": tensor.nbytes}
         for name, tensor in GGUFFile(path).tensors.items()
     ]
-    bytes_predicted = sum(tensor_bytes(shape, quantization) for _, shape, quantization in predicted)
+    bytes_predicted = sum(quantization.tensor_bytes(math.prod(shape)) for _, shape, quantization in predicted)
     if unnamed:
         ids = ", ".join(map(str, unnamed))
         warnings.append(f"a GGUF names three tokens that end a text: llama.cpp does not stop at {ids}")

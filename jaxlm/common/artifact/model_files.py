@@ -60,6 +60,10 @@ class ModelTensors(Mapping[str, np.ndarray]):
         """Return a tensor as it is on disk, memory-mapped: bfloat16 is uint16 bits."""
         return self._files[name].raw(name)
 
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Return some rows of a tensor; the others are not read."""
+        return self._files[name].rows(name, start, stop)
+
     def __getitem__(self, name: str) -> np.ndarray:
         return self._files[name][name]
 

@@ -102,6 +102,15 @@ def map_bytes(path: Path, offset: int, size: int) -> np.ndarray:
     return np.asarray(np.memmap(path, np.uint8, "r", offset, (size,)))
 
 
+def _widened(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Return the numbers of a tensor as they are in memory: float32 for shorter floats."""
+    if dtype == "bfloat16":
+        bits = array.astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32)
+    return array.astype(np.float32) if dtype == "float16" else array
+
+
 class TensorFile(Mapping[str, np.ndarray]):
     """A safetensors file as a read-only mapping from names to memory-mapped tensors.
 
@@ -143,12 +152,17 @@ class TensorFile(Mapping[str, np.ndarray]):
         return data.view(_DTYPES[entry["dtype"]][1]).reshape(entry["shape"])
 
     def __getitem__(self, name: str) -> np.ndarray:
-        array, dtype = self.raw(name), self.stored(name).dtype
-        if dtype == "bfloat16":
-            bits = array.astype(np.uint32)
-            bits <<= 16
-            return bits.view(np.float32)
-        return array.astype(np.float32) if dtype == "float16" else array
+        return _widened(self.raw(name), self.stored(name).dtype)
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Return some rows of a tensor, without mapping the others: those of a large one would count as memory."""
+        entry = self._entries[name]
+        dtype, on_disk = _DTYPES[entry["dtype"]]
+        count, *rest = entry["shape"]
+        row_bytes = (entry["data_offsets"][1] - entry["data_offsets"][0]) // count
+        offset = self._start + entry["data_offsets"][0] + start * row_bytes
+        data = map_bytes(self._path, offset, (min(stop, count) - start) * row_bytes)
+        return _widened(data.view(on_disk).reshape(-1, *rest), dtype)
 
     def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
         return name in self._entries

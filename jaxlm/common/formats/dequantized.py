@@ -1,6 +1,7 @@
 """A ternary model written as an ordinary transformers directory of floats, for programs without ternary linears."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,36 @@ from jaxlm.common.architecture.hf_config import hf_model_type, to_hf_config
 from jaxlm.common.architecture.parameters import parameters, scale_name, stored_tensors
 from jaxlm.common.architecture.ternary import dequantize, unpack
 from jaxlm.common.artifact.model_files import MAX_FILE_BYTES, write_model_files
+
+# Precision of scales -> those of floats that hold them exactly.
+EXACT = {
+    "bfloat16": ("float32", "bfloat16", "float16"),  # down to the smallest scale
+    "float16": ("float32", "float16"),
+    "float32": ("float32",),
+}
+
+
+def unpacked_form(config: ModelConfig) -> ModelConfig:
+    """Return the model whose config.json describes the dequantized weights: the scales are in them, table and head too.
+
+    It is still called ternary, since that decides on the type of a BitNet.
+    """
+    embedding = "float" if config.embedding == "ternary" else config.embedding
+    return replace(config, scale_per="tensor", activation_bits=8, embedding=embedding, ternary_head=False)
+
+
+def unpacked_model_type(config: ModelConfig) -> str:
+    """Return the model type in transformers that computes a model with its ternary weights as floats.
+
+    Raises ValueError where there is none.
+    """
+    model_type = hf_model_type(unpacked_form(config))
+    if model_type in ("jaxlm", "hgrn_bit") or config.linear_norm:
+        reason = "linear_norm" if config.linear_norm else f"model type {model_type!r}"
+        raise ValueError(
+            f"dequantized: found {reason}, expected a Llama, a Qwen or a BitNet with sub-norms; write it packed"
+        )
+    return model_type
 
 
 def write_dequantized(
@@ -25,18 +56,18 @@ def write_dequantized(
 
     `read(name)` returns a tensor of the packed artifact; it is called once per tensor, in file order.
 
-    Such a model does not quantize its activations, so its logits are not those of the ternary model. Its config.json
-    does not mention ternary weights, so other programs and `open_hub` take it for a dense Llama, Qwen2 or Qwen3, or for
-    a BitNet with float linears. Scales rounded to bfloat16 (`scale_dtype`) are exact in either `float_dtype`. Raises
-    ValueError where transformers has no class that computes the model with float linears.
+    The logits are those of the ternary model where it does not quantize its activations (`activation_bits` null): such
+    a directory does not. Its config.json does not mention ternary weights, so other programs and `open_hub` take it for
+    a dense model, or for a BitNet with float linears. Raises ValueError where transformers has no class that computes
+    the model with float linears, and where `float_dtype` would round its scales.
     """
-    model_type = hf_model_type(config)
-    if model_type not in ("llama", "qwen2", "qwen3", "bitnet") or config.linear_norm:
-        reason = "linear_norm" if config.linear_norm else f"model type {model_type!r}"
+    unpacked_model_type(config)
+    content = to_hf_config(unpacked_form(config), "latent", float_dtype)
+    if float_dtype not in EXACT[config.scale_dtype]:
         raise ValueError(
-            f"dequantized: found {reason}, expected a Llama, Qwen2, Qwen3 or a BitNet with sub-norms; write it packed"
+            f"float_dtype: found {float_dtype!r}, which rounds scales of {config.scale_dtype}, expected "
+            f"{' or '.join(EXACT[config.scale_dtype])}"
         )
-    content = to_hf_config(config, "latent", float_dtype)
     del content["jaxlm"]
     content.pop("quantization_config", None)
     packed = {p.name: p.shape for p in parameters(config) if p.storage == "ternary"}

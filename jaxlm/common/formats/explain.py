@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.common.artifact.model_files import CONFIG, PICKLES, pickle_error
+from jaxlm.common.recognition.families import other_family
 
 GGUF = ".gguf"
 _ADAPTERS = "adapter_config.json"
 ARTIFACT = "artifact"
 _RUN, _FINETUNE = RUN_SETTINGS = ("config.yaml", "finetune.yaml")
 _SHARDS = "manifest.json"
-# Keys of a config.json that tell a family.
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_RECURRENT = ("mamba_d_state", "ssm_cfg", "state_size", "linear_num_key_heads", "attn_layer_period", "lru_width")
-_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "attention"}
 # Entries that are named at most.
 _SHOWN = 5
 
@@ -48,18 +45,8 @@ def explain_directory(directory: Path) -> str:
 
 def refuse_unreadable(directory: Path, content: Mapping[str, Any]) -> None:
     """Raise ValueError where a config.json is that of a model in a form that is not read here, by its name."""
-    if content.get("vision_config") is not None or content.get("audio_config") is not None:
-        raise ValueError(
-            f"{directory}: found a model of text and images or sound (vision_config), expected a language model"
-        )
-    if family := _family_not_computed(content):
+    if family := other_family(content):
         raise ValueError(f"{directory}: found {family}, expected a dense or ternary decoder of attention layers")
-    quantization = content.get("quantization")
-    if isinstance(quantization, dict) and "bits" in quantization and "model_file" not in content:
-        raise ValueError(
-            f"{directory}: found a model that mlx-lm has quantized to {quantization['bits']} bits, which lost its "
-            "exact weights; use the model that it was made from, or the rounded weights of mlx_lm.convert --dequantize"
-        )
     method = content.get("quantization_config")
     method = method.get("quant_method") if isinstance(method, dict) else None
     if method is not None and method != "bitnet":
@@ -67,21 +54,6 @@ def refuse_unreadable(directory: Path, content: Mapping[str, Any]) -> None:
             f"{directory}: config.json: quant_method: found {method!r}, expected 'bitnet' or none; use the model that "
             "it was quantized from"
         )
-
-
-def _family_not_computed(content: Mapping[str, Any]) -> str | None:
-    """Return the words for a family of models that is not computed here, None where the config names no such family."""
-    name = f"model_type {content.get('model_type')!r}"
-    for key in _EXPERTS:
-        experts = content.get(key)
-        if isinstance(experts, int) and experts > 1:
-            return f"a mixture of experts ({name}, {key} {experts})"
-    types = content.get("layer_types")
-    if others := sorted({str(kind) for kind in types} - _ATTENTION_LAYERS) if isinstance(types, list) else []:
-        return f"a hybrid with layers of {', '.join(others)} ({name})"
-    if key := next((key for key in _RECURRENT if content.get(key) is not None), None):
-        return f"a hybrid or recurrent model ({name}, {key} {content[key]})"
-    return None
 
 
 def _guesses(directory: Path) -> Iterator[str]:

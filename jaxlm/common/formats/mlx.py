@@ -1,13 +1,14 @@
 """A model directory that stock mlx-lm serves.
 
-A dense Llama, Qwen2 or Qwen3 needs nothing special: mlx-lm reads the config keys and tensor names of an artifact. Any
-other model comes with a model file: Python code in the directory that builds the model. config.json names the file.
-mlx-lm runs it only with `--trust-remote-code`; this project never runs it. The tensors of such a directory are the
-parameters of mlxlm's modules: ternary weights in MLX's 2-bit affine format, or latent weights that the model file
-ternarises as training does. Dequantized ternary weights are not offered: without quantized activations they are another
-model.
+A dense Llama, Qwen2 or Qwen3 needs nothing special: mlx-lm reads the config keys and tensor names of an artifact. Nor
+does a ternary model that mlx-lm computes from its own 2-bit format (`mlx_stock`). Any other model comes with a model
+file: Python code in the directory that builds the model. config.json names the file. mlx-lm runs it only with
+`--trust-remote-code`; this project never runs it. The tensors of such a directory are the parameters of mlxlm's
+modules: ternary weights in MLX's 2-bit affine format, or latent weights that the model file ternarises as training
+does. Dequantized ternary weights are not offered: without quantized activations they are another model.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,6 @@ from jaxlm.common.architecture.hf_config import (
     ARCHITECTURES,
     HF_KEYS,
     from_own_config,
-    hf_model_type,
     own_object,
     to_hf_config,
 )
@@ -36,6 +36,8 @@ from jaxlm.common.artifact.model_files import (
     read_config,
     write_model_files,
 )
+from jaxlm.common.formats.mlx_quantized import is_quantized_mlx, open_quantized_mlx
+from jaxlm.common.formats.mlx_stock import has_stock_form, is_known_to_mlx_lm, stock_config_json, stock_tensors
 
 Form = Literal["packed", "float"]
 MODEL_FILE = "model.py"
@@ -56,15 +58,8 @@ class MlxTensor:
 
 
 def needs_model_file(config: ModelConfig) -> bool:
-    """Return True if mlx-lm has no model that computes this one. Its models are dense, and their gate is SiLU.
-
-    Of YaRN it knows no attention factor but the usual one, and no bounds that are not rounded.
-    """
-    known = hf_model_type(config) in ("llama", "qwen2", "qwen3")
-    scaling = config.rope_scaling
-    if scaling is not None and scaling.type == "yarn":
-        known = known and bool(scaling.truncate) and scaling.attention_factor == scaling.usual_attention_factor
-    return not known or config.linear != "dense" or config.activation != "silu"
+    """Return True if mlx-lm has no model that computes this one, dense or in its own format of 2 bits."""
+    return not has_stock_form(config) and (config.linear != "dense" or not is_known_to_mlx_lm(config))
 
 
 def write_mlx(
@@ -80,7 +75,7 @@ def write_mlx(
     """Write the files of an MLX directory into an existing directory that the caller seals.
 
     `read(name)` returns a tensor of the packed artifact (form `packed`) or of the latent one (form `float`); it is
-    called once per tensor, in file order. `model_file` is the text of the model file, or None where `needs_model_file`
+    called in file order, once per tensor. `model_file` is the text of the model file, or None where `needs_model_file`
     is False. mlx-lm computes in `float_dtype`. Raises ValueError where form, model file or a tensor does not fit the
     config.
     """
@@ -92,7 +87,10 @@ def write_mlx(
             if model_file is None
             else "model_file: found one, expected none; mlx-lm builds this model itself"
         )
+    if form == "float" and has_stock_form(config):
+        raise ValueError("form: found 'float' for a ternary model that mlx-lm has no model for; write it as 'packed'")
     kind: Kind = "packed" if form == "packed" else "latent"
+    read_once = functools.lru_cache(maxsize=1)(read)  # two tensors are made of the same scales
     if model_file is not None:
         (directory / MODEL_FILE).write_text(model_file, "utf-8")
     tensors = {tensor.stored.name: tensor for tensor in mlx_tensors(config, kind, float_dtype)}
@@ -100,7 +98,7 @@ def write_mlx(
         directory,
         _config_json(config, kind, float_dtype),
         [tensor.stored for tensor in tensors.values()],
-        lambda name: tensors[name].encode(read(tensors[name].name)),
+        lambda name: tensors[name].encode(read_once(tensors[name].name)),
         tokenizer_dir=tokenizer_dir,
     )
 
@@ -108,9 +106,12 @@ def write_mlx(
 def open_mlx(directory: Path) -> Artifact:
     """Open an MLX directory that `write_mlx` wrote, or that a tool of mlx-lm saved after it loaded such a directory.
 
-    The model file is not run. Raises ValueError naming a key or a tensor that is not as expected.
+    One in the format of stock mlx-lm is opened by `open_quantized_mlx`. The model file is not run. Raises ValueError
+    naming a key or a tensor that is not as expected.
     """
     directory = Path(directory)
+    if is_quantized_mlx(read_config(directory)):
+        return open_quantized_mlx(directory)
     with named_faults(directory / CONFIG):
         config, kind, float_dtype = from_own_config(_read_config(directory), _config_json)
     files = open_tensors(directory)
@@ -150,6 +151,8 @@ class _Decoded(Mapping[str, np.ndarray]):
 
 def mlx_tensors(config: ModelConfig, kind: Kind, float_dtype: str) -> tuple[MlxTensor, ...]:
     """Return the tensors of an MLX directory, in file order."""
+    if has_stock_form(config):
+        return tuple(MlxTensor(stored, name, encode) for stored, name, encode in stock_tensors(config, float_dtype))
     if needs_model_file(config):
         return module_tensors(config, kind, float_dtype)
     return tuple(MlxTensor(tensor, tensor.name) for tensor in stored_tensors(config, kind, float_dtype))
@@ -195,6 +198,8 @@ def _module_form(parameter: Parameter, config: ModelConfig, kind: Kind, float_dt
 
 
 def _config_json(config: ModelConfig, kind: Kind, float_dtype: str) -> dict[str, Any]:
+    if has_stock_form(config):
+        return stock_config_json(config, float_dtype)
     if not needs_model_file(config):
         return to_hf_config(config, kind, float_dtype)
     # A program that ignores the model file must not take this for a model that it knows.

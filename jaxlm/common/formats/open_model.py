@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxlm.common.artifact.artifact import Artifact, load_artifact
 from jaxlm.common.artifact.model_files import CONFIG, named_faults, read_config
+from jaxlm.common.formats.as_ternary import TernaryReading, as_ternary, log_if_ternary
 from jaxlm.common.formats.explain import (
     ARTIFACT,
     GGUF,
@@ -17,20 +18,33 @@ from jaxlm.common.formats.explain import (
 )
 from jaxlm.common.formats.hub import open_hub
 from jaxlm.common.formats.mlx import open_mlx
+from jaxlm.common.formats.mlx_quantized import is_quantized_mlx, open_quantized_mlx
 from shared_tokenizer.load import find_tokenizer, log_line
 from shared_tokenizer.manifest import MANIFEST, verify_manifest
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 
-def open_model(path: Path, *, verify: bool = True, log: Callable[[str], None] = log_line) -> Artifact:
+def open_model(
+    path: Path, *, verify: bool = True, reading: TernaryReading | None = None, log: Callable[[str], None] = log_line
+) -> Artifact:
     """Open an artifact, a run's artifact, a transformers directory, an MLX directory, or a GGUF file.
 
     `verify=False` skips the check of every file's sha256. Of directories without a manifest only artifacts are refused,
-    unless transformers has saved them again; `log` receives a line then, and one on each assumption about a GGUF.
+    unless transformers has saved them again; `log` receives a line then, one on each assumption about a GGUF, and one
+    where a dense model seems to be ternary. With `reading` such a model is read as ternary (`as_ternary`).
     Raises DamagedError where a file differs from the manifest, and ValueError where the model cannot be read, which
     names the thing that was found instead of one.
     """
     path = model_path(path)
+    artifact = _open(path, verify, log)
+    if reading is None:
+        log_if_ternary(artifact, path, log)
+        return artifact
+    with named_faults(path):
+        return as_ternary(artifact, reading, lambda line: log(f"{path}: {line}"))
+
+
+def _open(path: Path, verify: bool, log: Callable[[str], None]) -> Artifact:
     if path.is_dir():
         return _open_directory(path, verify, log)
     if not path.exists():
@@ -97,7 +111,7 @@ def _open_config(directory: Path, verify: bool, log: Callable[[str], None]) -> A
             f"{MANIFEST}; read as a transformers directory, by its config.json and weights"
         )
     refuse_unreadable(directory, content)
-    return open_hub(directory, log)
+    return open_quantized_mlx(directory, log) if is_quantized_mlx(content) else open_hub(directory, log)
 
 
 def _was_saved_again(content: dict[str, Any]) -> bool:

@@ -1,7 +1,6 @@
-"""ModelConfig <-> the metadata of a GGUF file, for llama.cpp's architectures llama, qwen2, qwen3 and bitnet.
+"""ModelConfig <-> the metadata of a GGUF file, for llama.cpp's architectures llama and bitnet.
 
-qwen2 is llama with biases of q, k and v, and qwen3 with a norm on every query and key head. bitnet is llama with a norm
-before o_proj and down_proj; its head is always the embedding table.
+bitnet is llama with a norm before o_proj and down_proj. Its head is always the embedding table.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from jaxlm.common.architecture.config import ModelConfig
-from jaxlm.common.gguf.rope import NEUTRAL_ROPE, ROPE_KEYS, computes_scaling, from_rope_metadata, to_rope_metadata
 
 ARCHITECTURE_KEY = "general.architecture"
 # ModelConfig field -> key below the architecture's name.
@@ -41,30 +39,22 @@ ACTIVATION_KEY = "hidden_activation"
 # The key that names SiLU in files of this project; llama.cpp ignores it. "silu" under llama.cpp's own key fails: builds
 # that read it expect a gate fused with the up projection.
 OWN_ACTIVATION_KEY = "jaxlm.activation"
+# The key that says what ternary weights multiply, of this project too: 8 bits, or 0 for floats.
+OWN_ACTIVATION_BITS_KEY = "jaxlm.activation_bits"
 # Keys that change the model, with the values that leave it as it is.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
     "attention.sliding_window": (0,),
     "expert_count": (0,),
     "expert_used_count": (0,),
+    "rope.scale_linear": (0.0, 1.0),
+    "rope.scaling.attn_factor": (1.0,),
+    "rope.scaling.factor": (0.0, 1.0),
+    "rope.scaling.type": ("none", "linear"),
     "use_parallel_residual": (False,),
-    **NEUTRAL_ROPE,
 }
 # Keys without influence on the computation.
-IGNORED = ("rope.scaling.finetuned", "tensor_data_layout")
-# Architecture -> the fields that set it apart from llama.
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "qwen2": {"attention_bias": True},
-    "qwen3": {"qk_norm": True},
-    "bitnet": {"sub_norm": True},
-}
-
-
-def nearest_architecture(config: ModelConfig) -> str:
-    """Return the architecture of a model, or that of its first peculiarity where no architecture computes it."""
-    found = (name for name, fields in ARCHITECTURES.items() if any(getattr(config, field) for field in fields))
-    return next(found, "llama")
+IGNORED = ("rope.scaling.finetuned", "rope.scaling.original_context_length", "tensor_data_layout")
 
 
 def architecture(config: ModelConfig) -> str:
@@ -73,13 +63,9 @@ def architecture(config: ModelConfig) -> str:
         "token_mixer": not config.num_mlgru_layers,
         "linear_norm": not config.linear_norm,
         "fused_gate": not config.fused_gate,
-        "embedding": config.embedding == "float",
-        "ternary_head": not config.ternary_head,
+        "embedding": config.embedding in ("float", "ternary"),
     }
-    name = nearest_architecture(config)
-    peculiar = ("attention_bias", "qk_norm", "sub_norm")
-    fits |= {field: getattr(config, field) == (field in ARCHITECTURES[name]) for field in peculiar}
-    fits["rope_scaling"] = computes_scaling(config.rope_scaling, name)
+    name = "bitnet" if config.sub_norm else "llama"
     if config.sub_norm:
         fits |= {
             "tie_word_embeddings": config.tie_word_embeddings,
@@ -102,11 +88,12 @@ def to_metadata(config: ModelConfig) -> dict[str, Any]:
     name = architecture(config)
     found: dict[str, Any] = {f"{name}.{key}": getattr(config, field) for field, key in KEYS.items()}
     found |= {f"{name}.{key}": config.head_dim for key in HEAD_WIDTHS}
-    found |= {f"{name}.{key}": value for key, value in to_rope_metadata(config.rope_scaling).items()}
     found[f"{name}.{VOCAB_KEY}"] = config.vocab_size
     if name == "bitnet":
         key = f"{name}.{ACTIVATION_KEY}" if config.activation == "relu2" else OWN_ACTIVATION_KEY
         found[key] = config.activation
+    if config.is_ternary and (config.scale_per, config.activation_bits) != ("tensor", 8):
+        found[OWN_ACTIVATION_BITS_KEY] = config.activation_bits or 0
     return found | {
         key: getattr(config, field) for field, key in TOKEN_KEYS.items() if getattr(config, field) is not None
     }
@@ -122,8 +109,8 @@ def from_metadata(
     ModelConfig cannot express.
     """
     name = metadata.get(ARCHITECTURE_KEY)
-    if name not in ARCHITECTURES:
-        raise ValueError(f"{ARCHITECTURE_KEY}: found {name!r}, expected {' or '.join(map(repr, ARCHITECTURES))}")
+    if name not in ("llama", "bitnet"):
+        raise ValueError(f"{ARCHITECTURE_KEY}: found {name!r}, expected 'llama' or 'bitnet'")
     if (parts := metadata.get("split.count", 1)) != 1:
         raise ValueError(f"split.count: found {parts!r}, expected 1; join the parts with llama-gguf-split --merge")
     own = {key.removeprefix(f"{name}."): value for key, value in metadata.items() if key.startswith(f"{name}.")}
@@ -133,13 +120,8 @@ def from_metadata(
     }
     fields = {"num_kv_heads": fields["num_heads"]} | fields
     fields |= {field: metadata[key] for field, key in TOKEN_KEYS.items() if key in metadata}
-    fields |= ARCHITECTURES[name]
     if name == "bitnet":
-        fields["activation"] = _activation(own, metadata, log)
-    try:
-        fields["rope_scaling"] = from_rope_metadata(own, fields["max_seq_len"])
-    except ValueError as error:
-        raise ValueError(f"{name}.{error}") from error
+        fields |= {"sub_norm": True, "activation": _activation(own, metadata, log)}
     tied = name == "bitnet" or not has_head
     config = ModelConfig(**fields, vocab_size=vocab_size, tie_word_embeddings=tied)
     for key, expected in {VOCAB_KEY: vocab_size, **dict.fromkeys(HEAD_WIDTHS, config.head_dim)}.items():
@@ -147,6 +129,25 @@ def from_metadata(
             raise ValueError(f"{name}.{key}: found {own[key]!r}, expected {expected}")
     check_tokens(metadata, vocab_size)
     return config
+
+
+def activation_bits(metadata: Mapping[str, Any], scale_per: str, log: Callable[[str], None]) -> int | None:
+    """Return the bits of the activations of a ternary model, None for floats; `log` receives a line on an assumption.
+
+    Raises ValueError where the metadata name a number that is neither 8 nor 0.
+    """
+    bits = metadata.get(OWN_ACTIVATION_BITS_KEY)
+    if bits is None:
+        if scale_per == "tensor":  # BitNet
+            return 8
+        log(
+            f"{OWN_ACTIVATION_BITS_KEY} is missing, and scales are per {scale_per}: read with float activations, as in "
+            "Ternary-Bonsai and TriLM"
+        )
+        return None
+    if bits not in (0, 8):
+        raise ValueError(f"{OWN_ACTIVATION_BITS_KEY}: found {_shown(bits)}, expected 8, or 0 for floats")
+    return bits or None
 
 
 def check_tokens(metadata: Mapping[str, Any], vocab_size: int) -> None:
@@ -158,14 +159,7 @@ def check_tokens(metadata: Mapping[str, Any], vocab_size: int) -> None:
 
 
 def _check_keys(own: Mapping[str, Any], name: str) -> None:
-    known = {
-        *KEYS.values(),
-        *HEAD_WIDTHS,
-        VOCAB_KEY,
-        *ROPE_KEYS,
-        *IGNORED,
-        *([ACTIVATION_KEY] if name == "bitnet" else []),
-    }
+    known = {*KEYS.values(), *HEAD_WIDTHS, VOCAB_KEY, *IGNORED, *([ACTIVATION_KEY] if name == "bitnet" else [])}
     for key, value in own.items():
         if key not in known and value not in NEUTRAL.get(key, ()):
             expected = " or ".join(map(repr, NEUTRAL[key])) if key in NEUTRAL else "no such key"

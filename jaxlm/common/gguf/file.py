@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-from gguf.quants import dequantize
 
 from jaxlm.common.artifact.safetensors import map_bytes
 from jaxlm.common.gguf.header import HeaderReader, TensorEntry
+from jaxlm.common.gguf.types import F32, Q2_0, Q2_0_TYPES, TensorType, can_dequantize, dequantize_blocks
 
 ALIGNMENT_KEY = "general.alignment"
 DEFAULT_ALIGNMENT = 32
@@ -28,7 +27,7 @@ class GGUFTensor:
     """The position and type of a tensor in a GGUF file."""
 
     shape: tuple[int, ...]
-    type: GGMLQuantizationType
+    type: TensorType
     offset: int
     """Bytes from the start of the file."""
     nbytes: int
@@ -70,7 +69,7 @@ class GGUFFile:
         tensor = self.tensors[name]
         if not can_dequantize(tensor.type):
             raise ValueError(f"{self.path}: tensor {name}: the gguf library cannot dequantize {tensor.type.name}")
-        if tensor.type == GGMLQuantizationType.F32:
+        if tensor.type == F32:
             array = self.blocks(name).view("<f4")
         else:
             array = _dequantize_in_chunks(self.blocks(name), tensor)
@@ -79,23 +78,13 @@ class GGUFFile:
         return array
 
 
-def can_dequantize(quantization: GGMLQuantizationType) -> bool:
-    """Return True if the gguf library can read tensors of this type as floats."""
-    _, block_bytes = GGML_QUANT_SIZES[quantization]
-    try:
-        dequantize(np.zeros((1, block_bytes), np.uint8), quantization)
-    except NotImplementedError:
-        return False
-    return True
-
-
 def _dequantize_in_chunks(blocks: np.ndarray, tensor: GGUFTensor) -> np.ndarray:
     rows = blocks.reshape(-1, blocks.shape[-1])
     array = np.empty((len(rows), tensor.shape[-1]), np.float32)
     step = max(1, CHUNK // tensor.shape[-1])
     with np.errstate(all="ignore"):  # the caller checks that numbers are finite
         for start in range(0, len(rows), step):
-            array[start : start + step] = dequantize(rows[start : start + step], tensor.type)
+            array[start : start + step] = dequantize_blocks(rows[start : start + step], tensor.type)
     return array.reshape(tensor.shape)
 
 
@@ -111,6 +100,7 @@ def _locate(
 ) -> dict[str, GGUFTensor]:
     """Return the position of each tensor in the data, which reaches from the header to the end of the file."""
     start = end = _align(header_bytes, alignment) if entries else header_bytes
+    entries = _with_q2_0_blocks(entries, alignment, file_bytes - start)
     found = {}
     for name, entry in entries.items():
         expected = _align(end, alignment) - start
@@ -129,13 +119,39 @@ def _locate(
     return found
 
 
+def _with_q2_0_blocks(entries: Mapping[str, TensorEntry], alignment: int, data_bytes: int) -> dict[str, TensorEntry]:
+    """Return entries whose Q2_0 tensors have the size of block that their bytes tell, the same in the whole file."""
+    ends = [*(entry.offset for entry in entries.values()), data_bytes][1:]
+    found = {
+        name: (math.prod(entry.shape), end - entry.offset)
+        for (name, entry), end in zip(entries.items(), ends, strict=True)
+        if entry.type == Q2_0
+    }
+
+    def fits(kind: TensorType, size: int, room: int) -> bool:
+        exact = kind.tensor_bytes(size)
+        return size % kind.block == 0 and exact <= room <= _align(exact, alignment)
+
+    for kind in Q2_0_TYPES:
+        if all(fits(kind, size, room) for size, room in found.values()):
+            return {name: entry._replace(type=kind) if name in found else entry for name, entry in entries.items()}
+    # The tensor that fits the fewest sizes of block.
+    name = min(found, key=lambda name: sum(fits(kind, *found[name]) for kind in Q2_0_TYPES))
+    size, room = found[name]
+    expected = " or ".join(f"{kind.tensor_bytes(size):,} (blocks of {kind.block})" for kind in Q2_0_TYPES)
+    raise ValueError(
+        f"tensor {name}: found {room:,} bytes for {size:,} numbers of Q2_0, expected {expected}, the same "
+        "blocks in the whole file; download it again"
+    )
+
+
 def _entry_bytes(name: str, entry: TensorEntry) -> int:
-    block, block_bytes = GGML_QUANT_SIZES[entry.type]
-    if 0 in entry.shape or entry.shape[-1] % block:
+    kind = entry.type
+    if 0 in entry.shape or entry.shape[-1] % kind.block:
         raise ValueError(
-            f"tensor {name}: found shape {list(entry.shape)}, expected rows of {entry.type.name} blocks of {block}"
+            f"tensor {name}: found shape {list(entry.shape)}, expected rows of {kind.name} blocks of {kind.block}"
         )
-    return math.prod(entry.shape) // block * block_bytes
+    return kind.tensor_bytes(math.prod(entry.shape))
 
 
 def _align(position: int, alignment: int) -> int:

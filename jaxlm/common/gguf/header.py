@@ -8,7 +8,9 @@ import struct
 from typing import Any, NamedTuple
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType, GGUFValueType
+from gguf.constants import GGUFValueType
+
+from jaxlm.common.gguf.types import TensorType, tensor_type
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -17,9 +19,6 @@ MAX_DIMENSIONS = 4
 MAX_ENTRIES = 2**16
 MAX_ARRAY_ELEMENTS = 2**22
 MAX_ARRAY_DEPTH = 4
-
-# Types of a fork of llama.cpp under numbers that llama.cpp no longer uses.
-BITNET_CPP_TYPES = {36: "I2_S", 37: "I8_S", 38: "TL1"}
 
 # Format letters that struct and numpy share.
 _SCALARS = {
@@ -43,7 +42,7 @@ class TensorEntry(NamedTuple):
 
     shape: tuple[int, ...]
     """Shape with rows first, as in numpy; the file has the row length first."""
-    type: GGMLQuantizationType
+    type: TensorType
     offset: int
     """Bytes from the start of the data."""
 
@@ -154,16 +153,4 @@ class HeaderReader:
         if not 1 <= dimensions <= MAX_DIMENSIONS:
             raise ValueError(f"found {dimensions:,} dimensions, expected 1..{MAX_DIMENSIONS}")
         shape = tuple(self._scalar("<Q") for _ in range(dimensions))[::-1]
-        return TensorEntry(shape, _tensor_type(self._scalar("<I")), self._scalar("<Q"))
-
-
-def _tensor_type(number: int) -> GGMLQuantizationType:
-    if number in BITNET_CPP_TYPES:
-        raise ValueError(
-            f"found the type {BITNET_CPP_TYPES[number]}, which only bitnet.cpp reads; use the model's safetensors "
-            "directory, or a GGUF of TQ1_0 or TQ2_0"
-        )
-    try:
-        return GGMLQuantizationType(number)
-    except ValueError as error:
-        raise ValueError(f"{error} of the gguf library; use the model's safetensors directory") from None
+        return TensorEntry(shape, tensor_type(self._scalar("<I")), self._scalar("<Q"))

@@ -1,6 +1,6 @@
-"""GGUF files of llama.cpp, opened as an artifact: Llama, Qwen2, Qwen3 and BitNet b1.58, ternary codes exact."""
+"""GGUF files of llama.cpp, opened as an artifact: Llama, and BitNet b1.58 with its exact ternary codes."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,61 +8,66 @@ import numpy as np
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import parameters, scale_name, stored_tensors
-from jaxlm.common.architecture.ternary import pack, round_to
+from jaxlm.common.architecture.ternary import pack
 from jaxlm.common.artifact.artifact import Artifact
-from jaxlm.common.gguf.config import from_metadata, nearest_architecture
-from jaxlm.common.gguf.file import GGUFFile, can_dequantize
-from jaxlm.common.gguf.rope import FACTORS, from_rope_factors
+from jaxlm.common.gguf.config import activation_bits, from_metadata
+from jaxlm.common.gguf.file import GGUFFile
 from jaxlm.common.gguf.tensors import (
-    TERNARY_TYPES,
     gguf_name,
     gguf_scale_name,
     is_block_linear,
     separate_rows,
-    ternary_codes,
-    ternary_scale,
+)
+from jaxlm.common.gguf.ternary_blocks import ternary_codes, ternary_scales
+from jaxlm.common.gguf.types import TERNARY_TYPES, TQ_TYPES, can_dequantize
+from jaxlm.common.recognition.ternary_floats import (
+    common_scale_dtype,
+    common_scale_per,
+    recognize_scales,
+    scales_of_grid,
 )
 
-_EMBEDDING, _HEAD = gguf_name("model.embed_tokens.weight"), gguf_name("lm_head.weight")
+_TABLES = ("model.embed_tokens.weight", "lm_head.weight")
+_EMBEDDING, _HEAD = map(gguf_name, _TABLES)
+_NOT_TRAINED_AS_TERNARY = "the model was not trained as ternary: open it as dense, with dequantize=True"
 
 
 def open_gguf(path: str | Path, *, dequantize: bool = False, log: Callable[[str], None] = print) -> Artifact:
-    """Open a GGUF file of architecture llama, qwen2, qwen3 or bitnet as an artifact that converts tensors on use.
+    """Open a GGUF file of architecture llama or bitnet as an artifact whose tensors are read and converted on use.
 
-    Where all linears of the blocks are TQ1_0 or TQ2_0 the model is ternary and the artifact packed. Otherwise, and
-    always with `dequantize`, the model is dense and the artifact latent, with float32 weights. `log` receives a line on
-    each assumption. Raises ValueError naming the fault of the file, or the part of it that our model cannot compute.
+    Where all linears of the blocks are TQ1_0, TQ2_0 or Q2_0 the model is ternary and the artifact packed, with the
+    fewest scales that are exact. Otherwise, and always with `dequantize`, the model is dense and the artifact latent,
+    with float32 weights. `log` receives a line on each assumption. Raises ValueError naming the fault of the file, or
+    the part of it that our model cannot compute.
     """
     file = GGUFFile(path)
     try:
         config = _dense_config(file, log)
         _check_tensors(file, config)
-        scales = {} if dequantize else _ternary_scales(file, config, log)
-        if scales:
-            values = np.array(list(scales.values()), np.float32)
-            exact = np.array_equal(round_to("bfloat16", values, np), values)
-            config = replace(config, linear="ternary", scale_dtype="bfloat16" if exact else "float32")
+        matrices = [] if dequantize else _ternary_matrices(file, config, log)
+        if matrices:
+            config = _ternary_config(file, config, matrices, log)
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from error
-    kind = "packed" if scales else "latent"
-    tensors = _Tensors(file, config, scales)
+    kind = "packed" if matrices else "latent"
+    tensors = _Tensors(file, config, matrices)
     return Artifact(config, kind, "float32", tensors, stored_tensors(config, kind), file.metadata)
 
 
 class _Tensors(Mapping[str, np.ndarray]):
     """The tensors of an artifact by name, each converted from a GGUF file on use."""
 
-    def __init__(self, file: GGUFFile, config: ModelConfig, scales: Mapping[str, np.float32]):
-        # `scales` holds one scale per ternary matrix by name, and is empty for a latent model.
+    def __init__(self, file: GGUFFile, config: ModelConfig, matrices: Sequence[str]):
+        # `matrices` are the ternary ones; a latent model has none.
         self._file = file
         self._config = config
-        self._scales = {scale_name(name): scale for name, scale in scales.items()}
-        stored = stored_tensors(config, "packed" if scales else "latent")
+        self._scales = {scale_name(name): name for name in matrices}
+        stored = stored_tensors(config, "packed" if matrices else "latent")
         self._names = dict.fromkeys(tensor.name for tensor in stored)
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name in self._scales:
-            return np.array([self._scales[name]])
+            return _stored_scales(self._file, self._config, self._scales[name])
         if name not in self._names:
             raise KeyError(name)
         if scale_name(name) in self._scales:
@@ -90,23 +95,9 @@ def _dense_config(file: GGUFFile, log: Callable[[str], None]) -> ModelConfig:
         raise ValueError(f"missing tensor {_EMBEDDING}")
     vocab_size = file.tensors[_EMBEDDING].shape[0]
     config = from_metadata(file.metadata, vocab_size=vocab_size, has_head=_HEAD in file.tensors, log=log)
-    if FACTORS in file.tensors:
-        config = _with_factors(file, config)
     if config.num_layers > len(file.tensors):
         raise ValueError(f"found {len(file.tensors):,} tensors, too few for block_count {config.num_layers:,}")
     return config
-
-
-def _with_factors(file: GGUFFile, config: ModelConfig) -> ModelConfig:
-    """Return the model with the rotary scaling of the file's tensor of factors."""
-    factors = file.read(FACTORS)
-    is_alone = nearest_architecture(config) == "llama" and config.rope_scaling is None
-    if not is_alone or factors.shape != (config.head_dim // 2,):
-        raise ValueError(
-            f"unexpected tensor {FACTORS}, {list(factors.shape)}; expected one of {config.head_dim // 2} factors in "
-            "architecture llama, without rope.scaling.factor"
-        )
-    return replace(config, rope_scaling=from_rope_factors(factors, config.head_dim, config.rope_theta))
 
 
 def _check_tensors(file: GGUFFile, config: ModelConfig) -> None:
@@ -117,12 +108,10 @@ def _check_tensors(file: GGUFFile, config: ModelConfig) -> None:
             raise ValueError(f"missing tensor {name}, {list(shape)}")
     expected |= {gguf_scale_name(name): (1,) for name in names if is_block_linear(name)}
     for name, tensor in file.tensors.items():
-        if name == FACTORS:
-            continue
         if name not in expected:
             raise ValueError(
-                f"unexpected tensor {name}; our models have the tensors of llama, qwen2, qwen3 and bitnet only, "
-                "without experts, and biases of q, k and v in qwen2 alone"
+                f"unexpected tensor {name}; our models have the tensors of llama and bitnet only, without biases, "
+                "experts and rope scaling"
             )
         if tensor.shape != expected[name]:
             raise ValueError(f"tensor {name}: found {list(tensor.shape)}, expected {list(expected[name])}")
@@ -130,26 +119,68 @@ def _check_tensors(file: GGUFFile, config: ModelConfig) -> None:
             raise ValueError(f"tensor {name}: found type {tensor.type.name}, which the gguf library cannot dequantize")
 
 
-def _ternary_scales(file: GGUFFile, config: ModelConfig, log: Callable[[str], None]) -> dict[str, np.float32]:
-    """Return the scale of every linear of the blocks by name; an empty dict where one of them is not ternary."""
+def _ternary_matrices(file: GGUFFile, config: ModelConfig, log: Callable[[str], None]) -> list[str]:
+    """Return the names of the ternary matrices; none where a linear of the blocks is not ternary."""
+
+    def is_ternary(name: str) -> bool:
+        return file.tensors[gguf_name(name)].type in TERNARY_TYPES
+
     linears = [parameter.name for parameter in parameters(config) if is_block_linear(parameter.name)]
-    others = [name for name in linears if file.tensors[gguf_name(name)].type not in TERNARY_TYPES]
+    others = [name for name in linears if not is_ternary(name)]
     if others and (config.sub_norm or len(others) < len(linears)):
         found = file.tensors[gguf_name(others[0])].type.name
         log(f"{gguf_name(others[0])} is {found}: the model is read as dense, not as ternary")
-    return {} if others else {name: _ternary_scale(file, name) for name in linears}
+    tables = [name for name in _TABLES if gguf_name(name) in file.tensors and is_ternary(name)]
+    return [] if others else [*linears, *tables]
 
 
-def _ternary_scale(file: GGUFFile, name: str) -> np.float32:
+def _ternary_config(
+    file: GGUFFile, config: ModelConfig, matrices: Sequence[str], log: Callable[[str], None]
+) -> ModelConfig:
+    shapes = {parameter.name: parameter.shape for parameter in parameters(config)}
+    found = []
+    for name in matrices:
+        rows, columns = shapes[name]
+        matrix = recognize_scales(_block_scales(file, config, name), (rows, columns))
+        if matrix.row_scales is None and file.tensors[gguf_name(name)].type in TQ_TYPES:
+            # No model is trained with a scale for 256 columns: a program has rounded floats.
+            raise ValueError(
+                f"tensor {gguf_name(name)}: found blocks of different scales in a row, expected one a row; "
+                f"{_NOT_TRAINED_AS_TERNARY}"
+            )
+        found.append(matrix)
+    scale_per = common_scale_per(found) or "row"
+    embedding, head = (name in matrices for name in _TABLES)
+    return replace(
+        config,
+        linear="ternary",
+        scale_per=scale_per,
+        scale_dtype=common_scale_dtype(found, scale_per),
+        activation_bits=activation_bits(file.metadata, scale_per, log),
+        embedding="ternary" if embedding else "float",
+        ternary_head=head,
+    )
+
+
+def _block_scales(file: GGUFFile, config: ModelConfig, name: str) -> np.ndarray:
+    """Return the scales of a ternary matrix, one for each block of each row in our order; 0 is of zeros."""
     stored, factor = gguf_name(name), gguf_scale_name(name)
     try:
-        scale = ternary_scale(file.blocks(stored), file.tensors[stored].type)
+        scales = ternary_scales(file.blocks(stored), file.tensors[stored].type)
     except ValueError as error:
-        raise ValueError(
-            f"tensor {stored}: {error}; the model was not trained as ternary: open it as dense, with dequantize=True"
-        ) from error
-    if factor in file.tensors:
-        scale = scale * file.read(factor)[0]
-        if not 0 < scale < np.inf:
-            raise ValueError(f"tensor {factor}: found a scale of {scale}, expected a positive number")
-    return scale
+        raise ValueError(f"tensor {stored}: {error}; {_NOT_TRAINED_AS_TERNARY}") from error
+    if is_block_linear(name) and factor in file.tensors:
+        factors = file.read(factor)
+        if not 0 < factors[0] < np.inf:
+            raise ValueError(f"tensor {factor}: found a scale of {factors[0]}, expected a positive number")
+        scales = scales * factors[0]
+    return separate_rows(scales, name, config)
+
+
+def _stored_scales(file: GGUFFile, config: ModelConfig, name: str) -> np.ndarray:
+    """Return the scales of a ternary matrix in the form of an artifact."""
+    scales = _block_scales(file, config, name)
+    parameter = next(parameter for parameter in parameters(config) if parameter.name == name)
+    rows, columns = parameter.shape
+    found = scales_of_grid(scales, config.ternary_form.grid(rows, columns))
+    return found.reshape(config.ternary_form.stored_shape(rows, columns))

@@ -8,32 +8,26 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, LlamaFileType
+from gguf.constants import GGUFValueType, LlamaFileType
 from gguf.gguf_writer import GGUFWriter
-from gguf.quants import quantize
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import Kind, Parameter, parameters, scale_name
 from jaxlm.common.architecture.ternary import packed_rows, unpack
 from jaxlm.common.gguf.config import architecture, check_tokens, to_metadata
-from jaxlm.common.gguf.rope import FACTORS, rope_factors
-from jaxlm.common.gguf.tensors import (
-    check_block_size,
-    gguf_name,
-    gguf_scale_name,
-    interleave_rows,
-    to_ternary_blocks,
-)
+from jaxlm.common.gguf.tensors import gguf_name, gguf_scale_name, interleave_rows, is_block_linear
+from jaxlm.common.gguf.ternary_blocks import block_scales, check_block_size, to_ternary_blocks
+from jaxlm.common.gguf.types import F16, F32, TYPES, TensorType, quantize_floats
 from shared_tokenizer.manifest import refuse_inside_sealed, replaced_file
 
 FloatType = Literal["F32", "F16", "BF16"]
-TernaryType = Literal["TQ1_0", "TQ2_0"]
+TernaryType = Literal["Q2_0", "TQ1_0", "TQ2_0"]
 Read = Callable[[str], np.ndarray]
 # Name, shape and type of a tensor in the file.
-GGUFTensorInfo = tuple[str, tuple[int, ...], GGMLQuantizationType]
+GGUFTensorInfo = tuple[str, tuple[int, ...], TensorType]
 
-F32, F16 = GGMLQuantizationType.F32, GGMLQuantizationType.F16
 _FILE_TYPES = {
+    "Q2_0": 41,  # MOSTLY_Q2_0 of llama.cpp; the gguf library ends before it
     "F32": LlamaFileType.ALL_F32,
     "F16": LlamaFileType.MOSTLY_F16,
     "BF16": LlamaFileType.MOSTLY_BF16,
@@ -57,13 +51,13 @@ def write_gguf(
     *,
     kind: Kind,
     float_type: FloatType = "F16",
-    ternary_type: TernaryType = "TQ2_0",
+    ternary_type: TernaryType = "Q2_0",
     metadata: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[str]:
     """Write a model as one GGUF file, atomically, and return warnings for its readers, one line per warning.
 
-    `read(name)` returns a tensor of an artifact of this `kind`; it is called once per tensor, in file order. Linears of
-    a ternary model are written as `ternary_type`, norms as F32, everything else as `float_type`. `metadata` holds the
+    `read(name)` returns a tensor of an artifact of this `kind`; it is called once per tensor, in file order. Ternary
+    matrices are written as `ternary_type`, norms as F32, everything else as `float_type`. `metadata` holds the
     keys of the tokenizer, with values of str, int, float, bool or a list of one of these types; its ids of special
     tokens replace those of the config.
 
@@ -75,27 +69,22 @@ def write_gguf(
         raise ValueError(f"{path}: already exists; remove it or choose another path")
     refuse_inside_sealed(path)
     name = architecture(config)
-    if config.linear == "ternary" and kind != "packed":
+    if config.is_ternary and kind != "packed":
         raise ValueError(f"kind: found {kind!r}, expected 'packed'; llama.cpp does not ternarise latent weights")
-    check_block_size(config, ternary_type)
+    check_block_size(config, TYPES[ternary_type])
     pairs = _pairs(config, ternary_type if config.linear == "ternary" else float_type, metadata)
-    plan = list(_plan(config, GGMLQuantizationType[float_type], GGMLQuantizationType[ternary_type]))
+    plan = list(_plan(config, TYPES[float_type], TYPES[ternary_type]))
     rounding: list[float] = []
-    factors = rope_factors(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(path) as temporary, contextlib.closing(GGUFWriter(temporary, name)) as writer:
         for key, value in pairs.items():
             _add_pair(writer, key, value)
-        if factors is not None:
-            _add_tensor(writer, FACTORS, factors.shape, F32)
         for parameter, quantization in plan:
             for tensor in _tensors(parameter, quantization, config):
                 _add_tensor(writer, *tensor)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        if factors is not None:
-            writer.write_tensor_data(factors)
         for parameter, quantization in plan:
             for array in _arrays(parameter, quantization, config, read, rounding):
                 writer.write_tensor_data(array)
@@ -104,16 +93,8 @@ def write_gguf(
 
 def predict_tensors(config: ModelConfig, float_type: FloatType, ternary_type: TernaryType) -> list[GGUFTensorInfo]:
     """Return the tensors that `write_gguf` writes, in file order."""
-    plan = _plan(config, GGMLQuantizationType[float_type], GGMLQuantizationType[ternary_type])
-    factors = rope_factors(config)
-    first = [] if factors is None else [(FACTORS, factors.shape, F32)]
-    return first + [info for parameter, quantization in plan for info in _tensors(parameter, quantization, config)]
-
-
-def tensor_bytes(shape: tuple[int, ...], quantization: GGMLQuantizationType) -> int:
-    """Return the bytes of a tensor of this shape and type."""
-    block, block_bytes = GGML_QUANT_SIZES[quantization]
-    return math.prod(shape) // block * block_bytes
+    plan = _plan(config, TYPES[float_type], TYPES[ternary_type])
+    return [info for parameter, quantization in plan for info in _tensors(parameter, quantization, config)]
 
 
 def _pairs(config: ModelConfig, file_type: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,8 +128,8 @@ def _add_pair(writer: GGUFWriter, key: str, value: Any) -> None:
 
 
 def _plan(
-    config: ModelConfig, float_type: GGMLQuantizationType, ternary_type: GGMLQuantizationType
-) -> Iterator[tuple[Parameter, GGMLQuantizationType]]:
+    config: ModelConfig, float_type: TensorType, ternary_type: TensorType
+) -> Iterator[tuple[Parameter, TensorType]]:
     for parameter in parameters(config):
         if parameter.storage == "ternary":
             yield parameter, ternary_type
@@ -161,22 +142,25 @@ def _has_scale_tensor(parameter: Parameter, config: ModelConfig) -> bool:
 
     Every build of llama.cpp reads this tensor in architecture bitnet; most builds refuse it in llama.
     """
-    return parameter.storage == "ternary" and config.sub_norm and config.scale_dtype == "float32"
+    is_one = config.scale_per == "tensor" and is_block_linear(parameter.name)
+    return is_one and parameter.storage == "ternary" and config.sub_norm and config.scale_dtype == "float32"
 
 
-def _tensors(parameter: Parameter, quantization: GGMLQuantizationType, config: ModelConfig) -> Iterator[GGUFTensorInfo]:
+def _tensors(parameter: Parameter, quantization: TensorType, config: ModelConfig) -> Iterator[GGUFTensorInfo]:
     """Yield the one or two tensors that store a parameter."""
     yield gguf_name(parameter.name), parameter.shape, quantization
     if _has_scale_tensor(parameter, config):
         yield gguf_scale_name(parameter.name), (1,), F32
 
 
-def _add_tensor(writer: GGUFWriter, name: str, shape: tuple[int, ...], quantization: GGMLQuantizationType) -> None:
-    writer.add_tensor_info(name, shape, np.dtype(np.float32), tensor_bytes(shape, quantization), quantization)
+def _add_tensor(writer: GGUFWriter, name: str, shape: tuple[int, ...], quantization: TensorType) -> None:
+    nbytes = quantization.tensor_bytes(math.prod(shape))
+    number: Any = quantization.number  # the library's enum has no Q2_0
+    writer.add_tensor_info(name, shape, np.dtype(np.float32), nbytes, number)
 
 
 def _arrays(
-    parameter: Parameter, quantization: GGMLQuantizationType, config: ModelConfig, read: Read, rounding: list[float]
+    parameter: Parameter, quantization: TensorType, config: ModelConfig, read: Read, rounding: list[float]
 ) -> Iterator[np.ndarray]:
     """Yield the arrays of `_tensors`. Append the relative error of a rounded scale to `rounding`."""
     name, shape = parameter.name, parameter.shape
@@ -184,19 +168,26 @@ def _arrays(
         weight = _checked(read(name), name, shape, "float32")
         yield _to_float_type(interleave_rows(weight, name, config), quantization, name)
         return
+    rows, columns = shape
     packed = _checked(read(name), name, (packed_rows(shape[0]), shape[1]), "uint8")
     codes = interleave_rows(unpack(packed, shape[0]), name, config)
-    scale = _checked(read(scale_name(name)), scale_name(name), (1,), "float32")
+    scales = _checked(
+        read(scale_name(name)), scale_name(name), config.ternary_form.stored_shape(rows, columns), "float32"
+    )
     has_scale_tensor = _has_scale_tensor(parameter, config)
     with np.errstate(over="ignore"):
-        in_blocks = np.float16(1 if has_scale_tensor else scale[0])
-    if not (scale[0] > 0 and 0 < in_blocks < np.inf):
-        raise ValueError(f"{scale_name(name)}: found {scale[0]:.4g}, expected a positive number that float16 can hold")
-    yield to_ternary_blocks(codes, in_blocks, quantization)
+        in_blocks = (np.ones_like(scales) if has_scale_tensor else scales).astype(np.float16)
+    if not ((scales > 0) & (in_blocks > 0) & (in_blocks < np.inf)).all():
+        wrong = scales[~((scales > 0) & (in_blocks > 0) & (in_blocks < np.inf))][0]
+        raise ValueError(f"{scale_name(name)}: found {wrong:.4g}, expected a positive number that float16 can hold")
+    by_grid = in_blocks.reshape(config.ternary_form.grid(rows, columns))
+    by_block = interleave_rows(block_scales(by_grid, (rows, columns), quantization), name, config)
+    yield to_ternary_blocks(codes, by_block, quantization)
     if has_scale_tensor:
-        yield scale
-    elif in_blocks != scale[0]:
-        rounding.append(abs(float(in_blocks) / float(scale[0]) - 1))
+        yield scales
+    else:
+        errors = np.abs(in_blocks.astype(np.float64) / scales - 1)
+        rounding += errors[errors > 0].tolist()
 
 
 def _checked(array: np.ndarray, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -207,9 +198,9 @@ def _checked(array: np.ndarray, name: str, shape: tuple[int, ...], dtype: str) -
     return array
 
 
-def _to_float_type(array: np.ndarray, quantization: GGMLQuantizationType, name: str) -> np.ndarray:
+def _to_float_type(array: np.ndarray, quantization: TensorType, name: str) -> np.ndarray:
     if quantization != F16:
-        return quantize(array, quantization)
+        return quantize_floats(array, quantization)
     with np.errstate(over="ignore"):
         rounded = array.astype(np.float16)
     if np.isinf(rounded).any():

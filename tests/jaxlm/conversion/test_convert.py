@@ -205,7 +205,7 @@ def test_the_logits_of_a_plain_llama_for_mlx_are_those_of_mlx_lm(tiny_config, tm
     ("conversion", "message"),
     [
         (Conversion(form="packed", float_dtype="float16"), "float_dtype: found 'float16', which only a GGUF"),
-        (Conversion(form="gguf"), "expected a multiple of 256"),
+        (Conversion(form="gguf"), "expected a multiple of 64"),
     ],
 )
 def test_a_model_that_a_form_cannot_hold_is_refused(latent, tmp_path, conversion, message):

@@ -59,11 +59,12 @@ def test_it_has_the_ids_of_generation_and_no_manifest(tmp_path):
     ("change", "message"),
     [
         ({"linear_norm": True}, "dequantized: found linear_norm"),
-        ({"embedding": "ternary"}, "dequantized: found model type 'jaxlm'"),
+        ({"embedding": "int8"}, "dequantized: found model type 'jaxlm'"),
+        ({"scale_dtype": "float32"}, "found 'bfloat16', which rounds scales of float32, expected float32"),
     ],
 )
 def test_a_model_without_a_class_in_transformers_is_refused(tmp_path, change, message):
     config = dataclasses.replace(TINY, **change)
     with pytest.raises(ValueError, match=message):
-        write_dequantized(tmp_path, config, packed_tensors(config).__getitem__)
+        write_dequantized(tmp_path, config, packed_tensors(config).__getitem__, float_dtype="bfloat16")
     assert list(tmp_path.iterdir()) == []

@@ -37,16 +37,16 @@ TERNARY = ModelConfig(
 BITNET = dataclasses.replace(TERNARY, sub_norm=True)
 
 
-def bfloat16_scale(rng):
-    return round_to("bfloat16", float16_scale(rng), np)
+def bfloat16_scale(rng, shape=1):
+    return round_to("bfloat16", float16_scale(rng, shape), np)
 
 
-def float16_scale(rng):
-    return np.exp2(rng.uniform(-13, 3, 1)).astype(np.float16).astype(np.float32)
+def float16_scale(rng, shape=1):
+    return np.exp2(rng.uniform(-13, 3, shape)).astype(np.float16).astype(np.float32)
 
 
-def float32_scale(rng):
-    return np.exp2(rng.uniform(-13, 3, 1)).astype(np.float32)
+def float32_scale(rng, shape=1):
+    return np.exp2(rng.uniform(-13, 3, shape)).astype(np.float32)
 
 
 def random_tensors(config, kind, scale_of=bfloat16_scale):
@@ -57,7 +57,7 @@ def random_tensors(config, kind, scale_of=bfloat16_scale):
         if tensor.dtype == "uint8":
             found[tensor.name] = pack(rng.integers(-1, 2, (tensor.shape[0] * 4, tensor.shape[1]), np.int8))
         elif tensor.name.endswith("_scale"):
-            found[tensor.name] = scale_of(rng)
+            found[tensor.name] = scale_of(rng, tensor.shape)
         else:
             found[tensor.name] = rng.integers(-100, 100, tensor.shape).astype(np.float32) / 64
     return found

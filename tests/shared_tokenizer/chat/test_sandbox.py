@@ -1,11 +1,12 @@
 """Hostile templates: each ends within the limits, with one line."""
 
+import os
 import time
 
 import pytest
 
 from shared_tokenizer.chat.chat_format import Message
-from shared_tokenizer.chat.sandbox import Chat, Refusal, Sandbox
+from shared_tokenizer.chat.sandbox import TIME_S, Chat, Refusal, Sandbox
 
 CHAT = Chat((Message("user", "Hi"),))
 
@@ -80,7 +81,7 @@ def test_what_is_refused_without_an_end_of_the_process(sandbox: Sandbox, templat
         ("{{ 'a' * 10 ** 9 }}", "it needs more than 512 MB of memory"),
         ("{{ '%1000000000d' % 1 }}", "it needs more than 512 MB of memory"),
         ("{% for i in range(90000) %}{{ 'a' * 100 }}{% endfor %}", r"it writes more than 1,048,\d+ characters"),
-        ("{{ 10 ** 100000000 }}", "it ran for 1 s and had not ended"),
+        ("{{ 10 ** 100000000 }}", "it ran for 0.5 s and had not ended"),
     ],
 )
 def test_templates_that_are_refused(sandbox: Sandbox, template: str, message: str) -> None:
@@ -89,6 +90,12 @@ def test_templates_that_are_refused(sandbox: Sandbox, template: str, message: st
         rendered(sandbox, template)
     assert time.monotonic() - started < 2
     assert rendered(sandbox, "{{ messages[0].content }}") == "Hi"
+
+
+def test_the_limit_on_time_starts_anew_with_each_request(sandbox: Sandbox) -> None:
+    started = time.monotonic()
+    while time.monotonic() - started < 1.5 * TIME_S:
+        assert rendered(sandbox, "{% for i in range(99999) %}{% set x = i * i %}{% endfor %}") == ""
 
 
 def test_the_process_ends_with_its_sandbox() -> None:
@@ -102,14 +109,29 @@ def test_the_process_ends_with_its_sandbox() -> None:
 
 def test_a_process_that_was_ended_is_started_again(sandbox: Sandbox) -> None:
     rendered(sandbox, "a")
+    before = sandbox._process
+    assert before is not None
+    before.kill()
+    before.wait()
+    assert rendered(sandbox, "a") == "a" and sandbox._process is not before
+
+
+def test_a_process_that_ends_before_its_reply_is_named(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered(sandbox, "a")
     assert sandbox._process is not None
+    monkeypatch.setattr(sandbox._process, "poll", lambda: None)
     sandbox._process.kill()
-    with pytest.raises(ValueError, match="its process ended with SIGKILL, expected a text"):
+    with pytest.raises(ValueError, match=r"^chat template: its process ended with SIGKILL, expected a text; name the"):
         rendered(sandbox, "a")
-    assert rendered(sandbox, "a") == "a"
+
+
+def test_an_interrupt_from_the_terminal_is_not_for_the_process(sandbox: Sandbox) -> None:
+    rendered(sandbox, "a")
+    assert sandbox._process is not None and os.getpgid(sandbox._process.pid) != os.getpgid(0)
 
 
 def test_an_interpreter_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.executable", "/bin/false")
-    with pytest.raises(ValueError, match=r"the process to run it did not start: .*exit code 1"):
-        rendered(Sandbox(), "a")
+    for executable, reason in (("/bin/false", "exit code 1"), ("/missing", "No such file")):
+        monkeypatch.setattr("sys.executable", executable)
+        with pytest.raises(ValueError, match=f"the process to run it did not start: .*{reason}"):
+            rendered(Sandbox(), "a")

@@ -155,7 +155,7 @@ def _byte_level_definition(
         "added_tokens": [
             added_token(i, token, special=kind in SPECIAL_KINDS) for i, token, kind in entries if kind in added
         ],
-        "normalizer": None,
+        "normalizer": pre_tokenizer.normalizer,
         "pre_tokenizer": pre_tokenizer.steps,
         "post_processor": begin_with(tokens[roles["bos"]], roles["bos"]) if adds_bos else None,
         "decoder": BYTE_LEVEL,

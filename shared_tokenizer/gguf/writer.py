@@ -132,7 +132,8 @@ def _obstacle(definition: JsonDefinition) -> str | None:
     added = [token for token in definition.parts.get("added_tokens") or [] if token["content"] in definition.added]
     found = {
         f"it is {definition.model_type}, not BPE": definition.model_type != "BPE",
-        "it changes characters": definition.parts.get("normalizer") is not None,
+        "it changes characters": definition.parts.get("normalizer")
+        not in [None, *(k.normalizer for k in PRE_TOKENIZERS)],
         "it has its own pieces for unknown characters": model.get("byte_fallback")
         or (model.get("unk_token") is not None and missing_bytes(definition)),
         "it marks where words end": model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"),
@@ -162,12 +163,13 @@ def _pre_tokenizer(definition: JsonDefinition) -> PreTokenizer:
     """Return the pre-tokenizer of llama.cpp that cuts a text in the same way. Raises ValueError where none does."""
     part = open_definition(definition).pre_tokenizer
     steps = None if part is None else json.loads(part.__getstate__())  # with all defaults
-    keeps_whole_words = bool(definition.model.get("ignore_merges"))
+    keeps_whole_words, normalizer = bool(definition.model.get("ignore_merges")), definition.parts.get("normalizer")
     for known in PRE_TOKENIZERS:
-        if _without_offsets(known.steps) == _without_offsets(steps) and known.keeps_whole_words == keeps_whole_words:
+        has_steps = _without_offsets(known.steps) == _without_offsets(steps)
+        if has_steps and (known.keeps_whole_words, known.normalizer) == (keeps_whole_words, normalizer):
             return known
     names = ", ".join(known.name for known in PRE_TOKENIZERS)
-    raise _impossible(f"its pre-tokenizer is none of {names}")
+    raise _impossible(f"its pre-tokenizer, with its normalizer, is none of {names}")
 
 
 def _without_offsets(steps: Any) -> Any:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.rotary import RopeScaling
 from jaxlm.common.artifact.artifact import save_artifact
 from jaxlm.common.sampling import Sampling
 from jaxlm.conversion.compare import LogitComparison, compare_logits
@@ -38,6 +39,11 @@ BITNET = dataclasses.replace(TERNARY_LLAMA, sub_norm=True)
 BITNET_IMPORTED = dataclasses.replace(BITNET, scale_dtype="float32")
 RELU2 = dataclasses.replace(BITNET, activation="relu2")
 DENSE_BITNET = dataclasses.replace(BITNET, linear="dense")
+LINEAR = RopeScaling(type="linear", factor=2.0)
+LLAMA3 = RopeScaling(type="llama3", factor=8.0, original_max_seq_len=64)
+YARN = RopeScaling(type="yarn", factor=4.0, original_max_seq_len=64)
+QWEN2 = dataclasses.replace(LLAMA, attention_bias=True)
+QWEN3 = dataclasses.replace(LLAMA, qk_norm=True, head_dim=32, tie_word_embeddings=True)
 
 
 @pytest.fixture
@@ -88,8 +94,18 @@ def compare(path: Path, activation: str | None = None) -> LogitComparison:
         (BITNET, {"ternary_type": "TQ2_0"}, 2e-1, 3e-2),
         (BITNET_IMPORTED, {"ternary_type": "TQ2_0"}, 2e-1, 3e-2),
         (DENSE_BITNET, {"float_dtype": "float32"}, 1e-4, 1e-5),
+        (dataclasses.replace(LLAMA, rope_scaling=LINEAR), {"float_dtype": "float32"}, 1e-4, 1e-5),
+        (dataclasses.replace(LLAMA, rope_scaling=LLAMA3), {"float_dtype": "float32"}, 1e-4, 1e-5),
+        (dataclasses.replace(LLAMA, rope_scaling=YARN), {"float_dtype": "float32"}, 1e-4, 1e-5),
+        (QWEN2, {"float_dtype": "float32"}, 1e-4, 1e-5),
+        (dataclasses.replace(QWEN2, rope_scaling=YARN), {"float_dtype": "float32"}, 1e-4, 1e-5),
+        (QWEN3, {"float_dtype": "float32"}, 1e-4, 1e-5),
+        (dataclasses.replace(QWEN3, rope_scaling=YARN), {"float_dtype": "float32"}, 1e-4, 1e-5),
+        (dataclasses.replace(QWEN3, rope_scaling=LINEAR), {"float_dtype": "float32"}, 1e-4, 1e-5),
+        (dataclasses.replace(QWEN3, linear="ternary", head_dim=64), {"ternary_type": "TQ2_0"}, 1e-1, 1e-2),
     ],
-    ids=["F32", "F16", "BF16", "TQ1_0", "TQ2_0", "bitnet-TQ1_0", "bitnet-TQ2_0", "bitnet-scales", "bitnet-F32"],
+    ids=["F32", "F16", "BF16", "TQ1_0", "TQ2_0", "bitnet-TQ1_0", "bitnet-TQ2_0", "bitnet-scales", "bitnet-F32"]
+    + ["linear", "llama3", "yarn", "qwen2", "qwen2-yarn", "qwen3", "qwen3-yarn", "qwen3-linear", "qwen3-TQ2_0"],
 )
 def test_logits_are_ours(write, config, options, max_difference, mean_difference):
     found = compare(write(config, **options))

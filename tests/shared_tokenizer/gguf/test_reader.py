@@ -67,13 +67,14 @@ def test_a_file_without_a_tokenizer_has_none(model):
         ("smollm", [b"1", b"2", b"c", b"ab", b"!"]),  # every digit alone
         ("llama-bpe", [b"12", b"cab", b"!"]),  # a word that is a token
         ("llama3", [b"12", b"cab", b"!"]),
+        ("qwen2", [b"1", b"2", b"c", b"ab", b"!"]),
     ],
 )
 def test_words_are_cut_as_the_pre_tokenizer_says(pre, expected):
     assert tokens_of(opened(byte_level(pre=pre, add_bos_token=False)), "12cab!") == expected
 
 
-@pytest.mark.parametrize("pre", [None, "default", "qwen2", 5, ["smollm"]])
+@pytest.mark.parametrize("pre", [None, "default", "tekken", 5, ["smollm"]])
 def test_other_pre_tokenizers_are_refused(pre):
     with pytest.raises(ValueError, match=r"tokenizer.ggml.pre: found .*'gpt-2', 'smollm', .* original directory"):
         gguf_tokenizer(byte_level(pre=pre))

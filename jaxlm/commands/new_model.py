@@ -1,4 +1,4 @@
-"""The command `jaxlm new-model`: a model by its size, on paper or as a blank artifact."""
+"""The command `jaxlm new-model`: a model by its size or a preset, on paper or as a blank artifact."""
 
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from jaxlm.planning.size_table import size_table
 
 
 def main(settings: NewModelConfig) -> None:
-    """Choose a well-proportioned model of a size, and say what it weighs and what training it needs; with output_dir,
-    write it as a blank artifact."""
+    """Choose a well-proportioned model of a size, or a preset, and say what it weighs and what training it needs; with
+    output_dir, write it as a blank artifact."""
     if settings.table:
         print(size_table(), end="")
         return
@@ -40,7 +40,7 @@ def main(settings: NewModelConfig) -> None:
 def print_model(console: Console, settings: NewModelConfig, model: NewModel) -> None:
     """Show the model as a table, and the command that trains it."""
     config, memory = model.config, model.memory
-    table = Table(title=f"{settings.arch}, {settings.params}")
+    table = Table(title=settings.preset or f"{settings.arch}, {settings.params}")
     table.add_column("what", no_wrap=True)
     table.add_column("number", justify="right")
     table.add_column("remark")

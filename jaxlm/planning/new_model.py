@@ -1,4 +1,4 @@
-"""A model of a given size on paper: its config, its bytes on disk, and its memory in training."""
+"""A model of a given size, or a preset, on paper: its config, its bytes on disk, and its memory in training."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -7,19 +7,24 @@ from typing import Literal
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.model_size import TOKENS_PER_PARAMETER, Architecture, config_of_size, parse_size
 from jaxlm.common.architecture.parameters import parameter_count, ternary_parameter_count
+from jaxlm.common.architecture.presets import preset
 from jaxlm.common.architecture.training_memory import TrainingMemory, training_memory
 from jaxlm.common.artifact.artifact import weight_file_bytes
 from jaxlm.training.resolve import model_flags
 
+# The longest sequences of released models are far above those that one trains them on.
+_PRESET_SEQ_LEN = 2048
 _ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewModelConfig:
-    """Size and architecture of a new model. Raises ValueError on a value out of range."""
+    """Size and architecture of a new model, or a preset. Raises ValueError on a value out of range."""
 
     params: str | None = None
     """Number of parameters, for example 350M, 1.5B or 1200000."""
+    preset: str | None = None
+    """Preset instead of a size and an architecture, for example qwen3-0.6b (jaxlm presets lists them)."""
     arch: Architecture = "ternary"
     """Architecture: ternary, a BitNet b1.58 with sub-norms; mmfree, a MatMul-free model; dense, a Llama."""
     vocab_size: int | None = None
@@ -27,7 +32,8 @@ class NewModelConfig:
     batch_size: int = 8
     """Sequences per optimizer step."""
     seq_len: int | None = None
-    """Tokens per sequence; by default chosen by the number of parameters. A longer one raises max_seq_len."""
+    """Tokens per sequence; by default chosen by the number of parameters, of a preset at most 2,048. A longer one
+    raises max_seq_len."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of activations over float32 weights in training."""
     output_dir: str | None = None
@@ -43,8 +49,11 @@ class NewModelConfig:
         changed = [f.name for f in dataclasses.fields(self) if f.name != "table" and getattr(self, f.name) != f.default]
         if self.table and changed:
             raise ValueError(f"{changed[0]}: has no effect with table")
-        if not self.table and self.params is None:
-            raise ValueError("params: not given, expected a size such as 350M, or --table true")
+        if not self.table and (self.params is None) == (self.preset is None):
+            found = "not given" if self.params is None else "given with preset"
+            raise ValueError(f"params: {found}, expected a size such as 350M, or --preset NAME, or --table true")
+        if self.preset is not None and self.arch != "ternary":
+            raise ValueError("arch: has no effect with preset")
         if self.output_dir is None and self.seed != 0:
             raise ValueError("seed: has no effect without output_dir")
         for name in ("batch_size", "seq_len"):
@@ -77,10 +86,13 @@ class NewModel:
 
 
 def new_model(settings: NewModelConfig) -> NewModel:
-    """Return the model of this size, on paper: nothing is allocated. Raises ValueError where the size is too small."""
-    assert settings.params is not None
-    config = config_of_size(parse_size(settings.params), settings.arch, settings.vocab_size)
-    seq_len = config.max_seq_len if settings.seq_len is None else settings.seq_len
+    """Return the model on paper: nothing is allocated.
+
+    Raises ValueError where the size is too small, and where a preset does not exist or cannot be changed so.
+    """
+    config = _config(settings)
+    usual = config.max_seq_len if settings.preset is None else min(config.max_seq_len, _PRESET_SEQ_LEN)
+    seq_len = usual if settings.seq_len is None else settings.seq_len
     config = dataclasses.replace(config, max_seq_len=max(config.max_seq_len, seq_len))
     packed = weight_file_bytes(config, "packed", settings.float_dtype) if config.has_packed_form else None
     return NewModel(
@@ -93,3 +105,14 @@ def new_model(settings: NewModelConfig) -> NewModel:
         memory=training_memory(config, settings.batch_size, seq_len, _ACTIVATION_BYTES[settings.dtype]),
         flags=model_flags(config),
     )
+
+
+def _config(settings: NewModelConfig) -> ModelConfig:
+    if settings.preset is None:
+        assert settings.params is not None
+        return config_of_size(parse_size(settings.params), settings.arch, settings.vocab_size)
+    config = preset(settings.preset)
+    if settings.vocab_size is None:
+        return config
+    ids = {name: None for name in ("bos_id", "eos_id", "pad_id") if (getattr(config, name) or 0) >= settings.vocab_size}
+    return dataclasses.replace(config, vocab_size=settings.vocab_size, **ids)

@@ -40,9 +40,10 @@ class Thinking:
         return thought.rpartition("<think>")[2].strip("\n"), answer.lstrip("\n")
 
     @staticmethod
-    def block(thought: str) -> str:
+    def block(thought: str) -> tuple[Part, ...]:
         """Return a thought as it stands before its answer."""
-        return f"<think>\n{thought}\n</think>\n\n"
+        begin, end = (Marker(mark, text_will_do=True) for mark in ("<think>", "</think>"))
+        return begin, f"\n{thought}\n", end, "\n\n"
 
 
 @dataclass(frozen=True)
@@ -111,36 +112,36 @@ class FramedFormat(ChatFormat):
         )
 
     def _prompt(self, messages: Sequence[Message]) -> list[Piece]:
-        empty = Thinking.block("") if self.thinking and not self.thinking.is_on else ""
-        return [*self._pieces(messages), *_outside_loss((*self.assistant.header, empty))]
+        empty = Thinking.block("") if self.thinking and not self.thinking.is_on else ()
+        return [*self._pieces(messages), *_outside_loss((*self.assistant.header, *empty))]
 
     def _pieces(self, messages: Sequence[Message]) -> list[Piece]:
         frames = {"system": self.system, "user": self.user, "assistant": self.assistant}
         turns, pieces = self._turns(messages), list[Piece]()
         for index, turn in enumerate(turns):
             frame, by_assistant = frames[turn.role], turn.role == "assistant"
-            opened, content = self._with_thought(turns, index) if by_assistant else ("", turn.content)
-            pieces += _outside_loss((*frame.header, opened))
+            opened, content = self._with_thought(turns, index) if by_assistant else ((), (turn.content,))
+            pieces += _outside_loss((*frame.header, *opened))
             pieces += (
-                Piece(part, by_assistant, by_assistant and turn.learned) for part in (frame.lead, content, *frame.end)
+                Piece(part, by_assistant, by_assistant and turn.learned) for part in (frame.lead, *content, *frame.end)
             )
             if not (self.ends_bare and by_assistant and index == len(turns) - 1):
                 pieces += _outside_loss(frame.footer)
         return pieces
 
-    def _with_thought(self, turns: Sequence[Message], index: int) -> tuple[str, str]:
+    def _with_thought(self, turns: Sequence[Message], index: int) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
         """Return what the header of an answer has besides, and the answer with its thought."""
         content = turns[index].content
         if self.thinking is None:
-            return "", content
+            return (), (content,)
         thought, answer = self.thinking.split(content)
         is_last = index == len(turns) - 1
         if any(turn.role == "user" for turn in turns[index:]) or not (is_last or (thought and self.thinking.is_on)):
-            return "", answer
+            return (), (answer,)
         answer = answer.lstrip("\n")
         if self.thinking.is_on:
-            return "", f"{self.thinking.block(thought)}{answer}"
-        return self.thinking.block(""), answer
+            return (), (*self.thinking.block(thought), answer)
+        return self.thinking.block(""), (answer,)
 
     def _turns(self, messages: Sequence[Message]) -> list[Message]:
         """Return the turns of the format: with its default system message, or the system message folded into one."""

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.config import LATER_FIELDS, ModelConfig
 from jaxlm.common.architecture.parameters import parameter_count
 from jaxlm.common.architecture.rotary import RopeScaling
 from jaxlm.common.help import nearest
@@ -227,4 +227,4 @@ def nearest_preset(config: ModelConfig) -> str:
 
 
 def _kind(config: ModelConfig) -> tuple[Any, ...]:
-    return config.linear, config.token_mixer, config.qk_norm, config.attention_bias, config.rope_scaling
+    return config.linear, config.token_mixer, *(getattr(config, name) for name in LATER_FIELDS)

@@ -1,6 +1,7 @@
-"""ModelConfig <-> the metadata of a GGUF file, for llama.cpp's architectures llama and bitnet.
+"""ModelConfig <-> the metadata of a GGUF file, for llama.cpp's architectures llama, qwen2, qwen3 and bitnet.
 
-bitnet is llama with a norm before o_proj and down_proj. Its head is always the embedding table.
+qwen2 is llama with biases of q, k and v, and qwen3 with a norm on every query and key head. bitnet is llama with a norm
+before o_proj and down_proj; its head is always the embedding table.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.gguf.rope import NEUTRAL_ROPE, ROPE_KEYS, computes_scaling, from_rope_metadata, to_rope_metadata
 
 ARCHITECTURE_KEY = "general.architecture"
 # ModelConfig field -> key below the architecture's name.
@@ -47,14 +49,24 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention.sliding_window": (0,),
     "expert_count": (0,),
     "expert_used_count": (0,),
-    "rope.scale_linear": (0.0, 1.0),
-    "rope.scaling.attn_factor": (1.0,),
-    "rope.scaling.factor": (0.0, 1.0),
-    "rope.scaling.type": ("none", "linear"),
     "use_parallel_residual": (False,),
+    **NEUTRAL_ROPE,
 }
 # Keys without influence on the computation.
-IGNORED = ("rope.scaling.finetuned", "rope.scaling.original_context_length", "tensor_data_layout")
+IGNORED = ("rope.scaling.finetuned", "tensor_data_layout")
+# Architecture -> the fields that set it apart from llama.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {"attention_bias": True},
+    "qwen3": {"qk_norm": True},
+    "bitnet": {"sub_norm": True},
+}
+
+
+def nearest_architecture(config: ModelConfig) -> str:
+    """Return the architecture of a model, or that of its first peculiarity where no architecture computes it."""
+    found = (name for name, fields in ARCHITECTURES.items() if any(getattr(config, field) for field in fields))
+    return next(found, "llama")
 
 
 def architecture(config: ModelConfig) -> str:
@@ -65,7 +77,10 @@ def architecture(config: ModelConfig) -> str:
         "fused_gate": not config.fused_gate,
         "embedding": config.embedding in ("float", "ternary"),
     }
-    name = "bitnet" if config.sub_norm else "llama"
+    name = nearest_architecture(config)
+    peculiar = ("attention_bias", "qk_norm", "sub_norm")
+    fits |= {field: getattr(config, field) == (field in ARCHITECTURES[name]) for field in peculiar}
+    fits["rope_scaling"] = computes_scaling(config.rope_scaling, name)
     if config.sub_norm:
         fits |= {
             "tie_word_embeddings": config.tie_word_embeddings,
@@ -88,6 +103,7 @@ def to_metadata(config: ModelConfig) -> dict[str, Any]:
     name = architecture(config)
     found: dict[str, Any] = {f"{name}.{key}": getattr(config, field) for field, key in KEYS.items()}
     found |= {f"{name}.{key}": config.head_dim for key in HEAD_WIDTHS}
+    found |= {f"{name}.{key}": value for key, value in to_rope_metadata(config.rope_scaling).items()}
     found[f"{name}.{VOCAB_KEY}"] = config.vocab_size
     if name == "bitnet":
         key = f"{name}.{ACTIVATION_KEY}" if config.activation == "relu2" else OWN_ACTIVATION_KEY
@@ -109,8 +125,8 @@ def from_metadata(
     ModelConfig cannot express.
     """
     name = metadata.get(ARCHITECTURE_KEY)
-    if name not in ("llama", "bitnet"):
-        raise ValueError(f"{ARCHITECTURE_KEY}: found {name!r}, expected 'llama' or 'bitnet'")
+    if name not in ARCHITECTURES:
+        raise ValueError(f"{ARCHITECTURE_KEY}: found {name!r}, expected {' or '.join(map(repr, ARCHITECTURES))}")
     if (parts := metadata.get("split.count", 1)) != 1:
         raise ValueError(f"split.count: found {parts!r}, expected 1; join the parts with llama-gguf-split --merge")
     own = {key.removeprefix(f"{name}."): value for key, value in metadata.items() if key.startswith(f"{name}.")}
@@ -120,8 +136,13 @@ def from_metadata(
     }
     fields = {"num_kv_heads": fields["num_heads"]} | fields
     fields |= {field: metadata[key] for field, key in TOKEN_KEYS.items() if key in metadata}
+    fields |= ARCHITECTURES[name]
     if name == "bitnet":
-        fields |= {"sub_norm": True, "activation": _activation(own, metadata, log)}
+        fields["activation"] = _activation(own, metadata, log)
+    try:
+        fields["rope_scaling"] = from_rope_metadata(own, fields["max_seq_len"])
+    except ValueError as error:
+        raise ValueError(f"{name}.{error}") from error
     tied = name == "bitnet" or not has_head
     config = ModelConfig(**fields, vocab_size=vocab_size, tie_word_embeddings=tied)
     for key, expected in {VOCAB_KEY: vocab_size, **dict.fromkeys(HEAD_WIDTHS, config.head_dim)}.items():
@@ -159,7 +180,14 @@ def check_tokens(metadata: Mapping[str, Any], vocab_size: int) -> None:
 
 
 def _check_keys(own: Mapping[str, Any], name: str) -> None:
-    known = {*KEYS.values(), *HEAD_WIDTHS, VOCAB_KEY, *IGNORED, *([ACTIVATION_KEY] if name == "bitnet" else [])}
+    known = {
+        *KEYS.values(),
+        *HEAD_WIDTHS,
+        VOCAB_KEY,
+        *ROPE_KEYS,
+        *IGNORED,
+        *([ACTIVATION_KEY] if name == "bitnet" else []),
+    }
     for key, value in own.items():
         if key not in known and value not in NEUTRAL.get(key, ()):
             expected = " or ".join(map(repr, NEUTRAL[key])) if key in NEUTRAL else "no such key"

@@ -1,4 +1,4 @@
-"""GGUF files of llama.cpp, opened as an artifact: Llama, and BitNet b1.58 with its exact ternary codes."""
+"""GGUF files of llama.cpp, opened as an artifact: Llama, Qwen2, Qwen3 and BitNet b1.58, ternary codes exact."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,8 +10,9 @@ from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import parameters, scale_name, stored_tensors
 from jaxlm.common.architecture.ternary import pack
 from jaxlm.common.artifact.artifact import Artifact
-from jaxlm.common.gguf.config import activation_bits, from_metadata
+from jaxlm.common.gguf.config import activation_bits, from_metadata, nearest_architecture
 from jaxlm.common.gguf.file import GGUFFile
+from jaxlm.common.gguf.rope import FACTORS, from_rope_factors
 from jaxlm.common.gguf.tensors import (
     gguf_name,
     gguf_scale_name,
@@ -33,7 +34,7 @@ _NOT_TRAINED_AS_TERNARY = "the model was not trained as ternary: open it as dens
 
 
 def open_gguf(path: str | Path, *, dequantize: bool = False, log: Callable[[str], None] = print) -> Artifact:
-    """Open a GGUF file of architecture llama or bitnet as an artifact whose tensors are read and converted on use.
+    """Open a GGUF file of architecture llama, qwen2, qwen3 or bitnet as an artifact that converts tensors on use.
 
     Where all linears of the blocks are TQ1_0, TQ2_0 or Q2_0 the model is ternary and the artifact packed, with the
     fewest scales that are exact. Otherwise, and always with `dequantize`, the model is dense and the artifact latent,
@@ -95,9 +96,23 @@ def _dense_config(file: GGUFFile, log: Callable[[str], None]) -> ModelConfig:
         raise ValueError(f"missing tensor {_EMBEDDING}")
     vocab_size = file.tensors[_EMBEDDING].shape[0]
     config = from_metadata(file.metadata, vocab_size=vocab_size, has_head=_HEAD in file.tensors, log=log)
+    if FACTORS in file.tensors:
+        config = _with_factors(file, config)
     if config.num_layers > len(file.tensors):
         raise ValueError(f"found {len(file.tensors):,} tensors, too few for block_count {config.num_layers:,}")
     return config
+
+
+def _with_factors(file: GGUFFile, config: ModelConfig) -> ModelConfig:
+    """Return the model with the rotary scaling of the file's tensor of factors."""
+    factors = file.read(FACTORS)
+    is_alone = nearest_architecture(config) == "llama" and config.rope_scaling is None
+    if not is_alone or factors.shape != (config.head_dim // 2,):
+        raise ValueError(
+            f"unexpected tensor {FACTORS}, {list(factors.shape)}; expected one of {config.head_dim // 2} factors in "
+            "architecture llama, without rope.scaling.factor"
+        )
+    return replace(config, rope_scaling=from_rope_factors(factors, config.head_dim, config.rope_theta))
 
 
 def _check_tensors(file: GGUFFile, config: ModelConfig) -> None:
@@ -108,10 +123,12 @@ def _check_tensors(file: GGUFFile, config: ModelConfig) -> None:
             raise ValueError(f"missing tensor {name}, {list(shape)}")
     expected |= {gguf_scale_name(name): (1,) for name in names if is_block_linear(name)}
     for name, tensor in file.tensors.items():
+        if name == FACTORS:
+            continue
         if name not in expected:
             raise ValueError(
-                f"unexpected tensor {name}; our models have the tensors of llama and bitnet only, without biases, "
-                "experts and rope scaling"
+                f"unexpected tensor {name}; our models have the tensors of llama, qwen2, qwen3 and bitnet only, "
+                "without experts, and biases of q, k and v in qwen2 alone"
             )
         if tensor.shape != expected[name]:
             raise ValueError(f"tensor {name}: found {list(tensor.shape)}, expected {list(expected[name])}")

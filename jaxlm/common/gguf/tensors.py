@@ -1,12 +1,13 @@
 """The form of a tensor in GGUF: its name, and the order of its rows.
 
 Rotary embeddings rotate pairs of rows of q and k. In llama.cpp's architecture `llama` a pair is two neighbouring rows.
-In `bitnet`, in our models and in Hugging Face's, the two rows are half a head apart.
+In all others, in our models and in Hugging Face's, the two rows are half a head apart.
 """
 
 import numpy as np
 
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.gguf.config import nearest_architecture
 
 _OUTSIDE_BLOCKS = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -18,6 +19,8 @@ _IN_BLOCKS = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "self_attn.attn_sub_norm": "attn_sub_norm",
     "self_attn.o_proj": "attn_output",
     "post_attention_layernorm": "ffn_norm",
@@ -33,7 +36,8 @@ def gguf_name(name: str) -> str:
     if name in _OUTSIDE_BLOCKS:
         return _OUTSIDE_BLOCKS[name]
     _, _, layer, rest = name.split(".", 3)
-    return f"blk.{layer}.{_IN_BLOCKS[rest.removesuffix('.weight')]}.weight"
+    module, _, kind = rest.rpartition(".")
+    return f"blk.{layer}.{_IN_BLOCKS[module]}.{kind}"
 
 
 def gguf_scale_name(name: str) -> str:
@@ -65,6 +69,6 @@ def separate_rows(matrix: np.ndarray, name: str, config: ModelConfig) -> np.ndar
 
 
 def _rotary_heads(name: str, config: ModelConfig) -> int:
-    if config.sub_norm:  # architecture bitnet
+    if nearest_architecture(config) != "llama":
         return 0
     return {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2], 0)

@@ -15,6 +15,7 @@ from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import Kind, Parameter, parameters, scale_name
 from jaxlm.common.architecture.ternary import packed_rows, unpack
 from jaxlm.common.gguf.config import architecture, check_tokens, to_metadata
+from jaxlm.common.gguf.rope import FACTORS, rope_factors
 from jaxlm.common.gguf.tensors import gguf_name, gguf_scale_name, interleave_rows, is_block_linear
 from jaxlm.common.gguf.ternary_blocks import block_scales, check_block_size, to_ternary_blocks
 from jaxlm.common.gguf.types import F16, F32, TYPES, TensorType, quantize_floats
@@ -75,16 +76,21 @@ def write_gguf(
     pairs = _pairs(config, ternary_type if config.linear == "ternary" else float_type, metadata)
     plan = list(_plan(config, TYPES[float_type], TYPES[ternary_type]))
     rounding: list[float] = []
+    factors = rope_factors(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(path) as temporary, contextlib.closing(GGUFWriter(temporary, name)) as writer:
         for key, value in pairs.items():
             _add_pair(writer, key, value)
+        if factors is not None:
+            _add_tensor(writer, FACTORS, factors.shape, F32)
         for parameter, quantization in plan:
             for tensor in _tensors(parameter, quantization, config):
                 _add_tensor(writer, *tensor)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
+        if factors is not None:
+            writer.write_tensor_data(factors)
         for parameter, quantization in plan:
             for array in _arrays(parameter, quantization, config, read, rounding):
                 writer.write_tensor_data(array)
@@ -94,7 +100,9 @@ def write_gguf(
 def predict_tensors(config: ModelConfig, float_type: FloatType, ternary_type: TernaryType) -> list[GGUFTensorInfo]:
     """Return the tensors that `write_gguf` writes, in file order."""
     plan = _plan(config, TYPES[float_type], TYPES[ternary_type])
-    return [info for parameter, quantization in plan for info in _tensors(parameter, quantization, config)]
+    factors = rope_factors(config)
+    first = [] if factors is None else [(FACTORS, factors.shape, F32)]
+    return first + [info for parameter, quantization in plan for info in _tensors(parameter, quantization, config)]
 
 
 def _pairs(config: ModelConfig, file_type: str, metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pytest
 from jaxlm.checkpoints.weights import artifact_params
 from jaxlm.common.architecture.model_size import Architecture
 from jaxlm.common.architecture.parameters import parameter_count, tensor_bytes
+from jaxlm.common.architecture.presets import preset
 from jaxlm.common.artifact.artifact import load_artifact
 from jaxlm.common.command_line import parse
 from jaxlm.model.language_model import init_params
@@ -54,10 +55,26 @@ def test_a_longer_sequence_makes_the_model_longer():
     assert "--model.max_seq_len" in long.flags
 
 
+@pytest.mark.parametrize("name", ["qwen3-0.6b", "llama-3.2-1b", "qwen2.5-0.5b", "mistral-7b-v0.3", "bitnet-2b-4t"])
+def test_a_preset_is_a_model_too(name, tokenizer):
+    model = new_model(NewModelConfig(preset=name, batch_size=1))
+    assert (model.config, model.seq_len) == (preset(name), 2048)
+    assert model.flags[:2] == ["--preset", name]
+    made = resolve_model(
+        parse(TrainConfig, ["--output_dir", "run", "--data_dir", "data", *model.flags], None), tokenizer
+    )
+    ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    assert made == dataclasses.replace(preset(name), **ids)
+    small = new_model(NewModelConfig(preset=name, vocab_size=512))
+    assert (small.config.vocab_size, small.config.hidden_size) == (512, model.config.hidden_size)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "params: not given, expected a size such as 350M"),
+        ({}, "params: not given, expected a size such as 350M, or --preset NAME"),
+        ({"params": "5M", "preset": "qwen3-0.6b"}, "params: given with preset, expected a size such as 350M, or"),
+        ({"preset": "qwen3-0.6b", "arch": "dense"}, "arch: has no effect with preset"),
         ({"params": "5M", "table": True}, "params: has no effect with table"),
         ({"table": True, "output_dir": "x"}, "output_dir: has no effect with table"),
         ({"params": "5M", "seed": 1}, "seed: has no effect without output_dir"),
@@ -102,6 +119,7 @@ def test_the_command_writes_weights_that_training_starts_from(command, tmp_path,
         (["--params", "5M", "--arch", "moe"], "arch: found moe, expected one of ternary, mmfree, dense"),
         (["--params", "5M", "--size", "3"], "--size"),
         (["--params", "1M", "--vocab_size", "32000"], "expected at least 8,"),
+        (["--preset", "qwen3"], "preset: found 'qwen3'"),
     ],
 )
 def test_mistakes_are_named(command, flags, message):

@@ -60,6 +60,42 @@ def test_markers_that_are_special_tokens_are_inserted_by_id() -> None:
     assert shown(zephyr, tokenizer) == BY_HAND["zephyr"].replace("<|system|>\nBe brief.</s>\n", "")
 
 
+THOUGHTS = (
+    Message("user", "Hi"),
+    Message("assistant", "<think>\nA greeting.\n</think>\n\nHello!"),
+    Message("user", "Bye"),
+    Message("assistant", "<think>\nGone.\n</think>\n\nSee you"),
+)
+
+
+def test_only_the_last_answer_keeps_its_thought() -> None:
+    tokenizer = Bytes()
+    plain = [replace(turn, content=turn.content.rpartition("</think>\n\n")[2]) for turn in THOUGHTS]
+    text = shown(encode_chat(THOUGHTS, tokenizer, named_chat_format("qwen3")), tokenizer)
+    assert "assistant\n\u00abHello!<|im_end|>" in text
+    assert "assistant\n\u00ab<think>\nGone.\n</think>\n\nSee you<|im_end|>\u00bb" in text
+    for encode, count in ((encode_chat, 4), (encode_generation_prompt, 3)):
+        chat_format = named_chat_format("qwen3-no-think")
+        assert encode(THOUGHTS[:count], tokenizer, chat_format) == encode(plain[:count], tokenizer, chat_format)
+    prompt = encode_generation_prompt(THOUGHTS[:3], tokenizer, named_chat_format("qwen3-no-think"))
+    assert bytes(prompt[-29:]).endswith(b"assistant\n<think>\n\n</think>\n\n")
+
+
+def test_thoughts_are_marked_by_special_tokens_where_there_are_such() -> None:
+    tokenizer = Bytes(["</s>", *IM, "<think>", "</think>"], bos=None)
+    encoded = encode_chat(THOUGHTS[2:], tokenizer, named_chat_format("qwen3"))
+    assert [i for i in encoded.ids if i >= 256] == [257, 258, 257, 259, 260, 258]
+
+
+@pytest.mark.parametrize("kind", ["bpe", *PATTERNS])
+def test_transformers_gives_the_same_thoughts(theirs, kind: str) -> None:
+    ours, other = theirs[kind, "qwen3"]
+    for count in (2, 4):
+        assert encode_chat(THOUGHTS[:count], ours, named_chat_format("qwen3")).ids == their_ids(other, THOUGHTS[:count])
+    prompt = their_ids(other, THOUGHTS[:3], add_generation_prompt=True)
+    assert encode_generation_prompt(THOUGHTS[:3], ours, named_chat_format("qwen3")) == prompt
+
+
 @pytest.mark.parametrize("name", ["chatml", "llama-3"])
 def test_a_marker_that_has_to_be_special_is_missed(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name}.*'<\|.*whose special tokens are <s>, </s>"):

@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 from shared_tokenizer.chat.formats import CHAT_FORMATS
 from shared_tokenizer.chat.messages import Message, encode_chat, encode_generation_prompt, stop_ids
 from shared_tokenizer.chat.reply_stream import ReplyStream
+from shared_tokenizer.chat.sandbox_child import make_environment
 from shared_tokenizer.chat.template import chat_format_of
 from shared_tokenizer.chat.template_format import TemplateFormat
+from tests.shared_tokenizer.chat.chat_templates import PROGRAMS
 from tests.shared_tokenizer.chat.chat_tokenizers import CHAT, CONTROL, Bytes, SpacedBytes, shown, their_ids
 
+ENVIRONMENT = make_environment()
 # A form that no known format has: a token ends a header, another one a turn, and the tokens are those of Bytes.
 OWN = (
     "{{ bos_token }}{% for message in messages %}"
@@ -97,6 +100,27 @@ def test_no_message_writes_a_control_token(contents: list[str]) -> None:
     assert [i for i in encoded.ids if i >= 256] == [i for i in other.ids if i >= 256]
     learned = bytes(i for i, chosen in zip(encoded.ids, encoded.loss_mask, strict=True) if chosen and i < 256)
     assert learned.decode() == "".join(contents[1::2])
+
+
+LOOKED_AT = st.sampled_from(["</think>", "<think>", "<tool_response>", "\n", " ", "a", "</tool_response>", "</s>"])
+SAID = st.lists(LOOKED_AT, min_size=1, max_size=4).map("".join)
+
+
+@given(st.lists(SAID, min_size=2, max_size=4), st.booleans(), st.sampled_from(sorted(PROGRAMS)))
+def test_what_is_not_refused_is_what_jinja_writes(contents: list[str], has_system: bool, name: str) -> None:
+    """Run a template of others on messages that it looks at: it is refused, or the text is the same to the letter."""
+    roles = ("system", "user", "assistant", "user", "assistant")[not has_system :]
+    chat = [Message(role, content) for role, content in zip(roles, contents, strict=False)]
+    tokenizer, said = Bytes(), [{"role": message.role, "content": message.content} for message in chat]
+    variables = {"bos_token": "<s>", "eos_token": "</s>", "tools": None}
+    try:
+        encoded = encode_chat(chat, tokenizer, TemplateFormat(PROGRAMS[name]))
+    except ValueError as error:
+        assert str(error).startswith("chat template: ")
+        return
+    expected = ENVIRONMENT.from_string(PROGRAMS[name]).render(messages=said, **variables)
+    text = shown(encoded, tokenizer).replace("\u00ab", "").replace("\u00bb", "")
+    assert text.removeprefix("<s>") == expected.removeprefix("<s>")
 
 
 def test_a_message_that_spells_a_mark_stays_text() -> None:

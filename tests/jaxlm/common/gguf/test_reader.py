@@ -51,13 +51,20 @@ def test_a_bitnet_without_the_key_has_silu(tmp_path):
 
 
 CANNOT_READ = {
-    "architecture": ({"pairs": {"general.architecture": "qwen2"}}, "found 'qwen2', expected 'llama' or 'bitnet'"),
+    "architecture": (
+        {"pairs": {"general.architecture": "gemma3"}},
+        "found 'gemma3', expected 'llama' or 'qwen2' or 'qwen3' or 'bitnet'",
+    ),
     "split": ({"pairs": {"split.count": 2}}, "llama-gguf-split --merge"),
     "missing_key": ({"without": ["llama.block_count"]}, "llama.block_count: found None, expected a number"),
     "list": ({"pairs": {"llama.feed_forward_length": [24, 24]}}, r"llama.feed_forward_length: found \[24, 24\]"),
     "many_layers": ({"pairs": {"llama.block_count": 2**31}}, "found 21 tensors, too few for block_count 2,147,483,648"),
-    "rope_scaling": ({"pairs": {"llama.rope.scaling.factor": 8.0}}, "factor: found 8.0, expected 0.0 or 1.0"),
-    "yarn": ({"pairs": {"llama.rope.scaling.type": "yarn"}}, "found 'yarn', expected 'none' or 'linear'"),
+    "rope_scaling": ({"pairs": {"llama.rope.scaling.factor": 0.5}}, "factor: found 0.5, expected a number of at least"),
+    "rope_type": ({"pairs": {"llama.rope.scaling.type": "longrope"}}, "type: found 'longrope', expected 'none', 'lin"),
+    "yarn": (
+        {"pairs": {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.attn_factor": 2.0}},
+        "attn_factor: found 2.0, expected 1.0",
+    ),
     "window": ({"pairs": {"llama.attention.sliding_window": 4096}}, "sliding_window: found 4096, expected 0"),
     "experts": ({"pairs": {"llama.expert_count": 8}}, "expert_count: found 8, expected 0"),
     "unknown_key": ({"pairs": {"llama.logit_scale": 0.5}}, "llama.logit_scale: found 0.5, expected no such key"),
@@ -73,7 +80,25 @@ CANNOT_READ = {
         {"tensors": {"blk.0.attn_q.bias": (np.zeros(24, np.float32), F32)}},
         "unexpected tensor .*q.bias",
     ),
-    "frequencies": ({"tensors": {"rope_freqs.weight": (np.ones(3, np.float32), F32)}}, "unexpected tensor rope_freqs"),
+    "frequencies": (
+        {"tensors": {"rope_freqs.weight": (np.array([1, 3, 2], np.float32), F32)}},
+        "tensor rope_freqs.weight: found factors that are not those of rotary scaling llama3",
+    ),
+    "low_frequencies": (
+        {"tensors": {"rope_freqs.weight": (np.array([1, 0.5, 2], np.float32), F32)}},
+        "tensor rope_freqs.weight: found a factor of 0.5, expected at least 1",
+    ),
+    "wide_frequencies": (
+        {"tensors": {"rope_freqs.weight": (np.ones(8, np.float32), F32)}},
+        r"unexpected tensor rope_freqs.weight, \[8\]; expected one of 3 factors in architecture llama",
+    ),
+    "twice_scaled": (
+        {
+            "pairs": {"llama.rope.scaling.factor": 2.0},
+            "tensors": {"rope_freqs.weight": (np.ones(3, np.float32), F32)},
+        },
+        "unexpected tensor rope_freqs.weight",
+    ),
     "shape": (
         {"tensors": {"output_norm.weight": (np.ones(8, np.float32), F32)}},
         r"tensor output_norm.weight: found \[8\], expected \[16\]",

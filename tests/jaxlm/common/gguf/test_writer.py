@@ -6,15 +6,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf.constants import GGMLQuantizationType, GGUFValueType
+from gguf.constants import (
+    MODEL_ARCH_NAMES,
+    MODEL_TENSORS,
+    TENSOR_NAMES,
+    GGMLQuantizationType,
+    GGUFValueType,
+    Keys,
+)
 from gguf.gguf_reader import GGUFReader
 from gguf.quants import dequantize
 
 from jaxlm.common.architecture.parameters import stored_tensors
 from jaxlm.common.architecture.presets import preset
+from jaxlm.common.architecture.rotary import RopeScaling
 from jaxlm.common.architecture.ternary import unpack
 from jaxlm.common.gguf.file import GGUFFile
 from jaxlm.common.gguf.reader import open_gguf
+from jaxlm.common.gguf.rope import from_rope_factors, rope_factors
 from jaxlm.common.gguf.writer import write_gguf
 from tests.jaxlm.common.gguf.gguf_models import (
     BITNET,
@@ -66,7 +75,99 @@ def test_float32_is_kept_to_the_bit(tmp_path):
     assert_same(artifact, tensors)
 
 
-@pytest.mark.parametrize("config", [TERNARY, BITNET, dataclasses.replace(TERNARY, tie_word_embeddings=False)])
+LINEAR = RopeScaling(type="linear", factor=2.5)
+LLAMA3 = RopeScaling(type="llama3", factor=8.0, original_max_seq_len=2000)
+YARN = RopeScaling(type="yarn", factor=4.0, original_max_seq_len=16)
+# Names of the tensors of a block and the keys below the architecture's name that set a family apart.
+FAMILIES = {
+    "linear": ({"rope_scaling": LINEAR}, "llama", set(), {"rope.scaling.type": "linear", "rope.scaling.factor": 2.5}),
+    "llama3": ({"rope_scaling": LLAMA3, "head_dim": 32}, "llama", set(), {}),
+    "qwen2": (
+        {"attention_bias": True, "tie_word_embeddings": True},
+        "qwen2",
+        {"blk.1.attn_q.bias", "blk.1.attn_k.bias", "blk.1.attn_v.bias"},
+        {},
+    ),
+    "qwen3": (
+        {"qk_norm": True, "rope_scaling": YARN},
+        "qwen3",
+        {"blk.1.attn_q_norm.weight", "blk.1.attn_k_norm.weight"},
+        {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 4.0,
+            "rope.scaling.original_context_length": 16,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_have_the_names_of_the_gguf_library_and_come_back(family, tmp_path):
+    changes, architecture, own_tensors, own_keys = FAMILIES[family]
+    config, plain = dataclasses.replace(DENSE, **changes), dataclasses.replace(DENSE, num_layers=2)
+    tensors = random_tensors(config, "latent")
+    path = tmp_path / "model.gguf"
+    write_gguf(path, config, tensors.__getitem__, kind="latent", float_type="F32")
+    artifact, lines = open_and_log(path)
+    assert (artifact.config, lines) == (config, [])
+    assert_same(artifact, tensors)
+    file = GGUFFile(path)
+    assert file.metadata["general.architecture"] == architecture
+    found = {key.removeprefix(f"{architecture}."): value for key, value in file.metadata.items()}
+    assert {key: found.get(key) for key in own_keys} == own_keys
+    assert {key for key in found if key.startswith("rope.scaling")} == set(own_keys)
+    in_block = {name for name in file.tensors if name.startswith("blk.1.")}
+    write_gguf(tmp_path / "plain.gguf", plain, random_tensors(plain, "latent").__getitem__, kind="latent")
+    assert in_block - set(GGUFFile(tmp_path / "plain.gguf").tensors) == own_tensors
+    arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    known = {TENSOR_NAMES[tensor].format(bid=1) for tensor in MODEL_TENSORS[arch]}
+    assert {name.rpartition(".")[0] for name in in_block} <= known
+    for key in own_keys:
+        assert f"{{arch}}.{key}" in vars(Keys.Rope).values()
+    # The rows of q and k are in pairs in llama alone.
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert np.array_equal(file.read("blk.0.attn_q.weight"), tensors[name]) == (architecture != "llama")
+
+
+def test_the_factors_of_llama3_are_those_of_its_wavelengths(tmp_path):
+    config = dataclasses.replace(DENSE, head_dim=32, rope_scaling=LLAMA3)
+    write_gguf(tmp_path / "model.gguf", config, random_tensors(config, "latent").__getitem__, kind="latent")
+    factors = GGUFFile(tmp_path / "model.gguf").read("rope_freqs.weight")
+    wavelengths = 2 * np.pi * 5e5 ** (np.arange(16) / 16)
+    smooth = (2000 / wavelengths - 1) / 3
+    expected = np.select([wavelengths < 500, wavelengths > 2000], [1, 8], 1 / ((1 - smooth) / 8 + smooth))
+    assert 1 < (expected == 1).sum() < 16 and ((expected > 1) & (expected < 8)).any()
+    np.testing.assert_allclose(factors, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["llama-3.2-1b", "llama-3.2-3b"])
+@pytest.mark.parametrize("units", [1, 2])
+def test_released_factors_are_told_from_the_tensor(name, units):
+    config = preset(name)
+    scaling = config.rope_scaling
+    assert scaling is not None
+    # The same function in other units, as a file of another program may have been made with.
+    same = RopeScaling(
+        type="llama3",
+        factor=scaling.factor,
+        original_max_seq_len=8192 * units,
+        low_freq_factor=units,
+        high_freq_factor=4 * units,
+    )
+    factors = rope_factors(dataclasses.replace(config, rope_scaling=same))
+    assert factors is not None
+    assert from_rope_factors(factors, config.head_dim, config.rope_theta) == scaling
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TERNARY,
+        BITNET,
+        dataclasses.replace(TERNARY, tie_word_embeddings=False, attention_bias=True),
+        dataclasses.replace(TERNARY, qk_norm=True, rope_scaling=YARN),
+    ],
+)
 @pytest.mark.parametrize("ternary_type", ["Q2_0", "TQ1_0", "TQ2_0"])
 def test_codes_and_scales_come_back_equal(config, ternary_type, tmp_path):
     for scale_dtype, scale_of in (("bfloat16", bfloat16_scale), ("float32", float16_scale)):
@@ -156,6 +257,16 @@ CANNOT_WRITE = {
     "gelu": (dataclasses.replace(DENSE, activation="gelu"), "activation: found 'gelu'"),
     "relu2": (dataclasses.replace(TERNARY, activation="relu2"), "activation: found 'relu2'"),
     "untied": (dataclasses.replace(BITNET, tie_word_embeddings=False), "tie_word_embeddings: found False"),
+    "norm_and_bias": (dataclasses.replace(DENSE, qk_norm=True, attention_bias=True), "qk_norm: found True"),
+    "norms": (dataclasses.replace(BITNET, qk_norm=True), "sub_norm: found True"),
+    "llama3_in_qwen3": (
+        dataclasses.replace(DENSE, qk_norm=True, rope_scaling=LLAMA3),
+        "rope_scaling: found RopeScaling.* which llama.cpp's architecture qwen3 does not compute",
+    ),
+    "bounds": (
+        dataclasses.replace(DENSE, rope_scaling=dataclasses.replace(YARN, beta_fast=16.0)),
+        "rope_scaling: found RopeScaling",
+    ),
     "wide_heads": (dataclasses.replace(BITNET, head_dim=128), "head_dim: found 128"),
     "latent": (TERNARY, "kind: found 'latent', expected 'packed'"),
     "blocks": (

@@ -75,15 +75,21 @@ def _straight_through_backward(primals: Any, dy: mx.array, _: mx.array) -> tuple
 class LatentBitLinear(nn.Module):
     """A BitLinear in training: `weight` is latent, `[out, in]`."""
 
-    def __init__(self, config: ModelConfig, in_features: int, out_features: int):
+    def __init__(self, config: ModelConfig, in_features: int, out_features: int, has_bias: bool = False):
         super().__init__()
         self._linear = latent_ternary_linear(config.ternary_form)
         self.weight = mx.zeros((out_features, in_features))
         if config.linear_norm:
             self.rms_norm = nn.RMSNorm(in_features, config.norm_eps)
+        if has_bias:
+            self.bias = mx.zeros((out_features,))
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self._linear(self.rms_norm(x) if "rms_norm" in self else x, self.weight)
+        return self.with_bias(self._linear(self.rms_norm(x) if "rms_norm" in self else x, self.weight))
+
+    def with_bias(self, y: mx.array) -> mx.array:
+        """Return an output of the weights plus the bias, if the layer has one."""
+        return y + self.bias.astype(y.dtype) if "bias" in self else y
 
 
 class LatentEmbedding(nn.Module):
@@ -126,7 +132,7 @@ def latent_model(artifact: Artifact, linear: type[LatentBitLinear] = LatentBitLi
     latent: list[tuple[str, nn.Module]] = []
     for path, module in model.named_modules():
         if isinstance(module, BitLinear):
-            latent.append((path, linear(config, module.in_features, module.weight.shape[0])))
+            latent.append((path, linear(config, module.in_features, module.weight.shape[0], "bias" in module)))
     if config.embedding != "float":
         latent.append(("embed_tokens", LatentEmbedding(config)))
     model.update_modules(cast(dict[str, Any], tree_unflatten(latent)))

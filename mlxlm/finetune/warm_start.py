@@ -19,8 +19,8 @@ class RampedBitLinear(LatentBitLinear):
     at lambda 1 the LatentBitLinear, to the bit. It has no norm inside, because a dense linear has none.
     """
 
-    def __init__(self, config: ModelConfig, in_features: int, out_features: int):
-        super().__init__(config, in_features, out_features)
+    def __init__(self, config: ModelConfig, in_features: int, out_features: int, has_bias: bool = False):
+        super().__init__(config, in_features, out_features, has_bias)
         self._form = config.ternary_form
         self.set_lambda(0.0)
 
@@ -35,7 +35,7 @@ class RampedBitLinear(LatentBitLinear):
         quantized, scale = quantize_activation(mx.stop_gradient(x), mx)
         codes, weight_scale = quantize_weight(mx.stop_gradient(self.weight), self._form, mx)
         weight = _mixed(self._lambda, self.weight, dequantize(codes, weight_scale, mx))
-        return _mixed(self._lambda, x, quantized / scale) @ weight.T
+        return self.with_bias(_mixed(self._lambda, x, quantized / scale) @ weight.T)
 
 
 def _mixed(share: mx.array, value: mx.array, quantized: mx.array) -> mx.array:

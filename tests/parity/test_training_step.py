@@ -59,9 +59,10 @@ def as_mlx(arrays):
     return {name: mx.array(array) for name, array in arrays.items()}
 
 
-@pytest.fixture(params=["ternary_head", "hybrid", "int8_embedding"])
+@pytest.fixture(params=["ternary_head", "hybrid", "int8_embedding", "qk_norm"])
 def artifact(request, tiny_config, tmp_path):
-    changes = VARIANTS[request.param] | ({"num_layers": 3} if request.param == "hybrid" else {"num_layers": 1})
+    changes = VARIANTS[request.param] | ({"attention_bias": True} if request.param == "qk_norm" else {})
+    changes |= {"num_layers": 3} if request.param == "hybrid" else {"num_layers": 1}
     config = dataclasses.replace(tiny_config, **changes)
     save_blank_artifact(tmp_path / "artifact", config, seed=1)
     return open_model(tmp_path / "artifact")

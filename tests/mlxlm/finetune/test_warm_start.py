@@ -15,10 +15,12 @@ from mlxlm.model.loss import loss_sum
 from mlxlm.model.trees import flat_arrays
 from tests.conftest import VARIANTS
 
+SHAPE = {"num_layers": 1, "scale_dtype": "float32", "attention_bias": True, "qk_norm": True}
+
 
 @pytest.fixture
 def dense(tiny_config, tmp_path):
-    config = dataclasses.replace(tiny_config, **VARIANTS["dense"] | {"num_layers": 1, "scale_dtype": "float32"})
+    config = dataclasses.replace(tiny_config, **VARIANTS["dense"] | SHAPE)
     save_blank_artifact(tmp_path / "dense", config, seed=1)
     return open_model(tmp_path / "dense")
 

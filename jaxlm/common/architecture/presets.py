@@ -54,7 +54,8 @@ def _qwen(**fields) -> ModelConfig:
 
 
 def _qwen3(**fields) -> ModelConfig:
-    return _qwen(num_kv_heads=8, head_dim=128, max_seq_len=40960, qk_norm=True, eos_id=151645, **fields)
+    common = {"num_kv_heads": 8, "head_dim": 128, "max_seq_len": 40960, "qk_norm": True, "eos_id": 151645}
+    return _qwen(**(common | fields))
 
 
 _TINY = {
@@ -79,6 +80,7 @@ _SMALL = {
     "embedding_range": 0.1,
 }
 
+_QWEN3_1_7B: dict[str, Any] = {"hidden_size": 2048, "intermediate_size": 6144, "num_layers": 28, "num_heads": 16}
 _ATTENTION = {"num_heads", "num_kv_heads"}
 
 
@@ -147,6 +149,32 @@ PRESETS: dict[str, ModelConfig] = {
         bos_id=128000,
         eos_id=128001,
     ),
+    # Of the Spectra suite, with one scale a matrix; its larger models have several blocks of rows.
+    "trilm-99m": ModelConfig(
+        vocab_size=50304,
+        hidden_size=512,
+        intermediate_size=1280,
+        num_layers=16,
+        num_heads=8,
+        num_kv_heads=8,
+        linear="ternary",
+        scale_dtype="float16",
+        activation_bits=None,
+        tie_word_embeddings=False,
+    ),
+    # Read off the tensors and the bytes of its released GGUF; its config.json was not at hand.
+    "falcon-e-1b": ModelConfig(
+        vocab_size=32768,
+        hidden_size=2048,
+        intermediate_size=9216,
+        num_layers=24,
+        num_heads=16,
+        num_kv_heads=2,
+        max_seq_len=8192,
+        linear="ternary",
+        scale_dtype="float32",
+        tie_word_embeddings=False,
+    ),
     "smollm2-135m": _smollm2(
         hidden_size=576,
         intermediate_size=1536,
@@ -185,7 +213,16 @@ PRESETS: dict[str, ModelConfig] = {
         eos_id=151643,
     ),
     "qwen3-0.6b": _qwen3(hidden_size=1024, intermediate_size=3072, num_layers=28, num_heads=16),
-    "qwen3-1.7b": _qwen3(hidden_size=2048, intermediate_size=6144, num_layers=28, num_heads=16),
+    "qwen3-1.7b": _qwen3(**_QWEN3_1_7B),
+    "bonsai-1.7b": _qwen3(
+        **_QWEN3_1_7B,
+        max_seq_len=32768,
+        linear="ternary",
+        embedding="ternary",
+        scale_per="group:128",
+        scale_dtype="float16",
+        activation_bits=None,
+    ),
     "qwen3-4b": _qwen3(hidden_size=2560, intermediate_size=9728, num_layers=36, num_heads=32),
     "mistral-7b-v0.3": ModelConfig(
         vocab_size=32768,

@@ -102,6 +102,9 @@ def test_unknown_and_missing_settings_are_named():
         ("qwen3-1.7b", 1_720_574_976),
         ("qwen3-4b", 4_022_468_096),
         ("mistral-7b-v0.3", 7_248_023_552),
+        ("bonsai-1.7b", 1_720_574_976),
+        ("trilm-99m", 99_762_688),
+        ("falcon-e-1b", 1_719_764_992),
         # Counted by hand from the released shapes.
         ("mmfree-370m", 374_108_160),
     ],

@@ -26,7 +26,8 @@ from tests.jaxlm.training.test_train_step import make_batch
 STEPS = 20
 # Small steps: codes that flip at other times would make the losses of two ternary runs differ more.
 OPTIMIZER = OptimizerConfig(learning_rate=3e-4, warmup_steps=2)
-MODELS = {name: dataclasses.replace(TINY, **VARIANTS[name]) for name in ("dense", "ternary", "mlgru", "scales_by_group")}
+NAMES = ("dense", "ternary", "mlgru", "scales_by_group")
+MODELS = {name: dataclasses.replace(TINY, **VARIANTS[name]) for name in NAMES}
 MODELS["dense"] = dataclasses.replace(MODELS["dense"], attention_bias=True, qk_norm=True)
 MESHES = {
     "one device": MeshConfig(),

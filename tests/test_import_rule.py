@@ -19,7 +19,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "shared_tokenizer.manifest": (),
     "shared_tokenizer.settings": (),
     "shared_tokenizer.tokenizers": (),
-    "shared_tokenizer.chat": ("shared_tokenizer.tokenizers",),
+    "shared_tokenizer.sandbox": (),
+    "shared_tokenizer.chat": ("shared_tokenizer.tokenizers", "shared_tokenizer.sandbox"),
     "shared_tokenizer.gguf": ("shared_tokenizer.tokenizers", "shared_tokenizer.chat"),
     "shared_tokenizer": (
         "shared_tokenizer.manifest",

@@ -11,7 +11,8 @@ from dataclasses import replace
 from shared_tokenizer.chat.chat_format import Message
 from shared_tokenizer.chat.formats import CHAT_FORMATS
 from shared_tokenizer.chat.framed import FramedFormat
-from shared_tokenizer.chat.sandbox import SANDBOX, Chat, Refusal
+from shared_tokenizer.chat.marked_template import Chat
+from shared_tokenizer.sandbox.sandbox import SANDBOX, Refusal
 
 NO_BOS = "{%- set bos_token = '' %}\n"
 _BEGIN, _END = "[begin of text]", "[end of text]"
@@ -57,7 +58,7 @@ def recognise_output(template: str) -> FramedFormat | None:
     where it is no template, or exceeds a limit.
     """
     chats = (*_CHATS, *_CHATS_WITH_SYSTEM)
-    results = SANDBOX.render(template, chats, {"bos_token": _BEGIN, "eos_token": _END})
+    results = SANDBOX.render(template, [chat.given(_BEGIN, _END) for chat in chats])
     found = {
         chat: None if isinstance(result, Refusal) else result.removeprefix(_BEGIN)
         for chat, result in zip(chats, results, strict=True)

@@ -27,8 +27,8 @@ class TextConfig:
     """Texts that spell special tokens (<s>, <|im_start|>): rendered encodes them as such, and reads a whole chat of a
     known form as its turns; letters learns them as letters; auto does that too, but stops where more than 1 % do."""
     chat_format: ChatFormatChoice = setting("auto", group="data", basic=True)
-    """Format in which chats are written as tokens; auto takes that of the tokenizer's chat template, whatever it
-    writes, or chatml if it has none."""
+    """Format in which chats are written as tokens; auto takes that of the tokenizer's chat template, or chatml if
+    it has none."""
     val_fraction: float = setting(0.05, group="data", basic=True, more_than=0, less_than=1)
     """Fraction of the documents that is held out for validation, chosen by hash."""
     document_characters: int = setting(0, group="data", basic=True, at_least=0)

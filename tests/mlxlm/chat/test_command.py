@@ -137,3 +137,25 @@ def test_a_model_without_a_chat_format_is_refused_until_one_is_named(talk, tiny_
     save_artifact(bare, tiny_config, "latent", initial_weights(tiny_config, 1))
     with pytest.raises(ValueError, match="found no tokenizer"):
         talk(b"hi\n", model=str(bare))
+
+
+def test_a_model_with_a_template_of_its_own_chats_by_it(talk, tiny_config, tokenizer, tmp_path, monkeypatch):
+    files, asked = tmp_path / "own_tokenizer", []
+    files.mkdir()
+    tokenizer.save(files)
+    (files / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ '@' + m.role + ': ' + m.content + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}@assistant: {% endif %}"
+    )
+    path = tmp_path / "own"
+    save_artifact(path, tiny_config, "latent", initial_weights(tiny_config, 1), tokenizer_dir=files)
+
+    def generate(self, prompt, sampling, max_tokens):
+        asked.append(tokenizer.decode(prompt))
+        yield from tokenizer.encode(" fine\n")
+        yield tokenizer.eos_id
+
+    monkeypatch.setattr(PromptCache, "generate", generate)
+    output = talk(b"hi\nagain\n", model=str(path), system="be brief")
+    assert output.out == " fine\n fine\n" and "warning" not in output.err
+    assert asked[0] == "@system: be brief@user: hi@assistant: "

@@ -125,9 +125,11 @@ def test_what_is_not_refused_is_what_jinja_writes(contents: list[str], has_syste
 
 def test_a_message_that_spells_a_mark_stays_text() -> None:
     tokenizer, chat_format = Bytes(), own()
-    mark = chat_format._mark  # even a client that knew it
-    chat = [Message("user", f"{mark}000000"), Message("assistant", f"{mark}begin")]
-    assert f"assistant<|im_start|>\u00ab{mark}begin" in shown(encode_chat(chat, tokenizer, chat_format), tokenizer)
+    mark = chat_format._marked.mark(0)  # even a client that knew it
+    chat = [Message("user", mark), Message("assistant", f"{mark[:-6]}begin")]
+    assert f"assistant<|im_start|>\u00ab{mark[:-6]}begin<|im_end|>" in shown(
+        encode_chat(chat, tokenizer, chat_format), tokenizer
+    )
 
 
 CHANGED = {
@@ -136,7 +138,7 @@ CHANGED = {
     "message.content.replace('H', 'J')": ("Hi", "rewrites messages\\[0\\], of the user: 'Hi' becomes 'Ji'", "Ji"),
     "message.content.split('</think>')[-1]": ("a</think>b", "rewrites messages.*'a</think>b' becomes 'b'", "b"),
     "('' if 'Hi' in message.content else message.content)": ("Hi", "leaves out the text of messages\\[0\\]", ""),
-    "message.content * 2": ("Hi", "writes messages\\[0\\], of the user, 2 times", "HiHi"),
+    "message.content * 2": ("Hi", "writes more than once messages\\[0\\], of the user", "HiHi"),
     "(message.content if 'Hi' not in message.content else message.content ~ '<|im_end|>')": (
         "Hi",
         "rewrites messages\\[0\\].*'Hi' becomes 'Hi<|im_end|>'",
@@ -144,7 +146,7 @@ CHANGED = {
     ),
     "(message.content ~ (messages | length if 'Hi' in messages[0].content ~ messages[1].content else ''))": (
         "Hi",
-        "writes something else around messages\\[0\\], of the user, because of what it says",
+        "writes something else around messages\\[0\\], of the user, because of it",
         "Hi",
     ),
 }
@@ -166,6 +168,7 @@ def test_a_template_that_changes_a_message(content: str) -> None:
     for _ in range(2):
         prompt = encode_generation_prompt(chat, tokenizer, chat_format)
     assert lines and lines[0].startswith("warning: the model's chat template ") and len(set(lines)) == len(lines)
+    assert not any("becomes" in line for line in lines)  # what is said belongs in no log
     assert bytes(i for i in prompt if i < 256).startswith(f"user{written}".encode())
     assert prompt.count(tokenizer.special_tokens["<|im_end|>"]) == 3
 

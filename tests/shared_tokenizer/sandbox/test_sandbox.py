@@ -5,10 +5,9 @@ import time
 
 import pytest
 
-from shared_tokenizer.chat.chat_format import Message
-from shared_tokenizer.chat.sandbox import TIME_S, Chat, Refusal, Sandbox
+from shared_tokenizer.sandbox.sandbox import TIME_S, Refusal, Sandbox
 
-CHAT = Chat((Message("user", "Hi"),))
+CHAT = {"messages": [{"role": "user", "content": "Hi"}], "add_generation_prompt": False}
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +18,7 @@ def sandbox():
 
 
 def rendered(sandbox: Sandbox, template: str, **variables: str) -> str | Refusal:
-    (result,) = sandbox.render(template, [CHAT], variables)
+    (result,) = sandbox.render(template, [CHAT | variables])
     return result
 
 

@@ -1,4 +1,4 @@
-"""Chat templates run in a child process with limits on time, memory and output (`sandbox_child`).
+"""Chat templates run in a child process with limits on time, memory and output (`child`).
 
 One child serves all templates of a process, so 100,000 conversations start one. A child that a template has spoilt is
 ended, and the next request starts another.
@@ -22,25 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared_tokenizer.chat.chat_format import Message
-
 # Of computing for one request, and of waiting for it on a machine that is busy with other things.
 TIME_S = 0.5
 WAIT_S = 1.5
 MEMORY_BYTES = 512 << 20
-# Characters of one rendering, beside twice those of its contents.
+# Characters of one rendering, beside twice those of what it is given.
 LONGEST_OUTPUT = 1 << 20
 START_S = 30.0
 _LIBRARY_PATHS = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 WAY_OUT = "name the format that the model was trained on with --chat_format"
-
-
-@dataclass(frozen=True)
-class Chat:
-    """A conversation to render. `as_prompt` adds the header of the assistant's next turn."""
-
-    messages: tuple[Message, ...]
-    as_prompt: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,18 +48,17 @@ class Sandbox:
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = 0
 
-    def render(self, template: str, chats: Sequence[Chat], variables: Mapping[str, str]) -> list[str | Refusal]:
+    def render(self, template: str, conversations: Sequence[Mapping[str, Any]]) -> list[str | Refusal]:
         """Return the text of each conversation, or why the template refuses it.
 
-        `variables` are further names that the template may use: bos_token and eos_token. Raises ValueError where the
-        template is none, or exceeds a limit.
+        A conversation is what the template may use by its name: messages, add_generation_prompt, bos_token, eos_token.
+        Raises ValueError where the template is none, or exceeds a limit.
         """
-        contents = sum(len(message.content) for chat in chats for message in chat.messages)
         request = {
             "key": hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest(),
-            "longest": LONGEST_OUTPUT + 2 * contents,
-            "chats": [_for_template(chat, variables) for chat in chats],
+            "chats": [{"tools": None, "documents": None, **conversation} for conversation in conversations],
         }
+        request["longest"] = LONGEST_OUTPUT + 2 * len(json.dumps(request["chats"]))
         with self._lock:
             reply = self._ask(request)
             if "unknown" in reply:
@@ -124,7 +113,7 @@ def _start_process() -> "subprocess.Popen[bytes]":
     """Start the child: an interpreter with the standard library and jinja2 alone, which takes a tenth of a second."""
     specs = [importlib.util.find_spec(name) for name in ("jinja2", "markupsafe")]
     folders = {str(Path(spec.origin).parent.parent) for spec in specs if spec is not None and spec.origin is not None}
-    child = Path(__file__).with_name("sandbox_child.py")
+    child = Path(__file__).with_name("child.py")
     code = f"import runpy, sys; sys.path += {sorted(folders)}; runpy.run_path({str(child)!r}, run_name='__main__')"
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", code, str(MEMORY_BYTES), str(TIME_S)],
@@ -135,17 +124,6 @@ def _start_process() -> "subprocess.Popen[bytes]":
         env={name: os.environ[name] for name in _LIBRARY_PATHS if name in os.environ},
         start_new_session=True,  # an interrupt from the terminal is for this process
     )
-
-
-def _for_template(chat: Chat, variables: Mapping[str, str]) -> dict[str, Any]:
-    messages = [{"role": message.role, "content": message.content} for message in chat.messages]
-    return {
-        "messages": messages,
-        "tools": None,
-        "documents": None,
-        "add_generation_prompt": chat.as_prompt,
-        **variables,
-    }
 
 
 def _end_process(process: "subprocess.Popen[bytes]", owner: int) -> None:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from shared_tokenizer.chat.formats import CHAT_FORMATS
 from shared_tokenizer.chat.messages import Message, encode_chat, encode_generation_prompt, stop_ids
 from shared_tokenizer.chat.reply_stream import ReplyStream
-from shared_tokenizer.chat.sandbox_child import make_environment
 from shared_tokenizer.chat.template import chat_format_of
 from shared_tokenizer.chat.template_format import TemplateFormat
+from shared_tokenizer.sandbox.child import make_environment
 from tests.shared_tokenizer.chat.chat_templates import PROGRAMS
 from tests.shared_tokenizer.chat.chat_tokenizers import CHAT, CONTROL, Bytes, SpacedBytes, shown, their_ids
 

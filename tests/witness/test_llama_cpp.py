@@ -90,12 +90,27 @@ def compare(path: Path, activation: str | None = None) -> LogitComparison:
         # Its 8 bits have a scale for every 256 numbers, ours one for a token.
         (TERNARY_LLAMA, {"ternary_type": "TQ1_0"}, 1e-1, 1e-2),
         (TERNARY_LLAMA, {"ternary_type": "TQ2_0"}, 1e-1, 1e-2),
+        # With Q2_0 for every 32, so here it rounds otherwise than ours where TQ2_0's block is the whole token.
+        (TERNARY_LLAMA, {"ternary_type": "Q2_0"}, 2e-1, 3e-2),
         (BITNET, {"ternary_type": "TQ1_0"}, 2e-1, 3e-2),
         (BITNET, {"ternary_type": "TQ2_0"}, 2e-1, 3e-2),
+        (BITNET, {"ternary_type": "Q2_0"}, 2e-1, 3e-2),
         (BITNET_IMPORTED, {"ternary_type": "TQ2_0"}, 2e-1, 3e-2),
         (DENSE_BITNET, {"float_dtype": "float32"}, 1e-4, 1e-5),
     ],
-    ids=["F32", "F16", "BF16", "TQ1_0", "TQ2_0", "bitnet-TQ1_0", "bitnet-TQ2_0", "bitnet-scales", "bitnet-F32"],
+    ids=[
+        "F32",
+        "F16",
+        "BF16",
+        "TQ1_0",
+        "TQ2_0",
+        "Q2_0",
+        "bitnet-TQ1_0",
+        "bitnet-TQ2_0",
+        "bitnet-Q2_0",
+        "bitnet-scales",
+        "bitnet-F32",
+    ],
 )
 def test_logits_are_ours(write, config, options, max_difference, mean_difference):
     found = compare(write(config, **options))
@@ -126,7 +141,8 @@ def test_logits_of_other_families_are_ours(write, family):
 def test_a_ternary_qwen3_is_within_the_rounding_of_llama_cpp(write):
     found = compare(write(dataclasses.replace(QWEN3, linear="ternary", head_dim=64, rope_scaling=YARN)))
     print(found)
-    assert found.max_difference < 1e-1 and found.mean_difference < 1e-2
+    # The norms of heads pass on a difference as the sub-norms of BitNet do.
+    assert found.max_difference < 2e-1 and found.mean_difference < 3e-2
 
 
 def test_relu2_is_computed_or_taken_for_silu_as_the_warning_says(write):
@@ -137,7 +153,7 @@ def test_relu2_is_computed_or_taken_for_silu_as_the_warning_says(write):
 
 
 def test_a_ternary_model_says_the_same_greedy_text(write, tokenizer):
-    path = write(TERNARY_LLAMA)
+    path = write(TERNARY_LLAMA, ternary_type="TQ2_0")
     model, params, _ = load_model(path)
     prompt = tokenizer.encode_prompt("def add(a, b):")
     ours = list(generate(model, params, prompt, Sampling(max_tokens=16, temperature=0.0)))

@@ -64,9 +64,10 @@ QWEN_2_5 = _with_default_system("qwen2.5", "You are Qwen, created by Alibaba Clo
 
 _QWEN_3_TEMPLATE = r"""
 {{- bos_token }}
-{%- set turns = namespace(last_question=-1) %}
+{%- set turns = namespace(last_question=messages | length) %}
 {%- for message in messages %}
-    {%- if message.role == 'user' %}
+    {%- set of_tool = message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>') %}
+    {%- if message.role == 'user' and not of_tool %}
         {%- set turns.last_question = loop.index0 %}
     {%- endif %}
 {%- endfor %}

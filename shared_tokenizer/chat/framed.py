@@ -25,8 +25,10 @@ class Frame:
 class Thinking:
     """How an answer shows the thought before it: `<think>`, the thought, `</think>`, then the answer.
 
-    Only an answer after the last turn of the user keeps its thought, and the last of them has an empty one where it
-    has none. is_on: True if the model writes the thought; False if the header of the last answer writes an empty one.
+    Only an answer after the last question keeps its thought, and the last of them has an empty one where it has none.
+    What a tool answers, in a turn of the user, is no question.
+
+    is_on: True if the model writes the thought; False if the header of the last answer writes an empty one.
     """
 
     is_on: bool
@@ -38,6 +40,13 @@ class Thinking:
             return "", content
         thought, answer = content.partition("</think>")[0], content.rpartition("</think>")[2]
         return thought.rpartition("<think>")[2].strip("\n"), answer.lstrip("\n")
+
+    @staticmethod
+    def is_question(turn: Message) -> bool:
+        """Return True if a turn is the user's own."""
+        content = turn.content
+        is_of_tool = content.startswith("<tool_response>") and content.endswith("</tool_response>")
+        return turn.role == "user" and not is_of_tool
 
     @staticmethod
     def block(thought: str) -> tuple[Part, ...]:
@@ -136,7 +145,8 @@ class FramedFormat(ChatFormat):
             return (), (content,)
         thought, answer = self.thinking.split(content)
         is_last = index == len(turns) - 1
-        if any(turn.role == "user" for turn in turns[index:]) or not (is_last or (thought and self.thinking.is_on)):
+        questions = [place for place, turn in enumerate(turns) if self.thinking.is_question(turn)]
+        if not questions or index < questions[-1] or not (is_last or (thought and self.thinking.is_on)):
             return (), (answer,)
         answer = answer.lstrip("\n")
         if self.thinking.is_on:

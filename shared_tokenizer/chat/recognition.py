@@ -18,7 +18,8 @@ NO_BOS = "{%- set bos_token = '' %}\n"
 _BEGIN, _END = "[begin of text]", "[end of text]"
 _SYSTEM, _ASK, _REPLY = Message("system", "s0"), Message("user", "q1"), Message("assistant", "a2")
 _THOUGHT = Message("assistant", "<think>\nt3\n</think>\n\na4")
-# A template of a known format writes all of these as the format does. It may refuse a system message.
+# A template of a known format writes all of these as the format does. It may refuse two turns of one role, and a system
+# message if the format puts that into a question.
 _CHATS = (
     Chat((_ASK, _REPLY, Message("user", "q5")), as_prompt=True),
     Chat((_ASK, _REPLY, Message("user", "q5"), Message("assistant", "a6"))),
@@ -27,6 +28,8 @@ _CHATS = (
     ),
     Chat((_ASK, _THOUGHT, Message("user", "q5"), _THOUGHT)),
 )
+_CHATS_OF_ONE_ROLE = (Chat((_ASK, Message("user", "q5"), _REPLY)), Chat((_ASK, _REPLY, Message("assistant", "a6"))))
+_MOST_STRINGS, _LONGEST_STRING = 200, 200
 _CHATS_WITH_SYSTEM = (
     Chat((_SYSTEM, _ASK), as_prompt=True),
     Chat((_SYSTEM, _ASK, _REPLY, Message("user", "q5")), as_prompt=True),
@@ -54,10 +57,11 @@ def recognise_text(template: str) -> FramedFormat | None:
 def recognise_output(template: str) -> FramedFormat | None:
     """Return the format of a template by what it writes for a few chats in the sandbox, None where it is not known.
 
-    The result keeps the template, which may write tools besides. The begin token is not compared. Raises ValueError
-    where it is no template, or exceeds a limit.
+    Some of the chats say what the template spells, so that it shows if it looks for that in messages. The result keeps
+    the template, which may write tools besides. The begin token is not compared. Raises ValueError where it is no
+    template, or exceeds a limit.
     """
-    chats = (*_CHATS, *_CHATS_WITH_SYSTEM)
+    chats = (*_CHATS, *_CHATS_WITH_SYSTEM, *_CHATS_OF_ONE_ROLE, *_spelled_chats(template))
     results = SANDBOX.render(template, [chat.given(_BEGIN, _END) for chat in chats])
     found = {
         chat: None if isinstance(result, Refusal) else result.removeprefix(_BEGIN)
@@ -70,12 +74,26 @@ def recognise_output(template: str) -> FramedFormat | None:
 def _writes_these(known: FramedFormat, found: Mapping[Chat, str | None]) -> bool:
     """Return True if a format writes the same text for each conversation. None stands for a conversation refused."""
     for chat, text in found.items():
-        if text is None and chat in _CHATS_WITH_SYSTEM and known.folds_system:
+        if text is None and (chat in _CHATS_OF_ONE_ROLE or (chat in _CHATS_WITH_SYSTEM and known.folds_system)):
             continue
         drops_thoughts = known.thinking is not None and not known.thinking.is_on
-        if text != _expected(known, chat) and not (drops_thoughts and _THOUGHT in chat.messages):
+        if text != _expected(known, chat) and not (drops_thoughts and _has_thought(chat)):
             return False
     return True
+
+
+def _has_thought(chat: Chat) -> bool:
+    return any("</think>" in message.content for message in chat.messages)
+
+
+def _spelled_chats(template: str) -> Iterator[Chat]:
+    """Yield chats whose messages are the strings of a template: alone, inside a word, and at both ends of one."""
+    found = dict.fromkeys(_unescaped(string[0][1:-1]) for string in _STRING.finditer(template))
+    strings = [string for string in found if 0 < len(string) <= _LONGEST_STRING][:_MOST_STRINGS]
+    for string, following in zip(strings, [*strings[1:], "z"], strict=False):
+        for said in (string, f"x{string}y", f"{string}x{following}"):
+            ask, reply = Message("user", said), Message("assistant", said)
+            yield Chat((ask, reply, ask, reply))
 
 
 def _expected(known: FramedFormat, chat: Chat) -> str:

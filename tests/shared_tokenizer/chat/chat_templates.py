@@ -118,9 +118,10 @@ LLAMA_3_2 = r"""{{- bos_token }}
     {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
 {%- endif %}
 """
-QWEN_3 = r"""{%- set ns = namespace(last=-1) %}
+QWEN_3 = r"""{%- set ns = namespace(last=messages | length) %}
 {%- for message in messages %}
-    {%- if message.role == 'user' and not message.content.startswith('<tool_response>') %}
+    {%- set said = message.content %}
+    {%- if message.role == 'user' and not (said.startswith('<tool_response>') and said.endswith('</tool_response>')) %}
         {%- set ns.last = loop.index0 %}
     {%- endif %}
 {%- endfor %}
@@ -130,8 +131,8 @@ QWEN_3 = r"""{%- set ns = namespace(last=-1) %}
         {%- set thought = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}
         {%- set content = content.split('</think>')[-1].lstrip('\n') %}
     {%- endif %}
-    {%- if message.role == 'assistant' and loop.index0 > ns.last %}
-        {%- set content = '<think>\n' + thought + '\n</think>\n\n' + content %}
+    {%- if message.role == 'assistant' and loop.index0 > ns.last and (loop.last or thought) %}
+        {%- set content = '<think>\n' + thought + '\n</think>\n\n' + content.lstrip('\n') %}
     {%- endif %}
     {{- '<|im_start|>' + message.role + '\n' + content }}
     {%- for call in message.tool_calls or [] %}
@@ -166,7 +167,9 @@ MISTRAL_V0_3 = r"""{%- set turns = messages %}
 GEMMA_2 = (
     "{{ bos_token }}"
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for message in messages %}{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}"
+    "{% for message in messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('not alternating') }}{% endif %}"
+    "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}"
     "{% set role = message['role'] %}{% endif %}"
     "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
@@ -177,6 +180,9 @@ GEMMA_3 = r"""{{ bos_token }}
     {%- set prefix, messages = messages[0]['content'] + '\n\n', messages[1:] -%}
 {%- endif -%}
 {%- for message in messages -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception('not alternating') }}
+    {%- endif -%}
     {%- set role = 'model' if message['role'] == 'assistant' else 'user' -%}
     {{ '<start_of_turn>' + role + '\n' + (prefix if loop.first else '') }}
     {%- if message['content'] is string -%}

@@ -37,6 +37,7 @@ from tests.shared_tokenizer.chat.chat_templates import (
     MISTRAL,
     MISTRAL_V0_3,
     OTHERS,
+    QWEN_2_5,
     QWEN_3,
     SMOLLM2,
     SMOLLM2_SYSTEM,
@@ -148,9 +149,13 @@ def test_what_is_recognised_writes_the_same(theirs, name: str, monkeypatch) -> N
         ZEPHYR.replace("<|user|>", "<|human|>"),
         CHATML_TEXT + "<tool_call>",
         QWEN_3.replace("loop.index0 > ns.last", "true"),
+        QWEN_3.replace("(loop.last or thought)", "true"),
         LLAMA_3_2.replace("December 2023", "May 2024"),
         GEMMA_3.replace("prefix if loop.first", "prefix if loop.last"),
         MISTRAL_V0_3.replace("| trim", ""),
+        QWEN_3.replace("said.endswith('</tool_response>')", "true"),
+        QWEN_2_5.replace("message['content']", "message['content'].replace('colour', 'color')"),
+        GEMMA_3.replace("| trim", "| trim if 'secret' not in message['content'] else ''"),
     ],
 )
 def test_what_writes_something_else_is_no_known_format(template: str) -> None:

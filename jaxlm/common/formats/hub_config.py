@@ -75,6 +75,9 @@ _FIXED = {
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu2": "relu2"}
 # Other programs do not round the scales of their models.
 _TERNARY: dict[str, Any] = {"linear": "ternary", "scale_dtype": "float32"}
+# Ends of the names of norms.
+_NORMS = ("norm", "_ln")
+_HEAD_SCALE = "lm_head.weight_scale"
 # The sub-norms of 1bitLLM's models. Their linears are ternary, but no key of their config tells it.
 SUB_NORMS_OF_1BITLLM = {
     ".self_attn.inner_attn_ln.weight": ".self_attn.attn_sub_norm.weight",
@@ -115,7 +118,7 @@ def read_hub_config(content: dict[str, Any], tensor_names: Collection[str]) -> H
     quantization = content.get("quantization_config")
     if quantization is None:
         return HubConfig(ModelConfig(**(fields | (_TERNARY if of_1bitllm else {}))), "latent")
-    return _quantized(fields, quantization)
+    return _quantized(fields, quantization, tensor_names)
 
 
 def _fields(content: dict[str, Any], model_type: str) -> dict[str, Any]:
@@ -160,7 +163,7 @@ def _check_window(content: dict[str, Any], model_type: str, max_seq_len: int, nu
         )
 
 
-def _quantized(fields: dict[str, Any], quantization: Any) -> HubConfig:
+def _quantized(fields: dict[str, Any], quantization: Any, tensor_names: Collection[str]) -> HubConfig:
     """Return a model with a quantization_config. A missing key has the default of BitNetQuantConfig in transformers."""
     if not isinstance(quantization, dict):
         raise ValueError(f"config.json: quantization_config: found {quantization!r}, expected an object")
@@ -173,21 +176,26 @@ def _quantized(fields: dict[str, Any], quantization: Any) -> HubConfig:
     linear_norm = quantization.get("use_rms_norm", False)
     if linear_norm:
         _expect("quantization_config rms_norm_eps", quantization.get("rms_norm_eps", 1e-6), fields["norm_eps"])
-    config = ModelConfig(**fields | _TERNARY, linear_norm=linear_norm)
+    # transformers makes a head that the list does not name ternary too.
+    ternary_head = _HEAD_SCALE in tensor_names and not fields["tie_word_embeddings"]
+    config = ModelConfig(**fields | _TERNARY, linear_norm=linear_norm, ternary_head=ternary_head)
     if linear_class == "autobitlinear":
         return HubConfig(config, "latent" if mode == "online" else "packed")
     return HubConfig(config, "packed", inverted_scales=True)
 
 
 def _check_float_modules(names: Any) -> None:
-    """Raise ValueError where the modules that stay floats are not the head, with or without the embedding and norms."""
+    """Raise ValueError where modules that stay floats are others than the head, the embedding and norms.
+
+    They may be named by their paths. Embedding and norms are floats in any case.
+    """
     if names is None:
         return
-    last = [str(name).rpartition(".")[2] for name in names] if isinstance(names, list) else []
-    in_blocks = [name for name in last if name not in ("lm_head", "embed_tokens", "norm")]
-    if "lm_head" not in last or in_blocks:
+    last = [str(name).rpartition(".")[2] for name in names] if isinstance(names, list) else [""]
+    if unknown := [name for name in last if name not in ("lm_head", "embed_tokens") and not name.endswith(_NORMS)]:
         raise ValueError(
-            f"config.json: modules_to_not_convert: found {names!r}, expected ['lm_head'], with or without the embedding"
+            f"config.json: modules_to_not_convert: found {names!r}, expected ['lm_head'], with or without the "
+            f"embedding and norms; {unknown[0]} would be a dense matrix in a ternary block"
         )
 
 

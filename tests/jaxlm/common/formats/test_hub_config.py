@@ -203,6 +203,14 @@ def test_variants_of_bitnet_are_told_apart(content, quantization, kind, inverted
     assert hub.model.sub_norm == (content is BITNET)
 
 
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_a_head_that_is_not_listed_as_floats_is_ternary_where_it_has_a_scale(is_tied):
+    quantization = PACKED | {"modules_to_not_convert": ["model.embed_tokens"]}
+    content = LLAMA | {"quantization_config": quantization, "tie_word_embeddings": is_tied}
+    assert read_hub_config(content, ["lm_head.weight_scale"]).model.ternary_head == (not is_tied)
+    assert not read_hub_config(content, ["lm_head.weight"]).model.ternary_head
+
+
 def test_norms_in_the_linears_need_the_epsilon_of_the_others():
     quantization = PACKED | {"use_rms_norm": True}
     assert read_hub_config(LLAMA | {"quantization_config": quantization}, []).model.linear_norm

@@ -188,7 +188,17 @@ def test_of_one_file_and_an_index_the_file_is_read_as_in_transformers(foreign, c
     assert "read the weights of model.safetensors, as transformers does; not read: model-1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("names", [["lm_head"], ["model.embed_tokens", "lm_head"], ["lm_head", "model.norm"], None])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["lm_head"],
+        ["model.embed_tokens", "lm_head"],
+        ["lm_head", "model.norm", "model.layers.0.input_layernorm"],
+        ["embed_tokens"],
+        [],
+        None,
+    ],
+)
 def test_modules_outside_the_blocks_may_be_listed_as_floats(foreign, names):
     content = json.loads((foreign / CONFIG).read_text())
     quantization = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}

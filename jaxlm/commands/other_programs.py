@@ -28,7 +28,7 @@ def run_elsewhere(directory: Path, token_ids: np.ndarray) -> tuple[str, np.ndarr
     content = read_config(directory)
     if "model_file" in content:
         return run_in_mlx_lm(directory, token_ids)
-    if content.get("model_type") in ("llama", "bitnet") and _is_here("transformers", "torch"):
+    if content.get("model_type") in ("llama", "qwen2", "qwen3", "bitnet") and _is_here("transformers", "torch"):
         return _run_with_transformers(directory, token_ids)
     return None
 
@@ -41,7 +41,9 @@ def _run_with_mlx_lm(directory: Path, token_ids: np.ndarray) -> tuple[str, np.nd
     import mlx.core as mx
     from mlx_lm.utils import load_model
 
-    model, _ = load_model(directory, trust_remote_code=True)
+    model, config = load_model(directory, trust_remote_code=True)
+    if "quantization" in config:
+        model.set_dtype(mx.float32)  # scales of float16 round the activations too, and are slow on CPUs
     return "mlx-lm", np.array(model(mx.array(token_ids)).astype(mx.float32))
 
 

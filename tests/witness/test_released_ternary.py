@@ -202,8 +202,8 @@ def test_a_bonsai_computes_what_transformers_and_mlx_lm_compute(
     assert error is None, error
     # mlx-lm computes in float16, the precision of the files; in float32 the logits are ours.
     stock, _ = mlx_lm.utils.load_model(folder / "mlx")
-    rounded = np.array(stock(mx.array(token_ids)).astype(mx.float32))
-    assert np.abs(rounded - ours).max() < 2.0**-7 * np.abs(ours).max()
+    rounded = np.array(stock(mx.array(token_ids[:, :16])).astype(mx.float32))
+    assert np.abs(rounded - ours[:, :16]).max() < 2.0**-7 * np.abs(ours).max()
     stock.set_dtype(mx.float32)
     np.testing.assert_allclose(np.array(stock(mx.array(token_ids))), ours, atol=DENSE_MAX)
 
@@ -237,13 +237,13 @@ def test_a_bonsai_is_given_back_in_its_own_forms(
         expected = transformers_logits(load_in_transformers(folder / "floats", caplog), token_ids)
         np.testing.assert_array_equal(theirs, expected)
     elif form == "mlx":
-        assert report.logits_by == "mlx-lm"
+        assert report.logits_by == "mlx-lm" and report.logits.max_difference < DENSE_MAX
         assert not (written / "model.py").exists()
         mine, _ = mlx_lm.utils.load_model(written)  # without trust_remote_code
         theirs, _ = mlx_lm.utils.load_model(folder / "mlx")
-        np.testing.assert_array_equal(
-            *(np.array(each(mx.array(token_ids)).astype(mx.float32)) for each in (mine, theirs))
-        )
+        few = mx.array(token_ids[:1, :8])  # float16 takes long on a CPU
+        logits = [np.array(each(few).astype(mx.float32)) for each in (mine, theirs)]
+        np.testing.assert_array_equal(*logits)
 
 
 def test_a_trilm_has_scales_of_blocks_of_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture):

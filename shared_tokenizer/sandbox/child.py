@@ -118,10 +118,11 @@ def render(template: jinja2.Template, chat: dict[str, Any], longest: int) -> dic
 
 
 def answer(
-    request: dict[str, Any], environment: ImmutableSandboxedEnvironment, templates: OrderedDict[str, jinja2.Template]
+    content: bytes, environment: ImmutableSandboxedEnvironment, templates: OrderedDict[str, jinja2.Template]
 ) -> dict[str, Any]:
     """Return the reply to a request: one result per conversation, or what is wrong with the template."""
     try:
+        request = json.loads(content)
         key = request["key"]
         if key not in templates:
             if "template" not in request:
@@ -141,11 +142,12 @@ def answer(
         return {"wrong": f"no template that can be compiled: {type(error).__name__}: {error}"[:LONGEST_MESSAGE]}
 
 
-def main(memory_bytes: int, seconds: float) -> None:
-    """Answer requests until standard input ends."""
+def main(memory_bytes: int, seconds: float, bytes_per_s: float) -> None:
+    """Answer requests until standard input ends: each in its time, and in that to read it."""
     environment, templates = make_environment(), OrderedDict[str, jinja2.Template]()
     for text in (r"{{ 'a\n' ~ 1 | tojson ~ strftime_now('%d') }}", "{{ 1 / 0 }}"):  # imports what rendering needs
-        answer({"key": text, "template": text, "longest": 1, "chats": [{}]}, environment, templates)
+        request = {"key": text, "template": text, "longest": 1, "chats": [{}]}
+        answer(json.dumps(request).encode(), environment, templates)
     limit_process(memory_bytes)
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     reply: dict[str, Any] = {"ready": True}
@@ -156,9 +158,10 @@ def main(memory_bytes: int, seconds: float) -> None:
         head = source.read(4)
         if len(head) < 4:
             return
-        limit_time(seconds)
-        reply = answer(json.loads(source.read(*struct.unpack(">I", head))), environment, templates)
+        (length,) = struct.unpack(">I", head)
+        limit_time(seconds + length / bytes_per_s)
+        reply = answer(source.read(length), environment, templates)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]))
+    main(int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]))

@@ -25,6 +25,8 @@ from typing import Any
 # Of computing for one request, and of waiting for it on a machine that is busy with other things.
 TIME_S = 0.5
 WAIT_S = 1.5
+# A request may also take the time to read it, at this pace.
+BYTES_PER_S = 10_000_000
 MEMORY_BYTES = 512 << 20
 # Characters of one rendering, beside twice those of what it is given.
 LONGEST_OUTPUT = 1 << 20
@@ -78,7 +80,11 @@ class Sandbox:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(struct.pack(">I", len(content)) + content)
                 process.stdin.flush()
-            reply = _receive(process, WAIT_S, 12 * (request["longest"] + 1000) * len(request["chats"]))
+            reply = _receive(
+                process,
+                WAIT_S + 3 * len(content) / BYTES_PER_S,
+                12 * (request["longest"] + 1000) * len(request["chats"]),
+            )
         except BaseException:
             self._end()
             raise
@@ -116,7 +122,7 @@ def _start_process() -> "subprocess.Popen[bytes]":
     child = Path(__file__).with_name("child.py")
     code = f"import runpy, sys; sys.path += {sorted(folders)}; runpy.run_path({str(child)!r}, run_name='__main__')"
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", code, str(MEMORY_BYTES), str(TIME_S)],
+        [sys.executable, "-I", "-S", "-c", code, *map(str, (MEMORY_BYTES, TIME_S, BYTES_PER_S))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -141,9 +147,10 @@ def _receive(process: "subprocess.Popen[bytes]", seconds: float, most: int) -> d
     """Return a reply. Raises ValueError where it does not come in time, is too long, or the process ends."""
     assert process.stdout is not None
     deadline, content, length = time.monotonic() + seconds, b"", 4
+    waiting = select.poll()  # unlike select, for any number of open files
+    waiting.register(process.stdout, select.POLLIN)
     while len(content) < length:
-        ready = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]
-        if not ready:
+        if not waiting.poll(1000 * max(0.0, deadline - time.monotonic())):
             raise _exceeded("time")
         chunk = os.read(process.stdout.fileno(), 1 << 20)
         if not chunk:

@@ -91,6 +91,11 @@ def test_templates_that_are_refused(sandbox: Sandbox, template: str, message: st
     assert rendered(sandbox, "{{ messages[0].content }}") == "Hi"
 
 
+def test_a_long_conversation_has_the_time_that_it_takes_to_read(sandbox: Sandbox) -> None:
+    text = "\u00e9" * 5_000_000
+    assert rendered(sandbox, "{{ said }}", said=text) == text
+
+
 def test_the_limit_on_time_starts_anew_with_each_request(sandbox: Sandbox) -> None:
     started = time.monotonic()
     while time.monotonic() - started < 1.5 * TIME_S:

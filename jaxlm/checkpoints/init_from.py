@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from shared_tokenizer.manifest import MANIFEST
 # Fields that may differ. Those of the first set do not change the function that the weights compute.
 _UNRELATED = {"max_seq_len", "initializer_range", "embedding_range", "bos_id", "eos_id", "pad_id"}
 # Those of the second set change how latent weights are quantized: a ternary model may start from a dense one.
-_QUANTIZATION = {"linear", "embedding", "ternary_head", "scale_dtype"}
+_QUANTIZATION = {"linear", "embedding", "ternary_head", "scale_dtype", "scale_per", "activation_bits"}
 
 
 def open_initial(path: Path, config: ModelConfig, log: Callable[[str], None]) -> Artifact:
@@ -46,7 +47,7 @@ def open_initial(path: Path, config: ModelConfig, log: Callable[[str], None]) ->
 
 
 def _flag_value(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return shlex.quote(value if isinstance(value, str) else json.dumps(value))
 
 
 def initial_fingerprint(path: Path) -> str:

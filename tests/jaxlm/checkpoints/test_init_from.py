@@ -7,6 +7,7 @@ import pytest
 from jaxlm.checkpoints.init_from import open_initial
 from jaxlm.checkpoints.weights import artifact_params
 from jaxlm.common.artifact.artifact import load_artifact
+from tests.conftest import LINEAR
 from tests.golden.golden_models import write_golden_artifact
 
 
@@ -24,6 +25,13 @@ def test_a_ternary_model_starts_from_a_dense_one_with_a_line_in_the_log(dense, t
     assert logged == ["init_from: the weights are of a model with linear dense; this run trains with ternary"]
 
 
+def test_its_scales_and_activations_may_be_of_another_form(dense, tiny_config):
+    logged = []
+    grouped = dataclasses.replace(tiny_config, scale_per="group:32", activation_bits=None)
+    open_initial(dense, grouped, logged.append)
+    assert [line.rpartition(" ")[2] for line in logged] == ["ternary", "group:32", "None"]
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -34,6 +42,7 @@ def test_a_ternary_model_starts_from_a_dense_one_with_a_line_in_the_log(dense, t
         ),
         ({"num_heads": 2, "num_kv_heads": 1, "head_dim": 16}, "num_heads 4 .*num_kv_heads 2 .*head_dim 8"),
         ({"num_layers": 4}, "num_layers 2"),
+        ({"qk_norm": True, "rope_scaling": LINEAR}, "rope_scaling None .*, qk_norm False .*--model.rope_scaling null"),
     ],
 )
 def test_weights_that_would_mean_something_else_are_refused(dense, tiny_config, changed, message):

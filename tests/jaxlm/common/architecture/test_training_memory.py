@@ -12,7 +12,7 @@ from jaxlm.training.optimizer import make_optimizer
 from jaxlm.training.train_step import init_state
 
 
-@pytest.mark.parametrize("name", ["bitnet-700m", "mmfree-tiny"])
+@pytest.mark.parametrize("name", ["bitnet-700m", "mmfree-tiny", "qwen3-0.6b", "qwen2.5-0.5b"])
 def test_the_state_is_that_of_the_trainer(name):
     config = preset(name)
     memory = training_memory(config, 1, 1, activation_bytes=4)

@@ -48,11 +48,15 @@ Part: TypeAlias = str | Marker | Edge
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a conversation: whether the assistant writes its tokens, and whether they are in the loss mask."""
+    """A part of a conversation: whether the assistant writes its tokens, and whether they are in the loss mask.
+
+    Adjacent texts are encoded as one, except where one `stands_apart` and the other does not.
+    """
 
     part: Part
     by_assistant: bool = False
     in_loss: bool = False
+    stands_apart: bool = False
 
 
 class ChatFormat(ABC):

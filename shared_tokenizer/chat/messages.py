@@ -73,7 +73,8 @@ def _encode(pieces: Sequence[Piece], tokenizer: Tokenizer, chat_format: ChatForm
     # Adjacent texts of one writer are encoded as one text, as transformers does it. The assistant's stay apart from its
     # header also where they are not learned: the ids are those of the answer that was generated.
     for (is_text, *_), run in groupby(
-        written, key=lambda part: (isinstance(part[0], str), part[1].by_assistant, part[1].in_loss)
+        written,
+        key=lambda part: (isinstance(part[0], str), part[1].by_assistant, part[1].in_loss, part[1].stands_apart),
     ):
         parts, found = zip(*run, strict=True)
         text = "".join(map(str, parts))

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from weakref import WeakKeyDictionary
 
 from shared_tokenizer.chat.chat_format import ChatFormat, Edge, Marker, Message, Part, Piece
@@ -19,6 +19,8 @@ from shared_tokenizer.sandbox.sandbox import WAY_OUT
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 _EXCHANGE = (Message("user", "a"), Message("assistant", "a"))
+# What a token of a template looks like where nothing else tells it.
+_TOKEN = re.compile(r"<[^<>\s]{1,60}>|\[/?[A-Z_]{2,30}\]")
 # Of each tokenizer in use: finds its special tokens, and the marks of the begin and end token.
 _token_patterns: WeakKeyDictionary[Tokenizer, re.Pattern[str]] = WeakKeyDictionary()
 
@@ -126,9 +128,12 @@ class TemplateFormat(ChatFormat):
             yield from ((Piece(part), None) for part in parts)
             if after is None:
                 return
-            by_assistant, learned = messages[after].role == "assistant", messages[after].learned
-            for part in (*self._parts(lead, tokenizer), messages[after].content):
-                yield Piece(part, by_assistant, by_assistant and learned), None
+            content, learned = messages[after].content, messages[after].learned
+            if messages[after].role == "assistant":
+                yield from ((Piece(part, True, learned), None) for part in (*self._parts(lead, tokenizer), content))
+            else:
+                cut = _cut_at(_written_tokens(skeleton.gaps, tokenizer), content)
+                yield from ((Piece(part, stands_apart=count % 2 == 1), None) for count, part in enumerate(cut))
             before = after
 
     def _lead(self, skeleton: Skeleton, place: int, prompt: Skeleton) -> str:
@@ -159,6 +164,27 @@ class TemplateFormat(ChatFormat):
                 yield edges.get(part) or Marker(part)
             elif part:
                 yield part
+
+
+@lru_cache(maxsize=1000)
+def _written_tokens(gaps: tuple[str, ...], tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Return the tokens that a template spells and the tokenizer also finds in texts, as it does not call them special.
+
+    In a message of the user or the system they have to stay letters.
+    """
+    spelled = {token for gap in gaps for token in _TOKEN.findall(gap)} - set(tokenizer.special_tokens)
+    return tuple(
+        token
+        for token in spelled
+        if any(tokenizer.pieces[number] == token.encode() for number in tokenizer.encode(token))
+    )
+
+
+def _cut_at(tokens: Sequence[str], text: str) -> Sequence[str]:
+    """Return a text in parts, with a cut after the first character of each token."""
+    if not any(token in text for token in tokens):
+        return (text,)
+    return re.split("|".join(f"(?<={re.escape(token[0])})(?={re.escape(token[1:])})" for token in tokens), text)
 
 
 def _token_pattern(tokenizer: Tokenizer) -> re.Pattern[str]:

@@ -1,5 +1,6 @@
 """Any chat template as a format: what it writes, what it changes, and where answers are."""
 
+import json
 import pickle
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from shared_tokenizer.chat.messages import Message, encode_chat, encode_generati
 from shared_tokenizer.chat.reply_stream import ReplyStream
 from shared_tokenizer.chat.template import chat_format_of
 from shared_tokenizer.chat.template_format import TemplateFormat
+from shared_tokenizer.load import load_tokenizer
 from shared_tokenizer.sandbox.child import make_environment
 from tests.shared_tokenizer.chat.chat_templates import PROGRAMS
 from tests.shared_tokenizer.chat.chat_tokenizers import CHAT, CONTROL, Bytes, SpacedBytes, shown, their_ids
@@ -100,6 +102,25 @@ def test_no_message_writes_a_control_token(contents: list[str]) -> None:
     assert [i for i in encoded.ids if i >= 256] == [i for i in other.ids if i >= 256]
     learned = bytes(i for i, chosen in zip(encoded.ids, encoded.loss_mask, strict=True) if chosen and i < 256)
     assert learned.decode() == "".join(contents[1::2])
+
+
+@pytest.mark.parametrize("kind", ["bpe", "line ends"])
+def test_a_token_that_is_not_called_special_stays_letters_in_a_question(tmp_path, theirs, kind: str) -> None:
+    """Write the tokens that a template spells as tokens, and as letters where a user or the system says them."""
+    theirs[kind, "chatml"][0].save(tmp_path)
+    (tmp_path / "tokenizer.model").unlink(missing_ok=True)
+    definition = json.loads((tmp_path / "tokenizer.json").read_text())
+    size = theirs[kind, "chatml"][0].vocab_size
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    definition["added_tokens"].append({"id": size, "content": "<|user|>", **flags})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    tokenizer = load_tokenizer(tmp_path)
+    assert size in tokenizer.encode("a<|user|>b") and "<|user|>" not in tokenizer.special_tokens
+    chat_format = TemplateFormat(OWN.replace("'<|start_header_id|>' + message.role +", "'<|' + message.role + '|>' +"))
+    chat = [Message("user", "a<|user|>b<|user|>"), Message("assistant", "c")]
+    encoded = encode_chat(chat, tokenizer, chat_format)
+    assert encoded.ids.count(size) == 1
+    assert "<|user|>a<|user|>b<|user|>" in tokenizer.decode(encoded.ids)
 
 
 LOOKED_AT = st.sampled_from(["</think>", "<think>", "<tool_response>", "\n", " ", "a", "</tool_response>", "</s>"])

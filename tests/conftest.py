@@ -105,6 +105,8 @@ def flipped_bit(files: Sequence[Path], rng: np.random.Generator) -> Iterator[Pat
     path.write_bytes(whole)
 
 
+# For max_seq_len up to 320, which some tests need.
+LONGROPE = RopeScaling(type="longrope", original_max_seq_len=320, factors=(1.0, 1.5, 2.0, 3.0))
 LINEAR = RopeScaling(type="linear", factor=2.0)
 LLAMA3 = RopeScaling(type="llama3", factor=8.0, original_max_seq_len=32)
 YARN = RopeScaling(type="yarn", factor=4.0, original_max_seq_len=16, beta_fast=4.0)
@@ -130,6 +132,14 @@ VARIANTS = {
     # A Qwen2 and a Qwen3 in ternary, and a dense Llama 3 whose head_dim is free.
     "attention_bias": {"attention_bias": True, "sub_norm": False, "rope_scaling": LINEAR},
     "qk_norm": {"qk_norm": True, "sub_norm": False, "head_dim": 16, "rope_scaling": YARN},
+    # A ternary MiniCPM.
+    "multipliers": {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.7,
+        "logit_multiplier": 0.5,
+        "sub_norm": False,
+        "rope_scaling": LONGROPE,
+    },
     "dense_llama3": {"linear": "dense", "activation": "gelu", "rope_theta": 500.0, "rope_scaling": LLAMA3},
     "ternary_embedding": {"embedding": "ternary"},
     "scales_by_group": {

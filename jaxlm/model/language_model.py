@@ -73,8 +73,8 @@ class Block(nn.Module):
         else:
             assert lower_bound is not None
             mixed, cache = self.mlgru(normed, context, cache, layer, lower_bound)
-        x = x + mixed
-        x = x + self.mlp(self.post_attention_layernorm(x))
+        x = x + _times(self.config.residual_multiplier, mixed)
+        x = x + _times(self.config.residual_multiplier, self.mlp(self.post_attention_layernorm(x)))
         return constrain(x, "batch", None, None), cache
 
 
@@ -106,6 +106,10 @@ class PatternOfBlocks(nn.Module):
             if cache is not None:
                 caches[name] = written
         return x, None if cache is None else caches
+
+
+def _times(factor: float, x: Hidden) -> Hidden:
+    return x if factor == 1 else x * factor
 
 
 def _scanned(module: nn.Module, carried: tuple[Hidden, Any], layer: Any, lower_bound: Any, context: Context) -> Any:
@@ -183,7 +187,8 @@ class LanguageModel(nn.Module):
         is_document_start = positions == 0
         if segment_ids is not None:
             is_document_start |= jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0
-        x = constrain(self._table()[token_ids].astype(self.dtype), "batch", None, None)
+        x = _times(self.config.embedding_multiplier, self._table()[token_ids].astype(self.dtype))
+        x = constrain(x, "batch", None, None)
         return x, self._bounds(), Context(positions, is_document_start, segment_ids, attention=self.attention)
 
     def blocks(self, x: Hidden, lower_bounds: jax.Array | None, context: Context) -> Hidden:
@@ -216,7 +221,7 @@ class LanguageModel(nn.Module):
         return self._head_operands(self.hidden(token_ids, positions, segment_ids))
 
     def _head_operands(self, x: Hidden) -> tuple[Hidden, jax.Array | TernaryWeight]:
-        x = self.norm(x)
+        x = _times(self.config.logit_multiplier, self.norm(x))
         if self.config.tie_word_embeddings:
             return x, self._table()
         operands: Any = self.lm_head.operands(x)
@@ -235,7 +240,8 @@ class LanguageModel(nn.Module):
         ValueError where the cache belongs to another model.
         """
         _check_cache(self.config, token_ids.shape[0], cache)
-        x = self.embed_tokens()[token_ids].astype(self.dtype)  # not on a mesh: no sharding to constrain
+        # Not on a mesh: no sharding to constrain.
+        x = _times(self.config.embedding_multiplier, self.embed_tokens()[token_ids].astype(self.dtype))
         is_valid_token = jnp.arange(token_ids.shape[1])[None] <= last[:, None]
         context = Context(positions, positions == 0, is_valid_token=is_valid_token)
         # The cache is carried from layer to layer, so XLA writes it in place; per-layer inputs and outputs are copied.

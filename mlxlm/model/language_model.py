@@ -30,6 +30,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, token_mixer: str):
         super().__init__()
+        self._multiplier = config.residual_multiplier
         self.input_layernorm = nn.RMSNorm(config.hidden_size, config.norm_eps)
         if token_mixer == "attention":
             self.self_attn = Attention(config)
@@ -49,10 +50,16 @@ class Block(nn.Module):
         """Return the block's output; `mask` is that of its token mixer, and only MLGRU has a lower bound."""
         normed = self.input_layernorm(x)
         if lower_bound is None:
-            x = x + self.self_attn(normed, mask, cache)
+            mixed = self.self_attn(normed, mask, cache)
         else:
-            x = x + self.mlgru(normed, lower_bound, mask, cache, is_document_start)
-        return x + self.mlp(self.post_attention_layernorm(x))
+            mixed = self.mlgru(normed, lower_bound, mask, cache, is_document_start)
+        x = x + times(self._multiplier, mixed)
+        return x + times(self._multiplier, self.mlp(self.post_attention_layernorm(x)))
+
+
+def times(factor: float, x: mx.array) -> mx.array:
+    """Return x times a factor of the config, or x itself where it is 1."""
+    return x if factor == 1 else x * factor
 
 
 class LowerBounds(nn.Module):
@@ -99,7 +106,7 @@ class LanguageModel(nn.Module):
         Positions of different segments do not attend to each other. Raises ValueError if the cache belongs to another
         model.
         """
-        x = self.embed_tokens(inputs)
+        x = times(self.config.embedding_multiplier, self.embed_tokens(inputs))
         caches = cache or [None] * len(self.layers)
         self._check_caches(caches)
         bounds = iter(self.lower_bounds() if "lower_bounds" in self else [])
@@ -112,7 +119,7 @@ class LanguageModel(nn.Module):
 
     def head(self, x: HeadInputs) -> HeadOutputs:
         """Return the logits `[..., V]`, float32, of outputs `[..., D]` of the last block."""
-        x = self.norm(x)
+        x = times(self.config.logit_multiplier, self.norm(x))
         logits = self.lm_head(x) if "lm_head" in self else self.embed_tokens.attend(x)
         return logits.astype(mx.float32)
 

@@ -1,6 +1,7 @@
 """Dense families of transformers with random weights: read here, run in JAX and MLX, and written back for others."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from mlx.utils import tree_flatten
+from mlx_lm.models import minicpm
 
 import jaxlm.generate
 import jaxlm.load
@@ -125,3 +128,26 @@ def test_a_ternary_model_of_the_family_is_that_of_transformers(
     expected = transformers_logits(load_in_transformers(tmp_path / "ours", caplog), token_ids)
     error = parity_error(np.asarray(model.apply({"params": params}, token_ids)), expected, is_ternary=True)
     assert error is None, error
+
+
+def test_a_minicpm_is_that_of_mlx_lm(tmp_path: Path):
+    """transformers has no class for it. mlx-lm does not multiply the logits of a tied head, so this one is untied."""
+    content = {key: value for key, value in FAMILY_SIZES.items() if key not in ("rope_parameters", "initializer_range")}
+    content |= {"model_type": "minicpm", "rms_norm_eps": 1e-6, "rope_theta": 500.0, "tie_word_embeddings": False}
+    content |= {"scale_emb": 3, "scale_depth": 1.4, "dim_model_base": 16}
+    theirs = minicpm.Model(minicpm.ModelArgs.from_dict(content))
+    rng = np.random.default_rng(0)
+    weights = {
+        name: mx.array((rng.standard_normal(array.shape) * 0.2 + name.endswith("norm.weight")).astype(np.float32))
+        for name, array in tree_flatten(theirs.parameters())
+    }
+    theirs.load_weights(list(weights.items()))
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), weights)
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    model, params, _ = jaxlm.load.load_model(tmp_path)
+    in_mlx, _ = mlxlm.load.load_model(tmp_path)
+    token_ids = golden_token_ids(model.config, 2, LENGTH)
+    expected = np.array(theirs(mx.array(token_ids)))
+    for found in (np.asarray(model.apply({"params": params}, token_ids)), np.array(in_mlx(mx.array(token_ids)))):
+        error = parity_error(found, expected, is_ternary=False)
+        assert error is None, error

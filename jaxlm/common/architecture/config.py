@@ -20,8 +20,10 @@ _WITHOUT_ATTENTION = {
     "qk_norm": False,
     "attention_bias": False,
 }
+MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "logit_multiplier")
 # Fields that files of version 0.1.0 do not have. A file holds them only where they are not at their default.
-LATER_FIELDS = ("rope_scaling", "qk_norm", "attention_bias", "scale_per", "activation_bits")
+LATER_FIELDS = ("rope_scaling", "qk_norm", "attention_bias", "scale_per", "activation_bits", *MULTIPLIERS)
+_FLOATS = ("rope_theta", "norm_eps", "initializer_range", "embedding_range", *MULTIPLIERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +58,18 @@ class ModelConfig:
     rope_theta: float = DEFAULT_THETA
     """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None
-    """Scaling of the rotary frequencies for long sequences: an object with type (linear, llama3 or yarn), factor and
-    the fields of that type."""
+    """Scaling of the rotary frequencies for long sequences: an object with type (linear, llama3, yarn or longrope),
+    factor and the fields of that type."""
     qk_norm: bool = False
     """RMSNorm of every query and key head, before the rotary positions (Qwen3)."""
     attention_bias: bool = False
     """Biases of the query, key and value projections (Qwen2)."""
+    embedding_multiplier: float = 1.0
+    """Factor of the embeddings (MiniCPM's scale_emb)."""
+    residual_multiplier: float = 1.0
+    """Factor of every output that is added to the residual stream (MiniCPM's scale_depth / sqrt(num_layers))."""
+    logit_multiplier: float = 1.0
+    """Factor of the last hidden states, so of the logits (MiniCPM's dim_model_base / hidden_size)."""
     norm_eps: float = 1e-5
     """Epsilon of every RMSNorm."""
     activation: Literal["silu", "gelu", "relu2"] = "silu"
@@ -107,7 +115,7 @@ class ModelConfig:
             object.__setattr__(self, "rope_scaling", rope_scaling_from_dict(self.rope_scaling))
         self._check_types()
         self._check_pattern()
-        for name in ("rope_theta", "norm_eps", "initializer_range", "embedding_range"):
+        for name in _FLOATS:
             object.__setattr__(self, name, float(getattr(self, name)))  # transformers refuses an int here
         if self.head_dim == 0 and self.num_heads > 0:
             if self.hidden_size % self.num_heads:
@@ -156,8 +164,8 @@ class ModelConfig:
                 raise ValueError(
                     f"head_dim: found {self.head_dim}, expected an even number (rotary embeddings rotate pairs)"
                 )
-            if self.rope_scaling is not None and self.rope_theta <= 1:
-                raise ValueError(f"rope_theta: found {self.rope_theta}, expected more than 1 with rope_scaling")
+            if self.rope_scaling is not None:
+                self.rope_scaling.check_fits(self.head_dim, self.rope_theta, self.max_seq_len)
             return
         for name, unset in _WITHOUT_ATTENTION.items():
             if getattr(self, name) != unset:
@@ -174,10 +182,7 @@ class ModelConfig:
             "intermediate_size",
             "num_layers",
             "max_seq_len",
-            "rope_theta",
-            "norm_eps",
-            "initializer_range",
-            "embedding_range",
+            *_FLOATS,
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected more than 0")
@@ -231,6 +236,11 @@ class ModelConfig:
     def has_attention(self) -> bool:
         """True if any layer is attention."""
         return "attention" in self.token_mixer
+
+    @property
+    def has_multipliers(self) -> bool:
+        """True if embeddings, residuals or logits are multiplied."""
+        return any(getattr(self, name) != 1 for name in MULTIPLIERS)
 
     @property
     def num_repeats(self) -> int:

@@ -5,11 +5,12 @@ that no program takes it for another model. Fields without a Hugging Face key ar
 format version.
 """
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 from jaxlm.common.architecture import mmfreelm
-from jaxlm.common.architecture.config import ModelConfig, config_from_dict, recorded_fields
+from jaxlm.common.architecture.config import MULTIPLIERS, ModelConfig, config_from_dict, recorded_fields
 from jaxlm.common.architecture.hf_rope import to_hf_rope
 from jaxlm.common.architecture.mmfreelm import is_mmfreelm
 from jaxlm.common.architecture.parameters import Kind
@@ -50,6 +51,7 @@ OWN_KEYS = (
     "attention_bias",
     "scale_per",
     "activation_bits",
+    *MULTIPLIERS,
 )
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -72,7 +74,7 @@ def hf_model_type(config: ModelConfig) -> str:
         return mmfreelm.MODEL_TYPE
     if config.num_mlgru_layers or config.fused_gate or config.embedding != "float" or config.ternary_head:
         return "jaxlm"
-    if not is_bitnet_form(config):
+    if not is_bitnet_form(config) or config.has_multipliers:
         return "jaxlm"
     heads_fill_hidden = config.num_heads * config.head_dim == config.hidden_size
     fits = {
@@ -120,7 +122,7 @@ def to_hf_config(config: ModelConfig, kind: Kind, float_dtype: str) -> dict[str,
 
 def own_object(config: ModelConfig, kind: Kind) -> dict[str, Any]:
     """Return the object `jaxlm` of a config.json: the fields without a Hugging Face key."""
-    recorded = recorded_fields(config) | {"token_mixer": list(config.token_mixer)}
+    recorded = json.loads(json.dumps(recorded_fields(config)))  # tuples become lists, as in the file
     own = {field: recorded[field] for field in OWN_KEYS if field in recorded}
     return {"format_version": FORMAT_VERSION, "kind": kind, **own}
 

@@ -17,15 +17,28 @@ _KEYS = {
     "beta_fast": "beta_fast",
     "attention_factor": "attention_factor",
     "truncate": "truncate",
+    "factors": "short_factor",
 }
+# Of texts beyond the original length, which our models do not read.
+_LONG = "long_factor"
 _ORIGINAL = "original_max_position_embeddings"
 _TYPE_KEYS = ("rope_type", "type")
-_SHARED_KEYS = (*_TYPE_KEYS, "rope_theta", "partial_rotary_factor", "factor")
+_SHARED_KEYS = (*_TYPE_KEYS, "rope_theta", "partial_rotary_factor")
 # Keys of each type next to the shared ones.
 _TYPES: dict[str, tuple[str, ...]] = {
-    "linear": (),
-    "llama3": (_ORIGINAL, "low_freq_factor", "high_freq_factor"),
-    "yarn": (_ORIGINAL, "beta_slow", "beta_fast", "attention_factor", "truncate", "mscale", "mscale_all_dim"),
+    "linear": ("factor",),
+    "llama3": ("factor", _ORIGINAL, "low_freq_factor", "high_freq_factor"),
+    "yarn": (
+        "factor",
+        _ORIGINAL,
+        "beta_slow",
+        "beta_fast",
+        "attention_factor",
+        "truncate",
+        "mscale",
+        "mscale_all_dim",
+    ),
+    "longrope": (_ORIGINAL, "short_factor", _LONG),
 }
 
 
@@ -37,6 +50,9 @@ def to_hf_rope(scaling: RopeScaling) -> dict[str, Any]:
         is_usual = (field, value) in (("truncate", True), ("attention_factor", scaling.usual_attention_factor))
         if value is not None and not is_usual:
             found[key] = value
+    if scaling.factors is not None:
+        del found["factor"]
+        found |= {"short_factor": list(scaling.factors), _LONG: list(scaling.factors)}
     return found
 
 
@@ -53,7 +69,7 @@ def from_hf_rope(content: Mapping[str, Any], max_seq_len: int) -> tuple[float | 
     kind = next((rope[key] for key in _TYPE_KEYS if rope.get(key) is not None), "default")
     if kind != "default" and kind not in _TYPES:
         raise ValueError(f"config.json: {name} rope_type: found {kind!r}, expected default, {', '.join(_TYPES)}")
-    known = (*_SHARED_KEYS, *_TYPES[kind]) if kind != "default" else _SHARED_KEYS[:-1]
+    known = (*_SHARED_KEYS, *_TYPES.get(kind, ()))
     if unknown := [key for key in sorted(rope) if key not in known]:
         raise ValueError(f"config.json: {name}: unknown key {unknown[0]!r} with rope_type {kind!r}")
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
@@ -69,6 +85,11 @@ def from_hf_rope(content: Mapping[str, Any], max_seq_len: int) -> tuple[float | 
         fields["original_max_seq_len"] = original
         if kind == "yarn" and fields["factor"] is None:
             fields["factor"] = max_seq_len / original
+        if kind == "longrope" and max_seq_len != original:
+            raise ValueError(
+                f"config.json: max_position_embeddings: found {max_seq_len}, expected {original}, "
+                f"{_ORIGINAL} of longrope, whose frequencies change with the length of a text beyond it"
+            )
     try:
         _check_numbers(rope)
         factor, mscale, mscale_all_dim = fields["factor"], rope.get("mscale"), rope.get("mscale_all_dim")

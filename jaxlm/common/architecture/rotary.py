@@ -22,7 +22,9 @@ _FIELDS: dict[str, dict[str, Any]] = {
         "attention_factor": None,
         "truncate": True,
     },
+    "longrope": {"original_max_seq_len": _REQUIRED, "factors": _REQUIRED},
 }
+_OF_EVERY_TYPE = ("type", "factor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +34,16 @@ class RopeScaling:
     Raises ValueError on construction where a field is missing, out of range, or belongs to another type.
     """
 
-    type: Literal["linear", "llama3", "yarn"]
+    type: Literal["linear", "llama3", "yarn", "longrope"]
     """linear: all frequencies are divided by `factor` (arXiv 2306.15595). llama3: the low ones (arXiv 2407.21783).
-    yarn: the low ones, and cosines and sines grow (arXiv 2309.00071)."""
-    factor: float
-    """Divisor of frequencies, at least 1."""
+    yarn: the low ones, and cosines and sines grow (arXiv 2309.00071). longrope: each by a factor of its own (arXiv
+    2402.13753), here up to the original length only, beyond which its factors change with the text."""
+    factor: float = 1.0
+    """Divisor of frequencies, at least 1 (all but longrope)."""
     original_max_seq_len: int | None = None
-    """Longest sequence before the scaling, in tokens. A frequency makes so many turns in it (llama3, yarn)."""
+    """Longest sequence before the scaling, in tokens. A frequency makes so many turns in it (all but linear)."""
+    factors: tuple[float, ...] | None = None
+    """Divisor of each frequency (longrope)."""
     low_freq_factor: float | None = None
     """Frequencies of fewer turns are divided; 1 by default (llama3)."""
     high_freq_factor: float | None = None
@@ -62,8 +67,10 @@ class RopeScaling:
                 if own[name] is _REQUIRED:
                     raise ValueError(f"rope_scaling {name}: not given, type {self.type!r} needs it")
                 object.__setattr__(self, name, own[name])
-            elif name not in (*own, "type", "factor") and value is not None:
+            elif name not in (*own, *_OF_EVERY_TYPE) and value is not None:
                 raise ValueError(f"rope_scaling {name}: found {value!r}, but type {self.type!r} has no such field")
+        if isinstance(self.factors, list):
+            object.__setattr__(self, "factors", tuple(self.factors))
         self._check_numbers()
         if self.type == "yarn" and self.attention_factor is None:
             object.__setattr__(self, "attention_factor", self.usual_attention_factor)
@@ -77,19 +84,34 @@ class RopeScaling:
                 fits, expected = isinstance(value, bool), "true or false"
             elif name == "original_max_seq_len":
                 fits, expected = type(value) is int and value > 0, "an integer above 0"
+            elif name == "factors":
+                fits, expected = isinstance(value, tuple) and all(map(_is_positive, value)), "numbers above 0"
+            elif name == "factor":
+                fits, expected = _is_positive(value) and value >= 1, "a number of at least 1"
             else:
-                is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-                fits, expected = is_number and value > 0, "a number above 0"
-                if name == "factor":
-                    fits, expected = is_number and value >= 1, "a number of at least 1"
+                fits, expected = _is_positive(value), "a number above 0"
             if not fits:
                 raise ValueError(f"rope_scaling {name}: found {value!r}, expected {expected}")
-            if name not in ("truncate", "original_max_seq_len"):
+            if isinstance(value, int) and name not in ("truncate", "original_max_seq_len"):
                 object.__setattr__(self, name, float(value))
         for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
             below, above = getattr(self, low), getattr(self, high)
             if below is not None and above <= below:
                 raise ValueError(f"rope_scaling {high}: found {above}, expected more than {low} {below}")
+
+    def check_fits(self, head_dim: int, theta: float, max_seq_len: int) -> None:
+        """Raise ValueError where the scaling cannot be that of a model of these fields."""
+        if theta <= 1:
+            raise ValueError(f"rope_theta: found {theta}, expected more than 1 with rope_scaling")
+        if self.factors is None or self.original_max_seq_len is None:
+            return
+        if len(self.factors) != head_dim // 2:
+            raise ValueError(f"rope_scaling factors: found {len(self.factors)}, expected {head_dim // 2}, half a head")
+        if max_seq_len > self.original_max_seq_len:
+            raise ValueError(
+                f"max_seq_len: found {max_seq_len}, expected at most rope_scaling's original_max_seq_len "
+                f"{self.original_max_seq_len}; longrope takes other factors for texts beyond it"
+            )
 
     @property
     def usual_attention_factor(self) -> float:
@@ -102,9 +124,10 @@ def rope_scaling_from_dict(content: Mapping[str, Any]) -> RopeScaling:
     known = [field.name for field in fields(RopeScaling)]
     if unknown := sorted(set(content) - set(known)):
         raise ValueError(f"rope_scaling: unknown {', '.join(unknown)}; known are {', '.join(known)}")
-    if missing := [name for name in ("type", "factor") if content.get(name) is None]:
+    needed = ["type"] if content.get("type") == "longrope" else ["type", "factor"]
+    if missing := [name for name in needed if content.get(name) is None]:
         raise ValueError(f"rope_scaling: missing {', '.join(missing)}")
-    return RopeScaling(**content)
+    return RopeScaling(**{name: value for name, value in content.items() if value is not None})
 
 
 def rotary_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
@@ -112,6 +135,8 @@ def rotary_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None 
     plain = float(theta) ** (-np.arange(0, head_dim, 2) / head_dim)
     if scaling is None:
         return plain
+    if scaling.factors is not None:
+        return plain / np.array(scaling.factors)
     share = _share_that_stays(plain, theta, scaling)
     return plain * share + plain / scaling.factor * (1 - share)
 
@@ -119,6 +144,10 @@ def rotary_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None 
 def rotary_attention_factor(scaling: RopeScaling | None) -> float:
     """Return the factor of the cosines and sines."""
     return 1.0 if scaling is None or scaling.attention_factor is None else scaling.attention_factor
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
 def _share_that_stays(plain: np.ndarray, theta: float, scaling: RopeScaling) -> np.ndarray:

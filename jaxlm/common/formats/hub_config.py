@@ -52,6 +52,17 @@ _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "qwen2": _QWEN,
     "qwen3": _QWEN | {"head_dim": 128},
+    # Not a class of transformers: the defaults are those of the program that comes with its models.
+    "minicpm": {
+        "num_key_value_heads": None,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.1,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
     "bitnet": {
         "num_key_value_heads": 5,
         "hidden_act": "relu2",
@@ -100,7 +111,7 @@ def read_hub_config(content: dict[str, Any], tensor_names: Collection[str]) -> H
 
     Raises ValueError naming the key, the value found and the value expected.
     """
-    model_type: Any = content.get("model_type")
+    model_type = _model_type(content)
     _expect("model_type", model_type, *MODEL_TYPES)
     if model_type == mmfreelm.MODEL_TYPE:
         return HubConfig(mmfreelm.from_released(content), "latent")
@@ -114,11 +125,19 @@ def read_hub_config(content: dict[str, Any], tensor_names: Collection[str]) -> H
     of_1bitllm = has_1bitllm_norms or content.get("weight_bits") is not None
     fields = _fields(content, model_type)
     fields["sub_norm"] = model_type == "bitnet" or of_1bitllm
+    if model_type == "minicpm":
+        fields |= _minicpm_multipliers(content)
     _check_window(content, model_type, fields["max_seq_len"], fields["num_layers"])
     quantization = content.get("quantization_config")
     if quantization is None:
         return HubConfig(ModelConfig(**(fields | (_TERNARY if of_1bitllm else {}))), "latent")
     return _quantized(fields, quantization, tensor_names)
+
+
+def _model_type(content: dict[str, Any]) -> Any:
+    """Return the model type, which some MiniCPM leave to the name of their class."""
+    is_minicpm = "model_type" not in content and content.get("architectures") == ["MiniCPMForCausalLM"]
+    return "minicpm" if is_minicpm else content.get("model_type")
 
 
 def _fields(content: dict[str, Any], model_type: str) -> dict[str, Any]:
@@ -141,6 +160,21 @@ def _fields(content: dict[str, Any], model_type: str) -> dict[str, Any]:
     if isinstance(fields["eos_id"], list):  # several tokens end a turn; the first one ends a document
         fields["eos_id"] = fields["eos_id"][0] if fields["eos_id"] else None
     return fields
+
+
+def _minicpm_multipliers(content: dict[str, Any]) -> dict[str, float]:
+    """Return the multipliers of a MiniCPM. Raises ValueError on parts of later ones that are not computed here."""
+    for key in ("sparse_config", "mup_denominator", "kv_lora_rank"):
+        _expect(key, content.get(key), None)
+    found = {key: content.get(key, 1) for key in ("scale_emb", "scale_depth", "dim_model_base")}
+    for key, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"config.json: {key}: found {value!r}, expected a number")
+    return {
+        "embedding_multiplier": found["scale_emb"],
+        "residual_multiplier": found["scale_depth"] / content["num_hidden_layers"] ** 0.5,
+        "logit_multiplier": found["dim_model_base"] / content["hidden_size"],
+    }
 
 
 def _check_window(content: dict[str, Any], model_type: str, max_seq_len: int, num_layers: int) -> None:

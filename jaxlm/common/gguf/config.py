@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.config import MULTIPLIERS, ModelConfig
 from jaxlm.common.gguf.rope import NEUTRAL_ROPE, ROPE_KEYS, computes_scaling, from_rope_metadata, to_rope_metadata
 
 ARCHITECTURE_KEY = "general.architecture"
@@ -80,6 +80,7 @@ def architecture(config: ModelConfig) -> str:
     name = nearest_architecture(config)
     peculiar = ("attention_bias", "qk_norm", "sub_norm")
     fits |= {field: getattr(config, field) == (field in ARCHITECTURES[name]) for field in peculiar}
+    fits |= {field: getattr(config, field) == 1 for field in MULTIPLIERS}
     fits["rope_scaling"] = computes_scaling(config.rope_scaling, name)
     if config.sub_norm:
         fits |= {

@@ -38,8 +38,8 @@ def computes_scaling(scaling: RopeScaling | None, architecture: str) -> bool:
     """Return True if an architecture of llama.cpp computes a scaling."""
     if scaling is None or scaling.type == "linear":
         return True
-    if scaling.type == "llama3":
-        return architecture == "llama"
+    if scaling.type != "yarn":
+        return scaling.type == "llama3" and architecture == "llama"
     usual = RopeScaling(type="yarn", factor=scaling.factor, original_max_seq_len=scaling.original_max_seq_len)
     return scaling == usual
 

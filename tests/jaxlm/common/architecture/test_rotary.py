@@ -19,6 +19,7 @@ ODD = RopeScaling(
     truncate=False,
 )
 NARROW = RopeScaling(type="yarn", factor=4.0, original_max_seq_len=16, beta_fast=4.0)
+LONGROPE = RopeScaling(type="longrope", original_max_seq_len=99, factors=(1.0, 1.5, 2.0, 4.0))
 LINEAR = RopeScaling(type="linear", factor=2.5)
 
 
@@ -53,6 +54,7 @@ LINEAR = RopeScaling(type="linear", factor=2.5)
             1.138629436111989,
             {0: 1.0, 1: 0.28741455, 2: 0.05286856, 4: 0.01118034, 6: 0.002364354, 7: 0.0010872796},
         ),
+        (8, 1e4, LONGROPE, 1.0, {0: 1.0, 1: 0.066666663, 2: 0.0049999999, 3: 0.00025000001}),
         (16, 1e4, LINEAR, 1.0, {0: 0.40000001, 1: 0.1264911, 2: 0.039999999, 4: 0.0039999997, 7: 0.00012649111}),
         (16, 1e4, None, 1.0, {0: 1.0, 1: 0.31622777, 4: 0.01, 7: 0.00031622777}),
     ],
@@ -74,6 +76,15 @@ def test_bounds_of_yarn_that_meet_are_a_step():
     ("fields", "message"),
     [
         ({"type": "dynamic", "factor": 2.0}, "rope_scaling type: found 'dynamic', expected 'linear' or 'llama3' or"),
+        ({"type": "longrope", "original_max_seq_len": 8}, "rope_scaling factors: not given, type 'longrope' needs it"),
+        (
+            {"type": "longrope", "original_max_seq_len": 4096, "factors": "12"},
+            "rope_scaling factors: found '12', expected numbers above 0",
+        ),
+        (
+            {"type": "longrope", "original_max_seq_len": 4096, "factors": [1, 2, 3]},
+            "rope_scaling factors: found 3, expected 4, half a head",
+        ),
         ({"type": "linear"}, "rope_scaling: missing factor"),
         ({"type": "linear", "factor": 0.5}, "rope_scaling factor: found 0.5, expected a number of at least 1"),
         ({"type": "linear", "factor": "2"}, "rope_scaling factor: found '2', expected a number of at least 1"),
@@ -107,7 +118,7 @@ def test_a_scaling_that_does_not_fit_is_refused(fields, message):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("scaling", [LLAMA_32_1B, QWEN3, ODD, NARROW, LINEAR])
+@pytest.mark.parametrize("scaling", [LLAMA_32_1B, QWEN3, ODD, NARROW, LINEAR, LONGROPE])
 def test_the_object_of_a_config_json_is_read_back(scaling):
     written = to_hf_rope(scaling)
     assert from_hf_rope({"rope_scaling": written}, 99) == (None, scaling)
@@ -155,7 +166,8 @@ def test_spellings_and_defaults_of_transformers_are_read(content, expected):
     ("rope", "message"),
     [
         ({"rope_type": "dynamic", "factor": 2.0}, "rope_scaling rope_type: found 'dynamic', expected default, linear"),
-        ({"rope_type": "longrope"}, "rope_scaling rope_type: found 'longrope'"),
+        ({"rope_type": "longrope"}, "rope_scaling factors: not given, type 'longrope' needs it"),
+        ({"rope_type": "longrope", "factor": 8.0}, "unknown key 'factor' with rope_type 'longrope'"),
         (
             {"rope_type": "yarn", "factor": 2.0, "attn_scale": 1.0},
             "rope_scaling: unknown key 'attn_scale' with rope_type 'yarn'",

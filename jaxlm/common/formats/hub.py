@@ -127,6 +127,10 @@ class _HubTensors(Mapping[str, np.ndarray]):
         except ValueError as error:
             raise ValueError(f"{self._directory}: {name}: {error}") from error
 
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Return some rows of a tensor of floats; the others are not read."""
+        return self._files.rows(self._names[name], start, stop)
+
     def __contains__(self, name: object) -> bool:
         return name in self._stored
 

@@ -10,6 +10,7 @@ import pytest
 from jaxlm.common.architecture import presets
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import parameters, scale_name, stored_tensors
+from jaxlm.common.formats import as_ternary
 from jaxlm.common.formats.as_ternary import TernaryReading, preset_of_shape
 from jaxlm.common.formats.dequantized import write_dequantized
 from jaxlm.common.formats.open_model import open_model
@@ -68,6 +69,15 @@ def test_ternary_floats_keep_every_code_and_scale(tmp_path, scale_per, embedding
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(artifact.tensors[name], tensor, err_msg=name)
     assert len(lines) == 1 and "activations are read as floats, since nothing in its files names" in lines[0]
+
+
+def test_a_matrix_is_never_read_whole(tmp_path, monkeypatch):
+    directory = unpacked(tmp_path / "floats", GROUPED, packed_tensors(GROUPED))
+    artifact = open_model(directory, log=lambda line: None)
+    monkeypatch.setattr(as_ternary, "_PIECE", 1024)
+    monkeypatch.setattr(type(artifact.tensors), "__getitem__", lambda self, name: pytest.fail(name))
+    up = next(parameter for parameter in parameters(GROUPED) if parameter.name.endswith("up_proj.weight"))
+    assert [block.shape for block in as_ternary.row_blocks(artifact, up)] == [(8, 128)] * 32
 
 
 def test_a_ternary_model_that_is_read_as_dense_is_told(tmp_path):

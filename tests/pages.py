@@ -1,6 +1,7 @@
 """The pages of the project as tests read them: commands in shell blocks, flags in prose, links and their anchors."""
 
 import ast
+import dataclasses
 import functools
 import importlib
 import re
@@ -17,6 +18,7 @@ from jaxlm.__main__ import COMMANDS as JAX_COMMANDS
 from jaxlm.__main__ import POSITIONAL
 from jaxlm.common.command_line import parse, settings_class_of
 from mlxlm.__main__ import COMMANDS as MLX_COMMANDS
+from shared_tokenizer.settings import metadata_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
@@ -154,10 +156,11 @@ def _function(target: str) -> Callable[[Any], Any]:
 
 @functools.cache
 def flags_of(target: str) -> frozenset[str]:
-    """Return the flags of a command, nested ones with their dots."""
-    parser = jsonargparse.ArgumentParser()
-    parser.add_class_arguments(settings_class_of(_function(target)))
-    return frozenset(action.dest for action in parser._actions)
+    """Return the flags of a command, nested ones with their dots, under all of their names."""
+    parser, settings = jsonargparse.ArgumentParser(), settings_class_of(_function(target))
+    parser.add_class_arguments(settings)
+    others = {metadata_of(field).also for field in dataclasses.fields(settings)} - {""}
+    return frozenset(action.dest for action in parser._actions) | others
 
 
 def flags_in_prose(text: str) -> Iterator[tuple[Command, str]]:

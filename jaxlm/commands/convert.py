@@ -38,8 +38,8 @@ class ConvertConfig:
     go on from; dequantized: a transformers directory of floats, which does not quantize activations; mlx: a directory
     for stock mlx-lm; gguf: a file for llama.cpp."""
     read_as: Literal["found", "ternary"] = setting("found", also="as")
-    """ternary reads a dense source as the ternary model that it is: floats that are ternary keep every code and scale,
-    others are latent weights."""
+    """Also --as: ternary reads a dense source as the ternary model that it is. Floats that are ternary keep every code
+    and scale; others are latent weights."""
     scale_per: str | None = None
     """With --as ternary: tensor, row, row_blocks:N, or group:32, 64 or 128; null for what the weights show, or what the
     preset of the same shape has."""

@@ -204,22 +204,30 @@ class _Packed(Mapping[str, np.ndarray]):
 
     def __init__(self, artifact: Artifact, config: ModelConfig, matrices: list[Parameter]):
         self._artifact, self._config = artifact, config
+        self._read = ("", np.empty(0, np.float32))
         self._matrices = {parameter.name: parameter for parameter in matrices}
         self._scales = {scale_name(parameter.name): parameter for parameter in matrices}
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name in self._matrices:
-            return pack(self._form(self._matrices[name])[0])
+            codes, self._read = self._form(self._matrices[name])
+            return pack(codes)
         if name in self._scales:
-            (rows, columns), form = self._scales[name].shape, self._config.ternary_form
-            return self._form(self._scales[name])[1].reshape(form.stored_shape(rows, columns))
+            # Those of the matrix that was read last are known.
+            last, scales = self._read
+            parameter, form = self._scales[name], self._config.ternary_form
+            if last != parameter.name:
+                scales = self._form(parameter)[1][1]
+            rows, columns = parameter.shape
+            return scales.reshape(form.stored_shape(rows, columns))
         return self._artifact.tensors[name]
 
-    def _form(self, parameter: Parameter) -> tuple[np.ndarray, np.ndarray]:
+    def _form(self, parameter: Parameter) -> tuple[np.ndarray, tuple[str, np.ndarray]]:
+        """Return the codes, and the name of the matrix with its scales."""
         grid = self._config.ternary_form.grid(*_shape(parameter))
         codes, scales = ternary_form(row_blocks(self._artifact, parameter), _shape(parameter), grid)
         # Where all codes are 0 any scale is right.
-        return codes, np.where(scales > 0, scales, np.float32(SMALLEST_SCALE))
+        return codes, (parameter.name, np.where(scales > 0, scales, np.float32(SMALLEST_SCALE)))
 
     def __contains__(self, name: object) -> bool:
         return name in self._scales or name in self._artifact.tensors

@@ -91,9 +91,9 @@ def test_another_family_is_refused_by_its_config(tmp_path):
     directory = write_hub(tmp_path / "other", DENSE | {"num_local_experts": 8}, latents())
     with pytest.raises(ValueError, match=r"found a mixture of experts .*num_local_experts 8"):
         inspected(directory)
-    content = json.loads((directory / "config.json").read_text()) | {"num_local_experts": 1, "model_type": "minicpm"}
+    content = json.loads((directory / "config.json").read_text()) | {"num_local_experts": 1, "model_type": "gemma3"}
     (directory / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"model_type: found 'minicpm'"):
+    with pytest.raises(ValueError, match=r"model_type: found 'gemma3'"):
         inspected(directory)
 
 

@@ -34,6 +34,9 @@ class FinetuneConfig(RunConfig, TextConfig):
     """Sequences per optimizer step, over all processes."""
     seq_len: int | None = setting(None, group="training", basic=True, at_least=1)
     """Tokens per sequence, at most the model's context; by default 512, or the context where that is shorter."""
+    latent_dtype: Literal["float32", "bfloat16"] = setting("float32", group="devices")
+    """qat: precision of the trained weights; bfloat16 takes half the memory, and updates are rounded by chance, up or
+    down, so that small ones are not lost."""
     grad_checkpoint: bool = setting(False, group="devices", basic=True, resumable=True)
     """Gradient checkpointing: save the inputs of the blocks only and recompute the rest. Less memory, more time."""
     loss_chunks: int = setting(1, group="devices", at_least=0)
@@ -74,9 +77,14 @@ class FinetuneConfig(RunConfig, TextConfig):
         else:
             check_unchanged(self, LORA_SETTINGS, f"with method {self.method!r}, only with 'lora'")
         if self.method != "qat":
-            check_unchanged(self, ("quantize",), f"with method {self.method!r}, only with 'qat'")
+            check_unchanged(self, ("quantize", "latent_dtype"), f"with method {self.method!r}, only with 'qat'")
         if self.quantize is None:
             check_unchanged(self, QUANTIZE_SETTINGS, "without quantize")
+        elif self.latent_dtype != "float32":
+            raise ValueError(
+                f"latent_dtype: found {self.latent_dtype!r} with quantize {self.quantize!r}, which mixes them with "
+                "floats at first; leave latent_dtype out"
+            )
         elif self.num_layers:
             raise ValueError(
                 f"num_layers: found {self.num_layers} with quantize {self.quantize!r}, which quantizes the blocks that "

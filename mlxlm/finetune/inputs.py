@@ -21,7 +21,7 @@ from mlxlm.finetune.data import ProcessBatches
 from mlxlm.finetune.distillation import open_teacher
 from mlxlm.finetune.finetune_config import LONGEST_DEFAULT, FinetuneConfig
 from mlxlm.finetune.processes import any_of, is_first
-from mlxlm.finetune.qat import latent_model
+from mlxlm.finetune.qat import latent_model, round_latents
 from mlxlm.finetune.warm_start import ramp_steps, warm_start_model
 from mlxlm.load import built_model
 from mlxlm.model.language_model import LanguageModel
@@ -44,6 +44,8 @@ class FinetuneInputs:
 
     config: FinetuneConfig
     """With the number of steps, and the history of its changes."""
+    artifact: Artifact
+    """The model as it is on disk."""
     model: LanguageModel
     """With its trainable parameters unfrozen and all else frozen."""
     teacher: LanguageModel | None
@@ -91,6 +93,8 @@ def open_inputs(config: FinetuneConfig, console: Console, stack: contextlib.Exit
     seq_len = _seq_len(config, artifact.config)
     mx.random.seed(config.seed)
     model, adapters, fingerprint = _trainable(config, artifact)
+    if config.method == "qat" and artifact.kind == "packed":
+        console.print(f"{config.model}: holds no latent weights; they are made from its codes and scales")
     run = stack.enter_context(_run_directory(config, console))
     sets = _open_data(config, tokenizer, run, seq_len, console)
     if sets.tokenizer.vocab_size > artifact.config.vocab_size:
@@ -123,6 +127,7 @@ def open_inputs(config: FinetuneConfig, console: Console, stack: contextlib.Exit
     _agree(error)
     return FinetuneInputs(
         config=config,
+        artifact=artifact,
         model=model,
         teacher=teacher,
         adapters=adapters,
@@ -179,14 +184,14 @@ def _trainable(config: FinetuneConfig, artifact: Artifact) -> tuple[LanguageMode
     if config.quantize is None and has_quantized != (config.method == "qat"):
         fitting = "qat" if has_quantized else "full"
         raise ValueError(f"method: found {config.method!r}, expected 'lora' or {fitting!r} for this model")
-    model = latent_model(artifact) if config.quantize is None else warm_start_model(artifact)
-    if config.num_layers > len(model.layers):
-        raise ValueError(f"num_layers: found {config.num_layers}, expected at most the model's {len(model.layers)}")
-    if config.num_layers:
-        model.freeze()
-        for block in model.layers[-config.num_layers :]:
-            block.unfreeze()
-    return model, None, base_fingerprint(model)
+    if config.quantize is not None:
+        model = warm_start_model(artifact)
+        return model, None, base_fingerprint(model)
+    model = latent_model(artifact, num_layers=config.num_layers)
+    fingerprint = base_fingerprint(model)
+    if config.latent_dtype == "bfloat16":
+        round_latents(model)
+    return model, None, fingerprint
 
 
 @contextlib.contextmanager

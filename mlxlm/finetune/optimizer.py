@@ -17,7 +17,16 @@ DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
 
 def global_norm(arrays: Arrays) -> mx.array:
     """Return the Euclidean norm of all arrays together."""
-    return mx.sqrt(sum((mx.sum(mx.square(array)) for array in arrays.values()), mx.array(0.0)))
+    return mx.sqrt(sum((mx.sum(mx.square(array.astype(mx.float32))) for array in arrays.values()), mx.array(0.0)))
+
+
+def rounded_by_chance(array: mx.array, key: mx.array) -> mx.array:
+    """Return float32 numbers as bfloat16, rounded up or down with the chance that makes the mean right.
+
+    Stochastic rounding (arXiv 1502.02551): an update below half of the last bit is not lost in the mean.
+    """
+    noise = mx.random.randint(0, 1 << 16, array.shape, mx.uint32, key=key)
+    return ((array.view(mx.uint32) + noise) & 0xFFFF0000).view(mx.float32).astype(mx.bfloat16)
 
 
 class AdamW:
@@ -47,7 +56,7 @@ class AdamW:
             "first_correction": 1 / (1 - config.b1 ** (step + 1)),
             "second_correction": 1 / (1 - config.b2 ** (step + 1)),
         }
-        return {name: mx.array(number) for name, number in numbers.items()}
+        return {name: mx.array(number) for name, number in numbers.items()} | {"rounding_key": mx.random.key(step)}
 
     def update(
         self, parameters: Arrays, gradients: Arrays, state: OptimizerState, factors: Arrays
@@ -55,17 +64,19 @@ class AdamW:
         """Return parameters and moments after one step."""
         config = self._config
         gradients = self._clipped(gradients)
+        keys = mx.random.split(factors["rounding_key"], len(parameters))
         updated: Arrays = {}
         after: OptimizerState = {"first_moment": {}, "second_moment": {}}
-        for path, parameter in parameters.items():
-            gradient = gradients[path]
+        for key, (path, parameter) in zip(keys, parameters.items(), strict=True):
+            gradient = gradients[path].astype(mx.float32)
             first = (1 - config.b1) * gradient + config.b1 * state["first_moment"][path]
             second = (1 - config.b2) * mx.square(gradient) + config.b2 * state["second_moment"][path]
             change = first * factors["first_correction"]
             change = change / (mx.sqrt(second * factors["second_correction"]) + config.eps)
             if is_decayed(path.split(".")):
                 change = change + factors["weight_decay"] * parameter
-            updated[path] = parameter - factors["learning_rate"] * change
+            new = parameter - factors["learning_rate"] * change
+            updated[path] = rounded_by_chance(new, key) if parameter.dtype == mx.bfloat16 else new
             after["first_moment"][path] = first.astype(DTYPES[config.first_moment_dtype])
             after["second_moment"][path] = second
         return updated, after

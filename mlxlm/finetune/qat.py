@@ -9,19 +9,23 @@ from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_unflatten
 
 from jaxlm.common.architecture.config import ModelConfig
-from jaxlm.common.architecture.parameters import parameters
+from jaxlm.common.architecture.parameters import Parameter, parameters, scale_name
 from jaxlm.common.architecture.ternary import (
     TernaryForm,
     dequantize,
+    latent_weight,
     quantize_activation,
     quantize_rows,
     quantize_weight,
     spread,
+    unpack,
 )
 from jaxlm.common.artifact.artifact import Artifact
+from mlxlm.load import built_model
 from mlxlm.model.language_model import LanguageModel
 from mlxlm.model.layers import BitLinear
 
@@ -116,30 +120,70 @@ class LatentEmbedding(nn.Module):
         return cast(mx.array, straight_through(self.weight, dequantize(codes, scale, mx)))
 
 
-def latent_model(artifact: Artifact, linear: type[LatentBitLinear] = LatentBitLinear) -> LanguageModel:
-    """Return a model to train, whose parameters are the latent weights of an artifact, by the paths of the table.
+def latent_model(
+    artifact: Artifact, linear: type[LatentBitLinear] = LatentBitLinear, num_layers: int = 0
+) -> LanguageModel:
+    """Return a model to train: latent weights, of the last `num_layers` blocks only where it is not 0.
 
-    `linear` is what its ternary linears are made of. Raises ValueError where the artifact is packed and has none.
+    Its other weights stay packed, and only what is to be trained is left unfrozen. A packed artifact has no latent
+    weights; they are made from its codes and scales, see `latent_weight`. `linear` is what the ternary linears to be
+    trained are made of. Raises ValueError where the model has fewer layers.
     """
     config = artifact.config
-    if artifact.kind == "packed":
-        raise ValueError(
-            "method qat: found a packed model, which holds no latent weights; name the latent artifact that it was "
-            "packed from (a run's checkpoint gives one: scripts/convert.py RUN DST --to latent), or train with method "
-            "lora"
-        )
-    model = LanguageModel(config)
+    if num_layers > config.num_layers:
+        raise ValueError(f"num_layers: found {num_layers}, expected at most the model's {config.num_layers}")
+    model = built_model(artifact) if num_layers else LanguageModel(config)
+    trained = [parameter for parameter in parameters(config) if is_trained(parameter, config, num_layers)]
+    prefixes = {parameter.attribute.removesuffix(".weight") for parameter in trained}
     latent: list[tuple[str, nn.Module]] = []
     for path, module in model.named_modules():
-        if isinstance(module, BitLinear):
-            latent.append((path, linear(config, module.in_features, module.weight.shape[0], "bias" in module)))
-    if config.embedding != "float":
+        if isinstance(module, BitLinear) and path in prefixes:
+            layer = linear(config, module.in_features, module.weight.shape[0], "bias" in module)
+            latent.append((path, layer))
+    if config.embedding != "float" and not num_layers:
         latent.append(("embed_tokens", LatentEmbedding(config)))
     model.update_modules(cast(dict[str, Any], tree_unflatten(latent)))
-    table = parameters(config)
-    model.load_weights([(parameter.attribute, mx.array(artifact.tensors[parameter.name])) for parameter in table])
+    read = LatentTensors(artifact)
+    # One at a time, so that the weights of a packed model are never all in memory as floats twice.
+    for parameter in trained:
+        model.load_weights([(parameter.attribute, mx.array(read(parameter)))], strict=False)
     mx.eval(model.parameters())
+    if num_layers:
+        model.freeze()
+        for block in model.layers[-num_layers:]:
+            block.unfreeze()
     return model
+
+
+def round_latents(model: LanguageModel) -> None:
+    """Round the latent weights of a model in training to bfloat16; what reads them computes in float32."""
+    for module in model.modules():
+        if isinstance(module, LatentBitLinear | LatentEmbedding):
+            module.weight = module.weight.astype(mx.bfloat16)
+    mx.eval(model.parameters())
+
+
+def is_trained(parameter: Parameter, config: ModelConfig, num_layers: int) -> bool:
+    """Return True if training of the last `num_layers` blocks, or with 0 of everything, changes a parameter."""
+    first, *rest = parameter.attribute.split(".")
+    return not num_layers or (first == "layers" and int(rest[0]) >= config.num_layers - num_layers)
+
+
+class LatentTensors:
+    """A reader of the float32 weights that quantize to those of an artifact."""
+
+    def __init__(self, artifact: Artifact):
+        self._artifact = artifact
+
+    def __call__(self, parameter: Parameter) -> np.ndarray:
+        stored = self._artifact.tensors[parameter.name]
+        if self._artifact.kind == "latent" or parameter.storage == "float":
+            return stored
+        scale = self._artifact.tensors[scale_name(parameter.name)]
+        if parameter.storage == "int8":
+            return stored * scale
+        grid = self._artifact.config.ternary_form.grid(*parameter.shape)
+        return latent_weight(unpack(stored, parameter.shape[0]), scale.reshape(grid), np)
 
 
 def ternary_paths(config: ModelConfig) -> list[str]:

@@ -83,7 +83,10 @@ class TrainStep:
 
     def _add_gradients(self, batch: Batch, total: Total | None) -> Total:
         (nats, tokens), gradients = nn.value_and_grad(self._model, self._loss)(self._model, batch)
-        found = nats, tokens, flat_arrays(gradients)
+        flat = flat_arrays(gradients)
+        if self._micro_batches > 1:  # sums of several are kept in float32
+            flat = {path: array.astype(mx.float32) for path, array in flat.items()}
+        found = nats, tokens, flat
         return found if total is None else tree_map(mx.add, total, found)
 
     def _update(

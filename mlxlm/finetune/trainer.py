@@ -11,7 +11,6 @@ from typing import Any, SupportsFloat
 import mlx.core as mx
 from rich.console import Console
 
-from jaxlm.common.architecture.parameters import parameters
 from jaxlm.common.artifact.artifact import save_artifact
 from jaxlm.common.command_line import make_console
 from jaxlm.common.next_command import next_command
@@ -26,16 +25,16 @@ from mlxlm.finetune.checkpoint import Checkpoints
 from mlxlm.finetune.distillation import DistillationLoss
 from mlxlm.finetune.finetune_config import FinetuneConfig
 from mlxlm.finetune.inputs import SETTINGS, FinetuneInputs, open_inputs
+from mlxlm.finetune.memory import FinetuneMemory, finetune_memory
 from mlxlm.finetune.optimizer import AdamW
 from mlxlm.finetune.processes import any_of, is_first
 from mlxlm.finetune.qat import ternary_paths
 from mlxlm.finetune.train_step import LossSum, TrainStep
+from mlxlm.finetune.trained_tensors import TrainedTensors
 from mlxlm.finetune.warm_start import QuantizationRamp
 from mlxlm.generate import generate
 from mlxlm.model.known_answers import check_known_answers
-from mlxlm.model.layers import to_numpy
 from mlxlm.model.loss import loss_sum
-from mlxlm.model.trees import flat_arrays
 from shared_tokenizer.data.evaluation import Evaluation, evaluate_batches
 from shared_tokenizer.data.examples import Example
 from shared_tokenizer.settings import with_defaults
@@ -134,11 +133,25 @@ class _Run:
             )
         )
         self.console.print(f"method {config.method}: {trainable:,} trainable parameters")
+        self.console.print(str(self._memory()))
         if inputs.has_steps_of_data and inputs.num_train_steps < FEW_STEPS:
             self.console.print(
                 f"note: all of this data is {inputs.num_train_steps} step(s), too few to learn much; "
                 "--num_train_steps takes more"
             )
+
+    def _memory(self) -> FinetuneMemory:
+        config = self.config
+        micro_batch = config.batch_size // config.grad_accumulation_steps // mx.distributed.init().size()
+        return finetune_memory(
+            self.model,
+            self.step.parameters,
+            self.step.optimizer_state,
+            max(micro_batch, 1) * self.inputs.seq_len,
+            grad_checkpoint=config.grad_checkpoint,
+            loss_chunks=config.loss_chunks,
+            num_layers=config.num_layers or self.model.config.num_layers,
+        )
 
     def _restore(self) -> None:
         """Go on from the newest checkpoint, if there is one."""
@@ -215,7 +228,7 @@ class _Run:
             log(warning)
         log(f"peak memory      {mx.get_peak_memory() / 2**30:.2f} GiB")
         if inputs.adapters is None:
-            log(f"latent artifact  {result}")
+            log(f"{inputs.artifact.kind} artifact  {result}")
             log(f"write with it:   {next_command('mlx-generate', '--model', str(result), '--prompt', '...')}")
         else:
             chosen = ("--model", self.config.model, "--adapter_path", str(result))
@@ -229,15 +242,12 @@ class _Run:
         if inputs.adapters is not None:
             save_adapters(directory, self.model, inputs.adapters, inputs.tokenizer_dir)
             return
-        arrays, config = flat_arrays(self.model.parameters()), self.model.config
-        attributes = {parameter.name: parameter.attribute for parameter in parameters(config)}
-        save_artifact(
-            directory,
-            config,
-            "latent",
-            lambda name: to_numpy(arrays[attributes[name]]),
-            tokenizer_dir=inputs.tokenizer_dir,
-        )
+        config = self.model.config
+        tensors = TrainedTensors(inputs.artifact, config, self.step.parameters)
+        save_artifact(directory, config, tensors.kind, tensors.read, tokenizer_dir=inputs.tokenizer_dir)
+        if tensors.codes:
+            share = tensors.changed / tensors.codes
+            self.console.print(f"codes changed    {tensors.changed:,} of {tensors.codes:,} trained ({share:.2%})")
 
 
 def _training_loss(inputs: FinetuneInputs) -> LossSum:

@@ -13,6 +13,8 @@ import yaml
 
 import mlxlm.finetune.checkpoint
 import mlxlm.finetune.trainer
+from jaxlm.common.architecture.parameters import parameters
+from jaxlm.common.architecture.ternary import unpack
 from jaxlm.common.command_line import parse
 from jaxlm.common.formats.open_model import open_model
 from jaxlm.common.run.metrics_log import read_metrics
@@ -45,6 +47,9 @@ def place(tmp_path_factory, tokenizer):
     path = tmp_path_factory.mktemp("finetune")
     save_model(path / "latent", TINY, tokenizer)
     save_packed(path / "packed", path / "latent")
+    grouped = VARIANTS["scales_by_group"] | {"hidden_size": 32, "intermediate_size": 64, "head_dim": 16}
+    save_model(path / "grouped-latent", TINY, tokenizer, **grouped)
+    save_packed(path / "grouped", path / "grouped-latent")
     save_model(path / "dense", TINY, tokenizer, **VARIANTS["dense"] | {"head_dim": 8})
     save_chats(path / "chats.jsonl")
     prepare_texts(path / "shards", [f"def f{i}(x):\n    return x + {i}\n" for i in range(60)], tokenizer)
@@ -72,6 +77,7 @@ METHODS = {
     "lora": {"model": "packed", "rank": 4, "dropout": 0.1},
     "qat": {"model": "latent", "method": "qat", "grad_accumulation_steps": 2, "grad_checkpoint": True},
     "full": {"model": "dense", "method": "full", "num_layers": 1},
+    "qat-packed": {"model": "grouped", "method": "qat", "latent_dtype": "bfloat16", "num_layers": 1},
     "quantize": {"model": "dense", "method": "qat", "quantize": "ternary", "eval_every_steps": 2, "teacher": "dense"}
     | {"loss_chunks": 3},
 }
@@ -142,6 +148,23 @@ def test_what_qat_gives_is_a_latent_artifact_with_other_codes(place):
     assert load_model(place / "qat-whole" / "artifact")[1] is not None
 
 
+def test_qat_of_a_packed_model_gives_a_packed_one_whose_other_weights_are_the_same(place, capsys):
+    assert finetune(config(place, "packed-result", **METHODS["qat-packed"]))
+    printed = capsys.readouterr().out
+    before, after = open_model(place / "grouped"), open_model(place / "packed-result" / "artifact")
+    assert (after.kind, after.config) == ("packed", before.config)
+    same = {name for name in before.tensors if np.array_equal(before.tensors[name], after.tensors[name])}
+    assert {name for name in before.tensors if ".layers.1." not in name} <= same
+    trained = [p for p in parameters(before.config) if p.storage == "ternary" and ".layers.1." in p.name]
+    flips = 0
+    for parameter in trained:
+        old, new = (unpack(each.tensors[parameter.name], parameter.shape[0]) for each in (before, after))
+        flips += int(np.sum(old != new))
+    assert flips > 100
+    assert f"codes changed    {flips:,} of {sum(parameter.size for parameter in trained):,} trained" in printed
+    assert "made from its codes" in printed and "memory: about" in printed
+
+
 def test_a_dense_model_quantized_on_the_way_gives_a_ternary_artifact(place):
     if not (place / "quantize-whole" / "artifact").exists():
         assert finetune(config(place, "quantize-whole", **METHODS["quantize"]))
@@ -187,7 +210,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(pl
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "qat"}, "found a packed model, which holds no latent weights; name the latent artifact"),
         ({"model": "latent", "method": "full"}, "method: found 'full', expected 'lora' or 'qat' for this model"),
         ({"model": "dense", "method": "qat"}, "method: found 'qat', expected 'lora' or 'full' for this model"),
         ({"model": "latent", "method": "qat", "quantize": "ternary"}, "quantize: found .* quantized already"),

@@ -99,6 +99,24 @@ def test_every_tile_is_quantized_alone(scale_per, grid):
         np.testing.assert_array_equal(ternary.dequantize(codes, scale, np)[tile], alone * scale_alone)
 
 
+@pytest.mark.parametrize("scale_per", ["tensor", "row", "row_blocks:3", "group:32"])
+@pytest.mark.parametrize("scale_dtype", ["bfloat16", "float16", "float32"])
+def test_latent_weights_made_of_codes_and_scales_quantize_to_them(scale_per, scale_dtype):
+    form = ternary.TernaryForm(scale_per, scale_dtype)
+    for seed, std in enumerate([1e-3, 0.02, 7.0]):
+        codes, scale = ternary.quantize_weight(gaussian((12, 64), seed, std), form, np)
+        found, scale_found = ternary.quantize_weight(ternary.latent_weight(codes, scale, np), form, np)
+        np.testing.assert_array_equal(found, codes)
+        np.testing.assert_allclose(scale_found, scale, rtol=3e-5 if scale_dtype == "float32" else 0)
+
+
+def test_a_tile_of_zeros_has_latent_weights_of_zero():
+    codes, scale = np.zeros((2, 64), np.int8), np.full((2, 2), 0.5, np.float32)
+    codes[0, 0] = 1
+    latent = ternary.latent_weight(codes, scale, np)
+    assert latent[0, 0] == 16 and not latent[0, 1:].any() and not latent[1].any()
+
+
 @pytest.mark.parametrize(
     "scale_per", ["", "column", "group", "group:16", "group:", "row_blocks:0", "row_blocks:-1", "row:2"]
 )

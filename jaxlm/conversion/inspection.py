@@ -106,7 +106,7 @@ def _shape(parameter: Parameter) -> tuple[int, int]:
 def _recognize_file(file: TensorFile) -> Iterator[tuple[str, Recognition]]:
     for name in file:
         stored = file.stored(name)
-        if len(stored.shape) == 2 and stored.dtype in ("float32", "bfloat16", "float16"):
+        if len(stored.shape) == 2 and 0 not in stored.shape and stored.dtype in ("float32", "bfloat16", "float16"):
             rows, columns = stored.shape
             step = max(1, 2**22 // columns)
             blocks = (file.rows(name, start, start + step) for start in range(0, rows, step))

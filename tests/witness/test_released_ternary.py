@@ -10,6 +10,8 @@ from typing import Any
 
 import gguf
 import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
 import mlx_lm.utils
 import numpy as np
 import pytest
@@ -27,7 +29,10 @@ from jaxlm.common.formats.open_model import open_model
 from jaxlm.conversion.convert import Conversion, convert
 from jaxlm.conversion.inspection import inspect_model
 from jaxlm.load import load_model
+from mlxlm.adapters.adapter_directory import save_adapters
+from mlxlm.adapters.adapters import AdapterConfig, add_adapters
 from mlxlm.load import load_model as load_in_mlx
+from mlxlm.merge import MergeConfig, merge
 from tests.golden.golden_models import DENSE_MAX, golden_token_ids, parity_error
 from tests.witness.test_hub import quantize_from_now_on, save_random, ternarize_in_place
 from tests.witness.transformers_models import load_in_transformers, transformers_logits
@@ -244,6 +249,44 @@ def test_a_bonsai_is_given_back_in_its_own_forms(
         few = mx.array(token_ids[:1, :8])  # float16 takes long on a CPU
         logits = [np.array(each(few).astype(mx.float32)) for each in (mine, theirs)]
         np.testing.assert_array_equal(*logits)
+
+
+def test_a_bonsai_is_fine_tuned_merged_and_given_back(bonsai: tuple[Path, Arrays, Arrays], tmp_path: Path):
+    folder, codes, scales = bonsai
+    model, _ = load_in_mlx(folder / "mlx")
+    adapters = add_adapters(model, AdapterConfig(rank=8, scale=4.0, keys=("q_proj", "v_proj", "down_proj")))
+    token_ids = mx.array(golden_token_ids(model.config, 1, 33))
+    optimizer = optim.Adam(learning_rate=1e-3)
+
+    def loss_of(model: nn.Module) -> mx.array:
+        return nn.losses.cross_entropy(model(token_ids[:, :-1]), token_ids[:, 1:], reduction="mean")
+
+    step = nn.value_and_grad(model, loss_of)
+    losses = []
+    for _ in range(50):
+        loss, gradients = step(model)
+        optimizer.update(model, gradients)
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
+    save_adapters(tmp_path / "adapters", model, adapters)
+    paths = {"model": folder / "mlx", "adapter_path": tmp_path / "adapters", "output_dir": tmp_path / "merged"}
+    report = merge(MergeConfig(**{name: str(path) for name, path in paths.items()}, from_packed=True))
+    flips = {f"model.{layer.name}": layer.codes_flipped for layer in report.layers}
+    assert len(flips) == 6 and all(flips.values())
+
+    merged = open_model(tmp_path / "merged")
+    new_codes = {name: unpack(merged.tensors[name], len(matrix)) for name, matrix in codes.items()}
+    differing = {name: np.count_nonzero(new_codes[name] != matrix) for name, matrix in codes.items()}
+    assert {name: count for name, count in differing.items() if count} == flips
+    assert_codes(merged, new_codes, scales)
+    for form, name in (("mlx", "mlx"), ("gguf", "model.gguf"), ("dequantized", "floats")):
+        convert(tmp_path / "merged", tmp_path / "back" / name, Conversion(form=form, float_dtype="float16"))
+        assert_codes(opened(tmp_path / "back" / name), new_codes, scales)
+    ours, _ = load_in_mlx(tmp_path / "merged")
+    stock, _ = mlx_lm.utils.load_model(tmp_path / "back" / "mlx")
+    stock.set_dtype(mx.float32)
+    np.testing.assert_allclose(np.array(stock(token_ids)), np.array(ours(token_ids)), atol=DENSE_MAX)
+    assert loss_of(stock).item() < losses[0] / 2  # most of what was learnt is in the codes that flipped
 
 
 def test_a_trilm_has_scales_of_blocks_of_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture):

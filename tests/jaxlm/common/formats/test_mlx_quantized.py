@@ -13,6 +13,7 @@ from jaxlm.common.architecture.ternary import pack, pack_affine, unpack
 from jaxlm.common.formats.mlx import needs_model_file, open_mlx, write_mlx
 from jaxlm.common.formats.mlx_quantized import open_quantized_mlx
 from jaxlm.common.formats.open_model import open_model
+from tests.faults.mutators import mutate
 
 GROUPED = ModelConfig(
     vocab_size=48,
@@ -219,6 +220,18 @@ def test_damage_is_named(tmp_path):
         directory = write(tmp_path / what, GROUPED, packed_tensors(GROUPED))
         with pytest.raises(ValueError, match=message):
             dict(open_model(changed(directory, **change)).tensors)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_damaged_directory_is_read_or_refused_by_its_name(tmp_path, name):
+    directory = write(tmp_path / "mlx", GROUPED, packed_tensors(GROUPED))
+    rng, content = np.random.default_rng(len(name)), (directory / name).read_bytes()
+    for _ in range(20):
+        (directory / name).write_bytes(mutate(content, content, rng))
+        try:
+            dict(open_model(directory, log=lambda line: None).tensors)
+        except ValueError as error:
+            assert str(directory) in str(error)
 
 
 def test_the_words_are_those_of_the_affine_format():

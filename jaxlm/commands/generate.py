@@ -14,7 +14,7 @@ def main(config: GenerateConfig) -> None:
     model, params, tokenizer = load_model(config.model)
     if tokenizer is None:
         raise ValueError(f"{config.model}: found no tokenizer, so there is no text to continue")
-    prompt = tokenizer.encode_prompt(config.prompt)
+    prompt = tokenizer.encode_to_continue(config.prompt)
     check_prompt(prompt, model.config.vocab_size, model.config.max_seq_len)
     stream, times = TextStream(tokenizer), []
     sys.stdout.write(config.prompt)

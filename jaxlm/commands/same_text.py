@@ -40,7 +40,7 @@ def main(config: SameTextConfig) -> None:
     mlx_model, mlx_tokenizer = mlxlm.load.load_model(artifact)
     if tokenizer is None or mlx_tokenizer is None or tokenizer.fingerprint != mlx_tokenizer.fingerprint:
         raise ValueError(f"{config.run}, {artifact}: expected the same tokenizer in both")
-    prompt = tokenizer.encode_prompt(config.prompt)
+    prompt = tokenizer.encode_to_continue(config.prompt)
     sampling = Sampling(max_tokens=config.max_tokens)
     from_jax = list(jaxlm.generate.generate(jax_model, params, prompt, sampling))
     from_mlx = list(mlxlm.generate.generate(mlx_model, prompt, sampling))

@@ -65,7 +65,7 @@ def stop_set(stop: int | Collection[int] | None) -> frozenset[int]:
 def check_prompt(prompt: Sequence[int], vocab_size: int, max_seq_len: int) -> None:
     """Raise ValueError where a prompt of token ids cannot be continued."""
     if len(prompt) == 0:
-        raise ValueError("prompt: found no token, expected at least one; this tokenizer has no begin-of-text token")
+        raise ValueError("prompt: found no token, expected at least one")
     if len(prompt) >= max_seq_len:
         raise ValueError(
             f"prompt: found {len(prompt)} tokens, expected fewer than the model's context of {max_seq_len}"

@@ -115,7 +115,7 @@ def _validate(config: TrainConfig, model_config: ModelConfig, mesh: Mesh, tokeni
     """Raise ValueError where the settings do not go together with the model, the mesh or the tokenizer."""
     check_model(mesh, model_config)
     if config.sample_tokens:
-        prompt = tokenizer.encode_prompt(config.sample_prompt)
+        prompt = tokenizer.encode_to_continue(config.sample_prompt)
         check_prompt(prompt, model_config.vocab_size, model_config.max_seq_len)
 
 

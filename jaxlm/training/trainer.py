@@ -162,7 +162,7 @@ class _Run:
         if config.sample_tokens == 0:
             return ""
         with self.report.pause():
-            prompt = tokenizer.encode_prompt(config.sample_prompt)
+            prompt = tokenizer.encode_to_continue(config.sample_prompt)
             weights = with_ternary(self.state.params, self.state.ternary)
             ids, sampling = [], sample_settings(config, step)
             for token in generate(self.program.model, weights, prompt, sampling, tokenizer.stop_ids):

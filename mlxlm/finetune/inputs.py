@@ -115,7 +115,7 @@ def open_inputs(config: FinetuneConfig, console: Console, stack: contextlib.Exit
     first_steps = config.schedule_changes[0]["from"] if config.schedule_changes else config.total_steps
     quantize_steps = ramp_steps(config.quantize_steps, first_steps)
     if config.sample_tokens:
-        prompt = sets.tokenizer.encode_prompt(config.sample_prompt)
+        prompt = sets.tokenizer.encode_to_continue(config.sample_prompt)
         check_prompt(prompt, artifact.config.vocab_size, artifact.config.max_seq_len)
     val = sets.evaluation_batches(config.batch_size, config.eval_batches)
     error = None

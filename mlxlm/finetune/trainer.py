@@ -194,7 +194,7 @@ class _Run:
             return ""
         self.model.eval()
         with self.report.pause():
-            prompt = tokenizer.encode_prompt(config.sample_prompt)
+            prompt = tokenizer.encode_to_continue(config.sample_prompt)
             ids = []
             for token in generate(self.model, prompt, sample_settings(config, step), tokenizer.stop_ids):
                 ids.append(token)

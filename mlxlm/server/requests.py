@@ -111,7 +111,7 @@ def _text_prompt(prompt: object, tokenizer: Tokenizer) -> list[int]:
         prompt = prompt[0]  # a batch of one, which evaluation programs send
     if isinstance(prompt, str):
         try:
-            return tokenizer.encode_prompt(prompt)
+            return tokenizer.encode_to_continue(prompt)
         except ValueError as error:
             raise ApiError(400, str(error), param="prompt") from None
     if isinstance(prompt, list) and all(type(token) is int for token in prompt):

@@ -108,6 +108,14 @@ class Tokenizer(ABC):
             raise ValueError(f"prompt: found {text[error.start]!r} at {error.start}, expected UTF-8 text") from error
         return [*self.start_ids, *self.encode(text)]
 
+    def encode_to_continue(self, text: str) -> list[int]:
+        """Return the ids of `encode_prompt`, or the end token where there are none, so that a model can continue them.
+
+        There are none for an empty text of a tokenizer without a begin token (Qwen's). In training, documents of such a
+        tokenizer follow the end of another.
+        """
+        return self.encode_prompt(text) or [self.eos_id]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids. Special tokens decode to nothing, bytes that are not UTF-8 to U+FFFD."""
         stream = TextStream(self)

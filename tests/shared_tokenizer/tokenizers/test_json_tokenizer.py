@@ -133,6 +133,13 @@ def test_a_begin_token_is_put_only_where_a_file_says_so():
     assert bos({"bos_token": "b", "add_bos_token": False}) is None
 
 
+def test_an_empty_document_without_a_begin_token_starts_after_the_end_of_another():
+    tokenizer = JsonTokenizer(byte_level_library_tokenizer().to_str().encode())
+    assert tokenizer.start_ids == [] and tokenizer.encode("") == []
+    assert (tokenizer.encode_prompt(""), tokenizer.encode_to_continue("")) == ([], [tokenizer.eos_id])
+    assert tokenizer.encode_to_continue("ab") == tokenizer.encode("ab")
+
+
 def test_ids_may_have_holes():
     model = {"vocab": {"a": 0, "b": 5, "ab": 9, "</s>": 7}}
     tokenizer = JsonTokenizer(definition(model=model, added_tokens=[added(7, "</s>")]))

@@ -1,6 +1,5 @@
 """The model on disk that a run starts from instead of fresh weights (`--init_from`)."""
 
-import dataclasses
 import hashlib
 import json
 import shlex
@@ -12,7 +11,7 @@ import numpy as np
 
 from jaxlm.checkpoints.checkpoint import newest_complete_step, restore_params
 from jaxlm.checkpoints.weights import Weights, tree_weights
-from jaxlm.common.architecture.config import ModelConfig, config_from_dict
+from jaxlm.common.architecture.config import ModelConfig, config_from_dict, fields_of
 from jaxlm.common.architecture.parameters import parameters, stored_tensors
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.formats.open_model import open_model
@@ -35,7 +34,7 @@ def open_initial(path: Path, config: ModelConfig, log: Callable[[str], None]) ->
     artifact = _open_run(path, log) if is_run_directory(path) else open_model(path)
     if artifact.kind != "latent":
         raise ValueError(f"init_from: {path} is packed and holds no latent weights; use a latent artifact")
-    source, target = dataclasses.asdict(artifact.config), dataclasses.asdict(config)
+    source, target = fields_of(artifact.config), fields_of(config)
     differing = [name for name in target if target[name] != source[name] and name not in _UNRELATED]
     if architecture := [name for name in differing if name not in _QUANTIZATION]:
         found = ", ".join(f"{name} {source[name]!r} (here {target[name]!r})" for name in architecture)

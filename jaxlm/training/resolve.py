@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from jaxlm.common.architecture.config import ModelConfig, config_from_dict
+from jaxlm.common.architecture.config import ModelConfig, config_from_dict, fields_of
 from jaxlm.common.architecture.presets import nearest_preset, preset
 from jaxlm.common.help import hint_for
 from jaxlm.common.run.run_config import steps_of_epochs
@@ -68,7 +68,7 @@ def model_flags(config: ModelConfig) -> list[str]:
     The special tokens are the tokenizer's.
     """
     name = nearest_preset(config)
-    fields, there = dataclasses.asdict(config), dataclasses.asdict(preset(name))
+    fields, there = fields_of(config), fields_of(preset(name))
     # `resolve_model` takes these from the preset only where it has to.
     given = {"vocab_size"} | ({"head_dim"} if config.has_attention else set())
     changed = {key for key, value in fields.items() if value != there[key]} - {"bos_id", "eos_id", "pad_id"}

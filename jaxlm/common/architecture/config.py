@@ -268,13 +268,19 @@ class ModelConfig:
         return self.is_ternary or self.embedding == "int8"
 
 
+def fields_of(config: ModelConfig) -> dict[str, Any]:
+    """Return all fields of a model as plain values. Those of a rope_scaling are the ones that its type has."""
+    found = dataclasses.asdict(config)
+    if config.rope_scaling is not None:
+        found["rope_scaling"] = {name: value for name, value in found["rope_scaling"].items() if value is not None}
+    return found
+
+
 def recorded_fields(config: ModelConfig) -> dict[str, Any]:
     """Return the fields of a model as files hold them: a later field at its default does not change a file."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     return {
-        name: value
-        for name, value in dataclasses.asdict(config).items()
-        if name not in LATER_FIELDS or value != defaults[name]
+        name: value for name, value in fields_of(config).items() if name not in LATER_FIELDS or value != defaults[name]
     }
 
 

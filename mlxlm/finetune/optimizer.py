@@ -1,5 +1,7 @@
 """Learning-rate schedules and AdamW, as in jaxlm/training/optimizer.py: the formulas and the order of optax."""
 
+import zlib
+
 import mlx.core as mx
 
 from jaxlm.common.run.optimizer_config import (
@@ -15,9 +17,9 @@ OptimizerState = dict[str, Arrays]
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
 
 
-def global_norm(arrays: Arrays) -> mx.array:
-    """Return the Euclidean norm of all arrays together."""
-    return mx.sqrt(sum((mx.sum(mx.square(array.astype(mx.float32))) for array in arrays.values()), mx.array(0.0)))
+def sum_of_squares(arrays: Arrays) -> mx.array:
+    """Return the square of the Euclidean norm of all arrays together."""
+    return sum((mx.sum(mx.square(array.astype(mx.float32))) for array in arrays.values()), mx.array(0.0))
 
 
 def rounded_by_chance(array: mx.array, key: mx.array) -> mx.array:
@@ -59,16 +61,14 @@ class AdamW:
         return {name: mx.array(number) for name, number in numbers.items()} | {"rounding_key": mx.random.key(step)}
 
     def update(
-        self, parameters: Arrays, gradients: Arrays, state: OptimizerState, factors: Arrays
+        self, parameters: Arrays, gradients: Arrays, state: OptimizerState, factors: Arrays, norm: mx.array
     ) -> tuple[Arrays, OptimizerState]:
-        """Return parameters and moments after one step."""
+        """Return parameters and moments after one step; `norm` is that of the gradients of all parameters."""
         config = self._config
-        gradients = self._clipped(gradients)
-        keys = mx.random.split(factors["rounding_key"], len(parameters))
         updated: Arrays = {}
         after: OptimizerState = {"first_moment": {}, "second_moment": {}}
-        for key, (path, parameter) in zip(keys, parameters.items(), strict=True):
-            gradient = gradients[path].astype(mx.float32)
+        for path, parameter in parameters.items():
+            gradient = self._clipped(gradients[path].astype(mx.float32), norm)
             first = (1 - config.b1) * gradient + config.b1 * state["first_moment"][path]
             second = (1 - config.b2) * mx.square(gradient) + config.b2 * state["second_moment"][path]
             change = first * factors["first_correction"]
@@ -76,14 +76,13 @@ class AdamW:
             if is_decayed(path.split(".")):
                 change = change + factors["weight_decay"] * parameter
             new = parameter - factors["learning_rate"] * change
-            updated[path] = rounded_by_chance(new, key) if parameter.dtype == mx.bfloat16 else new
+            if parameter.dtype == mx.bfloat16:
+                new = rounded_by_chance(new, factors["rounding_key"] + zlib.crc32(path.encode()))
+            updated[path] = new
             after["first_moment"][path] = first.astype(DTYPES[config.first_moment_dtype])
             after["second_moment"][path] = second
         return updated, after
 
-    def _clipped(self, gradients: Arrays) -> Arrays:
+    def _clipped(self, gradient: mx.array, norm: mx.array) -> mx.array:
         largest = self._config.grad_clip_norm
-        if largest == 0:
-            return gradients
-        norm = global_norm(gradients)
-        return {path: mx.where(norm < largest, array, array / norm * largest) for path, array in gradients.items()}
+        return gradient if largest == 0 else mx.where(norm < largest, gradient, gradient / norm * largest)

@@ -1,7 +1,7 @@
 """The training step, compiled: gradients of micro-batches added up, then one update."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import mlx.core as mx
@@ -10,7 +10,7 @@ from mlx.utils import tree_map, tree_unflatten
 
 from jaxlm.common.architecture.ternary import quantize_weight
 from mlxlm.finetune.data import Batch
-from mlxlm.finetune.optimizer import AdamW, Arrays, OptimizerState, global_norm
+from mlxlm.finetune.optimizer import AdamW, Arrays, OptimizerState, sum_of_squares
 from mlxlm.model.language_model import LanguageModel
 from mlxlm.model.loss import loss_sum
 from mlxlm.model.trees import flat_arrays
@@ -18,6 +18,8 @@ from mlxlm.model.trees import flat_arrays
 Metrics = dict[str, mx.array]
 # Summed loss in nats, tokens and gradients.
 Total = tuple[mx.array, mx.array, Arrays]
+# Parameters of a matrix that is updated alone, in memory of its own.
+LARGE = 2**20
 LossSum = Callable[[LanguageModel, Batch], tuple[mx.array, mx.array]]
 
 
@@ -39,7 +41,9 @@ class TrainStep:
     ):
         self._model, self._optimizer, self._micro_batches = model, optimizer, grad_accumulation_steps
         self._loss = loss
-        self._ternary = [path for path in ternary if path in self.parameters]
+        self._sizes = {path: array.size for path, array in self.parameters.items()}
+        self._parts = _parts(self._sizes)
+        self._ternary = [path for path in ternary if path in self._sizes]
         self.step = 0
         """Steps taken."""
         self.optimizer_state = optimizer.init(self.parameters)
@@ -47,6 +51,7 @@ class TrainStep:
         captured = [model.state, mx.random.state]
         self._add_gradients = mx.compile(self._add_gradients, inputs=captured, outputs=captured)
         self._update = mx.compile(self._update)
+        self._norm = mx.compile(self._mean_norm)
 
     @property
     def parameters(self) -> Arrays:
@@ -62,14 +67,35 @@ class TrainStep:
     def __call__(self, batch: Batch) -> Metrics:
         """Take one step. The metrics are those of the model before it."""
         factors = self._optimizer.factors(self.step)
-        # Nothing else holds the gradients or the state before the step, so their memory is reused.
-        parameters, self.optimizer_state, metrics = self._update(
-            self.parameters, self.optimizer_state, self._total(batch), factors
-        )
+        nats, tokens, gradients = _sum_over_processes(self._total(batch))
+        norm = self._norm(gradients, tokens)
+        before, state, after = self.parameters, self.optimizer_state, self._optimizer.init({})
+        sums: Arrays = {}
+        for paths in self._parts:
+            # Nothing else holds these arrays, so their memory is free when the part is computed.
+            arrays = [{path: tree.pop(path) for path in paths} for tree in (before, gradients, *state.values())]
+            moments = dict(zip(state, arrays[2:], strict=True))
+            updated, moments, found = self._update(*arrays[:2], moments, tokens, norm, factors)
+            self._model.update(tree_unflatten(list(updated.items())))
+            for name, moment in moments.items():
+                after[name] |= moment
+            sums = {name: sums[name] + number if sums else number for name, number in found.items()}
+            del arrays
+            evaluate = mx.eval if self._sizes[paths[0]] >= LARGE else mx.async_eval
+            evaluate(updated, moments, sums)
+        self.optimizer_state = after
         self.step += 1
-        self._model.update(tree_unflatten(list(parameters.items())))
-        mx.async_eval(self._model.parameters(), self.optimizer_state, metrics)
-        return metrics | {"train/learning_rate": factors["learning_rate"]}
+        metrics = {
+            "train/loss": nats / tokens,
+            "train/grad_norm": norm,
+            "train/param_norm": mx.sqrt(sums["squares"]),
+            "train/learning_rate": factors["learning_rate"],
+        }
+        if self._ternary:
+            count = sum(self._sizes[path] for path in self._ternary)
+            metrics["ternary/zero_fraction"] = sums["zeros"] / count
+            metrics["ternary/flip_rate"] = sums["flips"] / count
+        return metrics
 
     def _total(self, batch: Batch) -> Total:
         """Return loss, tokens and gradients of a batch, summed over its micro-batches."""
@@ -89,30 +115,37 @@ class TrainStep:
         found = nats, tokens, flat
         return found if total is None else tree_map(mx.add, total, found)
 
+    def _mean_norm(self, gradients: Arrays, tokens: mx.array) -> mx.array:
+        return mx.sqrt(sum_of_squares({path: array / tokens for path, array in gradients.items()}))
+
     def _update(
-        self, parameters: Arrays, state: OptimizerState, total: Total, factors: Arrays
+        self,
+        before: Arrays,
+        gradients: Arrays,
+        moments: OptimizerState,
+        tokens: mx.array,
+        norm: mx.array,
+        factors: Arrays,
     ) -> tuple[Arrays, OptimizerState, Metrics]:
-        nats, tokens, gradients = _sum_over_processes(total)
+        """Return some parameters and their moments after the step, and sums for the metrics."""
         gradients = {path: array / tokens for path, array in gradients.items()}
-        updated, after = self._optimizer.update(parameters, gradients, state, factors)
-        metrics = {
-            "train/loss": nats / tokens,
-            "train/grad_norm": global_norm(gradients),
-            "train/param_norm": global_norm(updated),
-            **self._ternary_health(parameters, updated),
-        }
-        return updated, after, metrics
+        after, moments = self._optimizer.update(before, gradients, moments, factors, norm)
+        return after, moments, {"squares": sum_of_squares(after), **self._ternary_health(before, after)}
 
     def _ternary_health(self, before: Arrays, after: Arrays) -> Metrics:
-        """Return the share of zero codes after a step, and the share of codes that the step changed."""
-        if not self._ternary:
-            return {}
+        """Return the number of codes that are zero after a step, and of those that the step changed."""
         form = self._model.config.ternary_form
-        zeros, flips, count = mx.array(0), mx.array(0), 0
-        for path in self._ternary:
+        zeros, flips = mx.array(0), mx.array(0)
+        for path in (path for path in self._ternary if path in before):
             old, new = (quantize_weight(arrays[path], form, mx)[0] for arrays in (before, after))
-            zeros, flips, count = zeros + mx.sum(new == 0), flips + mx.sum(new != old), count + new.size
-        return {"ternary/zero_fraction": zeros / count, "ternary/flip_rate": flips / count}
+            zeros, flips = zeros + mx.sum(new == 0), flips + mx.sum(new != old)
+        return {"zeros": zeros, "flips": flips}
+
+
+def _parts(sizes: Mapping[str, int]) -> list[list[str]]:
+    """Return the parameters in parts whose update takes little memory: each large one alone, all others together."""
+    small = [path for path, size in sizes.items() if size < LARGE]
+    return [part for part in (small, *([path] for path, size in sizes.items() if size >= LARGE)) if part]
 
 
 def _sum_over_processes(total: Total) -> Total:

@@ -151,6 +151,7 @@ class _Run:
             grad_checkpoint=config.grad_checkpoint,
             loss_chunks=config.loss_chunks,
             num_layers=config.num_layers or self.model.config.num_layers,
+            is_latent=config.method == "qat",
         )
 
     def _restore(self) -> None:

@@ -2,7 +2,7 @@ import mlx.core as mx
 import numpy as np
 
 from jaxlm.common.run.optimizer_config import OptimizerConfig
-from mlxlm.finetune.optimizer import AdamW, rounded_by_chance
+from mlxlm.finetune.optimizer import AdamW, rounded_by_chance, sum_of_squares
 
 
 def test_rounding_by_chance_is_right_in_the_mean_and_never_further_than_the_next_number():
@@ -22,7 +22,8 @@ def test_small_updates_of_bfloat16_weights_are_not_lost():
         state = optimizer.init(parameters)
         for step in range(50):
             gradients = {"layers.0.weight": mx.full((64, 64), 0.01)}
-            parameters, state = optimizer.update(parameters, gradients, state, optimizer.factors(step))
+            factors, norm = optimizer.factors(step), mx.sqrt(sum_of_squares(gradients))
+            parameters, state = optimizer.update(parameters, gradients, state, factors, norm)
         assert parameters["layers.0.weight"].dtype == dtype
         ends[dtype] = float(parameters["layers.0.weight"].astype(mx.float32).mean())
     # 50 updates of at most 1e-4; the numbers of bfloat16 below 1 are 4e-3 apart.

@@ -8,7 +8,7 @@ import numpy as np
 from jaxlm.checkpoints.weights import Weight, Weights, tree_weights
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import Kind, parameters, scale_name, stored_tensors
-from jaxlm.common.architecture.ternary import pack, quantize_rows, quantize_weight
+from jaxlm.common.architecture.ternary import latent_weight, pack, quantize_rows, quantize_weight
 from jaxlm.common.artifact.artifact import save_artifact
 from jaxlm.model.layers import QuantizedRows
 from jaxlm.ops.ternary_linear import Params, TernaryWeight
@@ -27,7 +27,7 @@ def export_artifact(
     """Write parameters as an artifact: latent floats, or packed codes and scales.
 
     Every process of a run has to call it; the first one writes. Raises ValueError where the directory is taken, and
-    where `kind` is latent but the model is packed.
+    where `kind` is latent but a table is packed as int8.
     """
     read = stored_tensor_reader(tree_weights(params), config, kind)
     if not is_first():
@@ -41,8 +41,9 @@ def export_artifact(
 def stored_tensor_reader(weights: Weights, config: ModelConfig, kind: Kind) -> Callable[[str], np.ndarray]:
     """Return a function from the name of a stored tensor to its array. It reads and quantizes one layer at a time.
 
-    The function has to be called for a weight before it is called for the scale of that weight. It raises ValueError
-    where `kind` is latent but the model is packed.
+    The function has to be called for a weight before it is called for the scale of that weight. Of a packed model a
+    latent weight is made of its codes and scales (`latent_weight`). It raises ValueError where `kind` is latent but a
+    table is packed as int8.
     """
     by_name = {parameter.name: parameter for parameter in parameters(config)}
     scales: dict[str, np.ndarray] = {}  # the scale of the weight that was read last
@@ -59,6 +60,8 @@ def stored_tensor_reader(weights: Weights, config: ModelConfig, kind: Kind) -> C
         if kind == "packed" and parameter.storage == "int8":
             codes, scales[scale_name(name)] = _row_codes(weight)
             return codes
+        if isinstance(weight, TernaryWeight):
+            return latent_weight(weight.codes, weight.scale, np)
         if not isinstance(weight, np.ndarray):
             raise ValueError(
                 f"{name}: found packed weights, expected latent ones, which a packed model does not hold; use its run "

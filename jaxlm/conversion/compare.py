@@ -146,14 +146,27 @@ def _float_form(weight: Any, parameter: Parameter) -> np.ndarray | jax.Array:
 
 
 def _compare_codes(ours: TernaryWeight, theirs: TernaryWeight) -> WeightComparison:
-    if ours.scale.shape != theirs.scale.shape:
-        raise ValueError(f"scales of different models: found {ours.scale.shape} and {theirs.scale.shape} of one matrix")
+    ours_scale, theirs_scale = _on_one_grid(ours, theirs)
+    # A scale of zeros multiplies nothing.
+    used = (largest_of_tiles(each.codes, ours_scale.shape, np) > 0 for each in (ours, theirs))
+    is_used = np.logical_or(*used)
+    relative = np.abs(theirs_scale[is_used] / ours_scale[is_used] - 1)
     return WeightComparison(
         ternary_codes=ours.codes.size,
         codes_differing=int(np.count_nonzero(ours.codes != theirs.codes)),
-        scales_differing=int(np.count_nonzero(ours.scale != theirs.scale)),
-        scales_max_difference=float(np.max(np.abs(theirs.scale / ours.scale - 1))),
+        scales_differing=int(np.count_nonzero(relative)),
+        scales_max_difference=float(relative.max(initial=0.0)),
     )
+
+
+def _on_one_grid(ours: TernaryWeight, theirs: TernaryWeight) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scales of both models on one grid; a form may have more of them, which are equal then."""
+    pair = np.asarray(ours.scale), np.asarray(theirs.scale)
+    if pair[0].shape == pair[1].shape:
+        return pair
+    grid = len(ours.codes), max(scale.shape[1] for scale in pair)
+    first, second = (np.broadcast_to(spread(scale, grid, np), grid) for scale in pair)
+    return first, second
 
 
 def _compare_floats(ours: np.ndarray | jax.Array, theirs: np.ndarray | jax.Array) -> WeightComparison:

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxlm.checkpoints.export import stored_tensor_reader
-from jaxlm.checkpoints.weights import artifact_weights
+from jaxlm.checkpoints.weights import Weights, artifact_weights
 from jaxlm.common.architecture.config import ModelConfig
-from jaxlm.common.architecture.parameters import Kind, stored_tensors
+from jaxlm.common.architecture.parameters import Kind, parameters, stored_tensors
 from jaxlm.common.artifact.artifact import Artifact, load_artifact, write_artifact
 from jaxlm.common.artifact.model_files import open_tensors
 from jaxlm.common.formats.as_ternary import TernaryReading
@@ -33,6 +33,7 @@ from jaxlm.conversion.compare import (
     probe_tokens,
 )
 from jaxlm.load import open_weights
+from jaxlm.ops.ternary_linear import TernaryWeight
 from shared_tokenizer.gguf.writer import gguf_tokenizer_metadata, other_stop_ids
 from shared_tokenizer.load import load_tokenizer, tokenizer_directory
 from shared_tokenizer.locks import LockedError, locked_file
@@ -47,6 +48,7 @@ Form = Literal["packed", "latent", "dequantized", "mlx", "gguf"]
 FloatType = Literal["float32", "bfloat16", "float16"]
 TernaryType = Literal["Q2_0", "TQ1_0", "TQ2_0"]
 FLOAT16_ROUNDING = 2.0**-11
+LATENT_ROUNDING = 1e-4
 _GGUF_FLOATS: dict[FloatType, Any] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 Read = Callable[[str], np.ndarray]
@@ -93,7 +95,8 @@ class ConversionReport:
         """Raise ValueError where a size, a code, a scale or the logits differ by more than the form allows."""
         weights = self.weights
         # A GGUF stores scales in float16; its writer warns where it rounds them.
-        allowed = FLOAT16_ROUNDING if conversion.form == "gguf" else 0.0
+        # Latent weights that are made of codes have a float32 scale again but for the sums.
+        allowed = {"gguf": FLOAT16_ROUNDING, "latent": LATENT_ROUNDING}.get(conversion.form, 0.0)
         same_weights = not weights.codes_differing and weights.scales_max_difference <= allowed
         if self.bytes_predicted != self.bytes_found or not same_weights:
             raise ValueError(
@@ -142,6 +145,7 @@ def convert(
         _atomic_output(destination, conversion.form) as output,
     ):
         read = stored_tensor_reader(weights, config, conversion.kind(config))
+        made_latent = _made_latent(config, weights) if conversion.form == "latent" else []
         log("writing the tensors")
         write = _write_gguf if conversion.form == "gguf" else _write_directory
         written = write(output, config, read, conversion, tokenizer_dir)
@@ -161,7 +165,7 @@ def convert(
             weights=comparison,
             logits=compare_logits(logits, written_logits),
             logits_by=program,
-            warnings=written.warnings,
+            warnings=[*written.warnings, *made_latent],
         )
         report.check(destination, conversion)
         content = json.dumps(asdict(report), indent=2) + "\n"
@@ -184,6 +188,17 @@ def _check(source: Path, config: ModelConfig, conversion: Conversion) -> None:
             "float_dtype: found 'float16', which only a GGUF, a dequantized directory and the 2-bit format of stock "
             "mlx-lm may have; choose float32 or bfloat16"
         )
+
+
+def _made_latent(config: ModelConfig, weights: Weights) -> list[str]:
+    """Return a warning where a source has no latent weights, so that they are made of its codes and scales."""
+    ternary = next((each for each in parameters(config) if each.storage == "ternary"), None)
+    if ternary is None or not isinstance(weights(ternary), TernaryWeight):
+        return []
+    return [
+        "the source is packed: its latent weights were made of codes and scales, equally far from the next code; those "
+        "that it was trained with, where they are at hand, know more"
+    ]
 
 
 def _is_stock(config: ModelConfig, form: Form) -> bool:

@@ -145,7 +145,7 @@ def _directories(config: ModelConfig) -> Iterator[OurForm]:
     kind = "packed" if config.has_packed_form else "latent"
     if kind == "packed":
         yield OurForm("packed", tensor_bytes(config, "packed"), "for training, generation and fine-tuning here")
-    note = "for training here" if kind == "latent" else "only from latent weights"
+    note = "for training here" + ("; made of codes and scales where there are none" if kind == "packed" else "")
     yield OurForm("latent", tensor_bytes(config, "latent"), note)
     if config.is_ternary:
         try:

@@ -2,13 +2,14 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxlm.checkpoints.weights import tree_weights
 from jaxlm.common.architecture.parameters import parameter_count, ternary_parameter_count
 from jaxlm.conversion.compare import compare_logits, compare_weights, probe_logits
 from jaxlm.model.language_model import init_params
-from jaxlm.ops.ternary_linear import ternarize
+from jaxlm.ops.ternary_linear import TernaryWeight, ternarize
 
 
 @pytest.fixture
@@ -71,3 +72,35 @@ def test_models_of_different_shapes_are_refused(tiny_config, params):
     other = jax.jit(init_params, static_argnums=0)(wider, jax.random.key(0))
     with pytest.raises(ValueError, match=r"different shapes: layers\.mlp\.gate_proj\.weight: found"):
         compare(tiny_config, params, wider, other)
+
+
+def test_scales_are_compared_where_one_form_repeats_them_and_where_codes_use_them(tiny_config):
+    coarse = dataclasses.replace(tiny_config, scale_per="row", activation_bits=None)
+    fine = dataclasses.replace(coarse, scale_per="group:32")
+
+    def weights(config, change=1.0):
+        drawn = np.random.default_rng(1)
+
+        def weight(parameter):
+            if parameter.storage != "ternary":
+                return np.ones(parameter.shape, np.float32)
+            rows, columns = parameter.shape
+            codes = drawn.integers(-1, 2, (rows, columns), np.int8)
+            scale = drawn.uniform(0.1, 1, (rows, 1)).astype(np.float32)
+            codes[0], scale[0] = 0, change  # a row of zeros, whose scale multiplies nothing
+            groups = config.ternary_form.grid(rows, columns)[1]
+            return TernaryWeight(codes, scale.repeat(groups, axis=1), config.activation_bits)
+
+        return weight
+
+    same = compare_weights(coarse, weights(coarse), fine, weights(fine, change=0.5))
+    assert same.ternary_codes > 0 and same.codes_differing == same.scales_differing == 0
+
+    original = weights(fine)
+
+    def scaled(parameter):
+        weight = original(parameter)
+        return weight.replace(scale=weight.scale * np.float32(1.5)) if isinstance(weight, TernaryWeight) else weight
+
+    other = compare_weights(coarse, weights(coarse), fine, scaled)
+    assert other.scales_differing > 0 and other.scales_max_difference == pytest.approx(0.5)

@@ -57,8 +57,21 @@ def test_bfloat16_rounds_floats_and_the_report_has_the_difference(latent, tmp_pa
     assert 0 < report.logits.max_difference < 0.5
 
 
-def test_latent_weights_of_a_packed_model_are_refused(latent, tmp_path):
+def test_latent_weights_of_a_packed_model_are_made_of_its_codes_and_scales(latent, tmp_path):
     convert(latent, tmp_path / "packed", Conversion(form="packed"))
+    report = convert(tmp_path / "packed", tmp_path / "latent2", Conversion(form="latent"))
+    assert report.weights.codes_differing == report.weights.scales_differing == report.logits.max_difference == 0
+    (warning,) = report.warnings
+    assert "its latent weights were made of codes and scales" in warning
+    assert load_artifact(tmp_path / "latent2").kind == "latent"
+    assert convert(latent, tmp_path / "latent3", Conversion(form="latent")).warnings == []
+
+
+def test_the_int8_table_of_a_packed_model_has_no_latent_weights(tiny_config, tmp_path):
+    config = dataclasses.replace(tiny_config, embedding="int8")
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+    export_artifact(tmp_path / "latent", config, params, "latent")
+    convert(tmp_path / "latent", tmp_path / "packed", Conversion(form="packed"))
     with pytest.raises(ValueError, match="expected latent ones, which a packed model does not hold"):
         convert(tmp_path / "packed", tmp_path / "latent2", Conversion(form="latent"))
     assert not (tmp_path / "latent2").exists()

@@ -123,7 +123,7 @@ def test_what_fits_nowhere_is_refused(monkeypatch, settings):
     ("steps", "gib", "expected", "why"),
     [
         (10, 1000, "ternary-tiny", "ternary-5m would get"),
-        (10**6, 1000, "ternary-25m", "bitnet-700m would get"),
+        (10**6, 1000, "ternary-25m", "trilm-99m would get"),
         (10**6, 0.5, "ternary-5m", "ternary-25m does not fit the device"),
         (10**9, 10**6, "bitnet-7b", "there is none larger"),
     ],

@@ -258,6 +258,13 @@ CANNOT_WRITE = {
     "relu2": (dataclasses.replace(TERNARY, activation="relu2"), "activation: found 'relu2'"),
     "untied": (dataclasses.replace(BITNET, tie_word_embeddings=False), "tie_word_embeddings: found False"),
     "norm_and_bias": (dataclasses.replace(DENSE, qk_norm=True, attention_bias=True), "qk_norm: found True"),
+    "multipliers": (dataclasses.replace(DENSE, residual_multiplier=0.5), "residual_multiplier: found 0.5"),
+    "longrope": (
+        dataclasses.replace(
+            DENSE, rope_scaling=RopeScaling(type="longrope", original_max_seq_len=64, factors=(1.0, 2.0, 3.0))
+        ),
+        "rope_scaling: found RopeScaling",
+    ),
     "norms": (dataclasses.replace(BITNET, qk_norm=True), "sub_norm: found True"),
     "llama3_in_qwen3": (
         dataclasses.replace(DENSE, qk_norm=True, rope_scaling=LLAMA3),

@@ -19,6 +19,9 @@ from jaxlm.common.formats.open_model import model_path, open_model
 from jaxlm.common.recognition.ternary_floats import Recognition, recognize
 
 _LORA_RANK = 8
+# Rows of packed codes that are counted at a time, and arrays [tokens, vocabulary] that a loss holds.
+_ROWS = 1024
+_LOGIT_ARRAYS = 3
 _FLOAT32_BYTES = 4
 # A trained number: itself, its gradient and two moments of AdamW.
 _TRAINED_BYTES = 4 * _FLOAT32_BYTES
@@ -124,7 +127,10 @@ def _packed_matrix(artifact: Artifact, parameter: Parameter) -> Matrix:
     if parameter.storage != "ternary":
         return Matrix(parameter.name, parameter.shape, parameter.storage)
     packed, config = artifact.tensors[parameter.name], artifact.config
-    zeros = np.bincount(packed.ravel(), minlength=256) @ _ZEROS_IN_BYTE / math.prod(parameter.shape)
+    # In pieces: numpy counts in a copy of eight times the size.
+    pieces = (packed[start : start + _ROWS].ravel() for start in range(0, len(packed), _ROWS))
+    counts = sum(np.bincount(piece, minlength=256) for piece in pieces)
+    zeros = counts @ _ZEROS_IN_BYTE / math.prod(parameter.shape)
     return Matrix(parameter.name, parameter.shape, "ternary", config.scale_per, config.scale_dtype, float(zeros))
 
 
@@ -191,7 +197,9 @@ def lora_memory(config: ModelConfig, tokens: int) -> int:
     base = sum(tensor.stored.nbytes for tensor in mlx_tensors(config, kind, "float32"))
     linears = (each for each in parameters(config) if each.name.endswith("_proj.weight"))
     adapters = sum(_LORA_RANK * sum(each.shape) for each in linears)
-    return base + _TRAINED_BYTES * adapters + training_memory(config, 1, tokens, _FLOAT32_BYTES).activations
+    logits = _LOGIT_ARRAYS * _FLOAT32_BYTES * tokens * config.vocab_size
+    activations = training_memory(config, 1, tokens, _FLOAT32_BYTES).activations
+    return base + _TRAINED_BYTES * adapters + activations + logits
 
 
 def qat_memory(config: ModelConfig, tokens: int) -> int:

@@ -9,6 +9,7 @@ A matrix `[R, C]` has scales `[blocks, groups]`: one for each block of R / block
 
 import functools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,13 +221,22 @@ def pack(codes: np.ndarray) -> np.ndarray:
     With R packed rows, bits 2i and 2i + 1 of packed row r hold `code + 1` of matrix row r + i R. Raises ValueError on
     a code that is not in {-1, 0, 1}.
     """
-    if codes.size and (codes.min() < -1 or codes.max() > 1):
-        raise ValueError(f"ternary codes: found {codes.min()}..{codes.max()}, expected -1..1")
-    rows = packed_rows(codes.shape[0])
-    packed = np.zeros((rows, codes.shape[1]), np.uint8)
-    for plane in range(CODES_PER_BYTE):
-        part = codes[plane * rows : (plane + 1) * rows]
-        packed[: len(part)] |= (part + 1).astype(np.uint8) << (2 * plane)
+    return pack_blocks([codes], codes.shape)
+
+
+def pack_blocks(blocks: Iterable[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """Return what `pack` returns for a matrix `shape` that is given as consecutive blocks of its rows."""
+    rows = packed_rows(shape[0])
+    packed = np.zeros((rows, shape[1]), np.uint8)
+    start = 0
+    for codes in blocks:
+        if codes.size and (codes.min() < -1 or codes.max() > 1):
+            raise ValueError(f"ternary codes: found {codes.min()}..{codes.max()}, expected -1..1")
+        while len(codes):
+            plane, row = divmod(start, rows)
+            part, codes = codes[: rows - row], codes[rows - row :]
+            packed[row : row + len(part)] |= (part + 1).astype(np.uint8) << (2 * plane)
+            start += len(part)
     return packed
 
 

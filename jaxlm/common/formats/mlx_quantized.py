@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import Parameter, StoredTensor, parameters, scale_name, stored_tensors
-from jaxlm.common.architecture.ternary import pack, unpack_affine
+from jaxlm.common.architecture.ternary import pack_blocks, unpack_affine
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.artifact.model_files import (
     CONFIG,
@@ -39,6 +39,8 @@ QUANTIZATION = "quantization"
 QUANTIZATION_COPY = "quantization_config"
 _SCALES, _BIASES, _WEIGHT = ".scales", ".biases", ".weight"
 _FLOATS = ("float32", "bfloat16", "float16")
+# Codes decoded at a time.
+_CHUNK = 2**22
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,16 @@ def _log_dequantized(directory: Path, matrices: list[_Matrix], log: Callable[[st
         )
 
 
+def _code_blocks(words: np.ndarray, scales: np.ndarray, columns: int) -> Iterator[np.ndarray]:
+    """Yield the codes of a matrix as blocks of rows, which bound the memory. A scale of 0 is of zeros."""
+    step = max(1, _CHUNK // columns)
+    for start in range(0, len(words), step):
+        part = scales[start : start + step]
+        codes = unpack_affine(words[start : start + step], columns)
+        codes.reshape(*part.shape, -1)[part == 0] = 0
+        yield codes
+
+
 class _Tensors(Mapping[str, np.ndarray]):
     """The tensors of an artifact, each decoded on use. Raises ValueError on a code of value 3."""
 
@@ -197,11 +209,9 @@ class _Tensors(Mapping[str, np.ndarray]):
         if scale_name(name) not in self._ternary:
             return dequantize_affine(words, scales, self._files[matrix.path + _BIASES], matrix.form)
         try:
-            codes = unpack_affine(words, matrix.shape[1])
+            return pack_blocks(_code_blocks(words, scales, matrix.shape[1]), matrix.shape)
         except ValueError as error:
             raise ValueError(f"{self._directory}: {name}: {error}; the model is not ternary") from error
-        codes.reshape(*scales.shape, -1)[scales == 0] = 0
-        return pack(codes)
 
     def _scales(self, parameter: Parameter) -> np.ndarray:
         (rows, columns), form = parameter.shape, self._config.ternary_form

@@ -19,7 +19,7 @@ ALIGNMENT_KEY = "general.alignment"
 DEFAULT_ALIGNMENT = 32
 LARGEST_ALIGNMENT = 2**16
 # Numbers dequantized at a time, which bounds the temporary memory of the library.
-CHUNK = 2**24
+CHUNK = 2**22
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import numpy as np
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import parameters, scale_name, stored_tensors
-from jaxlm.common.architecture.ternary import pack
+from jaxlm.common.architecture.ternary import pack_blocks
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.gguf.config import activation_bits, from_metadata, nearest_architecture
-from jaxlm.common.gguf.file import GGUFFile
+from jaxlm.common.gguf.file import CHUNK, GGUFFile
 from jaxlm.common.gguf.rope import FACTORS, from_rope_factors
 from jaxlm.common.gguf.tensors import (
     gguf_name,
@@ -72,17 +72,23 @@ class _Tensors(Mapping[str, np.ndarray]):
         if name not in self._names:
             raise KeyError(name)
         if scale_name(name) in self._scales:
-            return pack(separate_rows(self._codes(gguf_name(name)), name, self._config))
+            return self._packed(name)
         weight = self._file.read(gguf_name(name))
         if is_block_linear(name) and gguf_scale_name(name) in self._file.tensors:
             weight = weight * self._file.read(gguf_scale_name(name))
         return separate_rows(weight, name, self._config)
 
-    def _codes(self, name: str) -> np.ndarray:
+    def _packed(self, name: str) -> np.ndarray:
+        tensor = self._file.tensors[gguf_name(name)]
+        encoded = self._file.blocks(gguf_name(name))
+        # Rows that change places are read at once; they are those of queries and keys, never of a table.
+        step = len(encoded) if name.endswith(("q_proj.weight", "k_proj.weight")) else max(1, CHUNK // tensor.shape[1])
+        parts = (encoded[start : start + step] for start in range(0, len(encoded), step))
+        codes = (separate_rows(ternary_codes(part, tensor.type), name, self._config) for part in parts)
         try:
-            return ternary_codes(self._file.blocks(name), self._file.tensors[name].type)
+            return pack_blocks(codes, tensor.shape)
         except ValueError as error:
-            raise ValueError(f"{self._file.path}: tensor {name}: {error}") from error
+            raise ValueError(f"{self._file.path}: tensor {gguf_name(name)}: {error}") from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -166,6 +166,8 @@ def test_pack_and_unpack_are_inverse(rows, columns, seed):
     codes = np.random.default_rng(seed).integers(-1, 2, (rows, columns)).astype(np.int8)
     packed = ternary.pack(codes)
     assert packed.shape == (ternary.packed_rows(rows), columns)
+    blocks = [codes[start : start + 3] for start in range(0, rows, 3)]
+    np.testing.assert_array_equal(ternary.pack_blocks(blocks, codes.shape), packed)
     np.testing.assert_array_equal(ternary.unpack(packed, rows), codes)
 
 

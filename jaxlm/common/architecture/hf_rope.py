@@ -67,18 +67,21 @@ def from_hf_rope(content: Mapping[str, Any], max_seq_len: int) -> tuple[float | 
     if not isinstance(rope, Mapping):
         raise ValueError(f"config.json: {name}: found {rope!r}, expected an object")
     kind = next((rope[key] for key in _TYPE_KEYS if rope.get(key) is not None), "default")
-    if kind != "default" and kind not in _TYPES:
+    if not isinstance(kind, str) or (kind != "default" and kind not in _TYPES):
         raise ValueError(f"config.json: {name} rope_type: found {kind!r}, expected default, {', '.join(_TYPES)}")
     known = (*_SHARED_KEYS, *_TYPES.get(kind, ()))
     if unknown := [key for key in sorted(rope) if key not in known]:
         raise ValueError(f"config.json: {name}: unknown key {unknown[0]!r} with rope_type {kind!r}")
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+    if rope.get("partial_rotary_factor") not in (None, 1.0):
         raise ValueError(
             f"config.json: {name} partial_rotary_factor: found {rope['partial_rotary_factor']!r}, expected 1.0"
         )
     theta = rope.get("rope_theta")
     if kind == "default":
         return theta, None
+    for key in ("mscale", "mscale_all_dim", "factor", _ORIGINAL):
+        _check_number(f"{name} {key}", rope.get(key))
+    _check_number(_ORIGINAL, content.get(_ORIGINAL))
     fields: dict[str, Any] = {"type": kind} | {field: rope.get(key) for field, key in _KEYS.items()}
     if _ORIGINAL in _TYPES[kind]:
         original = content.get(_ORIGINAL) or fields["original_max_seq_len"] or max_seq_len
@@ -90,21 +93,19 @@ def from_hf_rope(content: Mapping[str, Any], max_seq_len: int) -> tuple[float | 
                 f"config.json: max_position_embeddings: found {max_seq_len}, expected {original}, "
                 f"{_ORIGINAL} of longrope, whose frequencies change with the length of a text beyond it"
             )
+    factor, mscale, mscale_all_dim = fields["factor"], rope.get("mscale"), rope.get("mscale_all_dim")
+    if fields["attention_factor"] is None and factor and mscale and mscale_all_dim:
+        fields["attention_factor"] = _grown(factor, mscale) / _grown(factor, mscale_all_dim)
     try:
-        _check_numbers(rope)
-        factor, mscale, mscale_all_dim = fields["factor"], rope.get("mscale"), rope.get("mscale_all_dim")
-        if fields["attention_factor"] is None and factor and mscale and mscale_all_dim:
-            fields["attention_factor"] = _grown(factor, mscale) / _grown(factor, mscale_all_dim)
         return theta, rope_scaling_from_dict(fields)
     except ValueError as error:
         raise ValueError(f"config.json: {error}".replace("rope_scaling", name, 1)) from error
 
 
-def _check_numbers(rope: Mapping[str, Any]) -> None:
-    for key in ("mscale", "mscale_all_dim", "factor", _ORIGINAL):
-        value = rope.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ValueError(f"rope_scaling {key}: found {value!r}, expected a number")
+def _check_number(where: str, value: Any) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (is_number and value > 0):
+        raise ValueError(f"config.json: {where}: found {value!r}, expected a number above 0")
 
 
 def _grown(factor: float, mscale: float) -> float:

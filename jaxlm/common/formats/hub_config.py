@@ -170,10 +170,12 @@ def _minicpm_multipliers(content: dict[str, Any]) -> dict[str, float]:
     for key, value in found.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"config.json: {key}: found {value!r}, expected a number")
+    # ModelConfig names sizes below 1.
+    layers, width = (max(1, content[key]) for key in ("num_hidden_layers", "hidden_size"))
     return {
         "embedding_multiplier": found["scale_emb"],
-        "residual_multiplier": found["scale_depth"] / content["num_hidden_layers"] ** 0.5,
-        "logit_multiplier": found["dim_model_base"] / content["hidden_size"],
+        "residual_multiplier": found["scale_depth"] / layers**0.5,
+        "logit_multiplier": found["dim_model_base"] / width,
     }
 
 
@@ -183,12 +185,16 @@ def _check_window(content: dict[str, Any], model_type: str, max_seq_len: int, nu
     In a Qwen `use_sliding_window` turns the window on, from layer `max_window_layers`, or where `layer_types` says so.
     """
     window = content.get("sliding_window", _CLASS_DEFAULTS[model_type].get("sliding_window"))
-    types = content.get("layer_types") or []
+    types, first = content.get("layer_types") or [], content.get("max_window_layers", 28)
+    if not isinstance(types, list):
+        raise ValueError(f"config.json: layer_types: found {types!r}, expected a list")
     if model_type in ("qwen2", "qwen3"):
         if types:
             has_window = any(kind != "full_attention" for kind in types)
         else:
-            has_window = content.get("use_sliding_window", False) and content.get("max_window_layers", 28) < num_layers
+            has_window = content.get("use_sliding_window", False) and not (
+                isinstance(first, int) and first >= num_layers
+            )
         window = window if has_window else None
     if window is not None and not (isinstance(window, int) and window >= max_seq_len):
         raise ValueError(

@@ -174,7 +174,16 @@ def test_spellings_and_defaults_of_transformers_are_read(content, expected):
         ),
         ({"rope_type": "llama3", "factor": 2.0, "beta_fast": 1}, "unknown key 'beta_fast' with rope_type 'llama3'"),
         ({"rope_type": "linear"}, "rope_scaling: missing factor"),
+        ({"rope_type": ["yarn"]}, "rope_scaling rope_type: found ['yarn'], expected default, linear"),
         ({"rope_type": "yarn", "factor": "4"}, "rope_scaling factor: found '4', expected a number"),
+        (
+            {"rope_type": "yarn", "original_max_position_embeddings": "8"},
+            "rope_scaling original_max_position_embeddings: found '8', expected a number above 0",
+        ),
+        (
+            {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0, "mscale_all_dim": -14.4},
+            "rope_scaling mscale_all_dim: found -14.4, expected a number above 0",
+        ),
         ({"rope_type": "linear", "factor": 0.5}, "rope_scaling factor: found 0.5, expected a number of at least 1"),
         ({"rope_type": "linear", "factor": 2, "partial_rotary_factor": 0.5}, "partial_rotary_factor: found 0.5"),
     ],

@@ -254,6 +254,7 @@ def test_the_first_of_several_ends_ends_a_document():
         ({"mlp_bias": True}, "mlp_bias: found True, expected False"),
         ({"pretraining_tp": 2}, "pretraining_tp: found 2, expected 1"),
         ({"sliding_window": 1024}, "sliding_window: found 1024, expected null, since our attention sees the whole"),
+        ({"layer_types": 5}, "layer_types: found 5, expected a list"),
         ({"sliding_window": "all"}, "sliding_window: found 'all', expected null"),
         ({"max_position_embeddings": "2048"}, "max_position_embeddings: found '2048', expected an integer"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: found 0.5, expected 1.0"),

@@ -46,6 +46,8 @@ def test_its_multipliers_and_factors_are_read(model_type):
         ({"architectures": ["OtherForCausalLM"]}, "model_type: found None, expected"),
         ({"scale_emb": "12"}, "scale_emb: found '12', expected a number"),
         ({"scale_depth": 0}, "residual_multiplier: found 0.0, expected more than 0"),
+        ({"num_hidden_layers": 0}, "num_layers: found 0, expected more than 0"),
+        ({"hidden_size": -32}, "found -8, expected more than 0"),
         ({"sparse_config": {"topk": 64}}, "sparse_config: found {'topk': 64}, expected None"),
         ({"kv_lora_rank": 256}, "kv_lora_rank: found 256, expected None"),
         (

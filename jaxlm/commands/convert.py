@@ -19,7 +19,8 @@ from jaxlm.conversion.compare import (
     compare_weights,
     probe_logits,
 )
-from jaxlm.conversion.convert import Conversion, ConversionReport, FloatType, Form, convert, report_path
+from jaxlm.conversion.convert import Conversion, ConversionReport, FloatType, convert
+from jaxlm.conversion.output import Form, report_path
 from jaxlm.load import open_weights
 from mlxlm.model.model_file import model_file_source
 from shared_tokenizer.settings import setting

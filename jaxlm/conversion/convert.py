@@ -1,10 +1,8 @@
 """Conversion with a proof: write a model, read it back, compare it with its source, and keep the report."""
 
 import contextlib
-import glob
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,19 +30,14 @@ from jaxlm.conversion.compare import (
     probe_logits,
     probe_tokens,
 )
+from jaxlm.conversion.output import Form, atomic_output, begun_report
 from jaxlm.load import open_weights
 from jaxlm.ops.ternary_linear import TernaryWeight
 from shared_tokenizer.gguf.writer import gguf_tokenizer_metadata, other_stop_ids
 from shared_tokenizer.load import load_tokenizer, tokenizer_directory
-from shared_tokenizer.locks import LockedError, locked_file
-from shared_tokenizer.manifest import refuse_inside_sealed, sealed_directory, write_file
+from shared_tokenizer.manifest import write_file
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
-REPORT = "conversion.json"
-# Ending of a GGUF that has not been compared with its source yet.
-UNVERIFIED = ".unverified"
-_LOCK = ".lock"
-Form = Literal["packed", "latent", "dequantized", "mlx", "gguf"]
 FloatType = Literal["float32", "bfloat16", "float16"]
 TernaryType = Literal["Q2_0", "TQ1_0", "TQ2_0"]
 FLOAT16_ROUNDING = 2.0**-11
@@ -142,7 +135,7 @@ def convert(
     _check(source, config, conversion)
     with (
         _tokenizer_directory(source, tokenizer, conversion) as tokenizer_dir,
-        _atomic_output(destination, conversion.form) as output,
+        atomic_output(destination, conversion.form) as output,
     ):
         read = stored_tensor_reader(weights, config, conversion.kind(config))
         made_latent = _made_latent(config, weights) if conversion.form == "latent" else []
@@ -169,13 +162,8 @@ def convert(
         )
         report.check(destination, conversion)
         content = json.dumps(asdict(report), indent=2) + "\n"
-        write_file(_begun_report(output, conversion.form), content.encode("utf-8"))
+        write_file(begun_report(output, conversion.form), content.encode("utf-8"))
     return report
-
-
-def report_path(destination: Path, form: Form) -> Path:
-    """Return the path of the report of a conversion: in the directory written, or next to the GGUF."""
-    return destination.with_suffix(f".{REPORT}") if form == "gguf" else destination / REPORT
 
 
 def _check(source: Path, config: ModelConfig, conversion: Conversion) -> None:
@@ -215,65 +203,6 @@ def _tokenizer_directory(source: Path, tokenizer: Tokenizer | None, conversion: 
     else:
         with tokenizer_directory(source, tokenizer) as directory:
             yield directory
-
-
-@contextlib.contextmanager
-def _atomic_output(destination: Path, form: Form) -> Iterator[Path]:
-    """Yield the path to write to, beside its final place: a directory that is sealed, or a GGUF, at the end.
-
-    What a killed conversion to a GGUF has left there is removed.
-    """
-    if form != "gguf":
-        with sealed_directory(destination) as temporary:
-            yield temporary
-        return
-    _refuse_existing(destination)
-    refuse_inside_sealed(destination)
-    temporary = destination.with_name(f".{destination.name}{UNVERIFIED}")
-    with _locked(temporary, destination):
-        _refuse_existing(destination)  # of a process that has just ended
-        _remove_leftovers(temporary)
-        try:
-            yield temporary
-            # The report first: with it a GGUF is complete.
-            os.replace(_begun_report(temporary, form), report_path(destination, form))
-            os.replace(temporary, destination)
-        except BaseException:
-            _remove_leftovers(temporary)
-            raise
-
-
-def _refuse_existing(destination: Path) -> None:
-    if destination.exists():
-        raise ValueError(f"{destination}: already exists; remove it or choose another path")
-
-
-@contextlib.contextmanager
-def _locked(temporary: Path, destination: Path) -> Iterator[None]:
-    """Lock out other conversions to the same file. Raises ValueError where another process holds the lock."""
-    path = temporary.with_name(f"{temporary.name}{_LOCK}")
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked_file(path))
-        except LockedError:
-            raise ValueError(f"{destination}: another process is writing it; wait for it to end") from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _begun_report(output: Path, form: Form) -> Path:
-    """Return the path of the report until the model is in its place."""
-    return output.with_name(f"{output.name}.{REPORT}") if form == "gguf" else output / REPORT
-
-
-def _remove_leftovers(temporary: Path) -> None:
-    """Remove an unverified GGUF and its report, and what their writers had begun."""
-    name = glob.escape(temporary.name)
-    for path in (*temporary.parent.glob(f"{name}*"), *temporary.parent.glob(f".{name}*")):
-        if not path.name.endswith(_LOCK):
-            path.unlink(missing_ok=True)
 
 
 def _write_directory(

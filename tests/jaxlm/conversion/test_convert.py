@@ -11,7 +11,8 @@ from jaxlm.checkpoints.weights import artifact_params
 from jaxlm.commands.other_programs import other_program
 from jaxlm.common.architecture.parameters import parameter_count, tensor_bytes, ternary_parameter_count
 from jaxlm.common.artifact.artifact import load_artifact
-from jaxlm.conversion.convert import REPORT, Conversion, convert, report_path
+from jaxlm.conversion.convert import Conversion, convert
+from jaxlm.conversion.output import REPORT, report_path
 from jaxlm.load import load_model
 from jaxlm.model.language_model import init_params
 from shared_tokenizer.manifest import verify_manifest

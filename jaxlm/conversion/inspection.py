@@ -16,7 +16,8 @@ from jaxlm.common.formats.as_ternary import TernaryReading, row_blocks, ternary_
 from jaxlm.common.formats.dequantized import unpacked_model_type
 from jaxlm.common.formats.mlx import mlx_tensors, needs_model_file
 from jaxlm.common.formats.open_model import model_path, open_model
-from jaxlm.common.recognition.ternary_floats import Recognition, recognize
+from jaxlm.common.recognition.scales import Recognition
+from jaxlm.common.recognition.ternary_floats import recognize
 
 _LORA_RANK = 8
 # Rows of packed codes that are counted at a time, and arrays [tokens, vocabulary] that a loss holds.

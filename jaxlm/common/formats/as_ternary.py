@@ -15,13 +15,8 @@ from jaxlm.common.architecture.parameters import Parameter, parameters, scale_na
 from jaxlm.common.architecture.presets import PRESETS
 from jaxlm.common.architecture.ternary import SMALLEST_SCALE, pack
 from jaxlm.common.artifact.artifact import Artifact
-from jaxlm.common.recognition.ternary_floats import (
-    Recognition,
-    common_scale_dtype,
-    common_scale_per,
-    recognize,
-    ternary_form,
-)
+from jaxlm.common.recognition.scales import Recognition, common_scale_dtype, common_scale_per
+from jaxlm.common.recognition.ternary_floats import recognize, ternary_form
 
 _TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 # Fields that tell the models of a shape from others.

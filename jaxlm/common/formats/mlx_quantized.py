@@ -27,7 +27,7 @@ from jaxlm.common.artifact.model_files import (
 )
 from jaxlm.common.formats.hub_config import read_hub_config
 from jaxlm.common.formats.mlx_affine import AffineForm, affine_form, dequantize_affine
-from jaxlm.common.recognition.ternary_floats import (
+from jaxlm.common.recognition.scales import (
     common_scale_dtype,
     common_scale_per,
     recognize_scales,

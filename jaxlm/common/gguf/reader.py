@@ -21,7 +21,7 @@ from jaxlm.common.gguf.tensors import (
 )
 from jaxlm.common.gguf.ternary_blocks import ternary_codes, ternary_scales
 from jaxlm.common.gguf.types import TERNARY_TYPES, TQ_TYPES, can_dequantize
-from jaxlm.common.recognition.ternary_floats import (
+from jaxlm.common.recognition.scales import (
     common_scale_dtype,
     common_scale_per,
     recognize_scales,

@@ -6,14 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm.common.recognition.ternary_floats import (
+from jaxlm.common.recognition.scales import (
     Recognition,
     common_scale_dtype,
     common_scale_per,
-    recognize,
     recognize_scales,
-    ternary_form,
 )
+from jaxlm.common.recognition.ternary_floats import recognize, ternary_form
 
 SHAPE = (24, 256)
 GRIDS = {

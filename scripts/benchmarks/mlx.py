@@ -1,4 +1,4 @@
-"""Ours on MLX against stock mlx-lm, on the same dense model and tokens; and what a packed ternary model holds."""
+"""Ours on MLX against stock mlx-lm, on the same directories and tokens; and what a packed ternary model holds."""
 
 import functools
 import tempfile
@@ -54,6 +54,12 @@ class MlxBenchmark:
     """Tokens to generate in each turn."""
     turns: int = 7
     """Timed turns of each."""
+    grouped_preset: str = "bonsai-1.7b"
+    """Ternary model with scales by group, which stock mlx-lm trains too; cut to `grouped_layers` blocks."""
+    grouped_layers: int = 4
+    """Blocks of that model."""
+    grouped_vocabulary: int = 8192
+    """Tokens of that model: few, so that the blocks are what is measured."""
     ternary_preset: str = "ternary-25m"
     """Ternary model whose memory is compared with that of its float twin."""
     few_tokens: int = 8
@@ -63,18 +69,38 @@ class MlxBenchmark:
 def benchmark(settings: MlxBenchmark) -> None:
     """Print tokens/s and peak memory of LoRA training and of generation by mlx-lm and by us, and bits per weight."""
     with tempfile.TemporaryDirectory() as folder:
-        _against_stock(settings, Path(folder))
+        dense = preset(settings.preset)
+        table = _stock_table(settings, settings.preset)
+        directory = _add_training(table, settings, Path(folder) / "dense", dense)
+        _add_generation(table, settings, directory, dense)
+        make_console().print(table)
+        grouped = replace(
+            preset(settings.grouped_preset),
+            num_layers=settings.grouped_layers,
+            vocab_size=settings.grouped_vocabulary,
+            bos_id=None,
+            eos_id=None,
+        )
+        title = f"{settings.grouped_preset}, {settings.grouped_layers} layers, {settings.grouped_vocabulary:,} tokens"
+        table = _stock_table(settings, title)
+        _add_training(table, settings, Path(folder) / "grouped", grouped)
+        make_console().print(table)
         _ternary_memory(settings, Path(folder))
 
 
-def _against_stock(settings: MlxBenchmark, folder: Path) -> None:
-    config = preset(settings.preset)
+def _stock_table(settings: MlxBenchmark, title: str) -> Table:
+    table = Table(title=f"{title}, {mx.default_device()}; medians of {settings.turns} turns")
+    for heading in ("", "tokens", "tokens/s", "ours / mlx-lm", "peak MB", "ours / mlx-lm"):
+        table.add_column(heading, justify="right" if heading else "left")
+    return table
+
+
+def _add_training(table: Table, settings: MlxBenchmark, folder: Path, config: ModelConfig) -> Path:
+    """Add the rows of LoRA training. Returns the directory of the model, which both read."""
+    folder.mkdir()
     save_blank_artifact(folder / "artifact", config)
     directory = folder / "mlx"
     convert(folder / "artifact", directory, Conversion(form="mlx", with_tokenizer=False), lambda *_: None)
-    table = Table(title=f"{settings.preset}, float32, {mx.default_device()}; medians of {settings.turns} turns")
-    for heading in ("", "tokens", "tokens/s", "ours / mlx-lm", "peak MB", "ours / mlx-lm"):
-        table.add_column(heading, justify="right" if heading else "left")
     ids = _random_ids(config, settings.batch_size, settings.seq_len + 1)
     recipe = OptimizerConfig(grad_clip_norm=settings.grad_clip_norm)
     training = {
@@ -82,13 +108,16 @@ def _against_stock(settings: MlxBenchmark, folder: Path) -> None:
         "ours": functools.partial(_our_training, directory, ids, settings.rank, recipe),
     }
     _add_rows(table, "LoRA training", ids[:, 1:].size, measure(training, settings.turns))
+    return directory
+
+
+def _add_generation(table: Table, settings: MlxBenchmark, directory: Path, config: ModelConfig) -> None:
     prompt = _random_ids(config, 1, settings.prompt_tokens)[0].tolist()
     generation: dict[str, Setup] = {
         "mlx-lm": functools.partial(_stock_generation, directory, prompt, settings.tokens),
         "ours": functools.partial(_our_generation, directory, prompt, settings.tokens),
     }
     _add_rows(table, "generation", settings.tokens, measure(generation, settings.turns))
-    make_console().print(table)
 
 
 def _random_ids(config: ModelConfig, rows: int, length: int) -> np.ndarray:

@@ -38,7 +38,8 @@ def open_model(
     path = model_path(path)
     artifact = _open(path, verify, log)
     if reading is None:
-        log_if_ternary(artifact, path, log)
+        if not _names_its_linears(path):
+            log_if_ternary(artifact, path, log)
         return artifact
     with named_faults(path):
         return as_ternary(artifact, reading, lambda line: log(f"{path}: {line}"))
@@ -112,6 +113,11 @@ def _open_config(directory: Path, verify: bool, log: Callable[[str], None]) -> A
         )
     refuse_unreadable(directory, content)
     return open_quantized_mlx(directory, log) if is_quantized_mlx(content) else open_hub(directory, log)
+
+
+def _names_its_linears(path: Path) -> bool:
+    """Return True if this project wrote a directory: its config.json says which linears are ternary."""
+    return path.is_dir() and "jaxlm" in read_config(path)
 
 
 def _was_saved_again(content: dict[str, Any]) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from jaxlm.common.architecture import presets
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import parameters, scale_name, stored_tensors
+from jaxlm.common.artifact.artifact import save_artifact
 from jaxlm.common.formats import as_ternary
 from jaxlm.common.formats.as_ternary import TernaryReading, preset_of_shape
 from jaxlm.common.formats.dequantized import write_dequantized
@@ -142,6 +143,9 @@ def test_latents_of_the_shape_of_a_preset_are_told_and_read_as_it_is(tmp_path, m
     ternary, (line,) = opened(tmp_path / "latents", activation_bits="auto")
     assert (ternary.config.scale_per, ternary.config.activation_bits) == ("row", None)
     assert line.endswith("ternary per row, with float activations, as in mine-1b")
+    # A dense artifact of this project is what its config.json says.
+    save_artifact(tmp_path / "ours", dense.config, "latent", dense.tensors.__getitem__)
+    assert opened(tmp_path / "ours")[1] == []
 
 
 @pytest.mark.parametrize(

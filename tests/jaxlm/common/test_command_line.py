@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from jaxlm.commands.convert import ConvertConfig
 from jaxlm.common.command_line import _print_unraisable, parse, run_command
 from jaxlm.training.train_config import TrainConfig
 from tests.commands import run
@@ -194,3 +195,10 @@ def test_a_mistake_in_a_file_of_settings_names_the_file(tmp_path, content, flags
     (tmp_path / "settings.yaml").write_text(f"data_dir: [a]\noutput_dir: b\n{content}\n")
     with pytest.raises(ValueError, match=message):
         parse(TrainConfig, ["--config", str(tmp_path / "settings.yaml"), *flags])
+
+
+@pytest.mark.parametrize("argv", [["--as", "ternary"], ["--as=ternary"], ["--read_as", "ternary"]])
+def test_a_flag_may_have_another_name_that_no_field_can_have(argv):
+    config = parse(ConvertConfig, ["source", "destination", *argv, "--activation_bits", "8"], positional=True)
+    assert (config.source, config.read_as, config.activation_bits) == ("source", "ternary", 8)
+    assert parse(ConvertConfig, ["source", "destination"], positional=True).read_as == "found"

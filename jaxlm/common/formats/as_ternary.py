@@ -117,7 +117,11 @@ def log_if_ternary(artifact: Artifact, path: object, log: Callable[[str], None])
             f"{path}: its weights are ternary ({scales}, by the first rows), but its config does not say so: read as a "
             f"dense model of floats; {way_out}"
         )
-    elif name := preset_of_shape(artifact.config):
+        return
+    name = preset_of_shape(artifact.config)
+    # Ternary-Bonsai and TriLM, without an activation quantizer, are not released as latents, and dense models of their
+    # shapes are: Qwen3 and FloatLM.
+    if name is not None and PRESETS[name].activation_bits is not None:
         log(
             f"{path}: it has the shape of {name}, a ternary model, but no quantization_config: read as a dense model; "
             f"if it holds latent weights of that model, {way_out}"

@@ -135,14 +135,17 @@ def test_latents_need_their_scales_and_activations(tmp_path):
 
 def test_latents_of_the_shape_of_a_preset_are_told_and_read_as_it_is(tmp_path, monkeypatch):
     artifact, _ = opened(write(tmp_path / "latents", DENSE, latents()))
-    preset = dataclasses.replace(artifact.config, linear="ternary", scale_per="row", activation_bits=None)
+    preset = dataclasses.replace(artifact.config, linear="ternary", scale_per="row")
     monkeypatch.setitem(presets.PRESETS, "mine-1b", preset)
     assert preset_of_shape(artifact.config) == "mine-1b"
     dense, (line,) = opened(tmp_path / "latents")
     assert dense.config.linear == "dense" and "it has the shape of mine-1b, a ternary model" in line
     ternary, (line,) = opened(tmp_path / "latents", activation_bits="auto")
-    assert (ternary.config.scale_per, ternary.config.activation_bits) == ("row", None)
-    assert line.endswith("ternary per row, with float activations, as in mine-1b")
+    assert (ternary.config.scale_per, ternary.config.activation_bits) == ("row", 8)
+    assert line.endswith("ternary per row, with 8-bit activations, as in mine-1b")
+    # Such a family is not released as latents, and a dense model of its shape may be.
+    monkeypatch.setitem(presets.PRESETS, "mine-1b", dataclasses.replace(preset, activation_bits=None))
+    assert opened(tmp_path / "latents")[1] == []
     # A dense artifact of this project is what its config.json says.
     save_artifact(tmp_path / "ours", dense.config, "latent", dense.tensors.__getitem__)
     assert opened(tmp_path / "ours")[1] == []

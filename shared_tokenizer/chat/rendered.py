@@ -96,6 +96,7 @@ FORMS = (
         "vicuna", "ASSISTANT:", re.compile(r"(?:\A|(?<=\s)|(?<=>))(USER|ASSISTANT): ?"), EDGES, None, is_letters=True
     ),
 )
+_MARKERS = ("[INST]", *(form.hint for form in FORMS if not form.is_letters))
 
 
 def parse_rendered(text: str) -> tuple[RenderedForm, tuple[Message, ...]] | None:
@@ -141,6 +142,8 @@ def _parse_form(text: str, form: RenderedForm) -> tuple[Message, ...] | None:
     headers = list(form.header.finditer(text))
     if len(headers) < 2:
         return None
+    if form.is_letters and any(marker in text for marker in _MARKERS):
+        return None  # markers of another form would be learned as letters
     before = _without_edges(text[: headers[0].start()])
     if before and not form.is_letters:
         return None

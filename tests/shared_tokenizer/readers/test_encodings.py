@@ -114,7 +114,7 @@ def _tar() -> bytes:
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as archive:
         archive.addfile(tarfile.TarInfo("a.txt"))
-    return gzip.compress(content.getvalue())
+    return gzip.compress(content.getvalue(), mtime=0)
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,14 @@ YARN = RopeScaling(type="yarn", factor=4.0, original_max_seq_len=16, beta_fast=4
 # Points of the architecture grid that between them use every option.
 VARIANTS = {
     "ternary": {},
-    "dense": {"linear": "dense", "sub_norm": False, "activation": "gelu", "head_dim": 16},
+    "dense": {
+        "linear": "dense",
+        "sub_norm": False,
+        "activation": "gelu",
+        "head_dim": 16,
+        "rope_theta": 500.0,
+        "rope_scaling": LLAMA3,
+    },
     "ternary_head": {"tie_word_embeddings": False, "ternary_head": True, "linear_norm": True, "activation": "relu2"},
     "mlgru": {
         "token_mixer": "mlgru",
@@ -129,18 +136,16 @@ VARIANTS = {
     },
     "hybrid": {"token_mixer": ("mlgru", "mlgru", "attention"), "num_layers": 6},
     "int8_embedding": {"embedding": "int8", "sub_norm": False},
-    # A Qwen2 and a Qwen3 in ternary, and a dense Llama 3 whose head_dim is free.
-    "attention_bias": {"attention_bias": True, "sub_norm": False, "rope_scaling": LINEAR},
+    # In ternary: a Qwen3, and a Qwen2 with the multipliers and the frequencies of a MiniCPM.
     "qk_norm": {"qk_norm": True, "sub_norm": False, "head_dim": 16, "rope_scaling": YARN},
-    # A ternary MiniCPM.
-    "multipliers": {
+    "attention_bias": {
+        "attention_bias": True,
         "embedding_multiplier": 3.0,
         "residual_multiplier": 0.7,
         "logit_multiplier": 0.5,
         "sub_norm": False,
         "rope_scaling": LONGROPE,
     },
-    "dense_llama3": {"linear": "dense", "activation": "gelu", "rope_theta": 500.0, "rope_scaling": LLAMA3},
     "ternary_embedding": {"embedding": "ternary"},
     "scales_by_group": {
         "scale_per": "group:32",

@@ -109,7 +109,7 @@ def to_metadata(config: ModelConfig) -> dict[str, Any]:
     if name == "bitnet":
         key = f"{name}.{ACTIVATION_KEY}" if config.activation == "relu2" else OWN_ACTIVATION_KEY
         found[key] = config.activation
-    if config.is_ternary and (config.scale_per, config.activation_bits) != ("tensor", 8):
+    if config.is_ternary and (name, config.scale_per, config.activation_bits) != ("bitnet", "tensor", 8):
         found[OWN_ACTIVATION_BITS_KEY] = config.activation_bits or 0
     return found | {
         key: getattr(config, field) for field, key in TOKEN_KEYS.items() if getattr(config, field) is not None
@@ -160,7 +160,13 @@ def activation_bits(metadata: Mapping[str, Any], scale_per: str, log: Callable[[
     """
     bits = metadata.get(OWN_ACTIVATION_BITS_KEY)
     if bits is None:
-        if scale_per == "tensor":  # BitNet
+        if scale_per == "tensor":
+            if metadata.get("general.architecture") != "bitnet":
+                log(
+                    f"{OWN_ACTIVATION_BITS_KEY} is missing, and every matrix has one scale: read with 8-bit activations, "
+                    "as in BitNet; a model of float activations, such as TriLM, is read from its unpacked floats by "
+                    "--as ternary"
+                )
             return 8
         log(
             f"{OWN_ACTIVATION_BITS_KEY} is missing, and scales are per {scale_per}: read with float activations, as in "

@@ -163,7 +163,7 @@ def activation_bits(metadata: Mapping[str, Any], scale_per: str, log: Callable[[
         if scale_per == "tensor":
             if metadata.get("general.architecture") != "bitnet":
                 log(
-                    f"{OWN_ACTIVATION_BITS_KEY} is missing, and every matrix has one scale: read with 8-bit activations "
+                    f"{OWN_ACTIVATION_BITS_KEY} is missing, and a matrix has one scale: read with 8-bit activations, "
                     "as in BitNet; a model of float activations, such as TriLM, is read from its unpacked floats with "
                     "--as ternary"
                 )

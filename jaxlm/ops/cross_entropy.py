@@ -115,7 +115,7 @@ def _all_gathered(weight: Any, name: str, dtype: Any) -> Any:
     return constrain(weight.astype(dtype), "vocab", None)
 
 
-def _dequantized(x: Any, weight: Any) -> tuple[jax.Array, jax.Array]:
+def _dequantized(x: Any, weight: Any) -> tuple[Any, Any]:
     """Return the operands of the gradients' products: straight-through, those of a ternary head are dequantized."""
     if not isinstance(weight, TernaryWeight):
         return x, weight

@@ -156,7 +156,7 @@ def _float_product(x: Any, matrix: jax.Array) -> jax.Array:
     return jnp.einsum("...i,oi->...o", x, matrix, preferred_element_type=jnp.float32)
 
 
-def _scaled(products: jax.Array, weight: TernaryWeight) -> jax.Array:
+def _scaled(products: Any, weight: TernaryWeight) -> Any:
     """Return products `[..., O]` times the scales of a weight whose inputs share them."""
     scales = spread(weight.scale, weight.codes.shape, jnp)[:, 0]  # [O], or [1]
     return products * jnp.expand_dims(scales, range(products.ndim - 1))

@@ -73,14 +73,14 @@ class TrainStep:
         sums: Arrays = {}
         for paths in self._parts:
             # Nothing else holds these arrays, so their memory is free when the part is computed.
-            arrays = [{path: tree.pop(path) for path in paths} for tree in (before, gradients, *state.values())]
-            moments = dict(zip(state, arrays[2:], strict=True))
-            updated, moments, found = self._update(*arrays[:2], moments, tokens, norm, factors)
+            old, gradient = _taken(before, paths), _taken(gradients, paths)
+            moments = {name: _taken(moment, paths) for name, moment in state.items()}
+            updated, moments, found = self._update(old, gradient, moments, tokens, norm, factors)
             self._model.update(tree_unflatten(list(updated.items())))
             for name, moment in moments.items():
                 after[name] |= moment
             sums = {name: sums[name] + number if sums else number for name, number in found.items()}
-            del arrays
+            del old, gradient
             evaluate = mx.eval if self._sizes[paths[0]] >= LARGE else mx.async_eval
             evaluate(updated, moments, sums)
         self.optimizer_state = after
@@ -140,6 +140,11 @@ class TrainStep:
             old, new = (quantize_weight(arrays[path], form, mx)[0] for arrays in (before, after))
             zeros, flips = zeros + mx.sum(new == 0), flips + mx.sum(new != old)
         return {"zeros": zeros, "flips": flips}
+
+
+def _taken(arrays: Arrays, paths: Sequence[str]) -> Arrays:
+    """Return some arrays, which are then no longer among the others."""
+    return {path: arrays.pop(path) for path in paths}
 
 
 def _parts(sizes: Mapping[str, int]) -> list[list[str]]:

@@ -7,8 +7,9 @@ import numpy as np
 
 from jaxlm.checkpoints.weights import Weight, Weights, tree_weights
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.packing import pack
 from jaxlm.common.architecture.parameters import Kind, parameters, scale_name, stored_tensors
-from jaxlm.common.architecture.ternary import latent_weight, pack, quantize_rows, quantize_weight
+from jaxlm.common.architecture.ternary import latent_weight, quantize_rows, quantize_weight
 from jaxlm.common.artifact.artifact import save_artifact
 from jaxlm.model.layers import QuantizedRows
 from jaxlm.ops.ternary_linear import Params, TernaryWeight

@@ -10,8 +10,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.packing import unpack
 from jaxlm.common.architecture.parameters import Parameter, parameters, scale_name
-from jaxlm.common.architecture.ternary import unpack
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.model.layers import QuantizedRows
 from jaxlm.ops.ternary_linear import Params, TernaryWeight, ternarize_weight

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from mlx_lm.tuner.lora import LoRALinear
 
+from jaxlm.common.architecture.packing import pack, unpack
 from jaxlm.common.architecture.parameters import Parameter, parameters, scale_name
-from jaxlm.common.architecture.ternary import dequantize, nearest_codes, pack, quantize_weight, unpack
+from jaxlm.common.architecture.ternary import dequantize, nearest_codes, quantize_weight
 from jaxlm.common.artifact.artifact import Artifact
 from mlxlm.model.language_model import LanguageModel
 from mlxlm.model.layers import to_numpy

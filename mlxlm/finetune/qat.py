@@ -13,6 +13,7 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.packing import unpack
 from jaxlm.common.architecture.parameters import Parameter, parameters, scale_name
 from jaxlm.common.architecture.ternary import (
     TernaryForm,
@@ -22,7 +23,6 @@ from jaxlm.common.architecture.ternary import (
     quantize_rows,
     quantize_weight,
     spread,
-    unpack,
 )
 from jaxlm.common.artifact.artifact import Artifact
 from mlxlm.load import built_model

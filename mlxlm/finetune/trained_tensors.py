@@ -6,8 +6,9 @@ import mlx.core as mx
 import numpy as np
 
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.packing import pack, unpack
 from jaxlm.common.architecture.parameters import Kind, Parameter, parameters, scale_name
-from jaxlm.common.architecture.ternary import pack, quantize_rows, quantize_weight, unpack
+from jaxlm.common.architecture.ternary import quantize_rows, quantize_weight
 from jaxlm.common.artifact.artifact import Artifact
 from mlxlm.model.layers import to_numpy
 

@@ -12,7 +12,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from jaxlm.common.architecture.ternary import TernaryForm, pack_affine, quantize_activation, quantize_weight
+from jaxlm.common.architecture.packing import pack_affine
+from jaxlm.common.architecture.ternary import TernaryForm, quantize_activation, quantize_weight
 from jaxlm.common.known_answers import references
 from jaxlm.common.known_answers.comparison import Answer, check_answers
 from mlxlm.model.linear_recurrence import linear_recurrence

@@ -5,7 +5,8 @@ import mlx.nn as nn
 import numpy as np
 
 from jaxlm.common.architecture.config import ModelConfig
-from jaxlm.common.architecture.ternary import affine_words, pack_affine, quantize_rows, quantize_weight, spread
+from jaxlm.common.architecture.packing import affine_words, pack_affine
+from jaxlm.common.architecture.ternary import quantize_rows, quantize_weight, spread
 from mlxlm.model.lora import LoRABitLinear
 from mlxlm.model.shapes import Features, HeadInputs, HeadOutputs, Hidden, LatentWeight, Outputs, Tokens
 from mlxlm.model.ternary_linear import dequantized_rows, ternary_linear

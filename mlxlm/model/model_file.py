@@ -16,6 +16,7 @@ from pathlib import Path
 # Each module comes after those that it uses.
 MODULES = (
     "jaxlm.common.architecture.rotary",
+    "jaxlm.common.architecture.packing",
     "jaxlm.common.architecture.ternary",
     "jaxlm.common.architecture.config",
     "jaxlm.common.architecture.hf_config",

@@ -11,7 +11,8 @@ from typing import cast
 
 import mlx.core as mx
 
-from jaxlm.common.architecture.ternary import CODES_PER_WORD, affine_group_size, quantize_activation
+from jaxlm.common.architecture.packing import CODES_PER_WORD, affine_group_size
+from jaxlm.common.architecture.ternary import quantize_activation
 from mlxlm.model.shapes import Features, Outputs, PackedWeight, WeightScale
 
 

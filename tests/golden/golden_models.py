@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.packing import pack
 from jaxlm.common.architecture.parameters import Kind, Parameter, parameters, scale_name
-from jaxlm.common.architecture.ternary import pack, quantize_weight
+from jaxlm.common.architecture.ternary import quantize_weight
 from jaxlm.common.artifact.artifact import save_artifact
 
 GOLDENS_FILE = Path(__file__).with_name("transformers_goldens.json")

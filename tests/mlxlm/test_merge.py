@@ -7,8 +7,9 @@ import pytest
 from mlx.utils import tree_map
 
 from jaxlm.common.architecture.initial_weights import initial_weights
+from jaxlm.common.architecture.packing import pack, unpack
 from jaxlm.common.architecture.parameters import parameters, scale_name
-from jaxlm.common.architecture.ternary import TernaryForm, pack, quantize_weight, unpack
+from jaxlm.common.architecture.ternary import TernaryForm, quantize_weight
 from jaxlm.common.artifact.artifact import load_artifact, save_artifact
 from mlxlm.adapters.adapter_directory import save_adapters
 from mlxlm.adapters.adapters import AdapterConfig, add_adapters

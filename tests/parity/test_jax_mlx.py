@@ -16,8 +16,9 @@ import jaxlm.load
 import mlxlm.generate
 import mlxlm.load
 from jaxlm.checkpoints.export import export_artifact
+from jaxlm.common.architecture.packing import unpack_affine
 from jaxlm.common.architecture.parameters import parameters
-from jaxlm.common.architecture.ternary import quantize_activation, unpack_affine
+from jaxlm.common.architecture.ternary import quantize_activation
 from jaxlm.common.sampling import Sampling
 from jaxlm.model.language_model import init_params
 from jaxlm.ops.ternary_linear import TernaryWeight, ternarize, ternary_linear

@@ -21,8 +21,8 @@ import torch
 import transformers
 
 from jaxlm.commands.other_programs import other_program
+from jaxlm.common.architecture.packing import unpack
 from jaxlm.common.architecture.parameters import parameters, scale_name
-from jaxlm.common.architecture.ternary import unpack
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.formats.as_ternary import TernaryReading
 from jaxlm.common.formats.open_model import open_model

@@ -19,8 +19,9 @@ from transformers.integrations import bitnet
 from jaxlm.checkpoints.export import export_artifact, stored_tensor_reader
 from jaxlm.checkpoints.weights import tree_weights
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.packing import pack
 from jaxlm.common.architecture.parameters import Kind, parameters
-from jaxlm.common.architecture.ternary import TernaryForm, pack, quantize_activation
+from jaxlm.common.architecture.ternary import TernaryForm, quantize_activation
 from jaxlm.common.artifact.artifact import write_artifact
 from jaxlm.load import load_model
 from jaxlm.model.language_model import LanguageModel, init_params

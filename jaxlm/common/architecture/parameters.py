@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.mmfreelm import is_mmfreelm, released_name
-from jaxlm.common.architecture.ternary import packed_rows
+from jaxlm.common.architecture.packing import packed_rows
 
 Storage = Literal["float", "ternary", "int8"]
 Kind = Literal["latent", "packed"]

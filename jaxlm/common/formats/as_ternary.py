@@ -11,9 +11,10 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.packing import pack
 from jaxlm.common.architecture.parameters import Parameter, parameters, scale_name, stored_tensors
 from jaxlm.common.architecture.presets import PRESETS
-from jaxlm.common.architecture.ternary import SMALLEST_SCALE, pack
+from jaxlm.common.architecture.ternary import SMALLEST_SCALE
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.recognition.scales import Recognition, common_scale_dtype, common_scale_per
 from jaxlm.common.recognition.ternary_floats import recognize, ternary_form

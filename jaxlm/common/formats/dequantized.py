@@ -8,8 +8,9 @@ import numpy as np
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.hf_config import hf_model_type, to_hf_config
+from jaxlm.common.architecture.packing import unpack
 from jaxlm.common.architecture.parameters import parameters, scale_name, stored_tensors
-from jaxlm.common.architecture.ternary import dequantize, unpack
+from jaxlm.common.architecture.ternary import dequantize
 from jaxlm.common.artifact.model_files import MAX_FILE_BYTES, write_model_files
 
 # Precision of scales -> those of floats that hold them exactly.

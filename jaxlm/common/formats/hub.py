@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.packing import CODES_PER_BYTE, check_packed, pack
 from jaxlm.common.architecture.parameters import StoredTensor, stored_tensors
-from jaxlm.common.architecture.ternary import CODES_PER_BYTE, check_packed, pack, round_to
+from jaxlm.common.architecture.ternary import round_to
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.artifact.model_files import (
     CONFIG,

@@ -24,8 +24,8 @@ from jaxlm.common.architecture.hf_config import (
     own_object,
     to_hf_config,
 )
+from jaxlm.common.architecture.packing import affine_words, pack, pack_affine, unpack, unpack_affine
 from jaxlm.common.architecture.parameters import Kind, Parameter, StoredTensor, parameters, stored_form, stored_tensors
-from jaxlm.common.architecture.ternary import affine_words, pack, pack_affine, unpack, unpack_affine
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.artifact.model_files import (
     CONFIG,

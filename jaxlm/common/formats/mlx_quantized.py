@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.packing import pack_blocks, unpack_affine
 from jaxlm.common.architecture.parameters import Parameter, StoredTensor, parameters, scale_name, stored_tensors
-from jaxlm.common.architecture.ternary import pack_blocks, unpack_affine
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.artifact.model_files import (
     CONFIG,

@@ -12,8 +12,9 @@ import numpy as np
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.hf_config import hf_model_type, to_hf_config
+from jaxlm.common.architecture.packing import AFFINE_GROUP_SIZES, pack_affine, unpack
 from jaxlm.common.architecture.parameters import Parameter, StoredTensor, parameters, stored_form
-from jaxlm.common.architecture.ternary import AFFINE_GROUP_SIZES, pack_affine, spread, unpack
+from jaxlm.common.architecture.ternary import spread
 from jaxlm.common.formats.dequantized import unpacked_form
 from jaxlm.common.formats.mlx_affine import AffineForm
 from jaxlm.common.formats.mlx_quantized import QUANTIZATION, QUANTIZATION_COPY

@@ -9,7 +9,7 @@ import functools
 
 import numpy as np
 
-from jaxlm.common.architecture.ternary import CODES_PER_BYTE
+from jaxlm.common.architecture.packing import CODES_PER_BYTE
 
 SCALE_BYTES = 2
 

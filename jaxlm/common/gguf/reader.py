@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.packing import pack_blocks
 from jaxlm.common.architecture.parameters import parameters, scale_name, stored_tensors
-from jaxlm.common.architecture.ternary import pack_blocks
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.gguf.config import activation_bits, from_metadata, nearest_architecture
 from jaxlm.common.gguf.file import CHUNK, GGUFFile

@@ -12,8 +12,8 @@ from gguf.constants import GGUFValueType, LlamaFileType
 from gguf.gguf_writer import GGUFWriter
 
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.packing import packed_rows, unpack
 from jaxlm.common.architecture.parameters import Kind, Parameter, parameters, scale_name
-from jaxlm.common.architecture.ternary import packed_rows, unpack
 from jaxlm.common.gguf.config import architecture, check_tokens, to_metadata
 from jaxlm.common.gguf.rope import FACTORS, rope_factors
 from jaxlm.common.gguf.tensors import gguf_name, gguf_scale_name, interleave_rows, is_block_linear

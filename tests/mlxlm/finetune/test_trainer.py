@@ -13,8 +13,8 @@ import yaml
 
 import mlxlm.finetune.checkpoint
 import mlxlm.finetune.trainer
+from jaxlm.common.architecture.packing import unpack
 from jaxlm.common.architecture.parameters import parameters
-from jaxlm.common.architecture.ternary import unpack
 from jaxlm.common.command_line import parse
 from jaxlm.common.formats.open_model import open_model
 from jaxlm.common.run.metrics_log import read_metrics

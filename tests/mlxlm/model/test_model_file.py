@@ -15,8 +15,9 @@ from mlx_lm.generate import generate_step
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 
 import mlxlm.load
+from jaxlm.common.architecture.packing import pack
 from jaxlm.common.architecture.parameters import parameters, scale_name
-from jaxlm.common.architecture.ternary import pack, quantize_rows, quantize_weight
+from jaxlm.common.architecture.ternary import quantize_rows, quantize_weight
 from jaxlm.common.artifact.artifact import save_artifact
 from jaxlm.common.formats.mlx import needs_model_file, open_mlx, write_mlx
 from jaxlm.common.sampling import Sampling

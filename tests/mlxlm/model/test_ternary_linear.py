@@ -2,7 +2,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from jaxlm.common.architecture.ternary import pack_affine, quantize_activation
+from jaxlm.common.architecture.packing import pack_affine
+from jaxlm.common.architecture.ternary import quantize_activation
 from mlxlm.model.ternary_linear import integer_product, ternary_linear
 
 

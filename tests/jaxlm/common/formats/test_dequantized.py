@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.packing import pack, unpack
 from jaxlm.common.architecture.parameters import parameters, scale_name
-from jaxlm.common.architecture.ternary import pack, quantize_weight, unpack
+from jaxlm.common.architecture.ternary import quantize_weight
 from jaxlm.common.artifact.model_files import CONFIG, GENERATION_CONFIG
 from jaxlm.common.formats.dequantized import write_dequantized
 from jaxlm.common.formats.hub import open_hub

@@ -11,8 +11,8 @@ import safetensors.numpy
 
 import jaxlm.load
 import mlxlm.load
+from jaxlm.common.architecture.packing import pack
 from jaxlm.common.architecture.parameters import Kind, stored_tensors
-from jaxlm.common.architecture.ternary import pack
 from jaxlm.common.artifact.safetensors import TensorFile
 from jaxlm.common.formats.hub import open_hub
 from jaxlm.common.formats.open_model import open_model

@@ -5,8 +5,9 @@ from itertools import product
 import numpy as np
 import pytest
 
+from jaxlm.common.architecture.packing import pack
 from jaxlm.common.architecture.parameters import stored_tensors
-from jaxlm.common.architecture.ternary import pack, round_to
+from jaxlm.common.architecture.ternary import round_to
 from jaxlm.common.artifact.artifact import load_artifact
 from jaxlm.common.artifact.safetensors import TensorFile, write_tensors
 from jaxlm.common.formats.mlx import MODEL_FILE, needs_model_file, open_mlx, write_mlx

@@ -8,8 +8,8 @@ import pytest
 import safetensors.numpy
 
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.packing import pack, pack_affine, unpack
 from jaxlm.common.architecture.parameters import parameters, scale_name, stored_tensors
-from jaxlm.common.architecture.ternary import pack, pack_affine, unpack
 from jaxlm.common.formats.mlx import needs_model_file, open_mlx, write_mlx
 from jaxlm.common.formats.mlx_quantized import open_quantized_mlx
 from jaxlm.common.formats.open_model import open_model

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.packing import pack
 from jaxlm.common.architecture.parameters import stored_tensors
-from jaxlm.common.architecture.ternary import pack, round_to
+from jaxlm.common.architecture.ternary import round_to
 from jaxlm.common.gguf.reader import open_gguf
 
 DENSE = ModelConfig(

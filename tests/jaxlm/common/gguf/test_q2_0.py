@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxlm.common.architecture.ternary import unpack
+from jaxlm.common.architecture.packing import unpack
 from jaxlm.common.gguf.file import GGUFFile
 from jaxlm.common.gguf.q2_0 import dequantize_q2_0, pack_q2_0, unpack_q2_0
 from jaxlm.common.gguf.reader import open_gguf

@@ -5,7 +5,7 @@ import pytest
 from gguf.constants import GGUFValueType
 from gguf.gguf_writer import GGUFWriter
 
-from jaxlm.common.architecture.ternary import unpack
+from jaxlm.common.architecture.packing import unpack
 from jaxlm.common.gguf.file import GGUFFile
 from jaxlm.common.gguf.reader import open_gguf
 from jaxlm.common.gguf.types import F32, TQ2_0, dequantize_blocks, quantize_floats

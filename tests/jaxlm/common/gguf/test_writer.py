@@ -17,10 +17,10 @@ from gguf.constants import (
 from gguf.gguf_reader import GGUFReader
 from gguf.quants import dequantize
 
+from jaxlm.common.architecture.packing import unpack
 from jaxlm.common.architecture.parameters import stored_tensors
 from jaxlm.common.architecture.presets import preset
 from jaxlm.common.architecture.rotary import RopeScaling
-from jaxlm.common.architecture.ternary import unpack
 from jaxlm.common.gguf.file import GGUFFile
 from jaxlm.common.gguf.reader import open_gguf
 from jaxlm.common.gguf.rope import from_rope_factors, rope_factors

@@ -1,4 +1,4 @@
-"""What a model on disk is, from its headers and its tensors a few rows at a time: nothing is loaded as a whole."""
+"""The description of a model on disk, by its headers and a few rows at a time: nothing is loaded as a whole."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ _ZEROS_IN_BYTE = np.array([sum(byte >> shift & 3 == 1 for shift in (0, 2, 4, 6))
 
 @dataclass(frozen=True)
 class Matrix:
-    """What one matrix is found to be."""
+    """The description of one matrix."""
 
     name: str
     shape: tuple[int, ...]
@@ -54,7 +54,7 @@ class OurForm:
     bytes: int | None
     """Bytes of the tensors; None where the form cannot hold the model."""
     note: str
-    """What to know about it, or why it cannot hold the model."""
+    """A remark about it, or why it cannot hold the model."""
 
 
 @dataclass(frozen=True)

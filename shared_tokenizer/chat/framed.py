@@ -23,7 +23,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Thinking:
-    """How an answer shows the thought before it: `<think>`, the thought, `</think>`, then the answer.
+    """The form in which an answer shows the thought before it: `<think>`, the thought, `</think>`, then the answer.
 
     Only an answer after the last question keeps its thought, and the last of them has an empty one where it has none.
     What a tool answers, in a turn of the user, is no question.

@@ -35,7 +35,7 @@ class Chat:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """What a template writes for a sequence of roles.
+    """The text that a template writes for a sequence of roles.
 
     text: its text, with a mark for each content.
     gaps: the text before, between and after the marks, one more than there are marks.
@@ -54,7 +54,7 @@ class Skeleton:
 
 @dataclass(frozen=True)
 class Change:
-    """What a template does to a message: a verb, the message, and how."""
+    """The change that a template makes to a message: a verb, the message, and how."""
 
     what: str
     where: str

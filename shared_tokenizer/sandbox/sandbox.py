@@ -37,7 +37,7 @@ WAY_OUT = "name the format that the model was trained on with --chat_format"
 
 @dataclass(frozen=True)
 class Refusal:
-    """What a template says about a conversation that it does not render."""
+    """The message of a template about a conversation that it does not render."""
 
     reason: str
 

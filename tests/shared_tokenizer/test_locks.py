@@ -20,9 +20,16 @@ def test_a_moment_in_which_another_looks_at_the_lock_is_waited_for(tmp_path: Pat
     path = tmp_path / "lock"
     with path.open("a+") as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
-        monkeypatch.setattr("time.sleep", lambda seconds: fcntl.flock(looking, fcntl.LOCK_UN))
-        with locked_file(path):
-            pass
+        waits = []
+
+        def look_away(seconds: float) -> None:
+            waits.append(seconds)
+            fcntl.flock(looking, fcntl.LOCK_UN)
+
+        monkeypatch.setattr("time.sleep", look_away)
+        with locked_file(path), pytest.raises(BlockingIOError):
+            fcntl.flock(looking, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        assert len(waits) == 1
 
 
 def test_the_lock_of_a_file_that_its_holder_removed_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

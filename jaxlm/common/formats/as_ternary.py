@@ -29,7 +29,7 @@ _SAMPLE_ROWS = 32
 
 @dataclass(frozen=True)
 class TernaryReading:
-    """What the caller names of a model that is to be read as ternary."""
+    """The facts that the caller names of a model that is to be read as ternary."""
 
     scale_per: str | None = None
     """As in ModelConfig; None for what the weights show, or what the preset of the same shape has."""

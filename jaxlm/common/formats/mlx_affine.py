@@ -19,7 +19,7 @@ _CHUNK = 2**22
 
 @dataclass(frozen=True)
 class AffineForm:
-    """How a module is quantized."""
+    """The quantization of a module."""
 
     bits: int
     group_size: int

@@ -23,7 +23,7 @@ SHORT_DTYPES: tuple[ScaleDtype, ...] = ("bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Recognition:
-    """What a matrix is found to be."""
+    """The finding about a matrix."""
 
     shape: tuple[int, int]
     reason: str

@@ -67,6 +67,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "jaxlm.common.recognition",
         "jaxlm.common.gguf",
     ),
+    "jaxlm.common.openai_api": ("shared_tokenizer.*", "jaxlm.common"),
+    "jaxlm.common.serving": ("shared_tokenizer.*", "jaxlm.common.openai_api"),
     "jaxlm.parallel": ("jaxlm.common.*",),
     "jaxlm.ops": ("jaxlm.common.*", "jaxlm.parallel"),
     "jaxlm.model": ("shared_tokenizer.*", "jaxlm.common.*", "jaxlm.parallel", "jaxlm.ops"),

@@ -11,13 +11,13 @@ import uvicorn
 
 from jaxlm.common.architecture.initial_weights import initial_weights
 from jaxlm.common.artifact.artifact import save_artifact
+from jaxlm.common.openai_api.requests import ServedModel
+from jaxlm.common.serving.app import make_app
+from jaxlm.common.serving.command import listen
+from jaxlm.common.serving.connections import server_settings
+from jaxlm.common.serving.guard import host_names
 from mlxlm.load import load_model
-from mlxlm.server.app import make_app
-from mlxlm.server.command import listen
-from mlxlm.server.connections import server_settings
-from mlxlm.server.engine import Engine
-from mlxlm.server.guard import host_names
-from mlxlm.server.requests import ServedModel
+from mlxlm.server.engine import MlxEngine
 from shared_tokenizer.chat.formats import CHATML
 from tests.conftest import TINY, VARIANTS
 
@@ -51,7 +51,7 @@ def served(tokenizer, chat_format=CHATML):
 
 def make_engine(model, **options):
     options = {"max_queue": 8, "timeout_s": 60, "prompt_cache_bytes": 1 << 24, "prefill_step_size": 64} | options
-    return Engine(model, **options)
+    return MlxEngine(model, **options)
 
 
 class Slow:

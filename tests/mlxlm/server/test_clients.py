@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from mlxlm.server.engine import TokenPenalties
-from mlxlm.server.errors import ApiError
-from mlxlm.server.requests import read_chat, read_completion
+from jaxlm.common.openai_api.errors import ApiError
+from jaxlm.common.openai_api.requests import read_chat, read_completion
+from jaxlm.common.openai_api.tasks import TokenPenalties
 from tests.mlxlm.server.served_models import CONTEXT, NAME, served
 
 SYSTEM, USER = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}

@@ -14,18 +14,14 @@ import urllib.request
 import openai
 import pytest
 
-from mlxlm.server.app import make_app
+from jaxlm.common.serving.app import make_app
+from jaxlm.common.serving.command import check_reach, example, find_api_key, listen, server_url
+from jaxlm.common.serving.connections import run
+from jaxlm.common.serving.guard import host_names
 from mlxlm.server.command import (
     ServerConfig,
-    check_reach,
-    example,
-    find_api_key,
-    listen,
     open_engine,
-    server_url,
 )
-from mlxlm.server.connections import run
-from mlxlm.server.guard import host_names
 from shared_tokenizer.chat.formats import CHATML
 from tests.mlxlm.server.served_models import (
     NAME,
@@ -159,7 +155,7 @@ def test_a_signal_ends_the_server_with_requests_in_flight(model, tokenizer, numb
 
 
 def test_a_model_that_cannot_be_stopped_does_not_keep_the_process(model, tokenizer, monkeypatch, capsys):
-    monkeypatch.setattr("mlxlm.server.engine.LONGEST_STOP_S", 0.1)
+    monkeypatch.setattr("jaxlm.common.serving.engine.LONGEST_STOP_S", 0.1)
     left = []
     monkeypatch.setattr(os, "_exit", left.append)
     slow = Slow(model, 2.0)
@@ -196,7 +192,7 @@ def test_a_model_that_cannot_be_stopped_does_not_keep_the_process(model, tokeniz
 
 
 def test_a_body_that_comes_too_slowly_is_refused(model, tokenizer, monkeypatch):
-    monkeypatch.setattr("mlxlm.server.json_body.LONGEST_BODY_S", 0.3)
+    monkeypatch.setattr("jaxlm.common.openai_api.json_body.LONGEST_BODY_S", 0.3)
     with running(model, tokenizer) as port, socket.create_connection(("127.0.0.1", port)) as connection:
         head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: 100\r\n\r\n".encode())

@@ -10,8 +10,8 @@ import urllib.request
 import pytest
 import uvicorn
 
-from mlxlm.server import connections
-from mlxlm.server.connections import Server
+from jaxlm.common.serving import connections
+from jaxlm.common.serving.connections import Server
 from tests.mlxlm.server.served_models import running_app
 
 HEAD = b"HTTP/1.1\r\nHost: x\r\n"

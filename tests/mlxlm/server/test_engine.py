@@ -6,11 +6,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from jaxlm.common.openai_api.errors import ApiError
+from jaxlm.common.openai_api.reply_text import ReplyText
+from jaxlm.common.openai_api.tasks import Finish, Task, TokenPenalties
 from jaxlm.common.sampling import Sampling
 from mlxlm.generate import generate
-from mlxlm.server.engine import Finish, Task, TokenPenalties
-from mlxlm.server.errors import ApiError
-from mlxlm.server.reply_text import ReplyText
 from shared_tokenizer.tokenizers.tokenizer import TextStream
 from tests.mlxlm.server.served_models import Slow, make_engine, open_model
 
@@ -30,7 +30,7 @@ def task(tokenizer, prompt, max_tokens=8, stop_ids=(), penalties=TokenPenalties(
 async def answer(generation):
     *pieces, finish = [event async for event in generation.events()]
     assert isinstance(finish, Finish)
-    return "".join(pieces), finish
+    return "".join(piece.text for piece in pieces), finish
 
 
 def run(engine, use):

@@ -6,7 +6,7 @@ import sys
 import pytest
 from starlette.testclient import TestClient
 
-from mlxlm.server.request_log import log, start_log
+from jaxlm.common.serving.request_log import log, start_log
 from tests.mlxlm.server.served_models import NAME, app_of, open_model
 
 URL = "http://127.0.0.1:8080"

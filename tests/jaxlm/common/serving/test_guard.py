@@ -5,7 +5,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from mlxlm.server.guard import Guard, host_names, origin_names
+from jaxlm.common.serving.guard import Guard, host_names, origin_names
 
 HOSTS = host_names(8080, ["server.example", "fe80::1"])
 

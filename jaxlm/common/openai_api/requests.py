@@ -7,6 +7,12 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jaxlm.common.openai_api.errors import ApiError
+from jaxlm.common.openai_api.history import read_history
+from jaxlm.common.openai_api.json_body import Fields, parse_object, refuse
+from jaxlm.common.openai_api.neutral_fields import check_neutral
+from jaxlm.common.openai_api.reply_text import ReplyText
+from jaxlm.common.openai_api.tasks import Task, TokenPenalties
 from jaxlm.common.sampling import (
     LARGEST_PENALTY,
     LARGEST_SEED,
@@ -16,12 +22,6 @@ from jaxlm.common.sampling import (
     Sampling,
     check_prompt,
 )
-from mlxlm.chat.history import read_history
-from mlxlm.server.engine import Task, TokenPenalties
-from mlxlm.server.errors import ApiError
-from mlxlm.server.json_body import Fields, parse_object, refuse
-from mlxlm.server.neutral_fields import check_neutral
-from mlxlm.server.reply_text import ReplyText
 from shared_tokenizer.chat.chat_format import ChatFormat
 from shared_tokenizer.chat.messages import encode_generation_prompt, stop_ids
 from shared_tokenizer.chat.reply_stream import ReplyStream

@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
-from mlxlm.server.errors import ApiError
+from jaxlm.common.openai_api.errors import ApiError
 from shared_tokenizer.tokenizers.tokenizer import check_unicode
 
 LONGEST_BODY_S = 30.0

@@ -20,7 +20,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from mlxlm.server.engine import Engine
+from jaxlm.common.serving.engine import Engine
 
 # Seconds for the headers of a request, and for a client to take the bytes that wait for it.
 LONGEST_HEADERS_S = 10.0

@@ -1,7 +1,7 @@
 import pytest
 
-from mlxlm.server.errors import ApiError
-from mlxlm.server.neutral_fields import IGNORED, NEUTRAL_VALUES, check_neutral
+from jaxlm.common.openai_api.errors import ApiError
+from jaxlm.common.openai_api.neutral_fields import IGNORED, NEUTRAL_VALUES, check_neutral
 
 
 @pytest.mark.parametrize("name", [*NEUTRAL_VALUES, "unheard_of"])

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxlm.server.reply_text import ReplyText, StopSequences
+from jaxlm.common.openai_api.reply_text import ReplyText, StopSequences
 from shared_tokenizer.chat.formats import CHAT_FORMATS
 from shared_tokenizer.chat.reply_stream import ReplyStream
 from shared_tokenizer.tokenizers.tokenizer import TextStream

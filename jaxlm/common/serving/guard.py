@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mlxlm.server.errors import ApiError
+from jaxlm.common.openai_api.errors import ApiError
 
 OPEN_ROUTE = "/health"
 LONGEST_NAME = 100  # characters of a header, in messages

@@ -6,8 +6,8 @@ which false is a request. `IGNORED` fields never change the answer.
 
 from typing import Any
 
-from mlxlm.server.errors import ApiError
-from mlxlm.server.json_body import refuse
+from jaxlm.common.openai_api.errors import ApiError
+from jaxlm.common.openai_api.json_body import refuse
 
 IGNORED = frozenset(
     {

@@ -6,13 +6,13 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlxlm.server.engine import Generation
-from mlxlm.server.errors import shown_path
+from jaxlm.common.openai_api.errors import shown_path
+from jaxlm.common.serving.engine import Generation
 
 # The key of the connection's scope under which a route leaves its generation.
-GENERATION = "mlxlm.generation"
+GENERATION = "generation"
 LONGEST_METHOD = 20  # characters
-log = logging.getLogger("mlxlm.server")
+log = logging.getLogger("jaxlm.serving")
 
 
 class RequestLog:

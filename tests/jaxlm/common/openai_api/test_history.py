@@ -1,6 +1,6 @@
 import pytest
 
-from mlxlm.chat.history import read_history
+from jaxlm.common.openai_api.history import read_history
 from shared_tokenizer.chat.formats import CHATML, LLAMA_2, LLAMA_3, ZEPHYR
 from shared_tokenizer.chat.messages import Message, encode_generation_prompt
 

@@ -15,13 +15,13 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mlxlm.server.engine import Engine, Generation
-from mlxlm.server.errors import ApiError, answer_api_error, answer_fault, answer_http_error
-from mlxlm.server.guard import OPEN_ROUTE, Guard
-from mlxlm.server.json_body import read_body
-from mlxlm.server.request_log import GENERATION, RequestLog
-from mlxlm.server.requests import CompletionRequest, ServedModel, read_chat, read_completion
-from mlxlm.server.responses import ChatReply, Reply, TextReply, collect, model_object, stream
+from jaxlm.common.openai_api.errors import ApiError, answer_api_error, answer_fault, answer_http_error
+from jaxlm.common.openai_api.json_body import read_body
+from jaxlm.common.openai_api.requests import CompletionRequest, ServedModel, read_chat, read_completion
+from jaxlm.common.openai_api.responses import ChatReply, Reply, TextReply, collect, model_object, stream
+from jaxlm.common.serving.engine import Engine, Generation
+from jaxlm.common.serving.guard import OPEN_ROUTE, Guard
+from jaxlm.common.serving.request_log import GENERATION, RequestLog
 
 
 def make_app(

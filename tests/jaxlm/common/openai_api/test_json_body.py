@@ -1,7 +1,7 @@
 import pytest
 
-from mlxlm.server.errors import LONGEST_MESSAGE, ApiError
-from mlxlm.server.json_body import Fields, parse_object, refuse
+from jaxlm.common.openai_api.errors import LONGEST_MESSAGE, ApiError
+from jaxlm.common.openai_api.json_body import Fields, parse_object, refuse
 
 
 @pytest.mark.parametrize(

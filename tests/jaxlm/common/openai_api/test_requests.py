@@ -3,10 +3,10 @@ import json
 
 import pytest
 
+from jaxlm.common.openai_api.errors import ApiError
+from jaxlm.common.openai_api.requests import read_chat, read_completion
+from jaxlm.common.openai_api.tasks import TokenPenalties
 from jaxlm.common.sampling import LARGEST_SEED
-from mlxlm.server.engine import TokenPenalties
-from mlxlm.server.errors import ApiError
-from mlxlm.server.requests import read_chat, read_completion
 from shared_tokenizer.chat.formats import CHATML
 from shared_tokenizer.chat.messages import Message, encode_generation_prompt, stop_ids
 from tests.mlxlm.server.served_models import CONTEXT, NAME, served

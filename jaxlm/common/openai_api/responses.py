@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from typing import Any
 
-from mlxlm.server.engine import Finish
-from mlxlm.server.errors import ApiError
+from jaxlm.common.openai_api.errors import ApiError
+from jaxlm.common.openai_api.tasks import Event, Finish, Piece
 
 
 class Reply(ABC):
@@ -95,17 +95,18 @@ def _usage(finish: Finish) -> dict[str, Any]:
     }
 
 
-async def collect(events: AsyncIterator[str | Finish], reply: Reply) -> dict[str, Any]:
+async def collect(events: AsyncIterator[Event], reply: Reply) -> dict[str, Any]:
     """Return the complete answer, once the generation has ended. Raises ApiError if it failed."""
     pieces: list[str] = []
     async for event in events:
         if isinstance(event, Finish):
             return reply.complete("".join(pieces), event)
-        pieces.append(event)
+        if isinstance(event, Piece):
+            pieces.append(event.text)
     raise AssertionError("a generation ends with a Finish or an error")
 
 
-async def stream(events: AsyncIterator[str | Finish], reply: Reply, include_usage: bool) -> AsyncIterator[str]:
+async def stream(events: AsyncIterator[Event], reply: Reply, include_usage: bool) -> AsyncIterator[str]:
     """Yield the answer as server-sent events; an error during generation is the last of them."""
     for event in reply.opening():
         yield _line(event)
@@ -114,8 +115,8 @@ async def stream(events: AsyncIterator[str | Finish], reply: Reply, include_usag
             if isinstance(event, Finish):
                 for last in reply.closing(event, include_usage):
                     yield _line(last)
-            else:
-                yield _line(reply.piece(event))
+            elif isinstance(event, Piece) and event.text:
+                yield _line(reply.piece(event.text))
         yield "data: [DONE]\n\n"
     except ApiError as error:
         yield _line(error.body())

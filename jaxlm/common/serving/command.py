@@ -1,0 +1,144 @@
+"""Settings of a server, its checks before it listens, and its start; a framework opens the model."""
+
+import contextlib
+import ipaddress
+import json
+import os
+import shlex
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from jaxlm.common.openai_api.requests import ServedModel
+from jaxlm.common.serving.app import make_app
+from jaxlm.common.serving.connections import run
+from jaxlm.common.serving.engine import Engine
+from jaxlm.common.serving.guard import host_names, origin_names
+from jaxlm.common.serving.request_log import start_log
+from shared_tokenizer.chat.formats import ChatFormatChoice
+from shared_tokenizer.settings import check_bounds, setting
+
+KEY_VARIABLE = "MLXLM_API_KEY"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingConfig:
+    """The model that is served, the address, and the limits. Raises ValueError on a value out of range."""
+
+    model: str
+    """Artifact, transformers or MLX directory, or GGUF file."""
+    model_name: str | None = None
+    """Name that clients ask for; the last part of the path by default."""
+    chat_format: ChatFormatChoice = "auto"
+    """Chat format that the model was trained with; auto is that of the chat template of the adapters or the model."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Any but this machine's own needs an api_key."""
+    port: int = setting(8080, at_least=0, at_most=65535)
+    """Port to listen on; 0 takes a free one."""
+    allowed_hosts: list[str] = field(default_factory=list)
+    """Further names or addresses by which clients call this server, with a port (name:80) if it is another one."""
+    allowed_origins: list[str] = field(default_factory=list)
+    """Sites whose pages may use this server, such as http://localhost:3000."""
+    api_key: str | None = field(default=None, repr=False)
+    """Key that clients must send. The environment variable MLXLM_API_KEY hides it from other users of this machine."""
+    max_tokens: int = setting(512, at_least=1)
+    """Tokens of an answer at most, if the request names no limit."""
+    max_queue: int = setting(16, at_least=1)
+    """Requests that may wait while one is answered; more are refused with 503."""
+    max_body_bytes: int = setting(1 << 20, at_least=1)
+    """Bytes of a request, at most."""
+    request_timeout_s: float = setting(600.0, more_than=0)
+    """Seconds from a request to the end of its answer, at most."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+def serve(config: ServingConfig, open_engine: Callable[[], tuple[ServedModel, Engine]]) -> None:
+    """Serve a model with OpenAI's API until interrupted. The model is opened once the address is known to be free."""
+    api_key = find_api_key(config)
+    check_reach(config, api_key)
+    origins = origin_names(config.allowed_origins)
+    with contextlib.closing(listen(config.host, config.port)) as listener:
+        port = listener.getsockname()[1]
+        model, engine = open_engine()
+        app = make_app(
+            model,
+            engine,
+            hosts=host_names(port, [config.host, *config.allowed_hosts]),
+            api_key=api_key,
+            max_body_bytes=config.max_body_bytes,
+            origins=origins,
+        )
+        url = server_url(config.host, port)
+        print(f"{model.name}: {url}\n{example(url, model, has_key=api_key is not None)}", flush=True)
+        start_log()
+        run(app, engine, listener)
+
+
+def server_url(host: str, port: int) -> str:
+    """Return the address that clients on this machine use."""
+    if is_every_address(host):
+        host = "127.0.0.1" if ":" not in host else "::1"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+
+
+def example(url: str, model: ServedModel, *, has_key: bool) -> str:
+    """Return a command for a shell that asks the model something."""
+    asked = {"messages": [{"role": "user", "content": "Hello"}]} if model.chat_format else {"prompt": "Once"}
+    body = json.dumps({"model": model.name, **asked}, ensure_ascii=False)
+    key = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if has_key else ""
+    route = "chat/completions" if model.chat_format else "completions"
+    return f"curl {url}/{route}{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+
+
+def find_api_key(config: ServingConfig) -> str | None:
+    """Return the key of the settings or the environment. Raises ValueError if a header cannot carry it."""
+    api_key = os.environ.get(KEY_VARIABLE) if config.api_key is None else config.api_key
+    if api_key is not None and (not api_key.isascii() or not api_key.isprintable() or not api_key.split() == [api_key]):
+        raise ValueError(f"api_key: found {len(api_key)} characters, expected one word of printable ASCII characters")
+    return api_key
+
+
+def check_reach(config: ServingConfig, api_key: str | None) -> None:
+    """Raise ValueError if other machines could use the server without a key, or if no client could name its host."""
+    if is_local(config.host):
+        return
+    if api_key is None:
+        raise ValueError(
+            f"host: found {config.host}, where other machines can reach this server, and no api_key; set "
+            f"{KEY_VARIABLE}, or leave host at 127.0.0.1"
+        )
+    if is_every_address(config.host) and not config.allowed_hosts:
+        raise ValueError(
+            f"host: found {config.host}, which clients cannot use as a name, and no allowed_hosts; give allowed_hosts: "
+            f"the names or addresses that clients use"
+        )
+
+
+def is_local(host: str) -> bool:
+    """Return True if only this machine can reach the address."""
+    address = _address(host)
+    return host == "localhost" if address is None else address.is_loopback
+
+
+def is_every_address(host: str) -> bool:
+    """Return True if the address stands for all addresses of this machine."""
+    address = _address(host)
+    return not host if address is None else address.is_unspecified
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open a listening socket. Raises ValueError on an unknown host, OSError if the address is in use or foreign."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise ValueError(f"host: found {host!r}, expected an address or name of this machine ({error})") from error
+    return socket.create_server(address[:2], family=family)

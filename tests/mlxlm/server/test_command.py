@@ -73,7 +73,8 @@ def test_the_official_client_is_served(model, tokenizer):
 
 def test_an_error_in_a_stream_reaches_the_official_client(model, tokenizer):
     with running(Slow(model, 0.02), tokenizer, timeout_s=0.3) as port, client(port) as api:
-        chunks = api.completions.create(model=NAME, prompt="x", max_tokens=200, stream=True)
+        asked = {"model": NAME, "prompt": "x", "max_tokens": 200, "temperature": 0}
+        chunks = api.completions.create(stream=True, **asked)
         with pytest.raises(openai.APIError, match=r"found no end after 0\.3 s"):
             list(chunks)
 
@@ -83,7 +84,8 @@ def test_a_generation_ends_within_a_second_of_a_disconnect(model, tokenizer, str
     slow = Slow(model, 0.02)
     with running(slow, tokenizer) as port:
         connection = http.client.HTTPConnection("127.0.0.1", port)
-        body = json.dumps({"model": NAME, "prompt": "x", "max_tokens": 200, "stream": stream})
+        asked = {"model": NAME, "prompt": "x", "max_tokens": 200, "temperature": 0}
+        body = json.dumps(asked | {"stream": stream})
         connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
         while slow.calls < 5:
             time.sleep(0.01)

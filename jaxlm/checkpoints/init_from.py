@@ -14,6 +14,7 @@ from jaxlm.checkpoints.weights import Weights, tree_weights
 from jaxlm.common.architecture.config import ModelConfig, config_from_dict, fields_of
 from jaxlm.common.architecture.parameters import parameters, stored_tensors
 from jaxlm.common.artifact.artifact import Artifact
+from jaxlm.common.artifact.inserted_norms import with_sub_norms
 from jaxlm.common.formats.open_model import open_model
 from jaxlm.common.run.run_directory import RunDirectory, is_run_directory, read_run_config
 from jaxlm.model.language_model import init_params
@@ -25,15 +26,20 @@ _UNRELATED = {"max_seq_len", "initializer_range", "embedding_range", "bos_id", "
 _QUANTIZATION = {"linear", "embedding", "ternary_head", "scale_dtype", "scale_per", "activation_bits"}
 
 
-def open_initial(path: Path, config: ModelConfig, log: Callable[[str], None]) -> Artifact:
+def open_initial(
+    path: Path, config: ModelConfig, log: Callable[[str], None], *, insert_sub_norm: bool = False
+) -> Artifact:
     """Open the model on disk whose latent weights the model of `config` starts from; of a run its last checkpoint.
 
-    `log` receives one line per field of the quantization that changes. Raises ValueError where the model holds no
-    latent weights, and where a field of the architecture differs, naming every such field.
+    `log` receives one line per field of the quantization that changes. With `insert_sub_norm` the model has no
+    sub-norms, and the result has, of gain 1. Raises ValueError where the model holds no latent weights, and where a
+    field of the architecture differs, naming every such field.
     """
     artifact = _open_run(path, log) if is_run_directory(path) else open_model(path)
     if artifact.kind != "latent":
         raise ValueError(f"init_from: {path} is packed and holds no latent weights; use a latent artifact")
+    if insert_sub_norm:
+        artifact = with_sub_norms(artifact)
     source, target = fields_of(artifact.config), fields_of(config)
     differing = [name for name in target if target[name] != source[name] and name not in _UNRELATED]
     if architecture := [name for name in differing if name not in _QUANTIZATION]:
@@ -43,6 +49,11 @@ def open_initial(path: Path, config: ModelConfig, log: Callable[[str], None]) ->
     for name in differing:
         log(f"init_from: the weights are of a model with {name} {source[name]}; this run trains with {target[name]}")
     return artifact
+
+
+def initial_config(path: Path) -> ModelConfig:
+    """Return the architecture of the model that a run starts from. Raises ValueError where it is no model."""
+    return config_from_dict(read_run_config(path)["model"]) if is_run_directory(path) else open_model(path).config
 
 
 def _flag_value(value: object) -> str:

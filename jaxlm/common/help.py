@@ -16,6 +16,7 @@ GROUPS = (
     "model",
     "training",
     "optimizer",
+    "quantization",
     "evaluation",
     "checkpoints",
     "devices",

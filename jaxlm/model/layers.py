@@ -14,6 +14,7 @@ from jaxlm.common.architecture.initial_weights import initial_std
 from jaxlm.common.architecture.parameters import has_bias
 from jaxlm.common.architecture.rotary import rotary_attention_factor, rotary_frequencies
 from jaxlm.common.architecture.ternary import quantize_rows
+from jaxlm.ops.mixed_linear import MixedGain, MixedWeight, mixed_linear, mixed_norm, mixed_operands
 from jaxlm.ops.shapes import Features, Hidden, Outputs, Positions
 from jaxlm.ops.ternary_linear import (
     QuantizedFeatures,
@@ -38,7 +39,12 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Features) -> Features:
-        weight = self.param("weight", nn.initializers.ones, (x.shape[-1],))
+        inserted = self.get_variable("params", "weight")
+        if isinstance(inserted, MixedGain):
+            return mixed_norm(x, self._normed(x, inserted.weight), inserted)
+        return self._normed(x, self.param("weight", nn.initializers.ones, (x.shape[-1],)))
+
+    def _normed(self, x: Features, weight: jax.Array) -> Features:
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
         return (normed * jnp.expand_dims(weight, range(x.ndim - 1))).astype(x.dtype)
@@ -73,7 +79,8 @@ class Linear(nn.Module):
 class BitLinear(nn.Module):
     """The ternary linear of BitNet b1.58 (arXiv 2402.17764), W `[out, in]`, optionally with a norm before it.
 
-    Its parameter is a TernaryWeight, or latent weights that are quantized here, as float features are.
+    Its parameter is a TernaryWeight, a MixedWeight on its way to one, or latent weights that are quantized here, as
+    float features are.
     `checkpoint_name` tags the output with the layer's name and the quantized input with that name and "_input", so that
     a remat policy can save them.
     """
@@ -88,16 +95,22 @@ class BitLinear(nn.Module):
         x, weight, bias = self._operands_and_bias(x)
         if weight.activation_bits and not isinstance(x, QuantizedFeatures):
             x = quantize_features(x, f"{name}_input")
-        return checkpoint_name(_with_bias(ternary_linear(x, weight, name), bias), name)
+        y = mixed_linear(x, weight) if isinstance(weight, MixedWeight) else ternary_linear(x, weight, name)
+        return checkpoint_name(_with_bias(y, bias), name)
 
-    def operands(self, x: Features | QuantizedFeatures) -> tuple[Features | QuantizedFeatures, TernaryWeight]:
+    def operands(self, x: Features | QuantizedFeatures) -> tuple[Features | QuantizedFeatures, TernaryWeight | Any]:
         """Return x after the layer's own norm and W, for `cross_entropy_sum`, which multiplies them in chunks."""
-        return self._operands_and_bias(x)[:2]
+        x, weight, _ = self._operands_and_bias(x)
+        if not isinstance(weight, MixedWeight):
+            return x, weight
+        if weight.activation_bits and not isinstance(x, QuantizedFeatures):
+            x = quantize_features(x)
+        return mixed_operands(x, weight)
 
     @nn.compact
     def _operands_and_bias(
         self, x: Features | QuantizedFeatures
-    ) -> tuple[Features | QuantizedFeatures, TernaryWeight, jax.Array | None]:
+    ) -> tuple[Features | QuantizedFeatures, TernaryWeight | MixedWeight, jax.Array | None]:
         if self.config.linear_norm and not isinstance(x, QuantizedFeatures):
             x = RMSNorm(self.config.norm_eps, name="rms_norm")(x)
         in_features = (x.codes if isinstance(x, QuantizedFeatures) else x).shape[-1]
@@ -113,11 +126,11 @@ def _with_bias(y: Outputs, bias: jax.Array | None) -> Outputs:
     return y if bias is None else y + jnp.expand_dims(bias.astype(y.dtype), range(y.ndim - 1))
 
 
-def _ternary_weight(module: nn.Module, shape: tuple[int, int], init_std: float) -> TernaryWeight:
-    """Return the module's `weight`: as it is where it is ternary already, else quantized here."""
+def _ternary_weight(module: nn.Module, shape: tuple[int, int], init_std: float) -> TernaryWeight | MixedWeight:
+    """Return the module's `weight`: as it is where it is ternary or mixed already, else quantized here."""
     config: ModelConfig = module.config  # pyright: ignore[reportAttributeAccessIssue]
     weight = module.get_variable("params", "weight")
-    if isinstance(weight, TernaryWeight):
+    if isinstance(weight, TernaryWeight | MixedWeight):
         return weight
     weight = module.param("weight", nn.initializers.normal(init_std), shape)
     return ternarize_weight(weight, config.ternary_form).replace(latent=weight)
@@ -153,6 +166,8 @@ class Embedding(nn.Module):
         shape, std = (config.vocab_size, config.hidden_size), initial_std(config, "embed_tokens")
         if config.embedding == "ternary":
             weight = _ternary_weight(self, shape, std)
+            if isinstance(weight, MixedWeight):
+                return weight.mixed(jnp.float32)
             table = weight.dequantized(jnp.float32)
             return table if weight.latent is None else straight_through(weight.latent, table)
         weight = self.get_variable("params", "weight")

@@ -67,7 +67,7 @@ def quantize_params(params: Params, config: ModelConfig) -> dict[str, TernaryWei
     return {
         path: ternarize_weight(cast(jax.Array, flat[path]), config.ternary_form)
         for path in sorted(paths)
-        if not isinstance(flat[path], TernaryWeight)
+        if isinstance(flat[path], jax.Array | np.ndarray)
     }
 
 
@@ -79,7 +79,7 @@ def with_ternary(params: Params, ternary: dict[str, TernaryWeight]) -> Params:
 
 
 def ternarize(params: Params, config: ModelConfig) -> Params:
-    """Return parameters for inference: ternary matrices without latent weights. Packed ones stay the same."""
+    """Return parameters for inference: latent matrices become ternary ones; all others stay the same."""
     return unflatten_dict(flatten_dict(params, sep=".") | quantize_params(params, config), sep=".")
 
 

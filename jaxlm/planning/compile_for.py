@@ -26,6 +26,7 @@ from jaxlm.planning.chips import GIB, Chip, chip_of
 from jaxlm.planning.hlo_costs import Costs, hlo_costs
 from jaxlm.training.abstract_step import abstract_batch, abstract_step
 from jaxlm.training.device_memory import Memory, bytes_per_device, compiled_memory
+from jaxlm.training.objectives.next_token import next_token
 from jaxlm.training.train_step import TrainState
 from shared_tokenizer.data.batches import Batch
 
@@ -139,7 +140,7 @@ def compile_for(settings: CompileForConfig) -> Report:
         LanguageModel(config, jnp.dtype(settings.dtype), settings.unroll_layers, settings.remat, settings.attention),
         mesh,
         grad_accumulation_steps=settings.grad_accumulation_steps,
-        loss_chunks=settings.loss_chunks,
+        objective=next_token(settings.loss_chunks),
     )
     memory, costs, fits = compile_step(step, state, abstract_batch(mesh, batch_size, settings.seq_len), mesh)
     return Report(

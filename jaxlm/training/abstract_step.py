@@ -6,12 +6,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxlm.common.objectives.quantization_course import Phase, QuantizationCourse
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.parallel.sharding import batch_sharding, tree_shardings
+from jaxlm.training.objectives.next_token import next_token
+from jaxlm.training.objectives.objective import Objective
 from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.training.train_config import TrainConfig
-from jaxlm.training.train_step import TrainState, init_state, make_train_step
+from jaxlm.training.train_step import ALL_TERNARY, TrainState, init_state, make_train_step
 from shared_tokenizer.data.batches import Batch
 
 _DEFAULT_RECIPE = OptimizerConfig()
@@ -24,7 +27,9 @@ def abstract_step(
     recipe: OptimizerConfig = _DEFAULT_RECIPE,
     num_train_steps: int = 10**6,
     grad_accumulation_steps: int = 1,
-    loss_chunks: int = 0,
+    objective: Objective | None = None,
+    course: QuantizationCourse = ALL_TERNARY,
+    phase: Phase = "ternary",
 ) -> tuple[jax.stages.Wrapped, TrainState]:
     """Return the training step (see `make_train_step`) and the shapes of its state."""
     optimizer = make_optimizer(recipe, num_train_steps)
@@ -35,7 +40,9 @@ def abstract_step(
         optimizer,
         learning_rate_schedule(recipe, num_train_steps),
         grad_accumulation_steps,
-        loss_chunks=loss_chunks,
+        objective=objective,
+        course=course,
+        phase=phase,
         # Every process reads the metrics.
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
         platform=mesh.devices.flat[0].platform,
@@ -43,15 +50,19 @@ def abstract_step(
     return step, jax.tree.map(_placed, state, shardings)
 
 
-def step_of_run(config: TrainConfig, model: LanguageModel, mesh: Mesh) -> tuple[jax.stages.Wrapped, TrainState]:
-    """Return the training step of a run whose sizes are chosen, and the shapes of its state."""
+def step_of_run(
+    config: TrainConfig, model: LanguageModel, mesh: Mesh, phase: Phase = "ternary"
+) -> tuple[jax.stages.Wrapped, TrainState]:
+    """Return the training step of a phase of a run whose sizes are chosen, and the shapes of its state."""
     return abstract_step(
         model,
         mesh,
         recipe=config.recipe,
         num_train_steps=config.schedule_steps,
         grad_accumulation_steps=config.grad_accumulation_steps,
-        loss_chunks=config.loss_chunks,
+        objective=next_token(config.loss_chunks),
+        course=config.course,
+        phase=phase,
     )
 
 

@@ -99,7 +99,9 @@ def open_inputs(
     initial = None
     run = RunDirectory(Path(config.output_dir))
     if config.init_from is not None and not (config.resume and run.steps_saved):
-        initial = open_initial(Path(config.init_from), model_config, console.print)
+        initial = open_initial(
+            Path(config.init_from), model_config, console.print, insert_sub_norm=config.insert_sub_norm
+        )
         fingerprints["init_from"] = initial_fingerprint(Path(config.init_from))
     log_warmup(config, console.print)
     if is_first():  # one process writes, and holds the lock

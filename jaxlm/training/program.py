@@ -1,4 +1,4 @@
-"""The compiled programs of a run: the training step, and the loss of a held-out batch."""
+"""The compiled programs of a run: the training step of each phase, and the loss of a held-out batch."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -15,12 +15,13 @@ from jaxlm.checkpoints.checkpoint import Checkpoints
 from jaxlm.checkpoints.init_from import initial_fingerprint, open_initial
 from jaxlm.checkpoints.weights import artifact_params
 from jaxlm.common.artifact.artifact import Artifact
+from jaxlm.common.objectives.quantization_course import Phase, QuantizationCourse
 from jaxlm.common.run.identity import read_identity
 from jaxlm.common.run.summary import format_bytes
 from jaxlm.evaluate import LossFunction, make_loss_function
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.ops.cpu import compiler_options
-from jaxlm.ops.ternary_linear import Params, TernaryWeight, quantize_params, with_ternary
+from jaxlm.ops.ternary_linear import Params, TernaryWeight, quantize_params
 from jaxlm.parallel.distributed import SharedStop, all_or_none
 from jaxlm.parallel.sharding import batch_sharding, data_parallel_size, global_batch, place
 from jaxlm.training.abstract_step import abstract_batch, step_of_run
@@ -36,10 +37,18 @@ from jaxlm.training.inputs import TrainingInputs
 from jaxlm.training.known_answers import check_known_answers
 from jaxlm.training.optimizer import make_optimizer
 from jaxlm.training.resolve import training_model
-from jaxlm.training.train_step import Metrics, TrainState, init_state
+from jaxlm.training.train_step import Metrics, TrainState, init_state, step_weights
 from shared_tokenizer.data.batches import Batch
 
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class PhasePrograms:
+    """The compiled programs of one phase of quantization (see `QuantizationCourse`)."""
+
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    loss: LossFunction
 
 
 @dataclass(frozen=True)
@@ -47,8 +56,18 @@ class Program:
     """The compiled programs, each of which takes a batch of this process's share as numpy arrays."""
 
     model: LanguageModel
-    take_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-    loss: LossFunction
+    course: QuantizationCourse
+    phases: Mapping[Phase, PhasePrograms]
+
+    def take_step(self, number: int, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Take the step of this number, counted from 1."""
+        return self.phases[self.course.phase(number - 1)].step(state, batch)
+
+    def weights(self, state: TrainState) -> tuple[Params, LossFunction]:
+        """Return the weights that the last step computed with, updated, and the loss of a batch for them."""
+        last = max(0, int(state.step) - 1)
+        phase = self.course.phase(last)
+        return step_weights(state.params, state.ternary, self.course, phase, last), self.phases[phase].loss
 
 
 class ProgramBuilder:
@@ -58,7 +77,7 @@ class ProgramBuilder:
         self._inputs, self._stop, self._console = inputs, stop, console
         self._config, self._mesh = inputs.config, inputs.mesh
         self.model = training_model(inputs.config, inputs.model_config, inputs.mesh.devices.flat[0])
-        self._step, self._state_shapes = step_of_run(self._config, self.model, self._mesh)
+        _, self._state_shapes = step_of_run(self._config, self.model, self._mesh)
         self._shardings = jax.tree.map(lambda leaf: leaf.sharding, self._state_shapes)
 
     def check_device(self) -> None:
@@ -101,33 +120,44 @@ class ProgramBuilder:
             return inputs.initial
         if (identity := read_identity(inputs.run.path)) is not None:
             identity.check_fingerprints(inputs.run.path, {"init_from": initial_fingerprint(Path(path))})
-        return open_initial(Path(path), inputs.model_config, self._console.print)
+        insert = self._config.insert_sub_norm
+        return open_initial(Path(path), inputs.model_config, self._console.print, insert_sub_norm=insert)
 
     def _ternary(self, params: Params) -> dict[str, TernaryWeight]:
         quantize = jax.jit(quantize_params, static_argnums=1, out_shardings=self._shardings.ternary)
         return quantize(params, self._inputs.model_config)
 
     def compile(self, state: TrainState) -> Program:
-        """Compile the training step and the loss. Raises ValueError where a step does not fit the devices."""
-        config, mesh = self._config, self._mesh
-        if config.compilation_cache_dir and compiler_options(mesh.devices.flat[0].platform):
+        """Compile the programs of all phases to come. Raises ValueError where a step does not fit the devices."""
+        if self._config.compilation_cache_dir and compiler_options(self._mesh.devices.flat[0].platform):
             self._console.print(
                 "compilation_cache_dir: the training step is not kept there, for its oneDNN products cannot be"
             )
+        # Evaluation may come before the next step: the phase of the last one counts too.
+        first, last = max(0, int(state.step) - 1), self._config.total_steps - 1
+        course = self._config.course
+        programs: dict[Phase, PhasePrograms] = {}
+        for phase in course.phases(first, last):
+            programs[phase] = self._compile_phase(phase, state)
+        release_freed_memory()
+        return Program(self.model, course, programs)
+
+    def _compile_phase(self, phase: Phase, state: TrainState) -> PhasePrograms:
+        config, mesh = self._config, self._mesh
+        name = "" if phase == "ternary" else f" ({phase})"
         batch = abstract_batch(mesh, config.sequences_per_step, config.seq_len, config.document_mask)
-        step = self._phase("compiling the training step", lambda: self._step.lower(state, batch).compile())
+        jitted, _ = step_of_run(config, self.model, mesh, phase)
+        step = self._phase(f"compiling the training step{name}", lambda: jitted.lower(state, batch).compile())
         device = jax.local_devices()[0]
         check_step_fits(step, config.sequences_per_step, data_parallel_size(), config.grad_accumulation_steps, device)
         self._print_memory(bytes_per_device(state), compiled_memory(step).temporaries, free_bytes(device))
         # Every process reads the loss.
         loss = make_loss_function(self.model, NamedSharding(mesh, PartitionSpec()))
-        weights = with_ternary(state.params, state.ternary)
+        weights = step_weights(state.params, state.ternary, config.course, phase, 0)
         val_batch = self._place(self._inputs.data.val[0])
-        compiled_loss = self._phase("compiling the evaluation", lambda: loss.lower(weights, val_batch).compile())
-        release_freed_memory()
-        return Program(
-            model=self.model,
-            take_step=lambda state, batch: step(state, global_batch(mesh, batch)),
+        compiled_loss = self._phase(f"compiling the evaluation{name}", lambda: loss.lower(weights, val_batch).compile())
+        return PhasePrograms(
+            step=lambda state, batch: step(state, global_batch(mesh, batch)),
             loss=lambda weights, batch: compiled_loss(weights, self._place(batch)),
         )
 

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
 
+from jaxlm.checkpoints.init_from import initial_config
 from jaxlm.common.architecture.config import ModelConfig, config_from_dict, fields_of
 from jaxlm.common.architecture.presets import nearest_preset, preset
 from jaxlm.common.help import hint_for
@@ -16,6 +18,7 @@ from jaxlm.ops.attention import choose_kernel
 from jaxlm.ops.cpu import has_vnni
 from jaxlm.ops.gpu import compute_capability, is_ampere
 from jaxlm.training.train_config import TrainConfig
+from jaxlm.training.train_step import ALL_TERNARY
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 
@@ -30,19 +33,28 @@ def resolve_steps(config: TrainConfig, examples: int) -> TrainConfig:
 def resolve_model(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
     """Return the model to train: the preset, the replaced fields, and the tokenizer's vocabulary.
 
-    Raises ValueError where the model cannot hold the vocabulary or the sequence.
+    With `quantize` the model of `init_from` stands in the place of a preset. Raises ValueError where the model cannot
+    hold the vocabulary or the sequence, or has nothing to quantize.
     """
-    fields = dataclasses.asdict(preset(config.preset))
-    shape_given = {"hidden_size", "num_heads"} & set(config.model)
-    if shape_given and "head_dim" not in config.model:
-        fields["head_dim"] = 0  # derived anew
-    fields["vocab_size"] = tokenizer.vocab_size
     check_model_fields(config.model)
+    if config.quantize is not None:
+        fields = _quantized_fields(config)
+    else:
+        fields = dataclasses.asdict(preset(config.preset))
+        shape_given = {"hidden_size", "num_heads"} & set(config.model)
+        if shape_given and "head_dim" not in config.model:
+            fields["head_dim"] = 0  # derived anew
+        fields["vocab_size"] = tokenizer.vocab_size
     fields |= {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
     model = config_from_dict(fields | config.model)
     if model.vocab_size < tokenizer.vocab_size:
         raise ValueError(
             f"model.vocab_size: found {model.vocab_size}, expected at least the tokenizer's {tokenizer.vocab_size}"
+        )
+    if config.course != ALL_TERNARY and not model.is_ternary:
+        raise ValueError(
+            "quantize_from_step, quantize_steps: found a model without ternary weights, expected a ternary preset, or "
+            "--quantize ternary with init_from"
         )
     if config.seq_len > model.max_seq_len:
         raise ValueError(
@@ -50,6 +62,19 @@ def resolve_model(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
             f"set --model.max_seq_len {config.seq_len}"
         )
     return model
+
+
+def _quantized_fields(config: TrainConfig) -> dict[str, Any]:
+    """Return the fields of the float model of `init_from` with ternary linear layers."""
+    recorded = {field.name for field in dataclasses.fields(ModelConfig) if field.default is dataclasses.MISSING}
+    if recorded <= set(config.model):  # of a run that is resumed: its model is written there, and not read again
+        return {}
+    assert config.init_from is not None
+    source = initial_config(Path(config.init_from))
+    if source.linear == "ternary":
+        raise ValueError(f"quantize: {config.init_from} has ternary linear layers already; leave quantize out")
+    ternary = {"linear": "ternary", "scale_dtype": ModelConfig.scale_dtype}
+    return fields_of(source) | ternary | ({"sub_norm": True} if config.insert_sub_norm else {})
 
 
 def check_model_fields(given: Mapping[str, Any]) -> None:

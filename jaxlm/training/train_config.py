@@ -9,7 +9,7 @@ from jaxlm.model.language_model import Remat
 from jaxlm.ops.attention import AttentionKernel
 from jaxlm.parallel.distributed import DistributedConfig
 from jaxlm.parallel.mesh import MeshConfig
-from shared_tokenizer.settings import setting
+from shared_tokenizer.settings import check_unchanged, setting
 
 DEFAULT_STEPS = 1000
 
@@ -70,6 +70,13 @@ class TrainConfig(RunConfig):
             raise ValueError(
                 f"loss_chunks: found {self.loss_chunks}, expected a divisor of seq_len {self.seq_len}, or 0"
             )
+        if self.quantize is not None:
+            if self.init_from is None:
+                raise ValueError(
+                    "quantize: found no init_from, expected the float model to make ternary; a fresh ternary model is "
+                    "a ternary preset, which --quantize_from_step trains as a float model first"
+                )
+            check_unchanged(self, ("preset",), "with quantize, which takes the model of init_from")
         if self.preset == "auto" and self.init_from is not None:
             raise ValueError("preset: found auto with init_from, expected the preset that those weights are of")
         if self.num_epochs is not None and "auto" in (self.preset, self.batch_size):

@@ -1,4 +1,4 @@
-"""The training step: a pure function (state, batch) -> (state, metrics), jitted once with the state donated."""
+"""The training step: a pure function (state, batch, extras) -> (state, metrics), jitted with the state donated."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,17 +11,21 @@ import optax
 from flax.training.dynamic_scale import DynamicScale
 
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.objectives.quantization_course import Phase, QuantizationCourse
 from jaxlm.model.language_model import LanguageModel, init_params
-from jaxlm.model.loss import loss_sum
 from jaxlm.ops.cpu import compiler_options
+from jaxlm.ops.mixed_linear import with_share
 from jaxlm.ops.ternary_linear import Params, TernaryWeight, quantize_params, with_ternary
+from jaxlm.training.objectives.next_token import next_token
+from jaxlm.training.objectives.objective import Extras, Objective, Sums
 from shared_tokenizer.data.batches import Batch
 
 Metrics = dict[str, jax.Array]
 TernaryTree = dict[str, TernaryWeight]
-# (params, ternary, batch) -> summed nats, and the number of tokens that they are summed over.
-LossFunction = Callable[[Params, TernaryTree, Batch], tuple[jax.Array, jax.Array]]
+# (params, ternary, step, batch) -> sums over the batch. `step` is the number of steps taken.
+LossFunction = Callable[[Params, TernaryTree, jax.Array, Batch], Sums]
 Step = Callable[["TrainState", Batch, LossFunction], tuple["TrainState", Metrics]]
+ALL_TERNARY = QuantizationCourse()
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -66,39 +70,66 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
     grad_accumulation_steps: int,
-    loss_chunks: int = 0,
+    objective: Objective | None = None,
+    course: QuantizationCourse = ALL_TERNARY,
+    phase: Phase = "ternary",
     out_shardings: Any = None,
     platform: str | None = None,
 ) -> jax.stages.Wrapped:
-    """Build the step: the gradients of a batch, the update of the optimizer, and the metrics.
+    """Build the step (state, batch, extras): gradients of a batch, the update of the optimizer, and the metrics.
 
-    The gradient is that of the mean loss over all tokens of the loss mask, however many micro-batches it is computed
-    in. Weights are ternarised once, after the update, for the next step. `learning_rate` is the optimizer's schedule,
-    for the metrics. On a mesh, `out_shardings` are those of (state, metrics) and `platform` is that of its devices. In
-    float16 the loss is scaled (see `with_loss_scale`).
+    The gradient is that of the mean loss of the `objective` (by default `next_token`) over all examples of a batch,
+    however many micro-batches it is computed in. Weights are ternarised once, after the update, for the next step. The
+    step is one of a `phase` of the `course`, see `step_weights`. `learning_rate` is the optimizer's schedule, for the
+    metrics. On a mesh, `out_shardings` are those of (state, metrics) and `platform` is that of its devices. In float16
+    the loss is scaled (see `with_loss_scale`).
     """
-
-    def summed_loss(params: Params, ternary: TernaryTree, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return loss_sum(model, with_ternary(params, ternary), batch, loss_chunks)
+    sums = objective or next_token()
 
     def train_step(state: TrainState, batch: Batch, summed_loss: LossFunction) -> tuple[TrainState, Metrics]:
-        loss, grads = accumulate_gradients(summed_loss, state, batch, grad_accumulation_steps)
+        found, grads = accumulate_gradients(summed_loss, state, batch, grad_accumulation_steps)
         after = apply_update(optimizer, model.config, state, grads)
-        return after, step_metrics(loss, grads, learning_rate(state.step), state, after)
+        return after, step_metrics(found, grads, learning_rate(state.step), state, after)
 
-    step = with_loss_scale(train_step) if model.dtype == jnp.float16 else train_step
+    scaled_step = with_loss_scale(train_step) if model.dtype == jnp.float16 else train_step
+
+    def step(state: TrainState, batch: Batch, extras: Extras = None) -> tuple[TrainState, Metrics]:
+        def summed_loss(params: Params, ternary: TernaryTree, step: jax.Array, batch: Batch) -> Sums:
+            return sums(model, step_weights(params, ternary, course, phase, step), batch, extras)
+
+        return scaled_step(state, batch, summed_loss)
+
     options = compiler_options(platform or jax.default_backend())
-    step = partial(step, summed_loss=summed_loss)
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=options)
+
+
+def step_weights(
+    params: Params, ternary: TernaryTree, course: QuantizationCourse, phase: Phase, step: jax.Array | int
+) -> Params:
+    """Return the weights that a step of a phase computes with; `step` counts the steps taken."""
+    if phase == "ternary":
+        return with_ternary(params, ternary)
+    share = (step - course.float_steps) / jnp.float32(course.mixed_steps) if phase == "mixed" else None
+    return with_share(params, ternary, share, new_norms=course.has_new_norms)
 
 
 def accumulate_gradients(
     summed_loss: LossFunction, state: TrainState, batch: Batch, micro_batches: int
-) -> tuple[jax.Array, Params]:
-    """Return the mean loss over the loss mask of a batch `[B, L]` and its gradient, from micro-batches `[B / n, L]`."""
-    value_and_grad = partial(jax.value_and_grad(summed_loss, has_aux=True), state.params, state.ternary)
+) -> tuple[Metrics, Params]:
+    """Return the means over a batch `[B, L]`, with the loss as "loss", and its gradient, by micro-batches."""
+
+    def loss_and_sums(*arguments: Any) -> tuple[jax.Array, Sums]:
+        sums = summed_loss(*arguments)
+        return sums.loss, sums
+
+    gradient = partial(jax.value_and_grad(loss_and_sums, has_aux=True), state.params, state.ternary, state.step)
+
+    def value_and_grad(batch: Batch) -> tuple[Sums, Params]:
+        (_, sums), grads = gradient(batch)
+        return sums, grads
+
     if micro_batches == 1:
-        (nats, tokens), grads = value_and_grad(batch)
+        sums, grads = value_and_grad(batch)
     else:
         stacked = jax.tree.map(lambda rows: _split_rows(rows, micro_batches), batch)
         shapes = jax.eval_shape(value_and_grad, jax.tree.map(lambda rows: rows[0], stacked))
@@ -107,8 +138,9 @@ def accumulate_gradients(
         def add(total, micro_batch):
             return jax.tree.map(jnp.add, total, value_and_grad(micro_batch)), None
 
-        ((nats, tokens), grads), _ = jax.lax.scan(add, zeros, stacked)
-    return nats / tokens, jax.tree.map(lambda grad: grad / tokens, grads)
+        (sums, grads), _ = jax.lax.scan(add, zeros, stacked)
+    means = {name: value / sums.num_examples for name, value in {"loss": sums.loss, **sums.metrics}.items()}
+    return means, jax.tree.map(lambda grad: grad / sums.num_examples, grads)
 
 
 def _split_rows(rows: jax.Array, parts: int) -> jax.Array:
@@ -125,10 +157,10 @@ def apply_update(
     return TrainState(state.step + 1, params, opt_state, quantize_params(params, config), state.loss_scale)
 
 
-def step_metrics(loss: jax.Array, grads: Params, learning_rate: Any, before: TrainState, after: TrainState) -> Metrics:
-    """Return the numbers of a step: the loss in nats per token before it, norms, and the health of the codes."""
+def step_metrics(means: Metrics, grads: Params, learning_rate: Any, before: TrainState, after: TrainState) -> Metrics:
+    """Return the numbers of a step: means over the batch before it, norms, and the health of the codes."""
     return {
-        "train/loss": loss,
+        **{f"train/{name}": value for name, value in means.items()},
         "train/grad_norm": optax.tree.norm(grads),
         "train/param_norm": optax.tree.norm(after.params),
         "train/learning_rate": learning_rate,
@@ -153,16 +185,15 @@ def _ternary_health(before: TernaryTree, after: TernaryTree) -> Metrics:
 def with_loss_scale(train_step: Step) -> Step:
     """Return a step that multiplies the loss, so that small float16 gradients do not vanish (arXiv 1710.03740).
 
-    Nats and tokens are multiplied alike, by a power of two, so the mean loss and its gradient come out as they are. A
+    All sums are multiplied alike, by a power of two, so the mean loss and its gradient come out as they are. A
     step whose gradient overflows changes nothing but the scale; its gradient norm is reported as 0.
     """
 
     def step(state: TrainState, batch: Batch, summed_loss: LossFunction) -> tuple[TrainState, Metrics]:
         scale: DynamicScale = state.loss_scale
 
-        def scaled_loss(*arguments: Any) -> tuple[jax.Array, jax.Array]:
-            nats, tokens = summed_loss(*arguments)
-            return nats * scale.scale, tokens * scale.scale
+        def scaled_loss(*arguments: Any) -> Sums:
+            return jax.tree.map(lambda value: value * scale.scale, summed_loss(*arguments))
 
         after, metrics = train_step(state, batch, scaled_loss)
         is_finite = jnp.isfinite(metrics["train/grad_norm"])

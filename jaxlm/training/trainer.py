@@ -22,7 +22,6 @@ from jaxlm.common.run.training_loop import sample_settings, train_steps, write_e
 from jaxlm.common.run.training_report import ReportPlan, TrainingReport
 from jaxlm.evaluate import evaluate
 from jaxlm.generate import generate
-from jaxlm.ops.ternary_linear import with_ternary
 from jaxlm.parallel.distributed import SharedStop, all_or_none, is_first
 from jaxlm.parallel.mesh import describe_mesh, make_mesh
 from jaxlm.training.auto_size import choose_sizes
@@ -32,7 +31,7 @@ from jaxlm.training.open_run import run_settings
 from jaxlm.training.program import Program, ProgramBuilder
 from jaxlm.training.resolve import describe_model, resolve_steps
 from jaxlm.training.train_config import TrainConfig
-from jaxlm.training.train_step import TrainState
+from jaxlm.training.train_step import ALL_TERNARY, TrainState
 from shared_tokenizer.data.evaluation import Evaluation
 from shared_tokenizer.manifest import sealed_directory
 from shared_tokenizer.settings import with_defaults
@@ -141,20 +140,25 @@ class _Run:
 
     def take_step(self, step: int) -> Mapping[str, SupportsFloat]:
         self.checkpoints.poll()
-        self.state, metrics = self.program.take_step(self.state, next(self.inputs.data.train))
+        self.state, metrics = self.program.take_step(step, self.state, next(self.inputs.data.train))
         if step == self.first_step:
             release_freed_memory()
-        return metrics
+        return metrics | self._share(step)
+
+    def _share(self, step: int) -> dict[str, float]:
+        """Return the share of quantization of a step, where the run does not quantize from its first one on."""
+        course = self.inputs.config.course
+        return {} if course == ALL_TERNARY else {"quantize/lambda": course.share(step - 1)}
 
     def check_stop(self) -> None:
         self.stop.check_step()
 
     def evaluate(self, step: int) -> Evaluation:
         with self.report.pause():
-            weights = with_ternary(self.state.params, self.state.ternary)
+            weights, loss = self.program.weights(self.state)
             token_bytes = self.inputs.tokenizer.token_bytes
-            found = evaluate(self.program.loss, weights, self.inputs.data.val, token_bytes, self.stop.check)
-            self.report.evaluation(step, found.loss, found.bits_per_byte)
+            found = evaluate(loss, weights, self.inputs.data.val, token_bytes, self.stop.check)
+            self.report.evaluation(step, found.loss, found.bits_per_byte, self._share(step))
         return found
 
     def sample(self, step: int) -> str:
@@ -163,7 +167,7 @@ class _Run:
             return ""
         with self.report.pause():
             prompt = tokenizer.encode_to_continue(config.sample_prompt)
-            weights = with_ternary(self.state.params, self.state.ternary)
+            weights, _ = self.program.weights(self.state)
             ids, sampling = [], sample_settings(config, step)
             for token in generate(self.program.model, weights, prompt, sampling, tokenizer.stop_ids):
                 self.stop.check()
@@ -177,7 +181,9 @@ class _Run:
         with self.report.pause():  # which refuses a state that is not finite: it must not be saved
             step = int(self.state.step)
             if step != self.checkpoints.latest:
-                loss = None if evaluation is None else evaluation.loss
+                # The best checkpoint is one of the model that is trained for: no float one on the way to it.
+                is_ternary = self.inputs.config.course.share(step - 1) == 1
+                loss = evaluation.loss if evaluation is not None and is_ternary else None
                 self.checkpoints.save(
                     step, self.state.params, self.state.optimizer_state(), self.inputs.data.train, loss
                 )

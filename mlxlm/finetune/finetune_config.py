@@ -12,7 +12,7 @@ from shared_tokenizer.settings import check_unchanged, setting
 
 Method = Literal["lora", "qat", "full"]
 LORA_SETTINGS = ("rank", "scale", "dropout", "keys")
-QUANTIZE_SETTINGS = ("quantize_steps",)
+QUANTIZE_SETTINGS = ("quantize_steps", "quantize_from_step")
 TEACHER_SETTINGS = ("teacher_weight", "teacher_temperature")
 LONGEST_DEFAULT = 512
 
@@ -52,10 +52,6 @@ class FinetuneConfig(RunConfig, TextConfig):
     """lora: linear layers by name, for example q_proj v_proj; by default all of the blocks."""
     num_layers: int = setting(0, group="training", at_least=0)
     """Train only so many of the last blocks; 0 trains all of the model."""
-    quantize: Literal["ternary"] | None = setting(None, group="distillation")
-    """qat: turn the linear layers of a dense model into this kind, little by little."""
-    quantize_steps: int | None = setting(None, group="distillation", at_least=0)
-    """Steps until they are quantized in full, fewer than num_train_steps; by default half of them."""
     teacher: str | None = setting(None, group="distillation")
     """Dense model of the same vocabulary to distil from; it stays frozen."""
     teacher_weight: float = setting(0.5, group="distillation", more_than=0, at_most=1)

@@ -22,7 +22,7 @@ from mlxlm.finetune.distillation import open_teacher
 from mlxlm.finetune.finetune_config import LONGEST_DEFAULT, FinetuneConfig
 from mlxlm.finetune.processes import any_of, is_first
 from mlxlm.finetune.qat import latent_model, round_latents
-from mlxlm.finetune.warm_start import ramp_steps, warm_start_model
+from mlxlm.finetune.warm_start import warm_start_model
 from mlxlm.load import built_model
 from mlxlm.model.language_model import LanguageModel
 from shared_tokenizer.data.data_sets import DataSets
@@ -62,8 +62,6 @@ class FinetuneInputs:
     """Whole batches, the same on every process."""
     has_steps_of_data: bool
     """True if the number of steps follows from the amount of data."""
-    quantize_steps: int
-    """Steps until a model that is quantized little by little is ternary."""
     seq_len: int
     """Tokens per sequence."""
     tokens_per_epoch: int
@@ -112,8 +110,7 @@ def open_inputs(config: FinetuneConfig, console: Console, stack: contextlib.Exit
     train = ProcessBatches(sets, config.batch_size, config.seed)
     has_steps_of_data = config.num_train_steps is None
     config = _with_steps(config, sets.train_examples, run, console)
-    first_steps = config.schedule_changes[0]["from"] if config.schedule_changes else config.total_steps
-    quantize_steps = ramp_steps(config.quantize_steps, first_steps)
+    assert config.course  # which checks its steps
     if config.sample_tokens:
         prompt = sets.tokenizer.encode_to_continue(config.sample_prompt)
         check_prompt(prompt, artifact.config.vocab_size, artifact.config.max_seq_len)
@@ -137,7 +134,6 @@ def open_inputs(config: FinetuneConfig, console: Console, stack: contextlib.Exit
         train=train,
         val=val,
         has_steps_of_data=has_steps_of_data,
-        quantize_steps=quantize_steps,
         seq_len=seq_len,
         tokens_per_epoch=sets.train_examples * seq_len,
         run=run,
@@ -185,7 +181,7 @@ def _trainable(config: FinetuneConfig, artifact: Artifact) -> tuple[LanguageMode
         fitting = "qat" if has_quantized else "full"
         raise ValueError(f"method: found {config.method!r}, expected 'lora' or {fitting!r} for this model")
     if config.quantize is not None:
-        model = warm_start_model(artifact)
+        model = warm_start_model(artifact, insert_sub_norm=config.insert_sub_norm)
         return model, None, base_fingerprint(model)
     model = latent_model(artifact, num_layers=config.num_layers)
     fingerprint = base_fingerprint(model)

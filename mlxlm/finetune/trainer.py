@@ -85,7 +85,7 @@ class _Run:
         ternary = ternary_paths(model.config) if config.method == "qat" else []
         optimizer = AdamW(config.recipe, config.schedule_steps)
         self.step = TrainStep(model, optimizer, config.grad_accumulation_steps, ternary, _training_loss(inputs))
-        self.ramp = QuantizationRamp(model, inputs.quantize_steps)
+        self.ramp = QuantizationRamp(model, config.course)
         self.loss_sum = mx.compile(lambda batch: loss_sum(model, batch, config.loss_chunks), inputs=[model.state])
         self.checkpoints = self._open_checkpoints()
         self._print_start()

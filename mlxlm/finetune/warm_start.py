@@ -1,13 +1,17 @@
 """Warm start of a ternary model from a dense one: quantization is mixed into its linears, from nothing to all."""
 
 import dataclasses
-from typing import cast
+from typing import Any, cast
 
 import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.ternary import dequantize, quantize_activation, quantize_weight
 from jaxlm.common.artifact.artifact import Artifact
+from jaxlm.common.artifact.inserted_norms import with_sub_norms
+from jaxlm.common.objectives.quantization_course import QuantizationCourse
 from mlxlm.finetune.qat import LatentBitLinear, latent_model, straight_through
 from mlxlm.model.language_model import LanguageModel
 
@@ -43,46 +47,61 @@ def _mixed(share: mx.array, value: mx.array, quantized: mx.array) -> mx.array:
     return cast(mx.array, straight_through(value, mixed.astype(value.dtype)))
 
 
-def warm_start_model(artifact: Artifact) -> LanguageModel:
+class RampedNorm(nn.RMSNorm):
+    """A norm that is mixed in: (1 - lambda) x + lambda norm(x). At lambda 1 it is the norm, to the bit."""
+
+    def set_lambda(self, value: float) -> None:
+        """Share of the norm in the output, 0 to 1."""
+        self._lambda = mx.array(value) if value < 1 else None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        normed = super().__call__(x)
+        if self._lambda is None:
+            return normed
+        return ((1 - self._lambda) * x + self._lambda * normed).astype(x.dtype)
+
+
+def warm_start_model(artifact: Artifact, *, insert_sub_norm: bool = False) -> LanguageModel:
     """Return the ternary model to train, whose latent weights are those of a dense one.
 
-    Raises ValueError where the model is quantized already, or has sizes that ternary weights cannot have.
+    Raises ValueError where the model is quantized already, has sub-norms where they are to be inserted, or has sizes
+    that ternary weights cannot have.
     """
     if artifact.config.has_packed_form:
         raise ValueError(
             "quantize: found 'ternary' for a model that is quantized already, expected a dense one; leave quantize out"
         )
+    if insert_sub_norm:
+        artifact = with_sub_norms(artifact)
     config = dataclasses.replace(artifact.config, linear="ternary", scale_dtype=ModelConfig.scale_dtype)
-    return latent_model(dataclasses.replace(artifact, config=config), RampedBitLinear)
+    model = latent_model(dataclasses.replace(artifact, config=config), RampedBitLinear)
+    if insert_sub_norm:
+        _ramp_sub_norms(model)
+    return model
 
 
-def ramp_steps(quantize_steps: int | None, num_train_steps: int) -> int:
-    """Return the steps over which lambda rises: half of all where none are given.
-
-    Raises ValueError where the last step would not be one of the ternary model.
-    """
-    if quantize_steps is None:
-        return num_train_steps // 2
-    if quantize_steps > num_train_steps - 1:
-        raise ValueError(
-            f"quantize_steps: found {quantize_steps}, expected at most {num_train_steps - 1}, so that the last of "
-            f"{num_train_steps} training steps is one of the ternary model"
-        )
-    return quantize_steps
+def _ramp_sub_norms(model: LanguageModel) -> None:
+    """Replace each sub-norm by one that is mixed in, with the same gain."""
+    ramped: list[tuple[str, nn.Module]] = []
+    for path, module in model.named_modules():
+        if isinstance(module, nn.RMSNorm) and path.endswith("_sub_norm"):
+            norm = RampedNorm(module.weight.shape[0], module.eps)
+            norm.weight = module.weight
+            ramped.append((path, norm))
+    model.update_modules(cast(dict[str, Any], tree_unflatten(ramped)))
 
 
 class QuantizationRamp:
-    """The schedule of lambda for all layers of a model that have one: linear from 0 to 1 in `num_steps` steps."""
+    """The course of lambda for all layers of a model that have one."""
 
-    def __init__(self, model: LanguageModel, num_steps: int):
-        self._layers = [module for module in model.modules() if isinstance(module, RampedBitLinear)]
-        self._num_steps = num_steps
+    def __init__(self, model: LanguageModel, course: QuantizationCourse):
+        self._layers = [module for module in model.modules() if isinstance(module, RampedBitLinear | RampedNorm)]
+        self._course = course
         self.set_step(1)
 
     def set_step(self, step: int) -> None:
         """Set lambda of all layers to that of a step, counted from 1."""
-        done = max(step - 1, 0)
-        self._lambda = 1.0 if done >= self._num_steps else done / self._num_steps
+        self._lambda = self._course.share(max(step - 1, 0))
         for layer in self._layers:
             layer.set_lambda(self._lambda)
 

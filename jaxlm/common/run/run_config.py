@@ -3,15 +3,16 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import yaml
 
+from jaxlm.common.objectives.quantization_course import QuantizationCourse, quantization_course
 from jaxlm.common.run.optimizer_config import OptimizerConfig, fit_warmup
 from jaxlm.common.run.run_directory import CONFIG, is_run_directory, recorded_settings
 from jaxlm.common.run.schedule_changes import ScheduleOnResume, check_schedule_changes, schedule_steps
 from shared_tokenizer.data.batches import Packing
-from shared_tokenizer.settings import check_bounds, setting
+from shared_tokenizer.settings import check_bounds, check_unchanged, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,16 @@ class RunConfig:
     """Steps between checkpoints; 0 saves only at the end or when stopped."""
     keep_last_checkpoints: int = setting(2, group="checkpoints", resumable=True, at_least=1)
     """Latest checkpoints to keep."""
+    quantize: Literal["ternary"] | None = setting(None, group="quantization", basic=True)
+    """Make the linear layers of a float model ternary, little by little."""
+    quantize_from_step: float | None = setting(None, group="quantization", at_least=0)
+    """Train as a float model up to this step, or below 1 this share of the steps, before quantization begins."""
+    quantize_steps: int | None = setting(None, group="quantization", at_least=0)
+    """Steps in which the share of quantization rises from 0 to 1; by default half of those that are left where a
+    float model is made ternary, else 0."""
+    insert_sub_norm: bool = setting(False, group="quantization")
+    """quantize: insert norms before o_proj and down_proj (SubLN), mixed in with the quantization, so that the first
+    step computes what the float model does."""
     optimizer: OptimizerConfig = setting(factory=OptimizerConfig)
     """AdamW and its schedule."""
 
@@ -81,6 +92,19 @@ class RunConfig:
         if self.num_train_steps is not None and self.num_epochs is not None:
             raise ValueError("num_train_steps, num_epochs: found both, expected one of the two")
         check_schedule_changes(self.schedule_changes)
+        if self.quantize is None:
+            check_unchanged(self, ("insert_sub_norm",), "without quantize")
+
+    @property
+    def course(self) -> QuantizationCourse:
+        """Course of quantization, once the steps are known; other steps on resume do not change it."""
+        return quantization_course(
+            quantizes=self.quantize is not None,
+            float_until=self.quantize_from_step,
+            mixed_steps=self.quantize_steps,
+            has_new_norms=self.insert_sub_norm,
+            num_train_steps=self.schedule_changes[0]["from"] if self.schedule_changes else self.total_steps,
+        )
 
     @property
     def total_steps(self) -> int:

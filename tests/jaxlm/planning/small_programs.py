@@ -16,6 +16,7 @@ from jaxlm.model.language_model import LanguageModel
 from jaxlm.parallel.mesh import MeshConfig, make_mesh
 from jaxlm.planning.hlo_costs import hlo_costs
 from jaxlm.training.abstract_step import abstract_batch, abstract_step
+from jaxlm.training.objectives.next_token import next_token
 
 
 def costs(function: Any, *arguments: Any) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def collectives() -> dict[str, Any]:
 def step(loss_chunks: int) -> dict[str, Any]:
     """Return the costs of a training step of eight devices that split the parameters."""
     config, mesh, batch_size, seq_len = preset("ternary-tiny"), make_mesh(MeshConfig(data=1, fsdp=-1)), 8, 64
-    train_step, state = abstract_step(LanguageModel(config), mesh, loss_chunks=loss_chunks)
+    train_step, state = abstract_step(LanguageModel(config), mesh, objective=next_token(loss_chunks))
     with jax.set_mesh(mesh):
         compiled = train_step.lower(state, abstract_batch(mesh, batch_size, seq_len)).compile()
     codes = sum(math.prod(parameter.shape) for parameter in parameters(config) if parameter.storage == "ternary")

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from jaxlm.common.artifact.blank_artifact import save_blank_artifact
+from jaxlm.common.artifact.inserted_norms import with_sub_norms
 from jaxlm.common.formats.open_model import open_model
+from jaxlm.common.objectives.quantization_course import QuantizationCourse
 from mlxlm.finetune.qat import latent_model
-from mlxlm.finetune.warm_start import QuantizationRamp, RampedBitLinear, ramp_steps, warm_start_model
+from mlxlm.finetune.warm_start import QuantizationRamp, RampedBitLinear, warm_start_model
 from mlxlm.model.loss import loss_sum
 from mlxlm.model.trees import flat_arrays
 from tests.conftest import VARIANTS
@@ -37,7 +39,7 @@ def test_it_begins_as_the_dense_model_and_ends_as_the_ternary_one(dense):
     model = warm_start_model(dense)
     assert model.config == dataclasses.replace(dense.config, linear="ternary", scale_dtype="bfloat16")
     ternary = latent_model(dataclasses.replace(dense, config=model.config))
-    ramp = QuantizationRamp(model, 4)
+    ramp = QuantizationRamp(model, QuantizationCourse(0, 4))
     found = {}
     for step in (1, 4, 5, 1):
         ramp.set_step(step)
@@ -73,20 +75,29 @@ def test_between_the_ends_value_and_gradients_are_those_of_the_mixed_factors(tin
 
 
 def test_lambda_rises_from_the_first_step_to_the_one_after_the_ramp(dense):
-    ramp = QuantizationRamp(warm_start_model(dense), 4)
+    ramp = QuantizationRamp(warm_start_model(dense), QuantizationCourse(0, 4))
     seen = []
     for step in range(1, 8):
         ramp.set_step(step)
         seen.append(ramp.metrics["quantize/lambda"])
     assert seen == [0, 0.25, 0.5, 0.75, 1, 1, 1]
-    assert QuantizationRamp(warm_start_model(dense), 0).metrics == {"quantize/lambda": 1}
-    assert QuantizationRamp(latent_model(dense), 4).metrics == {}
+    assert QuantizationRamp(warm_start_model(dense), QuantizationCourse()).metrics == {"quantize/lambda": 1}
+    assert QuantizationRamp(latent_model(dense), QuantizationCourse(0, 4)).metrics == {}
 
 
-def test_the_last_step_is_one_of_the_ternary_model():
-    assert [ramp_steps(given, 6) for given in (None, 0, 5)] == [3, 0, 5]
-    with pytest.raises(ValueError, match="quantize_steps: found 6, expected at most 5, so that the last of 6 training"):
-        ramp_steps(6, 6)
+def test_inserted_norms_change_nothing_at_first_and_are_whole_in_the_end(dense):
+    model = warm_start_model(dense, insert_sub_norm=True)
+    assert model.config.sub_norm
+    ramp = QuantizationRamp(model, QuantizationCourse(2, 2, has_new_norms=True))
+    plain = loss_and_gradients(latent_model(dense))["nats"]
+    for step in (1, 3):
+        ramp.set_step(step)
+        np.testing.assert_array_equal(loss_and_gradients(model)["nats"], plain)
+    ramp.set_step(5)
+    whole = latent_model(dataclasses.replace(with_sub_norms(dense), config=model.config))
+    np.testing.assert_array_equal(loss_and_gradients(model)["nats"], loss_and_gradients(whole)["nats"])
+    with pytest.raises(ValueError, match="insert_sub_norm: the model has sub-norms already"):
+        warm_start_model(with_sub_norms(dense), insert_sub_norm=True)
 
 
 def test_models_that_cannot_become_ternary_are_refused(dense, tiny_config, tmp_path):

@@ -9,12 +9,13 @@ from typing import Any, TypeAlias
 
 import mlx.core as mx
 from mlx_lm.generate import generate_step
-from mlx_lm.sample_utils import make_repetition_penalty, make_sampler
+from mlx_lm.sample_utils import make_repetition_penalty
 
 from jaxlm.common.command_line import run_command
 from jaxlm.common.sampling import PENALTY_WINDOW, GenerateConfig, Sampling, check_prompt, print_speed, stop_set
 from mlxlm.load import load_model
 from mlxlm.model.language_model import LanguageModel
+from mlxlm.sampling import Sampler, make_sampler
 from shared_tokenizer.tokenizers.tokenizer import TextStream
 
 # The tokens so far `[n]` and the logits of the next one `[1, V]` -> logits.
@@ -38,7 +39,6 @@ def generate(
     context.
     """
     check_prompt(prompt, model.config.vocab_size, model.config.max_seq_len)
-    mx.random.seed(sampling.seed)
     max_tokens = min(sampling.max_tokens, model.config.max_seq_len - len(prompt))
     stops = stop_set(stop)
     for token in sample_tokens(model, prompt, sampling, max_tokens):
@@ -55,28 +55,19 @@ def sample_tokens(
     cache: list[Any] | None = None,
     *,
     earlier: Sequence[int] = (),
-    logits_processors: Sequence[LogitsProcessor] = (),
-    **options: Any,
+    sampler: Sampler | None = None,
 ) -> Generator[int]:
     """Yield at most `max_tokens` tokens that continue a prompt, after the `earlier` ones, which the cache holds.
 
-    They are drawn with MLX's global random state. `logits_processors` run after the repetition penalty; `options` are
-    the other ones of mlx-lm's `generate_step`.
+    They are drawn by the `sampler`, by default one that begins with the seed.
     """
-    # mlx-lm writes "no limit" as 0, and refuses a top-k that limits nothing.
-    top_p = sampling.top_p if sampling.top_p < 1 else 0.0
-    top_k = sampling.top_k if sampling.top_k < model.config.vocab_size else 0
-    sampler = make_sampler(sampling.temperature, top_p=top_p, min_p=sampling.min_p, top_k=top_k)
-    processors = [*_repetition_penalty(sampling, earlier), *logits_processors]
-    ids = mx.array(list(prompt))
     steps = generate_step(
-        ids,
+        mx.array(list(prompt)),
         model,
         max_tokens=max_tokens,
-        sampler=sampler,
+        sampler=sampler or make_sampler(sampling, model.config.vocab_size),
         prompt_cache=cache,
-        logits_processors=processors,
-        **options,
+        logits_processors=_repetition_penalty(sampling, earlier),
     )
     with contextlib.closing(steps):
         for token, _ in steps:

@@ -5,8 +5,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlx.core as mx
-
 from jaxlm.common.sampling import Sampling
 from mlxlm.chat.chat_format import choose_chat_format
 from mlxlm.chat.conversation import Conversation
@@ -51,7 +49,6 @@ def main(config: ChatConfig) -> None:
     terminal = Terminal()
     conversation = Conversation(model, tokenizer, chat_format, config, terminal.note)
     conversation.set_system(config.system)
-    mx.random.seed(config.seed)
     chat(conversation, terminal)
 
 

@@ -8,6 +8,7 @@ from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 from jaxlm.common.sampling import Sampling
 from mlxlm.generate import sample_tokens
 from mlxlm.model.language_model import LanguageModel
+from mlxlm.sampling import Sampler, make_sampler
 
 
 class PromptCache:
@@ -19,6 +20,7 @@ class PromptCache:
 
     def __init__(self, model: LanguageModel):
         self._model = model
+        self._sampler: Sampler | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -27,12 +29,19 @@ class PromptCache:
         self._cached_ids: list[int] = []
 
     def generate(self, prompt: Sequence[int], sampling: Sampling, max_tokens: int) -> Iterator[int]:
-        """Yield at most `max_tokens` tokens that continue a prompt of at least one token."""
+        """Yield at most `max_tokens` tokens that continue a prompt of at least one token.
+
+        The seed begins the first text; the random state goes on from one text to the next.
+        """
+        self._sampler = self._sampler or make_sampler(sampling, self._model.config.vocab_size)
         kept = self._keep_prefix(prompt)
         new = prompt[kept:]
         try:
             self._cached_ids += new
-            for token in sample_tokens(self._model, new, sampling, max_tokens, self._cache, earlier=prompt[:kept]):
+            steps = sample_tokens(
+                self._model, new, sampling, max_tokens, self._cache, earlier=prompt[:kept], sampler=self._sampler
+            )
+            for token in steps:
                 self._cached_ids.append(
                     token
                 )  # the generator runs one token ahead, so the cache holds this one already

@@ -64,8 +64,11 @@ class Attention(nn.Module):
             attention_output = self.attn_sub_norm(attention_output)
         return self.o_proj(attention_output)
 
-    def _rotary(self, x: Heads, offset: int) -> Heads:
-        """Rotate x `[B, heads, L, H]`: pair i of a head turns once per 2 pi `_periods[i]` positions."""
+    def _rotary(self, x: Heads, offset: Any) -> Heads:
+        """Rotate x `[B, heads, L, H]`: pair i of a head turns once per 2 pi `_periods[i]` positions.
+
+        `offset` is the position of the first token: one of all rows, or one per row `[B]`.
+        """
         return mx.fast.rope(
             x, self._head_dim, traditional=False, base=None, scale=1.0, offset=offset, freqs=self._periods
         )

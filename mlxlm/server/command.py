@@ -19,6 +19,8 @@ class ServerConfig(ServingConfig):
 
     adapter_path: str | None = None
     """Directory of adapters to add to the model."""
+    max_batch: int = setting(32, at_least=1)
+    """Texts that are generated together, at most."""
     prompt_cache_bytes: int = setting(1 << 30, at_least=0)
     """Bytes of memory for the caches of earlier prompts, which later prompts with the same beginning use; 0 keeps
     none."""
@@ -49,8 +51,9 @@ def open_engine(config: ServerConfig) -> tuple[ServedModel, MlxEngine]:
         max_tokens=config.max_tokens,
     )
     engine = MlxEngine(
-        model,
+        {None: model},
         max_queue=config.max_queue,
+        max_batch=config.max_batch,
         timeout_s=config.request_timeout_s,
         prompt_cache_bytes=config.prompt_cache_bytes,
         prefill_step_size=config.prefill_step_size,

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
 
 from jaxlm.common.openai_api.reply_text import ReplyText
 from jaxlm.common.sampling import Sampling
@@ -18,12 +20,26 @@ class TokenPenalties:
     """Taken off for every time that the token was generated."""
 
 
+class Constraint(Protocol):
+    """A grammar that a text follows, and where in it the text is."""
+
+    def allowed(self) -> np.ndarray:
+        """Return bools `[vocab_size]`: True for the tokens that may come next, those that end the text among them."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Go on by a token."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One text to generate."""
 
     prompt: list[int]
     """Token ids, which fit the model's context."""
+    generates: bool = True
+    """False if only the prompt is scored."""
     sampling: Sampling
     penalties: TokenPenalties = TokenPenalties()
     logit_bias: Mapping[int, float] = field(default_factory=dict)
@@ -32,6 +48,10 @@ class Task:
     """Likeliest tokens that are reported with each generated token and its log-probability; None reports nothing."""
     scores_prompt: bool = False
     """True if the tokens of the prompt are scored too, with `logprobs` likeliest tokens each."""
+    constraint: "Constraint | None" = None
+    """What the text has to be, token by token; only the engine's thread uses it."""
+    adapter: str | None = None
+    """Name of the adapters to use, None for the model as it is served."""
     stop_ids: frozenset[int]
     """Tokens that end the text."""
     reply: ReplyText

@@ -116,7 +116,8 @@ class _Routes:
     ) -> Response:
         body = await read_body(http, self._max_body_bytes)
         request = await run_in_threadpool(read, body, self._model)
-        generation = http.scope[GENERATION] = self._engine.submit(request.task)
+        (generation,) = self._engine.submit(request.task)
+        http.scope[GENERATION] = generation
         if request.stream:
             return _EventStream(generation, stream(generation.events(), reply, request.include_usage))
         async with _cancelled_when_gone(http.receive, generation):

@@ -18,8 +18,10 @@ LONGEST_STOP_S = 5.0
 class Generation:
     """A submitted task: the event loop reads its events, the engine's thread writes them."""
 
-    def __init__(self, task: Task, timeout_s: float):
+    def __init__(self, task: Task, timeout_s: float, request: object = None):
         self.task = task
+        self.request = request
+        """Identity of the request, which all of its tasks share."""
         self.num_tokens = 0
         """Tokens generated so far; the engine's thread counts them."""
         self._loop = asyncio.get_running_loop()
@@ -65,32 +67,60 @@ def _stopping() -> ApiError:
     return ApiError(503, "the server is stopping", code="stopping")
 
 
-class CancelledGenerationError(Exception):
-    """The current generation was cancelled, or the server stops."""
-
-
 class Engine(ABC):
-    """A thread that generates one task at a time; at most `max_queue` tasks wait.
+    """A thread that generates up to `max_running` texts; at most `max_queue` requests wait for it.
 
-    A cancelled generation ends at the next call of `check`.
+    A request may have several tasks: they are accepted or refused together, and count as one. Between two steps
+    generations join and leave: a cancelled one ends after the current step.
     """
 
-    def __init__(self, *, max_queue: int, timeout_s: float):
-        self._max_queue, self._timeout_s = max_queue, timeout_s
+    def __init__(self, *, max_queue: int, max_running: int, timeout_s: float):
+        self._max_queue, self._max_running, self._timeout_s = max_queue, max_running, timeout_s
         self._waiting: deque[Generation] = deque()
-        self._current: Generation | None = None
+        self.running: list[Generation] = []
+        """Generations that have begun; `take_waiting` and `finish` change it."""
         self._wake = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
 
     @abstractmethod
-    def generate(self, generation: Generation) -> Finish:
-        """Generate a text and emit its pieces; the engine's thread calls it. Raises what `check` raises."""
+    def step(self) -> None:
+        """Begin what waits (`take_waiting`) where there is room, and do one step of what runs; the thread calls it.
 
-    def check(self, generation: Generation) -> None:
-        """Raise CancelledGenerationError if the generation was cancelled or the server stops."""
-        if generation.cancelled or self._stopping:
-            raise CancelledGenerationError
+        Generations that end leave `running`. An exception fails all generations that run.
+        """
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Drop all work of the framework after an exception: what ran has failed."""
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of requests that wait."""
+        with self._wake:
+            return self._count_waiting()
+
+    @property
+    def is_stopping(self) -> bool:
+        """True once `stop` was called."""
+        return self._stopping
+
+    def take_waiting(self) -> Generation | None:
+        """Return the generation that has waited longest; it then runs. None where none waits, or as many run as may."""
+        with self._wake:
+            while self._waiting and not self._stopping and len(self.running) < self._max_running:
+                generation = self._waiting.popleft()
+                if not generation.cancelled:
+                    self.running.append(generation)
+                    return generation
+        return None
+
+    def finish(self, generation: Generation, event: Finish | ApiError | None) -> None:
+        """End a generation that runs, with None if no client waits for it any more."""
+        with self._wake:
+            self.running.remove(generation)
+            if event is not None and not self._stopping:
+                generation.emit(event)
 
     def start(self) -> None:
         """Start the thread."""
@@ -101,7 +131,7 @@ class Engine(ABC):
         with self._wake:
             self._stopping = True
             self._wake.notify()
-            left = [*self._waiting, *([self._current] if self._current else [])]
+            left = [*self._waiting, *self.running]
             self._waiting.clear()
         for generation in left:
             generation.emit(_stopping())
@@ -115,33 +145,40 @@ class Engine(ABC):
         """True while the thread runs."""
         return self._thread.is_alive()
 
-    def submit(self, task: Task) -> Generation:
-        """Put a task into the queue; call it from the event loop. Raises ApiError (503) if the queue is full."""
-        generation = Generation(task, self._timeout_s)
+    def submit(self, *tasks: Task) -> list[Generation]:
+        """Put the tasks of a request into the queue; call it from the event loop.
+
+        Raises ApiError (503) if the queue is full.
+        """
+        request = object()
+        generations = [Generation(task, self._timeout_s, request) for task in tasks]
         with self._wake:
             if self._stopping:
                 raise _stopping()
             self._waiting = deque(waiting for waiting in self._waiting if not waiting.cancelled)
-            if len(self._waiting) >= self._max_queue + (self._current is None):
-                message = f"found {len(self._waiting)} requests waiting, the most that may wait; try again later"
+            free = self._max_running - len(self.running)
+            if (found := self._count_waiting()) >= self._max_queue + free:
+                message = f"found {found} requests waiting, the most that may wait; try again later"
                 raise ApiError(503, message, code="queue_full", headers={"Retry-After": str(RETRY_AFTER_S)})
-            self._waiting.append(generation)
+            self._waiting.extend(generations)
             self._wake.notify()
-        return generation
+        return generations
+
+    def _count_waiting(self) -> int:
+        return len({id(generation.request) for generation in self._waiting})
 
     def _run(self) -> None:
-        while (generation := self._next()) is not None:
+        while self._wait_for_work():
             try:
-                generation.emit(self.generate(generation))
-            except CancelledGenerationError:
-                pass
+                self.step()
             except Exception:
-                log.exception("a generation failed")
-                generation.emit(internal_error())
+                log.exception("a step of the engine failed")
+                self.reset()
+                for generation in list(self.running):
+                    self.finish(generation, internal_error())
 
-    def _next(self) -> Generation | None:
+    def _wait_for_work(self) -> bool:
+        """Wait until there is something to do. Returns False where the engine stops."""
         with self._wake:
-            self._current = None
-            self._wake.wait_for(lambda: self._waiting or self._stopping)
-            self._current = None if self._stopping else self._waiting.popleft()
-            return self._current
+            self._wake.wait_for(lambda: self._waiting or self.running or self._stopping)
+            return not self._stopping

@@ -50,8 +50,8 @@ def served(tokenizer, chat_format=CHATML):
 
 
 def make_engine(model, **options):
-    options = {"max_queue": 8, "timeout_s": 60, "prompt_cache_bytes": 1 << 24, "prefill_step_size": 64} | options
-    return MlxEngine(model, **options)
+    defaults = {"max_queue": 8, "max_batch": 4, "timeout_s": 60, "prompt_cache_bytes": 1 << 24}
+    return MlxEngine({None: model}, **defaults | {"prefill_step_size": 64} | options)
 
 
 class Slow:

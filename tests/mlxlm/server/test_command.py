@@ -110,7 +110,7 @@ def test_a_body_without_a_length_is_cut_off_while_it_is_read(model, tokenizer):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_server_with_requests_in_flight(model, tokenizer, number, capsys):
-    engine = make_engine(Slow(model, 0.02))
+    engine = make_engine(Slow(model, 0.02), max_batch=1)
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     hosts = host_names(port, [])
@@ -129,7 +129,7 @@ def test_a_signal_ends_the_server_with_requests_in_flight(model, tokenizer, numb
         threads = [threading.Thread(target=ask, args=(stream,)) for stream in (True, False)]
         for thread in threads:
             thread.start()
-        while not (engine._current and engine._waiting):  # one is answered, one waits
+        while not (engine.running and engine.num_waiting):  # one is answered, one waits
             time.sleep(0.01)
         sent.append(time.monotonic())
         os.kill(os.getpid(), number)

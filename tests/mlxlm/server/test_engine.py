@@ -27,6 +27,11 @@ def task(tokenizer, prompt, max_tokens=8, stop_ids=(), penalties=TokenPenalties(
     return Task(prompt=prompt, sampling=sampling, penalties=penalties, stop_ids=frozenset(stop_ids), reply=reply)
 
 
+def submit(engine, task):
+    (generation,) = engine.submit(task)
+    return generation
+
+
 async def answer(generation):
     *pieces, finish = [event async for event in generation.events()]
     assert isinstance(finish, Finish)
@@ -57,7 +62,7 @@ def test_what_was_seen_is_not_seen_again_and_changes_no_text(models, tokenizer, 
     engine = make_engine(model)
 
     async def ask():
-        return [await answer(engine.submit(task(tokenizer, prompt))) for prompt in prompts]
+        return [await answer(submit(engine, task(tokenizer, prompt))) for prompt in prompts]
 
     found = run(engine, ask)
     # The second sees its last token again, the third goes on after the answer; the fourth leaves the others early,
@@ -89,7 +94,7 @@ def test_penalties_are_those_of_the_answer_whatever_is_in_the_store(models, toke
 
     async def ask():
         asked = {"max_tokens": 12, "penalties": TokenPenalties(presence=presence, frequency=frequency)}
-        return [await answer(engine.submit(task(tokenizer, prompt, **asked))) for _ in range(2)]
+        return [await answer(submit(engine, task(tokenizer, prompt, **asked))) for _ in range(2)]
 
     found = run(engine, ask)
     assert [text for text, _ in found] == [expected, expected]
@@ -104,7 +109,7 @@ def test_a_repetition_penalty_is_that_of_generate_whatever_is_in_the_store(model
 
     async def ask():
         asked = {"max_tokens": 12, "repetition_penalty": 3.0}
-        return [await answer(engine.submit(task(tokenizer, prompt, **asked))) for _ in range(2)]
+        return [await answer(submit(engine, task(tokenizer, prompt, **asked))) for _ in range(2)]
 
     assert [text for text, _ in run(engine, ask)] == [expected, expected]
     assert expected != tokenizer.decode(list(generate(model, prompt, Sampling(max_tokens=12))))
@@ -115,24 +120,24 @@ def test_a_stop_token_ends_the_text_and_is_no_part_of_it(models, tokenizer):
     whole = list(generate(model, prompt, Sampling(max_tokens=8)))
     stop = whole[-1]
     engine = make_engine(model)
-    text, finish = run(engine, lambda: answer(engine.submit(task(tokenizer, prompt, 8, [stop]))))
+    text, finish = run(engine, lambda: answer(submit(engine, task(tokenizer, prompt, 8, [stop]))))
     assert (text, finish.reason) == (tokenizer.decode(whole[: whole.index(stop)]), "stop")
     assert finish.completion_tokens == whole.index(stop) + 1
 
 
 def test_a_full_queue_refuses_until_somebody_leaves(models, tokenizer):
-    engine = make_engine(Slow(models["dense"], 0.01), max_queue=2)
+    engine = make_engine(Slow(models["dense"], 0.01), max_queue=2, max_batch=1)
 
     async def fill():
-        first = engine.submit(task(tokenizer, [1, 40], 200))
+        first = submit(engine, task(tokenizer, [1, 40], 200))
         while engine._waiting:
             await asyncio.sleep(0.01)
-        waiting = [engine.submit(task(tokenizer, [1, 41])) for _ in range(2)]
+        waiting = [submit(engine, task(tokenizer, [1, 41])) for _ in range(2)]
         with pytest.raises(ApiError, match="found 2 requests waiting") as caught:
-            engine.submit(task(tokenizer, [1, 42]))
+            submit(engine, task(tokenizer, [1, 42]))
         assert (caught.value.status, caught.value.response().headers["retry-after"]) == (503, "2")
         waiting[0].cancel()
-        late = engine.submit(task(tokenizer, [1, 42]))
+        late = submit(engine, task(tokenizer, [1, 42]))
         first.cancel()
         assert [finish.reason for _, finish in [await answer(waiting[1]), await answer(late)]] == ["length"] * 2
 
@@ -145,7 +150,7 @@ def test_what_takes_too_long_is_ended(models, tokenizer):
 
     async def ask():
         with pytest.raises(ApiError, match=r"found no end after 0\.3 s") as caught:
-            await answer(engine.submit(task(tokenizer, [1, 40], 200)))
+            await answer(submit(engine, task(tokenizer, [1, 40], 200)))
         assert caught.value.status == 504
         calls = slow.calls
         await asyncio.sleep(0.3)
@@ -159,7 +164,7 @@ def test_a_long_prompt_is_left_between_its_steps(models, tokenizer):
     engine = make_engine(slow, prefill_step_size=2)
 
     async def ask():
-        generation = engine.submit(task(tokenizer, [1] * 200))
+        generation = submit(engine, task(tokenizer, [1] * 200))
         await asyncio.sleep(0.2)
         generation.cancel()
         with pytest.raises(ApiError, match="the client closed"):
@@ -182,9 +187,9 @@ def test_a_fault_ends_one_answer_and_not_the_server(models, tokenizer, caplog):
 
     async def ask():
         with pytest.raises(ApiError, match="the server failed") as caught:
-            await answer(engine.submit(task(tokenizer, [1, 40])))
+            await answer(submit(engine, task(tokenizer, [1, 40])))
         assert caught.value.status == 500
-        return await answer(engine.submit(task(tokenizer, [1, 40])))
+        return await answer(submit(engine, task(tokenizer, [1, 40])))
 
     with caplog.at_level(logging.ERROR):
         assert run(engine, ask)[1].completion_tokens == 8
@@ -195,7 +200,7 @@ def test_stopping_ends_all_that_runs_and_waits(models, tokenizer):
     engine = make_engine(Slow(models["dense"], 0.01))
 
     async def ask():
-        generations = [engine.submit(task(tokenizer, [1, 40], 200)) for _ in range(3)]
+        generations = [submit(engine, task(tokenizer, [1, 40], 200)) for _ in range(3)]
         await asyncio.sleep(0.1)
         engine.stop()
         begun = time.monotonic()
@@ -203,7 +208,7 @@ def test_stopping_ends_all_that_runs_and_waits(models, tokenizer):
             with pytest.raises(ApiError, match="the server is stopping"):
                 await answer(generation)
         with pytest.raises(ApiError, match="the server is stopping"):
-            engine.submit(task(tokenizer, [1, 40]))
+            submit(engine, task(tokenizer, [1, 40]))
         assert time.monotonic() - begun < 1
 
     run(engine, ask)

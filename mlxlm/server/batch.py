@@ -1,0 +1,147 @@
+"""The texts of one model that are generated together, with mlx-lm's continuous batching."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import mlx.core as mx
+from mlx_lm.generate import BatchGenerator, StopSequences
+from mlx_lm.models.cache import can_trim_prompt_cache
+
+from jaxlm.common.openai_api.errors import internal_error, log
+from jaxlm.common.openai_api.tasks import Finish, Piece, TokenScore
+from jaxlm.common.serving.engine import Engine, Generation
+from mlxlm.model.language_model import LanguageModel
+from mlxlm.sampling import make_sampler
+from mlxlm.server.logits import RawLogits, logits_processors
+from mlxlm.server.prompt_store import PromptStore
+
+# Prompts that are processed together: each is padded to the longest of them.
+MOST_PROMPTS = 8
+
+
+@dataclass
+class _Text:
+    generation: Generation
+    cached: int
+    """Tokens of the prompt that were in the store."""
+    raw: RawLogits | None
+    """The logits before they were processed; None where nothing changes them."""
+
+
+class Batch:
+    """The texts of one model that run, and the caches of its earlier prompts."""
+
+    def __init__(
+        self, model: LanguageModel, engine: Engine, max_batch: int, prompt_cache_bytes: int, prefill_step_size: int
+    ):
+        self.model = model
+        self._engine, self._max_batch, self._prefill_step_size = engine, max_batch, prefill_step_size
+        self._store = PromptStore(prompt_cache_bytes)
+        self._can_trim = can_trim_prompt_cache(model.make_cache())
+        self.reset()
+
+    def reset(self) -> None:
+        """Drop all texts; the store stays."""
+        self._texts: dict[int, _Text] = {}
+        self._generator = BatchGenerator(
+            self.model,
+            completion_batch_size=self._max_batch,
+            prefill_batch_size=min(MOST_PROMPTS, self._max_batch),
+            prefill_step_size=self._prefill_step_size,
+        )
+
+    def add(self, generation: Generation) -> None:
+        """Let a text join at the next step."""
+        task = generation.task
+        cache, cached = self._store.nearest(task.prompt)
+        processors = logits_processors(task)
+        raw = RawLogits() if processors and task.logprobs is not None else None
+        (uid,) = self._generator.insert(
+            [task.prompt[cached:]],
+            max_tokens=[task.sampling.max_tokens],
+            caches=None if cache is None else [cache],
+            all_tokens=[task.prompt[:cached]],
+            samplers=[make_sampler(task.sampling, self.model.config.vocab_size)],
+            logits_processors=[[raw, *processors] if raw else processors],
+            stop_sequences=[StopSequences([[stop] for stop in sorted(task.stop_ids)] or None)],
+        )
+        self._texts[uid] = _Text(generation, cached, raw)
+
+    def drop(self, generation: Generation) -> None:
+        """Let a text leave without an end; it may have left before."""
+        for uid, text in list(self._texts.items()):
+            if text.generation is generation:
+                self._generator.remove([uid])
+                del self._texts[uid]
+
+    def step(self) -> None:
+        """Process a part of the new prompts, and generate one token of every other text."""
+        if not self._texts:
+            return
+        with mx.stream(self._generator.stream):
+            prompts, answers = self._generator.next()
+            if not self._can_trim:
+                # A recurrent state cannot go back, so it is stored before the answer changes it.
+                self._store_states([response.uid for response in prompts if _is_read(response)])
+            for response in answers:
+                self._receive(response)
+
+    def _store_states(self, uids: list[int]) -> None:
+        for cache, tokens in self._generator.extract_cache(uids).values():
+            self._store.add(tokens, cache)
+
+    def _receive(self, response: Any) -> None:
+        """Emit what a token adds to a text, and end the text where it has ended."""
+        text = self._texts[response.uid]
+        generation, task = text.generation, text.generation.task
+        generation.num_tokens += 1
+        token, ended = response.token, response.finish_reason
+        try:
+            stops = token in task.stop_ids
+            piece = "" if stops else task.reply.add(token)
+            stops = stops or task.reply.stopped
+            if stops or ended:
+                piece += task.reply.end()
+            scores = self._scores(text, response)
+        except Exception:
+            log.exception("a generation failed")
+            self._generator.remove([response.uid])
+            del self._texts[response.uid]
+            self._engine.finish(generation, internal_error())
+            return
+        if piece or scores:
+            generation.emit(Piece(piece, scores))
+        if not (stops or ended):
+            return
+        if ended:
+            cache, tokens = response.prompt_cache, response.all_tokens
+        else:
+            cache, tokens = self._generator.remove([response.uid], return_prompt_caches=True)[response.uid]
+        self._store.add(tokens, cache)
+        del self._texts[response.uid]
+        reason = "stop" if stops else "length"
+        self._engine.finish(generation, Finish(reason, len(task.prompt), generation.num_tokens, text.cached))
+
+    def _scores(self, text: _Text, response: Any) -> tuple[TokenScore, ...]:
+        count = text.generation.task.logprobs
+        if count is None:
+            return ()
+        logprobs = response.logprobs if text.raw is None else text.raw.next_logprobs()
+        return (token_score(response.token, logprobs, count),)
+
+
+def _is_read(response: Any) -> bool:
+    """Return True if all of a prompt but its last token has been processed just now."""
+    done, total = response.progress
+    return done == total - 1
+
+
+def token_score(token: int, logprobs: mx.array, count: int) -> TokenScore:
+    """Return the score of a token from the log-probabilities `[V]`, with the `count` likeliest ones."""
+    logprob = cast(float, logprobs[token].item())
+    if not count:
+        return TokenScore(token, logprob)
+    found = mx.argpartition(-logprobs, kth=count - 1)[:count]
+    ids, values = cast(list[int], found.tolist()), cast(list[float], logprobs[found].tolist())
+    likeliest = sorted(zip(ids, values, strict=True), key=lambda pair: -pair[1])
+    return TokenScore(token, logprob, tuple(likeliest))

@@ -1,18 +1,21 @@
-"""Requests in the form of OpenAI's API, checked and turned into tasks for the engine.
+"""Requests in the form of OpenAI's API, checked and turned into tasks for an engine.
 
 A request is refused if it uses a field that is not supported here and would change the answer.
 """
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from jaxlm.common.openai_api.errors import ApiError
 from jaxlm.common.openai_api.history import read_history
 from jaxlm.common.openai_api.json_body import Fields, parse_object, refuse
 from jaxlm.common.openai_api.neutral_fields import check_neutral
 from jaxlm.common.openai_api.reply_text import ReplyText
+from jaxlm.common.openai_api.responses import ChatReply, Reply, TextReply
 from jaxlm.common.openai_api.tasks import Task, TokenPenalties
+from jaxlm.common.openai_api.token_spelling import TokenSpelling
 from jaxlm.common.sampling import (
     LARGEST_PENALTY,
     LARGEST_SEED,
@@ -31,8 +34,12 @@ MOST_STOPS = 64
 LONGEST_STOP = 256  # characters
 LARGEST_TEMPERATURE = 2.0
 LARGEST_CLIENT_SEED = 2**64 - 1
-# The range of the official API.
+# The ranges of the official API.
 LARGEST_TOKEN_PENALTY = 2.0
+LARGEST_BIAS = 100.0
+MOST_LOGPROBS = 20
+# Texts of one request: prompts times n.
+MOST_CHOICES = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +64,11 @@ class ServedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class CompletionRequest:
-    """A checked request: the task for the engine, and the form of the answer."""
+    """A checked request: a task for each choice of the answer, and its form."""
 
-    task: Task
+    tasks: list[Task]
+    """Choices in their order: all of the first prompt, then those of the next."""
+    reply: Reply
     stream: bool
     include_usage: bool
 
@@ -73,21 +82,48 @@ def read_chat(body: bytes, model: ServedModel) -> CompletionRequest:
             f"start the server with the chat_format that the model was trained with"
         )
         raise ApiError(400, message, code="no_chat_format")
-    prompt = _chat_prompt(fields.take("messages"), model.tokenizer, model.chat_format)
+    tokenizer, chat_format = model.tokenizer, model.chat_format
+    prompt = _chat_prompt(fields.take("messages"), tokenizer, chat_format)
     _check_prompt(prompt, model, "messages")
-    reply = ReplyText(ReplyStream(model.tokenizer, model.chat_format), _stops(fields))
-    return _request(fields, model, prompt, stop_ids(model.tokenizer, model.chat_format), reply)
+    top = fields.integer("top_logprobs", 0, MOST_LOGPROBS)
+    reports = fields.flag("logprobs")
+    if top and not reports:
+        raise refuse("top_logprobs", top, "no such field without logprobs true")
+    stops, ends = _stops(fields), frozenset(stop_ids(tokenizer, chat_format))
+    tasks = _tasks(
+        fields,
+        model,
+        [prompt],
+        ends,
+        lambda prompt: ReplyText(ReplyStream(tokenizer, chat_format), stops),
+        logprobs=(top or 0) if reports else None,
+    )
+    reply = ChatReply(model.name, TokenSpelling(tokenizer), ends)
+    return _request(fields, tasks, reply)
 
 
 def read_completion(body: bytes, model: ServedModel) -> CompletionRequest:
     """Read a request of /v1/completions. Raises ApiError that names the field."""
-    fields = _fields(body, model)
-    prompt = _text_prompt(fields.take("prompt"), model.tokenizer)
-    _check_prompt(prompt, model, "prompt")
-    stream = TextStream(model.tokenizer)
-    for token in prompt:  # the prompt may end inside a character or after a space, where the answer continues
-        stream.add(token)
-    return _request(fields, model, prompt, model.tokenizer.stop_ids, ReplyText(stream, _stops(fields)))
+    fields, tokenizer = _fields(body, model), model.tokenizer
+    given = _prompts(fields.take("prompt"))
+    prompts = [_prompt_ids(prompt, tokenizer) for prompt in given]
+    echo, logprobs = fields.flag("echo"), _count_of_logprobs(fields)
+    stops = _stops(fields)
+
+    def reply_text(prompt: list[int]) -> ReplyText:
+        stream = TextStream(tokenizer)
+        for token in prompt:  # it may end inside a character or after a space, where the answer continues
+            stream.add(token)
+        return ReplyText(stream, stops)
+
+    ends = tokenizer.stop_ids if model.chat_format is None else stop_ids(tokenizer, model.chat_format)
+    tasks = _tasks(fields, model, prompts, frozenset(ends), reply_text, logprobs=logprobs, echo=echo, param="prompt")
+    echoed = None
+    if echo:
+        texts = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in given]
+        echoed = [text for text in texts for _ in range(len(tasks) // len(prompts))]
+    reply = TextReply(model.name, TokenSpelling(tokenizer), echoed)
+    return _request(fields, tasks, reply)
 
 
 def _fields(body: bytes, model: ServedModel) -> Fields:
@@ -106,17 +142,38 @@ def _chat_prompt(messages: object, tokenizer: Tokenizer, chat_format: ChatFormat
         raise ApiError(400, str(error), param="messages") from None
 
 
-def _text_prompt(prompt: object, tokenizer: Tokenizer) -> list[int]:
-    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
-        prompt = prompt[0]  # a batch of one, which evaluation programs send
-    if isinstance(prompt, str):
-        try:
-            return tokenizer.encode_to_continue(prompt)
-        except ValueError as error:
-            raise ApiError(400, str(error), param="prompt") from None
-    if isinstance(prompt, list) and all(type(token) is int for token in prompt):
+def _prompts(found: object) -> list[str | list[int]]:
+    """Return the prompts of a request: a text or a list of ids, or several of one kind."""
+    prompts: list[Any] = found if isinstance(found, list) and found and isinstance(found[0], str | list) else [found]
+    is_text = all(isinstance(prompt, str) for prompt in prompts)
+    if not is_text and not all(isinstance(prompt, list) and _are_ids(prompt) for prompt in prompts):
+        raise refuse("prompt", found, "a text or a list of token ids, or a list of either kind")
+    if len(prompts) > MOST_CHOICES:
+        raise refuse("prompt", f"{len(prompts)} prompts", f"at most {MOST_CHOICES}")
+    return cast(list[str | list[int]], prompts)
+
+
+def _are_ids(prompt: list[object]) -> bool:
+    return all(type(token) is int for token in prompt)
+
+
+def _prompt_ids(prompt: str | list[int], tokenizer: Tokenizer) -> list[int]:
+    if isinstance(prompt, list):
         return prompt
-    raise refuse("prompt", prompt, "one text or one list of token ids, alone or as a list of one")
+    try:
+        return tokenizer.encode_to_continue(prompt)
+    except ValueError as error:
+        raise ApiError(400, str(error), param="prompt") from None
+
+
+def _count_of_logprobs(fields: Fields) -> int | None:
+    """Return the number of likeliest tokens that /v1/completions is asked for; false asks for none."""
+    found = fields.take("logprobs")
+    if found is None or found is False:
+        return None
+    if type(found) is not int or not 0 <= found <= MOST_LOGPROBS:
+        raise refuse("logprobs", found, f"a whole number from 0 to {MOST_LOGPROBS}")
+    return found
 
 
 def _stops(fields: Fields) -> Sequence[str]:
@@ -128,37 +185,82 @@ def _stops(fields: Fields) -> Sequence[str]:
     return stops
 
 
-def _check_prompt(prompt: list[int], model: ServedModel, param: str) -> None:
+def _check_prompt(prompt: list[int], model: ServedModel, param: str, *, room: int = 1) -> None:
+    """Raise ApiError where a prompt does not leave `room` for an answer, or holds ids of another vocabulary."""
     try:
-        check_prompt(prompt, model.vocab_size, model.max_seq_len)
+        check_prompt(prompt, model.vocab_size, model.max_seq_len + 1 - room)
     except ValueError as error:
         code = "context_length_exceeded" if len(prompt) >= model.max_seq_len else None
         raise ApiError(400, str(error), param=param, code=code) from None
 
 
-def _request(
-    fields: Fields, model: ServedModel, prompt: list[int], ends: Sequence[int], reply: ReplyText
-) -> CompletionRequest:
-    """Read the fields that both routes share."""
-    sampling = _sampling(fields, model, model.max_seq_len - len(prompt))
+def _tasks(
+    fields: Fields,
+    model: ServedModel,
+    prompts: Sequence[list[int]],
+    ends: frozenset[int],
+    reply_text: Callable[[list[int]], ReplyText],
+    *,
+    logprobs: int | None,
+    echo: bool = False,
+    param: str = "messages",
+) -> list[Task]:
+    """Read the fields that say what to generate, and return a task for each choice of each prompt."""
+    count = fields.integer("n", 1, MOST_CHOICES) or 1
+    if count * len(prompts) > MOST_CHOICES:
+        raise refuse("n", count, f"at most {MOST_CHOICES // len(prompts)} for {len(prompts)} prompts")
+    scores_prompt = echo and logprobs is not None
+    asked = _max_tokens(fields, model, 0 if echo else 1)
+    # One token more is known from the scores of a prompt that fills the context.
+    room = 0 if asked == 0 or (scores_prompt and asked == 1) else 1
+    for prompt in prompts:
+        _check_prompt(prompt, model, param, room=room)
+    sampling, penalties = _sampling(fields, model), _token_penalties(fields)
+    bias = _logit_bias(fields.take("logit_bias"), model.vocab_size)
+    return [
+        Task(
+            prompt=prompt,
+            generates=asked > 0,
+            # Choices of one prompt differ, and a prompt has the same ones alone and with others.
+            sampling=replace(
+                sampling,
+                max_tokens=max(1, min(asked, model.max_seq_len - len(prompt))),
+                seed=(sampling.seed + number) % (LARGEST_SEED + 1),
+            ),
+            penalties=penalties,
+            logit_bias=bias,
+            logprobs=logprobs,
+            scores_prompt=scores_prompt or asked == 0,
+            stop_ids=ends,
+            reply=reply_text(prompt),
+        )
+        for prompt in prompts
+        for number in range(count)
+    ]
+
+
+def _request(fields: Fields, tasks: list[Task], reply: Reply) -> CompletionRequest:
+    """Read the fields that say how to answer; no others may be left."""
     stream, include_usage = fields.flag("stream"), _include_usage(fields)
-    penalties = _token_penalties(fields)
     check_neutral(fields.rest)
-    task = Task(prompt=prompt, sampling=sampling, penalties=penalties, stop_ids=frozenset(ends), reply=reply)
-    return CompletionRequest(task=task, stream=stream, include_usage=include_usage)
+    return CompletionRequest(tasks=tasks, reply=reply, stream=stream, include_usage=include_usage)
 
 
-def _sampling(fields: Fields, model: ServedModel, room: int) -> Sampling:
-    """Read the sampling settings of the official API, plus those that other servers have besides."""
+def _max_tokens(fields: Fields, model: ServedModel, low: int) -> int:
+    """Return the tokens of an answer at most."""
     names = ("max_completion_tokens", "max_tokens")
-    asked = [most for name in names if (most := fields.integer(name, 1, None, unset=-1)) is not None]
+    asked = [most for name in names if (most := fields.integer(name, low, None, unset=-1)) is not None]
     if len(set(asked)) > 1:
         raise refuse("max_tokens", asked[1], f"{asked[0]}, the value of max_completion_tokens; send only one of them")
+    return asked[0] if asked else model.max_tokens
+
+
+def _sampling(fields: Fields, model: ServedModel) -> Sampling:
+    """Read the sampling settings of the official API, plus those that other servers have besides."""
     seed = fields.integer("seed", 0, LARGEST_CLIENT_SEED, unset=-1)
     # Some clients send a number close to 0 instead of 0, which takes the likeliest token.
     temperature = fields.number("temperature", 1.0, 0.0, LARGEST_TEMPERATURE)
     return Sampling(
-        max_tokens=min(asked[0] if asked else model.max_tokens, room),
         temperature=temperature if temperature >= SMALLEST_TEMPERATURE else 0.0,
         top_p=max(SMALLEST_TOP_P, fields.number("top_p", 1.0, 0.0, 1.0)),
         top_k=min(fields.integer("top_k", 0, None, unset=-1) or 0, model.vocab_size),
@@ -167,6 +269,22 @@ def _sampling(fields: Fields, model: ServedModel, room: int) -> Sampling:
         # Equal seeds stay equal.
         seed=secrets.randbelow(LARGEST_SEED) if seed is None else seed % (LARGEST_SEED + 1),
     )
+
+
+def _logit_bias(found: object, vocab_size: int) -> dict[int, float]:
+    """Return the amounts by token id; JSON writes the ids as texts."""
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise refuse("logit_bias", found, "an object of token ids and numbers")
+    known = {}
+    for name, value in found.items():
+        if not (name.isascii() and name.isdigit() and int(name) < vocab_size):
+            raise refuse("logit_bias", name, f"a token id from 0 to {vocab_size - 1}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST_BIAS:
+            raise refuse("logit_bias", value, f"a number from {-LARGEST_BIAS:g} to {LARGEST_BIAS:g} for token {name}")
+        known[int(name)] = float(value)
+    return known
 
 
 def _token_penalties(fields: Fields) -> TokenPenalties:

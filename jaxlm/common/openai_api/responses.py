@@ -4,15 +4,21 @@ import json
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
 from jaxlm.common.openai_api.errors import ApiError
-from jaxlm.common.openai_api.tasks import Event, Finish, Piece
+from jaxlm.common.openai_api.tasks import Event, Finish, Piece, PromptScores, Task, TokenScore
+from jaxlm.common.openai_api.token_spelling import TokenSpelling
+
+# JSON has no infinity. The log-probability of an impossible token, as OpenAI writes it.
+SMALLEST_LOGPROB = -9999.0
+# The number of a choice, and what has happened to it.
+ChoiceEvent = tuple[int, Event]
 
 
 class Reply(ABC):
-    """The answer to one request, in the form of its route."""
+    """The answer to one request, in the form of its route. Its state is that of one answer."""
 
     PREFIX: str
     """Prefix of the answer's id."""
@@ -21,8 +27,9 @@ class Reply(ABC):
     CHUNK: str
     """Type of an event."""
 
-    def __init__(self, model_name: str):
+    def __init__(self, model_name: str, spelling: TokenSpelling):
         self._head = {"id": f"{self.PREFIX}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model_name}
+        self._spelling = spelling
 
     @abstractmethod
     def _content(self, text: str) -> dict[str, Any]:
@@ -32,36 +39,63 @@ class Reply(ABC):
     def _piece(self, text: str | None) -> dict[str, Any]:
         """Return the fields of a choice that hold a piece of the text; None stands for the end."""
 
-    def opening(self) -> list[dict[str, Any]]:
-        """Return the events before the first piece."""
+    @abstractmethod
+    def _logprobs(self, number: int, tokens: Sequence[TokenScore | int]) -> dict[str, Any] | None:
+        """Return the log-probabilities of a choice's next tokens; a token without one is an id."""
+
+    def opening(self, number: int) -> list[dict[str, Any]]:
+        """Return the events before the first piece of a choice."""
         return []
 
-    def complete(self, text: str, finish: Finish) -> dict[str, Any]:
-        """Return the complete answer."""
-        choice = _choice(self._content(text), finish.reason)
-        return self._head | {"object": self.COMPLETE, "choices": [choice], "usage": _usage(finish)}
+    def echoed(self, number: int) -> str:
+        """Return the text that a choice begins with."""
+        return ""
 
-    def piece(self, text: str) -> dict[str, Any]:
-        """Return an event with a piece of the text."""
-        return self._event([_choice(self._piece(text), None)])
+    def complete(self, tasks: Sequence[Task], events: Sequence[Sequence[Event]]) -> dict[str, Any]:
+        """Return the complete answer, of the events of each choice."""
+        choices, ends = [], []
+        for number, (task, found) in enumerate(zip(tasks, events, strict=True)):
+            text = self.echoed(number) + "".join(event.text for event in found if isinstance(event, Piece))
+            tokens = [token for event in found for token in _scored(task, event)]
+            logprobs = None if task.logprobs is None else self._logprobs(number, tokens)
+            (end,) = [event for event in found if isinstance(event, Finish)]
+            ends.append(end)
+            choices.append(_choice(number, self._content(text), end.reason, logprobs))
+        return self._head | {"object": self.COMPLETE, "choices": choices, "usage": _usage(tasks, ends)}
 
-    def closing(self, finish: Finish, include_usage: bool) -> list[dict[str, Any]]:
-        """Return the events after the last piece."""
-        last = self._event([_choice(self._piece(None), finish.reason)])
-        return [last, self._event([]) | {"usage": _usage(finish)}] if include_usage else [last]
+    def piece(self, number: int, task: Task, event: Event) -> dict[str, Any] | None:
+        """Return the event for a piece of the text; None where it says nothing."""
+        text = event.text if isinstance(event, Piece) else ""
+        tokens = _scored(task, event)
+        if not text and not tokens:
+            return None
+        logprobs = None if task.logprobs is None else self._logprobs(number, tokens)
+        return self._event([_choice(number, self._piece(text), None, logprobs)])
+
+    def closing(self, number: int, end: Finish) -> dict[str, Any]:
+        """Return the event after the last piece of a choice."""
+        return self._event([_choice(number, self._piece(None), end.reason, None)])
+
+    def usage(self, tasks: Sequence[Task], ends: Sequence[Finish]) -> dict[str, Any]:
+        """Return the event with the numbers of tokens, after all others."""
+        return self._event([]) | {"usage": _usage(tasks, ends)}
 
     def _event(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return self._head | {"object": self.CHUNK, "choices": choices}
 
 
 class ChatReply(Reply):
-    """An answer of /v1/chat/completions."""
+    """An answer of /v1/chat/completions. The tokens that end a turn are not among those with log-probabilities."""
 
     PREFIX, COMPLETE, CHUNK = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def opening(self) -> list[dict[str, Any]]:
+    def __init__(self, model_name: str, spelling: TokenSpelling, ends: Collection[int]):
+        super().__init__(model_name, spelling)
+        self._ends = ends
+
+    def opening(self, number: int) -> list[dict[str, Any]]:
         """Return the event with the role, before any text."""
-        return [self._event([_choice({"delta": {"role": "assistant", "content": ""}}, None)])]
+        return [self._event([_choice(number, {"delta": {"role": "assistant", "content": ""}}, None, None)])]
 
     def _content(self, text: str) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
@@ -69,11 +103,42 @@ class ChatReply(Reply):
     def _piece(self, text: str | None) -> dict[str, Any]:
         return {"delta": {} if text is None else {"content": text}}
 
+    def _logprobs(self, number: int, tokens: Sequence[TokenScore | int]) -> dict[str, Any] | None:
+        scored = [token for token in tokens if isinstance(token, TokenScore) and token.token not in self._ends]
+        content = [
+            self._entry(each.token, each.logprob)
+            | {"top_logprobs": [self._entry(token, logprob) for token, logprob in each.likeliest]}
+            for each in scored
+        ]
+        return {"content": content, "refusal": None}
+
+    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+        spelling = self._spelling
+        return {"token": spelling.text(token), "bytes": [*spelling.bytes_of(token)], "logprob": _finite(logprob)}
+
 
 class TextReply(Reply):
-    """An answer of /v1/completions."""
+    """An answer of /v1/completions, after the texts of `echoed`, one per choice.
+
+    The token that ended a text is among those with log-probabilities, though it adds no text: programs that score
+    prompts count on one token more than the prompt has.
+    """
 
     PREFIX, COMPLETE, CHUNK = "cmpl", "text_completion", "text_completion"
+
+    def __init__(self, model_name: str, spelling: TokenSpelling, echoed: Sequence[str] | None):
+        super().__init__(model_name, spelling)
+        self._echoed = echoed
+        self._offsets: dict[int, int] = {}
+
+    def echoed(self, number: int) -> str:
+        """Return the prompt of a choice, where it is asked for."""
+        return "" if self._echoed is None else self._echoed[number]
+
+    def opening(self, number: int) -> list[dict[str, Any]]:
+        """Return the event with the prompt, where it is asked for."""
+        text = self.echoed(number)
+        return [self._event([_choice(number, self._piece(text), None, None)])] if text else []
 
     def _content(self, text: str) -> dict[str, Any]:
         return {"text": text}
@@ -81,42 +146,80 @@ class TextReply(Reply):
     def _piece(self, text: str | None) -> dict[str, Any]:
         return {"text": text or ""}
 
+    def _logprobs(self, number: int, tokens: Sequence[TokenScore | int]) -> dict[str, Any] | None:
+        offset = self._offsets.get(number, 0)
+        found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for each in tokens:
+            token = each if isinstance(each, int) else each.token
+            text = self._spelling.text(token)
+            found["tokens"].append(text)
+            found["text_offset"].append(offset)
+            offset += len(text)
+            if isinstance(each, int):  # the first token of a prompt, which nothing precedes
+                found["token_logprobs"].append(None)
+                found["top_logprobs"].append(None)
+                continue
+            found["token_logprobs"].append(_finite(each.logprob))
+            texts = self._spelling.texts(token for token, _ in each.likeliest)
+            logprobs = [_finite(logprob) for _, logprob in each.likeliest]
+            found["top_logprobs"].append(dict(zip(texts, logprobs, strict=True)))
+        self._offsets[number] = offset
+        return found
 
-def _choice(content: dict[str, Any], reason: str | None) -> dict[str, Any]:
-    return {"index": 0} | content | {"logprobs": None, "finish_reason": reason}
+
+def _scored(task: Task, event: Event) -> list[TokenScore | int]:
+    """Return the tokens that an event brings, if they are asked for: of a prompt all, the first one without a score."""
+    if task.logprobs is None or isinstance(event, Finish):
+        return []
+    return [task.prompt[0], *event.tokens] if isinstance(event, PromptScores) else list(event.tokens)
 
 
-def _usage(finish: Finish) -> dict[str, Any]:
+def _finite(logprob: float) -> float:
+    return max(logprob, SMALLEST_LOGPROB)
+
+
+def _choice(number: int, content: dict[str, Any], reason: str | None, logprobs: Any) -> dict[str, Any]:
+    return {"index": number} | content | {"logprobs": logprobs, "finish_reason": reason}
+
+
+def _usage(tasks: Sequence[Task], ends: Sequence[Finish]) -> dict[str, Any]:
+    """Return the numbers of tokens; a prompt with several choices counts once."""
+    prompts = {id(task.prompt): end for task, end in zip(tasks, ends, strict=True)}
+    prompt_tokens = sum(end.prompt_tokens for end in prompts.values())
+    completion_tokens = sum(end.completion_tokens for end in ends)
     return {
-        "prompt_tokens": finish.prompt_tokens,
-        "completion_tokens": finish.completion_tokens,
-        "total_tokens": finish.prompt_tokens + finish.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": finish.cached_tokens},
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(end.cached_tokens for end in prompts.values())},
     }
 
 
-async def collect(events: AsyncIterator[Event], reply: Reply) -> dict[str, Any]:
-    """Return the complete answer, once the generation has ended. Raises ApiError if it failed."""
-    pieces: list[str] = []
-    async for event in events:
-        if isinstance(event, Finish):
-            return reply.complete("".join(pieces), event)
-        if isinstance(event, Piece):
-            pieces.append(event.text)
-    raise AssertionError("a generation ends with a Finish or an error")
+async def collect(events: AsyncIterator[ChoiceEvent], tasks: Sequence[Task], reply: Reply) -> dict[str, Any]:
+    """Return the complete answer, once all generations have ended. Raises ApiError if one failed."""
+    found: list[list[Event]] = [[] for _ in tasks]
+    async for number, event in events:
+        found[number].append(event)
+    return reply.complete(tasks, found)
 
 
-async def stream(events: AsyncIterator[Event], reply: Reply, include_usage: bool) -> AsyncIterator[str]:
+async def stream(
+    events: AsyncIterator[ChoiceEvent], tasks: Sequence[Task], reply: Reply, include_usage: bool
+) -> AsyncIterator[str]:
     """Yield the answer as server-sent events; an error during generation is the last of them."""
-    for event in reply.opening():
-        yield _line(event)
+    ends: list[Finish | None] = [None] * len(tasks)
+    for number in range(len(tasks)):
+        for event in reply.opening(number):
+            yield _line(event)
     try:
-        async for event in events:
+        async for number, event in events:
             if isinstance(event, Finish):
-                for last in reply.closing(event, include_usage):
-                    yield _line(last)
-            elif isinstance(event, Piece) and event.text:
-                yield _line(reply.piece(event.text))
+                ends[number] = event
+                yield _line(reply.closing(number, event))
+            elif (piece := reply.piece(number, tasks[number], event)) is not None:
+                yield _line(piece)
+        if include_usage:
+            yield _line(reply.usage(tasks, [end for end in ends if end is not None]))
         yield "data: [DONE]\n\n"
     except ApiError as error:
         yield _line(error.body())

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -18,10 +18,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from jaxlm.common.openai_api.errors import ApiError, answer_api_error, answer_fault, answer_http_error
 from jaxlm.common.openai_api.json_body import read_body
 from jaxlm.common.openai_api.requests import CompletionRequest, ServedModel, read_chat, read_completion
-from jaxlm.common.openai_api.responses import ChatReply, Reply, TextReply, collect, model_object, stream
-from jaxlm.common.serving.engine import Engine, Generation
+from jaxlm.common.openai_api.responses import collect, model_object, stream
+from jaxlm.common.serving.engine import Engine, Generation, merged_events
 from jaxlm.common.serving.guard import OPEN_ROUTE, Guard
-from jaxlm.common.serving.request_log import GENERATION, RequestLog
+from jaxlm.common.serving.request_log import GENERATIONS, RequestLog
 
 
 def make_app(
@@ -106,48 +106,51 @@ class _Routes:
         return JSONResponse(model_object(self._model.name, self._created))
 
     async def chat(self, http: Request) -> Response:
-        return await self._complete(http, read_chat, ChatReply(self._model.name))
+        return await self._complete(http, read_chat)
 
     async def completion(self, http: Request) -> Response:
-        return await self._complete(http, read_completion, TextReply(self._model.name))
+        return await self._complete(http, read_completion)
 
-    async def _complete(
-        self, http: Request, read: Callable[[bytes, ServedModel], CompletionRequest], reply: Reply
-    ) -> Response:
+    async def _complete(self, http: Request, read: Callable[[bytes, ServedModel], CompletionRequest]) -> Response:
         body = await read_body(http, self._max_body_bytes)
         request = await run_in_threadpool(read, body, self._model)
-        (generation,) = self._engine.submit(request.task)
-        http.scope[GENERATION] = generation
+        tasks, reply = request.tasks, request.reply
+        generations = http.scope[GENERATIONS] = self._engine.submit(*tasks)
+        events = merged_events(generations)
         if request.stream:
-            return _EventStream(generation, stream(generation.events(), reply, request.include_usage))
-        async with _cancelled_when_gone(http.receive, generation):
-            return JSONResponse(await collect(generation.events(), reply))
+            return _EventStream(generations, stream(events, tasks, reply, request.include_usage))
+        async with _cancelled_when_gone(http.receive, generations):
+            return JSONResponse(await collect(events, tasks, reply))
 
 
 class _EventStream(StreamingResponse):
-    """A stream of server-sent events, which cancels its generation when the client leaves."""
+    """A stream of server-sent events, which cancels its generations when the client leaves."""
 
-    def __init__(self, generation: Generation, events: AsyncIterator[str]):
+    def __init__(self, generations: Sequence[Generation], events: AsyncIterator[str]):
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-        self._generation = generation
+        self._generations = generations
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with _cancelled_when_gone(receive, self._generation):
+        async with _cancelled_when_gone(receive, self._generations):
             await self.stream_response(send)
 
 
 @contextlib.asynccontextmanager
-async def _cancelled_when_gone(receive: Receive, generation: Generation) -> AsyncIterator[None]:
-    """Cancel the generation when the client closes the connection, and when the answer has ended in any way."""
+async def _cancelled_when_gone(receive: Receive, generations: Sequence[Generation]) -> AsyncIterator[None]:
+    """Cancel the generations when the client closes the connection, and when the answer has ended in any way."""
+
+    def cancel() -> None:
+        for generation in generations:
+            generation.cancel()
 
     async def watch() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        generation.cancel()
+        cancel()
 
     watcher = asyncio.create_task(watch())
     try:
         yield
     finally:
         watcher.cancel()
-        generation.cancel()
+        cancel()

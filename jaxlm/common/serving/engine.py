@@ -5,7 +5,7 @@ import contextlib
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from jaxlm.common.openai_api.errors import ApiError, internal_error, log
 from jaxlm.common.openai_api.tasks import Event, Finish, Task
@@ -61,6 +61,38 @@ class Generation:
             yield event
             if isinstance(event, Finish):
                 return
+
+
+async def merged_events(generations: Sequence[Generation]) -> AsyncIterator[tuple[int, Event]]:
+    """Yield the events of several generations as they come, with the number of the generation.
+
+    Raises ApiError as soon as one fails.
+    """
+    if len(generations) == 1:
+        async for event in generations[0].events():
+            yield 0, event
+        return
+    arrived: asyncio.Queue[tuple[int, Event | ApiError]] = asyncio.Queue()
+
+    async def forward(number: int, generation: Generation) -> None:
+        try:
+            async for event in generation.events():
+                arrived.put_nowait((number, event))
+        except ApiError as error:
+            arrived.put_nowait((number, error))
+
+    forwarding = [asyncio.create_task(forward(*pair)) for pair in enumerate(generations)]
+    try:
+        left = len(generations)
+        while left:
+            number, event = await arrived.get()
+            if isinstance(event, ApiError):
+                raise event
+            left -= isinstance(event, Finish)
+            yield number, event
+    finally:
+        for task in forwarding:
+            task.cancel()
 
 
 def _stopping() -> ApiError:

@@ -9,8 +9,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from jaxlm.common.openai_api.errors import shown_path
 from jaxlm.common.serving.engine import Generation
 
-# The key of the connection's scope under which a route leaves its generation.
-GENERATION = "generation"
+# The key of the connection's scope under which a route leaves its generations.
+GENERATIONS = "generations"
 LONGEST_METHOD = 20  # characters
 log = logging.getLogger("jaxlm.serving")
 
@@ -44,9 +44,11 @@ class RequestLog:
             await self._app(scope, watch_receive, watch_send)
         finally:
             words = [f"{scope['method'][:LONGEST_METHOD]} {shown_path(scope)} {status or 500}"]
-            generation = scope.get(GENERATION)
-            if isinstance(generation, Generation):
-                words.append(f"{len(generation.task.prompt)} tokens in, {generation.num_tokens} out")
+            generations: list[Generation] = scope.get(GENERATIONS, [])
+            if generations:
+                prompts = {id(each.task.prompt): len(each.task.prompt) for each in generations}
+                given, written = sum(prompts.values()), sum(each.num_tokens for each in generations)
+                words.append(f"{given} tokens in, {written} out")
             words.append(f"{time.monotonic() - started:.2f} s")
             if has_left:
                 words.append("the client left")

@@ -178,8 +178,6 @@ REFUSED = [
         {"messages": [USER], "response_format": {"type": "json_object"}},
         "response_format",
     ),
-    ("an answer with probabilities", {"messages": [USER], "logprobs": True, "top_logprobs": 5}, "logprobs"),
-    ("several answers", {"messages": [USER], "n": 3}, "n"),
     ("a picture", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
     ("a tool's result", {"messages": [USER, {"role": "tool", "content": "3", "tool_call_id": "1"}]}, "messages"),
     ("llama.cpp's grammar", {"messages": [USER], "grammar": "root ::= [0-9]"}, "grammar"),
@@ -197,7 +195,7 @@ def changes(request, plain):
 
 
 def _settings(request):
-    task = request.task
+    task = request.tasks[0]
     room = CONTEXT - len(task.prompt)
     most = CONTEXT if task.sampling.max_tokens == room else task.sampling.max_tokens
     return dataclasses.asdict(task.sampling) | {
@@ -250,4 +248,4 @@ def test_what_would_be_another_answer_is_refused_by_its_name(tokenizer, body, pa
     ],
 )
 def test_requests_that_were_reported_as_refused_are_served(tokenizer, body):
-    assert read(read_chat, body, tokenizer).task.prompt
+    assert read(read_chat, body, tokenizer).tasks[0].prompt

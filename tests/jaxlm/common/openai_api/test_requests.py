@@ -26,12 +26,12 @@ def completion(tokenizer, **fields):
 
 def test_defaults_are_those_of_the_api_but_for_the_length(tokenizer):
     request = chat(tokenizer)
-    task, sampling = request.task, request.task.sampling
+    task, sampling = request.tasks[0], request.tasks[0].sampling
     assert task.prompt == encode_generation_prompt([Message("user", "add")], tokenizer, CHATML)
     assert task.stop_ids == set(stop_ids(tokenizer, CHATML))
     assert (sampling.temperature, sampling.top_p, sampling.max_tokens) == (1.0, 1.0, 16)
     assert (request.stream, request.include_usage) == (False, False)
-    assert chat(tokenizer).task.sampling.seed != sampling.seed
+    assert chat(tokenizer).tasks[0].sampling.seed != sampling.seed
 
 
 def test_what_is_asked_for_is_done(tokenizer):
@@ -46,31 +46,32 @@ def test_what_is_asked_for_is_done(tokenizer):
         stream=True,
         stream_options={"include_usage": True},
     )
-    sampling = request.task.sampling
+    sampling = request.tasks[0].sampling
     assert (sampling.temperature, sampling.top_k, sampling.min_p, sampling.seed) == (0, 300, 0.5, LARGEST_SEED)
     assert 0 < sampling.top_p < 1e-5
-    almost_greedy = chat(tokenizer, temperature=1e-300, top_p=1e-300).task.sampling
+    almost_greedy = chat(tokenizer, temperature=1e-300, top_p=1e-300).tasks[0].sampling
     assert (almost_greedy.temperature, almost_greedy.top_p) == (0, sampling.top_p)
-    assert sampling.max_tokens == CONTEXT - len(request.task.prompt)
+    assert sampling.max_tokens == CONTEXT - len(request.tasks[0].prompt)
     assert request.stream and request.include_usage
 
 
 def test_prompts_of_text_and_of_ids(tokenizer):
     ids = tokenizer.encode_prompt("add")
     for prompt in ("add", ["add"], ids, [ids]):
-        assert completion(tokenizer, prompt=prompt).task.prompt == ids
-    assert completion(tokenizer).task.stop_ids == {tokenizer.eos_id}
+        assert completion(tokenizer, prompt=prompt).tasks[0].prompt == ids
+    # The end of a turn ends a text too.
+    assert completion(tokenizer).tasks[0].stop_ids == set(stop_ids(tokenizer, CHATML))
 
 
 def test_several_stop_tokens_of_a_model_all_stop(tokenizer, monkeypatch):
     monkeypatch.setattr(type(tokenizer), "stop_ids", property(lambda self: (self.eos_id, 77)))
-    assert completion(tokenizer).task.stop_ids == {tokenizer.eos_id, 77}
-    assert chat(tokenizer).task.stop_ids == {tokenizer.eos_id, 77, tokenizer.special_tokens["<|im_end|>"]}
+    assert completion(tokenizer).tasks[0].stop_ids == {tokenizer.eos_id, 77, tokenizer.special_tokens["<|im_end|>"]}
+    assert chat(tokenizer).tasks[0].stop_ids == {tokenizer.eos_id, 77, tokenizer.special_tokens["<|im_end|>"]}
 
 
 def test_a_text_goes_on_within_a_character(tokenizer):
     ids = tokenizer.encode("\N{SLIGHTLY SMILING FACE}")
-    reply = completion(tokenizer, prompt=ids[:-1]).task.reply
+    reply = completion(tokenizer, prompt=ids[:-1]).tasks[0].reply
     assert reply.add(ids[-1]) == "\N{SLIGHTLY SMILING FACE}"
 
 
@@ -86,7 +87,7 @@ def test_a_text_goes_on_within_a_character(tokenizer):
     ],
 )
 def test_fields_that_change_nothing_are_fine(tokenizer, fields):
-    assert chat(tokenizer, **fields).task.prompt
+    assert chat(tokenizer, **fields).tasks[0].prompt
 
 
 @pytest.mark.parametrize(
@@ -101,20 +102,19 @@ def test_fields_that_change_nothing_are_fine(tokenizer, fields):
         *(("stop", value) for value in ("", ["a"] * 65, [""], [1], 1, "x" * 257, {})),
         *(("stream_options", value) for value in ([], "usage")),
         ("stream_options.continuous_usage_stats", {"stream_options": {"continuous_usage_stats": True}}),
-        *(("n", value) for value in (2, 0, True, 1.5, -1)),
+        *(("n", value) for value in (129, 0, True, 1.5, -1)),
         *(("presence_penalty", value) for value in (2.5, -3, "0", True)),
         ("frequency_penalty", 2.1),
-        ("logprobs", True),
-        ("logprobs", 0),
+        *(("logprobs", value) for value in (21, -1, "1", 0.5)),
         ("top_logprobs", 3),
-        ("logit_bias", {"50": 1}),
+        *(("logit_bias", value) for value in ({"300": 1}, {"-1": 1}, {"a": 1}, {"5": 101}, {"5": True}, [5])),
         ("tools", [{"type": "function"}]),
         ("tool_choice", "required"),
         ("response_format", {"type": "json_object"}),
         ("reasoning_effort", "high"),
         *(("repetition_penalty", value) for value in (0, -1, 10.1, "1.0", True)),
         ("best_of", 2),
-        ("echo", True),
+        ("echo", 1),
         ("suffix", "end"),
         ("stop_token_ids", [1]),
         ("ignore_eos", True),
@@ -126,7 +126,8 @@ def test_fields_that_change_nothing_are_fine(tokenizer, fields):
     ],
 )
 def test_a_field_that_is_wrong_or_not_served_is_named(tokenizer, param, value):
-    for read in (chat, completion):
+    # Only chats have top_logprobs, and only completions count them in logprobs and know an echo.
+    for read in {"logprobs": (completion,), "echo": (completion,)}.get(param, (chat, completion)):
         with pytest.raises(ApiError) as caught:
             read(tokenizer, **(value if "." in param else {param: value}))
         error = caught.value.body()["error"]
@@ -135,17 +136,17 @@ def test_a_field_that_is_wrong_or_not_served_is_named(tokenizer, param, value):
 
 
 def test_what_other_servers_read_as_off_is_off(tokenizer):
-    plain = chat(tokenizer, seed=1).task
+    plain = chat(tokenizer, seed=1).tasks[0]
     off = {"top_k": -1, "repetition_penalty": 1, "max_tokens": -1, "presence_penalty": 0.0, "frequency_penalty": 0}
     for fields in ({}, off, off | {"top_k": 0, "repetition_penalty": 1.0, "max_tokens": None}):
-        task = chat(tokenizer, seed=1, **fields).task
+        task = chat(tokenizer, seed=1, **fields).tasks[0]
         assert (task.sampling, task.penalties, task.prompt) == (plain.sampling, plain.penalties, plain.prompt)
-    assert chat(tokenizer, seed=-1).task.sampling.seed != chat(tokenizer, seed=-1).task.sampling.seed
-    assert chat(tokenizer, top_k=100_000).task.sampling.top_k == 300  # the vocabulary
+    assert chat(tokenizer, seed=-1).tasks[0].sampling.seed != chat(tokenizer, seed=-1).tasks[0].sampling.seed
+    assert chat(tokenizer, top_k=100_000).tasks[0].sampling.top_k == 300  # the vocabulary
 
 
 def test_whole_numbers_may_be_written_as_fractions(tokenizer):
-    sampling = chat(tokenizer, max_tokens=16.0, top_k=5.0, seed=7.0, n=1.0, temperature=1).task.sampling
+    sampling = chat(tokenizer, max_tokens=16.0, top_k=5.0, seed=7.0, n=1.0, temperature=1).tasks[0].sampling
     assert (sampling.max_tokens, sampling.top_k, sampling.seed) == (16, 5, 7)
     assert all(type(value) is int for value in (sampling.max_tokens, sampling.top_k, sampling.seed))
 
@@ -154,17 +155,19 @@ def test_whole_numbers_may_be_written_as_fractions(tokenizer):
 def test_more_than_the_context_is_as_much_as_fits(tokenizer, most):
     for read in (chat, completion):
         for name in ("max_tokens", "max_completion_tokens"):
-            task = read(tokenizer, **{name: most}).task
+            task = read(tokenizer, **{name: most}).tasks[0]
             assert task.sampling.max_tokens == CONTEXT - len(task.prompt)
 
 
 def test_large_seeds_are_told_apart(tokenizer):
-    seeds = [chat(tokenizer, seed=seed).task.sampling.seed for seed in (LARGEST_SEED + 5, LARGEST_SEED + 5, 2**64 - 1)]
+    seeds = [
+        chat(tokenizer, seed=seed).tasks[0].sampling.seed for seed in (LARGEST_SEED + 5, LARGEST_SEED + 5, 2**64 - 1)
+    ]
     assert seeds[0] == seeds[1] != seeds[2] and max(seeds) <= LARGEST_SEED
 
 
 def test_penalties_are_served(tokenizer):
-    task = chat(tokenizer, repetition_penalty=1.1, presence_penalty=-0.5, frequency_penalty=2).task
+    task = chat(tokenizer, repetition_penalty=1.1, presence_penalty=-0.5, frequency_penalty=2).tasks[0]
     assert (task.sampling.repetition_penalty, task.penalties) == (1.1, TokenPenalties(presence=-0.5, frequency=2.0))
 
 
@@ -203,7 +206,23 @@ def test_conversations_that_cannot_be_answered(tokenizer, messages, message):
 @pytest.mark.parametrize(
     "prompt",
     [
-        *(None, 1, [], ["a", "b"], [[]], [[1, 2], [3]], [["a"]], [[[1]]], [[300]], [True], [[True]], [1.0]),
+        *(
+            None,
+            1,
+            [],
+            ["a", 1],
+            ["a", [1]],
+            [[1], "a"],
+            [[]],
+            [[1, 2], []],
+            ["a"] * 129,
+            [["a"]],
+            [[[1]]],
+            [[300]],
+            [True],
+            [[True]],
+            [1.0],
+        ),
         *([-1], [300], [2**70], [1] * CONTEXT),
     ],
 )
@@ -229,3 +248,34 @@ def test_a_model_without_a_chat_format_says_so(tokenizer):
     body = json.dumps({"model": NAME, "messages": [USER]}).encode()
     with pytest.raises(ApiError, match="no chat format that is known here; use /v1/completions"):
         read_chat(body, model)
+
+
+def test_choices_are_prompts_times_n_with_seeds_of_their_own(tokenizer):
+    tasks = completion(tokenizer, prompt=[[1, 40], [1, 41]], n=3, seed=LARGEST_SEED).tasks
+    assert [task.prompt for task in tasks] == [[1, 40]] * 3 + [[1, 41]] * 3
+    # The second prompt has the choices that it has alone.
+    assert [task.sampling.seed for task in tasks] == [LARGEST_SEED, 0, 1] * 2
+    assert len({id(task.reply) for task in tasks}) == 6
+    with pytest.raises(ApiError, match="n: found 65, expected at most 64 for 2 prompts"):
+        completion(tokenizer, prompt=["a", "b"], n=65)
+
+
+def test_prompts_are_scored_where_echo_and_logprobs_are_asked_for(tokenizer):
+    asked = {"prompt": [[1] * CONTEXT], "echo": True, "logprobs": 2, "max_tokens": 1}
+    (task,) = completion(tokenizer, **asked).tasks
+    assert (task.scores_prompt, task.generates, task.logprobs, task.sampling.max_tokens) == (True, True, 2, 1)
+    (task,) = completion(tokenizer, **asked | {"max_tokens": 0}).tasks
+    assert (task.scores_prompt, task.generates) == (True, False)
+    (task,) = completion(tokenizer, **asked | {"prompt": "add", "logprobs": None}).tasks
+    assert (task.scores_prompt, task.logprobs) == (False, None)
+    with pytest.raises(ApiError, match="prompt: found 256 tokens"):
+        completion(tokenizer, **asked | {"max_tokens": 2})
+    with pytest.raises(ApiError, match="max_tokens: found 0"):
+        completion(tokenizer, max_tokens=0)
+
+
+def test_a_chat_may_ask_for_log_probabilities_and_biases(tokenizer):
+    (first, second) = chat(tokenizer, n=2, logprobs=True, top_logprobs=5, logit_bias={"7": -100, "9": 2.5}).tasks
+    assert (first.logprobs, first.logit_bias) == (5, {7: -100.0, 9: 2.5}) and first.prompt is second.prompt
+    assert chat(tokenizer, logprobs=True).tasks[0].logprobs == 0
+    assert chat(tokenizer, logprobs=False).tasks[0].logprobs is None

@@ -50,7 +50,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "jaxlm.common": ("shared_tokenizer.settings",),
     "jaxlm.common.architecture": ("jaxlm.common",),
-    "jaxlm.common.evaluation": (),
+    "jaxlm.common.evaluation": ("shared_tokenizer.*", "jaxlm.common"),
     "jaxlm.common.objectives": (),
     "jaxlm.common.run": (
         "shared_tokenizer.*",

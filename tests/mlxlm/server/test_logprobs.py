@@ -66,7 +66,7 @@ def test_prompts_are_scored_as_lm_evaluation_harness_reads_it(served_model):
 
 
 def test_a_prompt_alone_can_be_scored(served_model):
-    model, client = served_model
+    _, client = served_model
     choice = post(client, "completions", prompt=PROMPTS[0], max_tokens=0, logprobs=3, echo=True).json()["choices"][0]
     assert len(choice["logprobs"]["tokens"]) == 4 and choice["finish_reason"] == "length"
     assert [len(top) for top in choice["logprobs"]["top_logprobs"][1:]] == [3, 3, 3]

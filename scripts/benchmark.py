@@ -12,6 +12,7 @@ BENCHMARKS = {
     "data": "preparation against the bare tokenizer library; the cost of batches in a training step",
     "mixers": "MLGRU against attention: training by sequence length, decoding by context",
     "mlx": "fine-tuning and generation against stock mlx-lm: tokens/s, peak memory",
+    "serve": "our server and mlx-lm's: tokens/s and time to the first token by the number of clients",
     "scaling": "the cost of a step when the sequence, batch, layers or devices double",
 }
 

@@ -32,6 +32,16 @@ def load_model(
     return model, tokenizer
 
 
+def adapted(model: LanguageModel, adapter_path: str | Path) -> LanguageModel:
+    """Return a model with adapters that shares the arrays of one without. Raises ValueError as `load_model` does."""
+    other = LanguageModel(model.config)
+    other.update(model.parameters())
+    load_adapters(other, Path(adapter_path))
+    mx.eval(other.parameters())
+    other.eval()
+    return other
+
+
 def built_model(artifact: Artifact) -> LanguageModel:
     """Return the model of an artifact, with its ternary weights packed to 2 bits."""
     model = LanguageModel(artifact.config)

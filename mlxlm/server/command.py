@@ -1,12 +1,13 @@
 """The command `mlxlm server`: one model behind OpenAI's HTTP API."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxlm.common.openai_api.requests import ServedModel
 from jaxlm.common.serving.command import ServingConfig, serve
 from mlxlm.chat.chat_format import choose_chat_format
-from mlxlm.load import load_model
+from mlxlm.load import adapted, load_model
 from mlxlm.server.engine import MlxEngine
 from shared_tokenizer.chat.chat_format import ChatFormat
 from shared_tokenizer.settings import setting
@@ -19,6 +20,8 @@ class ServerConfig(ServingConfig):
 
     adapter_path: str | None = None
     """Directory of adapters to add to the model."""
+    adapter: list[str] = field(default_factory=list)
+    """Adapters that requests may choose, as name=directory; clients ask for the name in the place of the model's."""
     max_batch: int = setting(32, at_least=1)
     """Texts that are generated together, at most."""
     prompt_cache_bytes: int = setting(1 << 30, at_least=0)
@@ -42,6 +45,8 @@ def open_engine(config: ServerConfig) -> tuple[ServedModel, MlxEngine]:
     model, tokenizer = load_model(path, adapter_path=config.adapter_path)
     if tokenizer is None:
         raise ValueError(f"{path}: found no tokenizer, so there is no text to continue")
+    adapters = _named_adapters(config.adapter, config.adapter_path)
+    models = {None: model, **{name: adapted(model, directory) for name, directory in adapters.items()}}
     served = ServedModel(
         name=path.resolve().name if config.model_name is None else config.model_name,
         tokenizer=tokenizer,
@@ -49,9 +54,12 @@ def open_engine(config: ServerConfig) -> tuple[ServedModel, MlxEngine]:
         vocab_size=model.config.vocab_size,
         max_seq_len=model.config.max_seq_len,
         max_tokens=config.max_tokens,
+        adapters=tuple(adapters),
     )
+    if served.name in adapters:
+        raise ValueError(f"adapter: found the name {served.name!r}, which is the model's; give one of them another")
     engine = MlxEngine(
-        {None: model},
+        models,
         max_queue=config.max_queue,
         max_batch=config.max_batch,
         timeout_s=config.request_timeout_s,
@@ -59,6 +67,22 @@ def open_engine(config: ServerConfig) -> tuple[ServedModel, MlxEngine]:
         prefill_step_size=config.prefill_step_size,
     )
     return served, engine
+
+
+def _named_adapters(given: Sequence[str], adapter_path: str | None) -> dict[str, Path]:
+    """Return the directories of adapters by name. Raises ValueError where a name is missing or given twice."""
+    found: dict[str, Path] = {}
+    for each in given:
+        name, _, directory = each.partition("=")
+        if not name or not directory or name in found:
+            raise ValueError(f"adapter: found {each!r}, expected name=directory, each name once")
+        found[name] = Path(directory)
+    if found and adapter_path is not None:
+        raise ValueError(
+            "adapter: found adapter_path too, which changes the model that the others are for; give that directory a "
+            "name as well"
+        )
+    return found
 
 
 def _chat_format(config: ServerConfig, path: Path, tokenizer: Tokenizer) -> ChatFormat | None:

@@ -54,12 +54,22 @@ class ServedModel:
     max_seq_len: int
     max_tokens: int
     """Tokens of an answer at most, if the request names no limit."""
+    adapters: tuple[str, ...] = ()
+    """Names of the adapters that a request may ask for in the place of the model."""
 
-    def check_name(self, name: str) -> None:
-        """Raise ApiError (404) if the name is not that of the model."""
-        if name != self.name:
-            message = f"model: found {name[:100]!r}, expected {self.name!r}, the only model of this server"
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that a request may ask for."""
+        return self.name, *self.adapters
+
+    def adapter_of(self, name: str) -> str | None:
+        """Return the adapters that a name stands for, None for the model as it is. Raises ApiError (404) on others."""
+        if name not in self.names:
+            expected = " or ".join(map(repr, self.names))
+            only = ", the only model of this server" if not self.adapters else ""
+            message = f"model: found {name[:100]!r}, expected {expected}{only}"
             raise ApiError(404, message, param="model", code="model_not_found")
+        return None if name == self.name else name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +85,7 @@ class CompletionRequest:
 
 def read_chat(body: bytes, model: ServedModel) -> CompletionRequest:
     """Read a request of /v1/chat/completions. Raises ApiError that names the field."""
-    fields = _fields(body, model)
+    name, fields = _fields(body, model)
     if model.chat_format is None:
         message = (
             f"{model.name}: found no chat format that is known here; use /v1/completions, which continues a text, or "
@@ -93,18 +103,20 @@ def read_chat(body: bytes, model: ServedModel) -> CompletionRequest:
     tasks = _tasks(
         fields,
         model,
+        model.adapter_of(name),
         [prompt],
         ends,
         lambda prompt: ReplyText(ReplyStream(tokenizer, chat_format), stops),
         logprobs=(top or 0) if reports else None,
     )
-    reply = ChatReply(model.name, TokenSpelling(tokenizer), ends)
+    reply = ChatReply(name, TokenSpelling(tokenizer), ends)
     return _request(fields, tasks, reply)
 
 
 def read_completion(body: bytes, model: ServedModel) -> CompletionRequest:
     """Read a request of /v1/completions. Raises ApiError that names the field."""
-    fields, tokenizer = _fields(body, model), model.tokenizer
+    name, fields = _fields(body, model)
+    tokenizer = model.tokenizer
     given = _prompts(fields.take("prompt"))
     prompts = [_prompt_ids(prompt, tokenizer) for prompt in given]
     echo, logprobs = fields.flag("echo"), _count_of_logprobs(fields)
@@ -117,22 +129,33 @@ def read_completion(body: bytes, model: ServedModel) -> CompletionRequest:
         return ReplyText(stream, stops)
 
     ends = tokenizer.stop_ids if model.chat_format is None else stop_ids(tokenizer, model.chat_format)
-    tasks = _tasks(fields, model, prompts, frozenset(ends), reply_text, logprobs=logprobs, echo=echo, param="prompt")
+    tasks = _tasks(
+        fields,
+        model,
+        model.adapter_of(name),
+        prompts,
+        frozenset(ends),
+        reply_text,
+        logprobs=logprobs,
+        echo=echo,
+        param="prompt",
+    )
     echoed = None
     if echo:
         texts = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in given]
         echoed = [text for text in texts for _ in range(len(tasks) // len(prompts))]
-    reply = TextReply(model.name, TokenSpelling(tokenizer), echoed)
+    reply = TextReply(name, TokenSpelling(tokenizer), echoed)
     return _request(fields, tasks, reply)
 
 
-def _fields(body: bytes, model: ServedModel) -> Fields:
+def _fields(body: bytes, model: ServedModel) -> tuple[str, Fields]:
+    """Return the name that a request asks for, and its other fields."""
     fields = Fields(parse_object(body))
     name = fields.take("model")
     if not isinstance(name, str):
-        raise refuse("model", name, f"{model.name!r}")
-    model.check_name(name)
-    return fields
+        raise refuse("model", name, " or ".join(map(repr, model.names)))
+    model.adapter_of(name)
+    return name, fields
 
 
 def _chat_prompt(messages: object, tokenizer: Tokenizer, chat_format: ChatFormat) -> list[int]:
@@ -197,6 +220,7 @@ def _check_prompt(prompt: list[int], model: ServedModel, param: str, *, room: in
 def _tasks(
     fields: Fields,
     model: ServedModel,
+    adapter: str | None,
     prompts: Sequence[list[int]],
     ends: frozenset[int],
     reply_text: Callable[[list[int]], ReplyText],
@@ -220,6 +244,7 @@ def _tasks(
     return [
         Task(
             prompt=prompt,
+            adapter=adapter,
             generates=asked > 0,
             # Choices of one prompt differ, and a prompt has the same ones alone and with others.
             sampling=replace(

@@ -99,11 +99,14 @@ class _Routes:
         return JSONResponse({"status": "ok"}) if self._engine.is_alive else JSONResponse({"status": "stopped"}, 503)
 
     async def models(self, http: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [model_object(self._model.name, self._created)]})
+        return JSONResponse(
+            {"object": "list", "data": [model_object(name, self._created) for name in self._model.names]}
+        )
 
     async def model(self, http: Request) -> Response:
-        self._model.check_name(http.path_params["name"])
-        return JSONResponse(model_object(self._model.name, self._created))
+        name = http.path_params["name"]
+        self._model.adapter_of(name)
+        return JSONResponse(model_object(name, self._created))
 
     async def chat(self, http: Request) -> Response:
         return await self._complete(http, read_chat)

@@ -18,6 +18,9 @@ from jaxlm.common.serving.app import make_app
 from jaxlm.common.serving.command import check_reach, example, find_api_key, listen, server_url
 from jaxlm.common.serving.connections import run
 from jaxlm.common.serving.guard import host_names
+from mlxlm.adapters.adapter_directory import save_adapters
+from mlxlm.adapters.adapters import AdapterConfig, add_adapters
+from mlxlm.load import load_model
 from mlxlm.server.command import (
     ServerConfig,
     open_engine,
@@ -322,3 +325,32 @@ def test_what_is_served_is_what_the_directory_says(tokenizer, tmp_path, capsys):
     unknown = save_model(tmp_path / "unknown", tokenizer, template="{{ messages[0].secret }}")
     assert open_engine(ServerConfig(model=str(unknown)))[0].chat_format is None
     assert "no chat: " in capsys.readouterr().out
+
+
+def test_adapters_are_named_and_listed_and_chosen_by_their_name(tokenizer, tmp_path):
+    base = save_model(tmp_path / "base", tokenizer)
+    model = load_model(base)[0]
+    save_adapters(tmp_path / "tuned", model, add_adapters(model, AdapterConfig(rank=2)))
+    config = ServerConfig(model=str(base), adapter=[f"mine={tmp_path / 'tuned'}"])
+    properties, engine = open_engine(config)
+    assert properties.names == ("base", "mine")
+    with (
+        running_app(
+            lambda port: make_app(properties, engine, hosts=host_names(port, []), api_key=None, max_body_bytes=10_000)
+        ) as port,
+        client(port) as api,
+    ):
+        assert [entry.id for entry in api.models.list()] == ["base", "mine"]
+        answers = [
+            api.completions.create(model=name, prompt="def", max_tokens=2, temperature=0) for name in properties.names
+        ]
+        assert [answer.model for answer in answers] == ["base", "mine"]
+        # Adapters that were not trained change nothing.
+        assert answers[0].choices[0].text == answers[1].choices[0].text
+        with pytest.raises(openai.NotFoundError, match="expected 'base' or 'mine'"):
+            api.completions.create(model=str(tmp_path / "tuned"), prompt="def")
+    for wrong in (["mine"], ["=x"], [f"mine={tmp_path / 'tuned'}"] * 2):
+        with pytest.raises(ValueError, match="expected name=directory, each name once"):
+            open_engine(ServerConfig(model=str(base), adapter=wrong))
+    with pytest.raises(ValueError, match="found the name 'base', which is the model's"):
+        open_engine(ServerConfig(model=str(base), adapter=[f"base={tmp_path / 'tuned'}"]))

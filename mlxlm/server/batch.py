@@ -1,11 +1,12 @@
 """The texts of one model that are generated together, with mlx-lm's continuous batching."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, StopSequences
-from mlx_lm.models.cache import can_trim_prompt_cache
+from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
 from jaxlm.common.openai_api.errors import internal_error, log
 from jaxlm.common.openai_api.tasks import Finish, Piece, TokenScore
@@ -52,15 +53,33 @@ class Batch:
 
     def add(self, generation: Generation) -> None:
         """Let a text join at the next step."""
+        cache, cached = self._store.nearest(generation.task.prompt)
+        self._insert(generation, generation.task.prompt, cache, cached, cached)
+
+    def take_over(
+        self, generation: Generation, tokens: Sequence[int], cache: list[Any], held: int, cached: int
+    ) -> None:
+        """Let a text join that has begun: `tokens` are its own, and `cache` holds the first `held` of all.
+
+        `cached` tokens of its prompt were in a store.
+        """
+        ids = [*generation.task.prompt, *tokens]
+        if held == len(ids):  # the last one is computed again, for the logits after it
+            trim_prompt_cache(cache, 1)
+            held -= 1
+        self._insert(generation, ids, cache, held, cached)
+
+    def _insert(
+        self, generation: Generation, ids: Sequence[int], cache: list[Any] | None, held: int, cached: int
+    ) -> None:
         task = generation.task
-        cache, cached = self._store.nearest(task.prompt)
         processors = logits_processors(task)
         raw = RawLogits() if processors and task.logprobs is not None else None
         (uid,) = self._generator.insert(
-            [task.prompt[cached:]],
-            max_tokens=[task.sampling.max_tokens],
+            [list(ids[held:])],
+            max_tokens=[task.sampling.max_tokens - generation.num_tokens],
             caches=None if cache is None else [cache],
-            all_tokens=[task.prompt[:cached]],
+            all_tokens=[list(ids[:held])],
             samplers=[make_sampler(task.sampling, self.model.config.vocab_size)],
             logits_processors=[[raw, *processors] if raw else processors],
             stop_sequences=[StopSequences([[stop] for stop in sorted(task.stop_ids)] or None)],
@@ -93,24 +112,15 @@ class Batch:
     def _receive(self, response: Any) -> None:
         """Emit what a token adds to a text, and end the text where it has ended."""
         text = self._texts[response.uid]
-        generation, task = text.generation, text.generation.task
-        generation.num_tokens += 1
-        token, ended = response.token, response.finish_reason
+        generation, ended = text.generation, response.finish_reason
         try:
-            stops = token in task.stop_ids
-            piece = "" if stops else task.reply.add(token)
-            stops = stops or task.reply.stopped
-            if stops or ended:
-                piece += task.reply.end()
-            scores = self._scores(text, response)
+            stops = emit_token(generation, response.token, self._scores(text, response), is_last=bool(ended))
         except Exception:
             log.exception("a generation failed")
             self._generator.remove([response.uid])
             del self._texts[response.uid]
             self._engine.finish(generation, internal_error())
             return
-        if piece or scores:
-            generation.emit(Piece(piece, scores))
         if not (stops or ended):
             return
         if ended:
@@ -119,8 +129,7 @@ class Batch:
             cache, tokens = self._generator.remove([response.uid], return_prompt_caches=True)[response.uid]
         self._store.add(tokens, cache)
         del self._texts[response.uid]
-        reason = "stop" if stops else "length"
-        self._engine.finish(generation, Finish(reason, len(task.prompt), generation.num_tokens, text.cached))
+        self._engine.finish(generation, end_of(generation, stops, text.cached))
 
     def _scores(self, text: _Text, response: Any) -> tuple[TokenScore, ...]:
         count = text.generation.task.logprobs
@@ -128,6 +137,28 @@ class Batch:
             return ()
         logprobs = response.logprobs if text.raw is None else text.raw.next_logprobs()
         return (token_score(response.token, logprobs, count),)
+
+
+def emit_token(
+    generation: Generation, token: int, scores: tuple[TokenScore, ...] = (), *, is_last: bool = False
+) -> bool:
+    """Emit what a token adds to a text. Returns True if the token, or a stop sequence, ends the text."""
+    task = generation.task
+    generation.num_tokens += 1
+    is_stop = token in task.stop_ids
+    piece = "" if is_stop else task.reply.add(token)
+    stops = is_stop or task.reply.stopped
+    if stops or is_last:
+        piece += task.reply.end()
+    if piece or scores:
+        generation.emit(Piece(piece, scores))
+    return stops
+
+
+def end_of(generation: Generation, stops: bool, cached: int) -> Finish:
+    """Return the end of a text, with its numbers of tokens."""
+    reason = "stop" if stops else "length"
+    return Finish(reason, len(generation.task.prompt), generation.num_tokens, cached)
 
 
 def _is_read(response: Any) -> bool:

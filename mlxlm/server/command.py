@@ -8,6 +8,7 @@ from jaxlm.common.openai_api.requests import ServedModel
 from jaxlm.common.serving.command import ServingConfig, serve
 from mlxlm.chat.chat_format import choose_chat_format
 from mlxlm.load import adapted, load_model
+from mlxlm.model.language_model import LanguageModel
 from mlxlm.server.engine import MlxEngine
 from shared_tokenizer.chat.chat_format import ChatFormat
 from shared_tokenizer.settings import setting
@@ -22,6 +23,9 @@ class ServerConfig(ServingConfig):
     """Directory of adapters to add to the model."""
     adapter: list[str] = field(default_factory=list)
     """Adapters that requests may choose, as name=directory; clients ask for the name in the place of the model's."""
+    draft_model: str | None = None
+    """Smaller model with the same tokenizer that guesses tokens of a text that is generated alone at temperature 0;
+    both need attention in all layers."""
     max_batch: int = setting(32, at_least=1)
     """Texts that are generated together, at most."""
     prompt_cache_bytes: int = setting(1 << 30, at_least=0)
@@ -65,8 +69,22 @@ def open_engine(config: ServerConfig) -> tuple[ServedModel, MlxEngine]:
         timeout_s=config.request_timeout_s,
         prompt_cache_bytes=config.prompt_cache_bytes,
         prefill_step_size=config.prefill_step_size,
+        draft=_open_draft(config, tokenizer),
     )
     return served, engine
+
+
+def _open_draft(config: ServerConfig, tokenizer: Tokenizer) -> LanguageModel | None:
+    """Open the draft model. Raises ValueError where its tokenizer is another one."""
+    if config.draft_model is None:
+        return None
+    draft, found = load_model(config.draft_model)
+    if found is not None and found.fingerprint != tokenizer.fingerprint:
+        raise ValueError(
+            f"draft_model: {config.draft_model}: found tokenizer {found.fingerprint[:12]}..., expected the model's "
+            f"{tokenizer.fingerprint[:12]}...; name a draft model with the same tokenizer"
+        )
+    return draft
 
 
 def _named_adapters(given: Sequence[str], adapter_path: str | None) -> dict[str, Path]:

@@ -159,3 +159,53 @@ def test_adapters_share_the_model_and_nothing_else(models, tokenizer, tmp_path):
     found = answers(engine, tasks, pause=0.02)
     plain, tuned = (list(generate(model, PROMPTS[1], Sampling(max_tokens=12))) for model in (base, other))
     assert found == [plain, tuned, plain, tuned] and plain != tuned
+
+
+def test_a_draft_model_changes_no_text_also_when_others_join(models, tokenizer, tmp_path):
+    model, draft = models["dense"], open_model(tmp_path / "draft", tokenizer, "ternary")
+    plain = {"logprobs": None}
+    tasks = [task(tokenizer, PROMPTS[0], max_tokens=60, **plain), task(tokenizer, PROMPTS[1], max_tokens=9, **plain)]
+    tasks += [task(tokenizer, [*PROMPTS[0], 7], max_tokens=9, **plain)]
+
+    async def ask(engine):
+        engine.start()
+        try:
+            first = engine.submit(tasks[0])[0]
+            events = first.events()
+            found = [[await anext(events)], [], []]
+            joined = [engine.submit(each)[0] for each in tasks[1:]]
+            found[0] += [event async for event in events]
+            for number, generation in enumerate(joined, 1):
+                found[number] = [event async for event in generation.events()]
+            return found
+        finally:
+            engine.stop()
+            engine.join()
+
+    engine = make_engine(model, draft=draft)
+    for events, each in zip(asyncio.run(ask(engine)), tasks, strict=True):
+        text = "".join(event.text for event in events if isinstance(event, Piece))
+        assert text == tokenizer.decode(list(generate(model, each.prompt, each.sampling)))
+        assert events[-1].completion_tokens == each.sampling.max_tokens
+
+
+def test_a_drafted_text_is_kept_for_the_next_prompt(models, tokenizer, tmp_path):
+    draft = open_model(tmp_path / "draft", tokenizer, "ternary")
+    engine, found = make_engine(models["dense"], draft=draft), []
+
+    async def ask():
+        engine.start()
+        for prompt in (PROMPTS[1], [*PROMPTS[1], 30]):
+            found.append(
+                [event async for event in engine.submit(task(tokenizer, prompt, logprobs=None))[0].events()][-1]
+            )
+        engine.stop()
+        engine.join()
+
+    asyncio.run(ask())
+    assert [finish.cached_tokens for finish in found] == [0, len(PROMPTS[1])]
+
+
+def test_a_recurrent_model_has_no_draft(models):
+    with pytest.raises(ValueError, match="draft_model: found a model with a recurrent state"):
+        make_engine(models["hybrid"], draft=models["dense"])

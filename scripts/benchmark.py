@@ -13,6 +13,7 @@ BENCHMARKS = {
     "mixers": "MLGRU against attention: training by sequence length, decoding by context",
     "mlx": "fine-tuning and generation against stock mlx-lm: tokens/s, peak memory",
     "serve": "our server and mlx-lm's: tokens/s and time to the first token by the number of clients",
+    "soak": "many clients of our server for minutes: equal answers, flat memory, no errors",
     "scaling": "the cost of a step when the sequence, batch, layers or devices double",
 }
 

@@ -49,7 +49,7 @@ class ServeBenchmark:
 def benchmark(settings: ServeBenchmark) -> None:
     """Print tokens/s of all clients together, and the time to the first token of each."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        directory, prompts = _save_model(settings, Path(folder))
+        directory, prompts = save_model(settings, Path(folder))
         ports = _start_servers(settings, directory, stack)
         found: dict[tuple[str, int], list[tuple[float, list[Answer]]]] = {}
         for turn in range(settings.turns + 1):
@@ -61,7 +61,7 @@ def benchmark(settings: ServeBenchmark) -> None:
         make_console().print(_table(settings, list(ports), found))
 
 
-def _save_model(settings: ServeBenchmark, folder: Path) -> tuple[Path, list[str]]:
+def save_model(settings: ServeBenchmark, folder: Path) -> tuple[Path, list[str]]:
     """Write the model as the directory that both servers read. Returns it, and the prompts."""
     texts = [document.text for document in islice(read_documents(["stdlib"]), DOCUMENTS)]
     tokenizer = train_tokenizer(texts, settings.vocab_size)

@@ -14,6 +14,7 @@ COMMANDS = {
     "runs": ("jaxlm.commands.runs:main", "list runs with their state and loss"),
     "generate": ("jaxlm.commands.generate:main", "text from a model"),
     "evaluate": ("jaxlm.commands.evaluate:main", "loss, perplexity and bits per byte of models on the same text"),
+    "server": ("jaxlm.server.command:main", "a model behind OpenAI's HTTP API, from JAX"),
     "inspect": ("jaxlm.commands.inspect:main", "what a model is: ternary or not, the forms that fit it, the memory"),
     "convert": ("jaxlm.commands.convert:main", "a model -> another form of it, compared with its source"),
     "verify": ("jaxlm.commands.convert:verify", "compare two models, in any forms"),
@@ -25,7 +26,7 @@ POSITIONAL = ("inspect", "convert", "verify")
 
 def main() -> None:
     """Run the command that the first word names."""
-    elsewhere = {name: f"mlxlm {name}" for name in ("finetune", "chat", "merge", "server")}
+    elsewhere = {name: f"mlxlm {name}" for name in ("finetune", "chat", "merge")}
     choose_command("jaxlm", COMMANDS, sys.argv[1:], positional=POSITIONAL, version=__version__, elsewhere=elsewhere)
 
 

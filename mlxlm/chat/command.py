@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxlm.common.sampling import Sampling
-from mlxlm.chat.chat_format import choose_chat_format
 from mlxlm.chat.conversation import Conversation
 from mlxlm.chat.terminal import Terminal
 from mlxlm.load import load_model
 from shared_tokenizer.chat.formats import ChatFormatChoice
 from shared_tokenizer.manifest import refuse_inside_sealed, write_file
+from shared_tokenizer.model_chat_format import choose_chat_format
 
 HELP = """\
 /system TEXT  set the system prompt; without a text remove it

@@ -5,12 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxlm.common.openai_api.requests import ServedModel
-from jaxlm.common.serving.command import ServingConfig, serve
-from mlxlm.chat.chat_format import choose_chat_format
+from jaxlm.common.serving.command import ServingConfig, find_served_format, serve
 from mlxlm.load import adapted, load_model
 from mlxlm.model.language_model import LanguageModel
 from mlxlm.server.engine import MlxEngine
-from shared_tokenizer.chat.chat_format import ChatFormat
 from shared_tokenizer.settings import setting
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
@@ -54,7 +52,7 @@ def open_engine(config: ServerConfig) -> tuple[ServedModel, MlxEngine]:
     served = ServedModel(
         name=path.resolve().name if config.model_name is None else config.model_name,
         tokenizer=tokenizer,
-        chat_format=_chat_format(config, path, tokenizer),
+        chat_format=find_served_format(config, path, tokenizer, config.adapter_path),
         vocab_size=model.config.vocab_size,
         max_seq_len=model.config.max_seq_len,
         max_tokens=config.max_tokens,
@@ -101,13 +99,3 @@ def _named_adapters(given: Sequence[str], adapter_path: str | None) -> dict[str,
             "name as well"
         )
     return found
-
-
-def _chat_format(config: ServerConfig, path: Path, tokenizer: Tokenizer) -> ChatFormat | None:
-    try:
-        return choose_chat_format(path, tokenizer, choice=config.chat_format, adapter_path=config.adapter_path)
-    except ValueError as error:
-        if config.chat_format != "auto":
-            raise
-        print(f"no chat: {error}", flush=True)
-        return None

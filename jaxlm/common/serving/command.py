@@ -8,6 +8,7 @@ import shlex
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from jaxlm.common.openai_api.requests import ServedModel
 from jaxlm.common.serving.app import make_app
@@ -15,8 +16,11 @@ from jaxlm.common.serving.connections import run
 from jaxlm.common.serving.engine import Engine
 from jaxlm.common.serving.guard import host_names, origin_names
 from jaxlm.common.serving.request_log import start_log
+from shared_tokenizer.chat.chat_format import ChatFormat
 from shared_tokenizer.chat.formats import ChatFormatChoice
+from shared_tokenizer.model_chat_format import choose_chat_format
 from shared_tokenizer.settings import check_bounds, setting
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 KEY_VARIABLE = "MLXLM_API_KEY"
 
@@ -142,3 +146,19 @@ def listen(host: str, port: int) -> socket.socket:
     except socket.gaierror as error:
         raise ValueError(f"host: found {host!r}, expected an address or name of this machine ({error})") from error
     return socket.create_server(address[:2], family=family)
+
+
+def find_served_format(
+    config: ServingConfig, path: Path, tokenizer: Tokenizer, adapter_path: str | None = None
+) -> ChatFormat | None:
+    """Return the chat format of a model, None where it has none that can be used.
+
+    Raises ValueError if the model lacks the tokens of the format that the settings name.
+    """
+    try:
+        return choose_chat_format(path, tokenizer, choice=config.chat_format, adapter_path=adapter_path)
+    except ValueError as error:
+        if config.chat_format != "auto":
+            raise
+        print(f"no chat: {error}", flush=True)
+        return None

@@ -115,6 +115,10 @@ class Engine(ABC):
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
 
+    def check(self, task: Task) -> None:
+        """Raise ApiError (400) that names a setting which this engine does not have."""
+        return
+
     @abstractmethod
     def step(self) -> None:
         """Begin what waits (`take_waiting`) where there is room, and do one step of what runs; the thread calls it.
@@ -182,6 +186,8 @@ class Engine(ABC):
 
         Raises ApiError (503) if the queue is full.
         """
+        for task in tasks:
+            self.check(task)
         request = object()
         generations = [Generation(task, self._timeout_s, request) for task in tasks]
         with self._wake:

@@ -54,7 +54,6 @@ def _from_templates(model: Path, tokenizer: Tokenizer, adapter_path: str | Path 
     if found is None:
         raise ValueError(
             f"{model}: found no chat template, expected one: the model was probably not trained on chats; continue "
-            f"text with `mlxlm generate`, or name the chat_format it was trained with: "
-            f"{', '.join(CHAT_FORMATS)}"
+            f"text with `generate`, or name the chat_format it was trained with: {', '.join(CHAT_FORMATS)}"
         )
     return found

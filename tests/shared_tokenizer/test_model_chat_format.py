@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from mlxlm.chat.chat_format import choose_chat_format
 from shared_tokenizer.chat.formats import CHATML, named_chat_format
 from shared_tokenizer.chat.messages import Message, encode_generation_prompt, stop_ids
 from shared_tokenizer.chat.template import write_chat_template
+from shared_tokenizer.model_chat_format import choose_chat_format
 from shared_tokenizer.tokenizers.train import train_tokenizer
 
 

@@ -61,7 +61,7 @@ class FinetuneConfig(RunConfig, TextConfig):
     checkpoint_every_steps: int = setting(100, group="checkpoints", resumable=True, at_least=0)
     """Steps between checkpoints; 0 saves only at the end or when stopped."""
     optimizer: OptimizerConfig = setting(factory=lambda: OptimizerConfig(learning_rate=1e-4, warmup_steps=0))
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,6 +70,11 @@ class FinetuneConfig(RunConfig, TextConfig):
         check_accumulation(self.batch_size, self.grad_accumulation_steps)
         if self.method == "lora":
             self.adapters()  # its values are in range
+            if self.optimizer.name == "muon":
+                raise ValueError(
+                    "optimizer.name: found 'muon' with method 'lora', expected 'adamw', as the factors of an adapter "
+                    "are not the matrix that Muon orthogonalizes; for muon take method qat or full"
+                )
         else:
             check_unchanged(self, LORA_SETTINGS, f"with method {self.method!r}, only with 'lora'")
         if self.method != "qat":

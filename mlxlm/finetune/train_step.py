@@ -143,8 +143,8 @@ class TrainStep:
 
 
 def _taken(arrays: Arrays, paths: Sequence[str]) -> Arrays:
-    """Return some arrays, which are then no longer among the others."""
-    return {path: arrays.pop(path) for path in paths}
+    """Return some arrays, those that exist, which are then no longer among the others."""
+    return {path: arrays.pop(path) for path in paths if path in arrays}
 
 
 def _parts(sizes: Mapping[str, int]) -> list[list[str]]:

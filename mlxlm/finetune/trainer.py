@@ -26,7 +26,7 @@ from mlxlm.finetune.distillation import DistillationLoss
 from mlxlm.finetune.finetune_config import FinetuneConfig
 from mlxlm.finetune.inputs import SETTINGS, FinetuneInputs, open_inputs
 from mlxlm.finetune.memory import FinetuneMemory, finetune_memory
-from mlxlm.finetune.optimizer import AdamW
+from mlxlm.finetune.optimizer import make_optimizer
 from mlxlm.finetune.processes import any_of, is_first
 from mlxlm.finetune.qat import ternary_paths
 from mlxlm.finetune.train_step import LossSum, TrainStep
@@ -83,7 +83,7 @@ class _Run:
         self.inputs, self.config, self.model, self.console = inputs, config, model, console
         model.grad_checkpoint = config.grad_checkpoint
         ternary = ternary_paths(model.config) if config.method == "qat" else []
-        optimizer = AdamW(config.recipe, config.schedule_steps)
+        optimizer = make_optimizer(config.recipe, config.schedule_steps)
         self.step = TrainStep(model, optimizer, config.grad_accumulation_steps, ternary, _training_loss(inputs))
         self.ramp = QuantizationRamp(model, config.course)
         self.loss_sum = mx.compile(lambda batch: loss_sum(model, batch, config.loss_chunks), inputs=[model.state])

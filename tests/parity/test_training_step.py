@@ -12,6 +12,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import jaxlm.model.loss
+import mlxlm.finetune.optimizer
 import mlxlm.model.loss
 from jaxlm.checkpoints.weights import artifact_params
 from jaxlm.common.architecture.parameters import parameters
@@ -186,13 +187,20 @@ def test_learning_rates_are_those_of_optax(schedule):
     [
         {"schedule": "two_stage", "grad_clip_norm": 0.5},
         {"first_moment_dtype": "bfloat16", "grad_clip_norm": 0.0},
+        {"name": "muon", "weight_decay_schedule": "zero_at_half"},
     ],
 )
 def test_updates_are_those_of_optax(settings):
     config = OptimizerConfig(learning_rate=0.1, warmup_steps=2, **settings)
     rng = np.random.default_rng(0)
-    params = {"lm_head.weight": rng.standard_normal((4, 3)).astype(np.float32), "norm.weight": np.ones(3, np.float32)}
-    optimizer, ours = make_optimizer(config, 6), AdamW(config, 6)
+    shapes = {
+        "lm_head.weight": (4, 3),
+        "norm.weight": (3,),
+        "layers.mlp.weight": (4, 3),
+        "layers.o_proj.weight": (3, 5),
+    }
+    params = {path: rng.standard_normal(shape).astype(np.float32) for path, shape in shapes.items()}
+    optimizer, ours = make_optimizer(config, 6), mlxlm.finetune.optimizer.make_optimizer(config, 6)
     expected = unflatten_dict(params, sep=".")
     found, states = as_mlx(params), [optimizer.init(expected), ours.init(as_mlx(params))]
     for step in range(6):

@@ -1,4 +1,4 @@
-"""AdamW's settings, and its learning rate and weight decay per step as plain numbers.
+"""The optimizer's settings, and its learning rate and weight decay per step as plain numbers.
 
 Every framework builds its own optimizer from them.
 """
@@ -12,24 +12,33 @@ from typing import Any, Literal
 from shared_tokenizer.settings import check_bounds, setting
 
 ScheduleName = Literal["cosine", "cosine_restarts", "wsd", "linear", "two_stage"]
+OptimizerName = Literal["adamw", "muon"]
+WeightDecaySchedule = Literal["constant", "zero_at_half"]
 # Setting -> the only schedule that reads it, and its default there.
 _OWN_SETTINGS: dict[str, tuple[str, Any]] = {
     "num_cycles": ("cosine_restarts", 4),
     "decay_fraction": ("wsd", 0.2),
     "second_learning_rate": ("two_stage", None),
 }
+_MUON_MOMENTUM = 0.95
+# Muon's updates are orthogonal matrices times this and sqrt(max(O, I)): their root mean square is then 0.2, near that
+# of AdamW's, so that one learning rate serves both (arXiv 2502.16982).
+MUON_RMS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW and its schedule. Raises ValueError on a value out of range or without effect."""
+    """The optimizer and its schedule. Raises ValueError on a value out of range or without effect."""
 
+    name: OptimizerName = setting("adamw", basic=True)
+    """adamw; or muon, which orthogonalizes the momentum of the matrices of the blocks and updates all else by AdamW.
+    Both take the same learning rate."""
     learning_rate: float = setting(3e-3, basic=True, more_than=0)
     """Peak learning rate."""
     schedule: ScheduleName = setting("cosine")
     """Course after the warm-up: cosine falls to the final rate; cosine_restarts does so several times; wsd stays flat,
     then falls linearly to the final rate; linear; two_stage is the BitNet recipe, a linear decay that drops to
-    second_learning_rate at half time, when weight decay ends too."""
+    second_learning_rate at half time, when weight decay ends too (see weight_decay_schedule)."""
     warmup_steps: int = setting(100, basic=True, at_least=0)
     """Optimizer steps of linear warm-up; a tenth of the steps where the run is not longer than that."""
     final_fraction: float = setting(0.1, at_least=0, at_most=1)
@@ -43,14 +52,19 @@ class OptimizerConfig:
     weight_decay: float = setting(0.1, at_least=0)
     """Decoupled weight decay of the matrices, per step and unit of learning rate; norms and embeddings are not
     decayed."""
+    weight_decay_schedule: WeightDecaySchedule | None = setting(None)
+    """Course of the weight decay: constant, or zero_at_half, which ends it at half of the steps; by default the latter
+    with two_stage, else the former."""
     b1: float = setting(0.9, at_least=0, less_than=1)
     """Adam's decay of the first moment, per step."""
     b2: float = setting(0.95, at_least=0, less_than=1)
     """Adam's decay of the second moment, per step."""
     eps: float = setting(1e-8, more_than=0)
     """Adam's epsilon."""
+    muon_momentum: float | None = setting(None, at_least=0, less_than=1)
+    """muon: decay of the momentum of the matrices, per step (0.95 if not given)."""
     first_moment_dtype: Literal["float32", "bfloat16"] = setting("float32")
-    """Precision of Adam's first moment; the second needs float32."""
+    """Precision of Adam's first moment and Muon's momentum; Adam's second moment needs float32."""
     grad_clip_norm: float = setting(1.0, at_least=0)
     """Largest global norm of the gradient; 0 does not clip."""
 
@@ -61,11 +75,20 @@ class OptimizerConfig:
                 raise ValueError(
                     f"optimizer.{name}: has no effect with schedule {self.schedule!r}, only with {schedule!r}"
                 )
+        if self.muon_momentum is not None and self.name != "muon":
+            raise ValueError(f"optimizer.muon_momentum: has no effect with name {self.name!r}, only with 'muon'")
+        if self.weight_decay_schedule is not None and self.weight_decay == 0:
+            raise ValueError("optimizer.weight_decay_schedule: has no effect with weight_decay 0")
 
     def own(self, name: str) -> Any:
         """Return a setting that only one schedule reads, or its default."""
         value = getattr(self, name)
         return _OWN_SETTINGS[name][1] if value is None else value
+
+    @property
+    def momentum(self) -> float:
+        """Decay of Muon's momentum, per step."""
+        return _MUON_MOMENTUM if self.muon_momentum is None else self.muon_momentum
 
 
 @dataclass(frozen=True)
@@ -127,7 +150,7 @@ def _after_warmup(config: OptimizerConfig, warmup: int, num_train_steps: int) ->
             Piece("cosine", warmup + start, peak, final, max(1, end - start)) for start, end in itertools.pairwise(cuts)
         ]
     # Two stages (facts of the BitNet b1.58 training notes): the first is the first half of a decay to zero.
-    half = max(warmup, _second_stage_start(num_train_steps))
+    half = max(warmup, num_train_steps // 2)
     second = config.own("second_learning_rate") or peak * 2 / 3
     return [
         Piece("linear", warmup, peak, 0.0, steps),
@@ -135,16 +158,18 @@ def _after_warmup(config: OptimizerConfig, warmup: int, num_train_steps: int) ->
     ]
 
 
-def _second_stage_start(num_train_steps: int) -> int:
-    """Return the step at which the two-stage recipe drops its learning rate and ends its weight decay."""
-    return num_train_steps // 2
-
-
 def weight_decay_end(config: OptimizerConfig, num_train_steps: int) -> int | None:
     """Return the step from which there is no weight decay; None where it never ends."""
-    return _second_stage_start(num_train_steps) if config.schedule == "two_stage" else None
+    schedule = config.weight_decay_schedule or ("zero_at_half" if config.schedule == "two_stage" else "constant")
+    return num_train_steps // 2 if schedule == "zero_at_half" else None
 
 
 def is_decayed(path: Iterable[str]) -> bool:
     """Return True if a parameter is decayed: matrices are, norms, biases, embeddings and lower bounds are not."""
     return not any("norm" in part or part in ("embed_tokens", "lower_bounds", "bias") for part in path)
+
+
+def is_block_matrix(path: Iterable[str]) -> bool:
+    """Return True if a parameter is a matrix of a block, or a stack of them: those that Muon updates."""
+    first, *rest = path
+    return first == "layers" and is_decayed(rest)

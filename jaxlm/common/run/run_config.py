@@ -85,7 +85,7 @@ class RunConfig:
     """quantize: insert norms before o_proj and down_proj (SubLN), mixed in with the quantization, so that the first
     step computes what the float model does."""
     optimizer: OptimizerConfig = setting(factory=OptimizerConfig)
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
 
     def __post_init__(self) -> None:
         check_bounds(self)

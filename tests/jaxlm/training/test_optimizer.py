@@ -50,6 +50,19 @@ def test_two_stages_drop_rate_and_decay_at_half_time():
     assert [float(decay(step)) for step in (0, 49, 50, 99)] == pytest.approx([0.1, 0.1, 0.0, 0.0])
 
 
+def test_weight_decay_has_a_course_of_its_own():
+    def decay(step, **settings):
+        found = weight_decay_schedule(OptimizerConfig(**settings), 10)
+        return float(found(step) if callable(found) else found)
+
+    for settings in ({"schedule": "two_stage"}, {"weight_decay_schedule": "zero_at_half"}):
+        assert [decay(step, **settings) for step in (4, 5)] == pytest.approx([0.1, 0.0])
+    for settings in ({}, {"schedule": "two_stage", "weight_decay_schedule": "constant"}):
+        assert [decay(step, **settings) for step in (4, 5)] == pytest.approx([0.1, 0.1])
+    with pytest.raises(ValueError, match="weight_decay_schedule: has no effect with weight_decay 0"):
+        OptimizerConfig(weight_decay=0.0, weight_decay_schedule="constant")
+
+
 def test_matrices_are_decayed_and_norms_and_embeddings_are_not(tiny_config):
     params = jax.eval_shape(lambda: init_params(tiny_config, jax.random.key(0)))
     mask = decay_mask(params)
@@ -67,3 +80,31 @@ def test_the_gradient_is_clipped_by_its_global_norm():
     _, state = optimizer.update(huge, optimizer.init(params), params)
     moment = next(leaf for leaf in jax.tree.leaves(state) if getattr(leaf, "shape", ()) == (2, 2))
     assert float(jnp.linalg.norm(moment)) == pytest.approx(0.1, rel=1e-3)  # (1 - b1) times a gradient of norm 1
+
+
+def test_muon_orthogonalizes_each_matrix_of_a_stack_and_leaves_the_rest_to_adamw(tiny_config):
+    params = init_params(tiny_config, jax.random.key(0))
+    grads = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(1), leaf.shape), params)
+    updates, states = {}, {}
+    for name in ("adamw", "muon"):
+        settings = {"name": name, "weight_decay": 0.0, "learning_rate": 1.0, "warmup_steps": 0}
+        optimizer = make_optimizer(OptimizerConfig(**settings), 10)
+        updates[name], states[name] = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+    adamw, muon = (updates[name]["layers"]["mlp"]["down_proj"]["weight"] for name in ("adamw", "muon"))
+    assert adamw.shape[0] == tiny_config.num_layers
+    for layer in muon:
+        singular = jnp.linalg.svd(layer, compute_uv=False) / (0.2 * np.sqrt(max(layer.shape)))
+        assert singular.min() > 0.3 and singular.max() < 1.3
+    for path in (("embed_tokens",), ("norm",), ("layers", "input_layernorm"), ("layers", "mlp", "ffn_sub_norm")):
+        found, expected = updates["muon"], updates["adamw"]
+        for key in path:
+            found, expected = found[key], expected[key]
+        np.testing.assert_array_equal(found["weight"], expected["weight"])
+    matrices = sum(leaf.size for path, leaf in jax.tree.leaves_with_path(params["layers"]) if "proj" in str(path))
+    held = {name: sum(leaf.size for leaf in jax.tree.leaves(states[name]) if leaf.size > 3) for name in states}
+    assert held["adamw"] - held["muon"] == matrices
+
+
+def test_a_momentum_without_muon_is_refused():
+    with pytest.raises(ValueError, match="muon_momentum: has no effect with name 'adamw', only with 'muon'"):
+        OptimizerConfig(muon_momentum=0.9)

@@ -108,6 +108,16 @@ def test_a_run_that_has_lost_its_checkpoints_starts_from_its_initial_model_again
     assert [line["train/loss"] for line in after] == [line["train/loss"] for line in before]
 
 
+def test_muon_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(place):
+    settings = config(place, "muon", optimizer=OptimizerConfig(name="muon", warmup_steps=0))
+    assert train(settings)
+    before = (place / "muon" / "artifact" / "model.safetensors").read_bytes()
+    (place / "muon" / "checkpoints" / "4" / "MANIFEST.sha256").unlink()
+    assert train(dataclasses.replace(settings, resume=True))
+    assert "training from step 2 to 4" in (place / "muon" / "run.log").read_text()
+    assert (place / "muon" / "artifact" / "model.safetensors").read_bytes() == before
+
+
 class Dying:
     """A terminal or pipe that closes when a line is printed."""
 

@@ -1,6 +1,7 @@
 import pytest
 
 from jaxlm.common.command_line import parse
+from jaxlm.common.run.optimizer_config import OptimizerConfig
 from mlxlm.finetune.finetune_config import FinetuneConfig
 
 NEEDED = {"model": "model", "data": ["data"], "output_dir": "run"}
@@ -28,6 +29,7 @@ NEEDED = {"model": "model", "data": ["data"], "output_dir": "run"}
         ({"teacher_weight": 0.4}, "teacher_weight: has no effect without teacher"),
         ({"teacher": "t", "teacher_weight": 0}, "teacher_weight: found 0, expected more than 0, at most 1"),
         ({"teacher": "t", "teacher_temperature": 0}, "teacher_temperature: found 0, expected more than 0"),
+        ({"optimizer": OptimizerConfig(name="muon")}, "optimizer.name: found 'muon' with method 'lora'"),
         ({"keep_last_checkpoints": 0}, "keep_last_checkpoints: found 0, expected at least 1"),
         ({"seed": -1}, "seed: found -1"),
     ],

@@ -80,6 +80,7 @@ METHODS = {
     "qat-packed": {"model": "grouped", "method": "qat", "latent_dtype": "bfloat16", "num_layers": 1},
     "quantize": {"model": "dense", "method": "qat", "quantize": "ternary", "eval_every_steps": 2, "teacher": "dense"}
     | {"loss_chunks": 3},
+    "muon": {"model": "latent", "method": "qat", "optimizer": {"name": "muon", "warmup_steps": 0}},
 }
 
 

@@ -30,7 +30,7 @@ MUON_RMS = 0.2
 class OptimizerConfig:
     """The optimizer and its schedule. Raises ValueError on a value out of range or without effect."""
 
-    name: OptimizerName = setting("adamw", basic=True)
+    name: OptimizerName = setting("adamw")
     """adamw; or muon, which orthogonalizes the momentum of the matrices of the blocks and updates all else by AdamW.
     Both take the same learning rate."""
     learning_rate: float = setting(3e-3, basic=True, more_than=0)

@@ -6,9 +6,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlm.common.evaluation.scoring import ScoredPlaces
+from jaxlm.common.evaluation.text_scores import evaluate_windows
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.model.loss import loss_sum
 from jaxlm.ops.ternary_linear import Params, ternarize
+from jaxlm.score import score_places
 from shared_tokenizer.data.batches import Batch
 from shared_tokenizer.data.evaluation import Evaluation, count_bytes, evaluate_batches, text_batches
 from shared_tokenizer.data.shards import TokenShards
@@ -52,7 +55,12 @@ def evaluate_text(
     config = model.config
     batches = text_batches(tokenizer, texts, min(seq_len, config.max_seq_len), batch_size, config.vocab_size)
     ternary = ternarize(params, config)
-    return evaluate(make_loss_function(model), ternary, track(batches), tokenizer.token_bytes)
+
+    def score(batch: Batch, places: np.ndarray, targets: np.ndarray) -> ScoredPlaces:
+        inputs = {name: array for name, array in batch.items() if name in ("inputs", "positions", "segment_ids")}
+        return score_places(model, ternary, inputs, places, targets)
+
+    return evaluate_windows(score, track(batches), tokenizer)
 
 
 def unigram_evaluation(

@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import mlx.core as mx
+import numpy as np
 import rich.progress
 
 from jaxlm.common.command_line import make_console, run_command
+from jaxlm.common.evaluation.scoring import ScoredPlaces
+from jaxlm.common.evaluation.text_scores import evaluate_windows
 from mlxlm.load import load_model
 from mlxlm.model.language_model import LanguageModel
-from mlxlm.model.loss import loss_sum
-from shared_tokenizer.data.evaluation import Evaluation, evaluate_batches, text_batches
-from shared_tokenizer.data.evaluation_text import EvaluationText, evaluation_table
+from mlxlm.score import score_places
+from shared_tokenizer.data.evaluation import Evaluation, text_batches
+from shared_tokenizer.data.evaluation_text import EvaluationText, as_texts, evaluation_table
 from shared_tokenizer.data.examples import Example
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
@@ -43,16 +46,17 @@ def evaluate_text(
     config = model.config
     batches = text_batches(tokenizer, texts, min(seq_len, config.max_seq_len), batch_size, config.vocab_size)
 
-    def loss_of(batch: Example) -> tuple[mx.array, mx.array]:
-        return loss_sum(model, {name: mx.array(batch[name]) for name in batch})
+    def score(batch: Example, places: np.ndarray, targets: np.ndarray) -> ScoredPlaces:
+        inputs: dict[str, Any] = {name: array for name, array in batch.items() if name in ("inputs", "segment_ids")}
+        return score_places(model, inputs, places, targets)
 
-    return evaluate_batches(loss_of, track(batches), tokenizer.token_bytes)
+    return evaluate_windows(score, track(batches), tokenizer)
 
 
 def main(config: EvaluateConfig) -> None:
     """Evaluate models on text with MLX: nats per token, perplexity, and bits per byte."""
     console, found = make_console(), {}
-    texts = config.read(config.data)
+    texts = as_texts(config.read(config.data))
     for path in config.model:
         model, tokenizer = load_model(path, adapter_path=config.adapter_path)
         if tokenizer is None:

@@ -23,7 +23,7 @@ from mlxlm.load import load_model
 from mlxlm.model.language_model import LanguageModel
 from shared_tokenizer.chat.template import copy_chat_template
 from shared_tokenizer.data.evaluation import Evaluation
-from shared_tokenizer.data.evaluation_text import EvaluationText, evaluation_table
+from shared_tokenizer.data.evaluation_text import EvaluationText, as_texts, evaluation_table
 from shared_tokenizer.load import tokenizer_directory
 from shared_tokenizer.manifest import sealed_directory, verify_where_sealed
 from shared_tokenizer.settings import default_of
@@ -73,7 +73,7 @@ def merge(config: MergeConfig) -> MergeReport:
     if the model is packed without `from_packed`.
     """
     source = Path(config.model)
-    texts = config.read(config.data) if config.data else []
+    texts = as_texts(config.read(config.data)) if config.data else []
     with sealed_directory(Path(config.output_dir)) as directory:
         artifact = open_model(source)
         model, tokenizer = load_model(source, adapter_path=config.adapter_path)

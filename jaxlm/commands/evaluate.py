@@ -7,7 +7,7 @@ from rich.progress import track
 from jaxlm.common.command_line import make_console
 from jaxlm.evaluate import evaluate_text
 from jaxlm.load import load_model
-from shared_tokenizer.data.evaluation_text import EvaluationText, evaluation_table
+from shared_tokenizer.data.evaluation_text import EvaluationText, as_texts, evaluation_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ def main(config: EvaluateConfig) -> None:
     """Evaluate models on text: nats per token, perplexity, and bits per byte, which does not depend on the
     tokenizer."""
     console = make_console()
-    texts = config.read(config.input)
+    texts = as_texts(config.read(config.input))
     console.print(f"{len(texts):,} documents, {sum(map(len, texts)):,} characters")
     found = {}
     for path in config.model:

@@ -21,11 +21,37 @@ LossSum = Callable[[Example], tuple[SupportsFloat, SupportsInt]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Totals over the predicted tokens: summed loss in nats, tokens, and UTF-8 bytes of their text."""
+    """Totals over the predicted tokens."""
 
     nats: float
+    """Summed loss."""
     tokens: int
     text_bytes: int
+    """UTF-8 bytes of their text."""
+    greedy: int | None = None
+    """Tokens that are the likeliest ones; None where this was not computed."""
+    unknown: int | None = None
+    """Tokens that stand for characters which the tokenizer has no token for; None likewise."""
+
+    def __add__(self, other: "Evaluation") -> "Evaluation":
+        counts = {
+            name: None if None in (ours, theirs) else ours + theirs
+            for name in ("greedy", "unknown")
+            for ours, theirs in [(getattr(self, name), getattr(other, name))]
+        }
+        return Evaluation(
+            self.nats + other.nats, self.tokens + other.tokens, self.text_bytes + other.text_bytes, **counts
+        )
+
+    @property
+    def accuracy(self) -> float | None:
+        """Return the share of tokens that are the likeliest ones, None where this was not computed."""
+        return None if self.greedy is None else self.greedy / self.tokens
+
+    @property
+    def unknown_share(self) -> float | None:
+        """Return the share of unknown tokens, None where this was not computed."""
+        return None if self.unknown is None else self.unknown / self.tokens
 
     @property
     def loss(self) -> float:

@@ -1,14 +1,24 @@
 """The text of the evaluation commands, and the table of their results, shared by all frameworks."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
+from shared_tokenizer.chat.chat_format import ChatFormat, Message
+from shared_tokenizer.chat.formats import ChatFormatChoice
 from shared_tokenizer.data.evaluation import Evaluation
+from shared_tokenizer.manifest import refuse_inside_sealed, write_file
+from shared_tokenizer.model_chat_format import choose_chat_format
 from shared_tokenizer.settings import check_bounds, setting
 from shared_tokenizer.sources.documents import cut_document, is_validation, read_documents
 from shared_tokenizer.sources.file_rules import FileRules
 from shared_tokenizer.sources.row_rules import RowRules
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
+
+# A text, or the messages of a chat.
+Content: TypeAlias = str | tuple[Message, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +42,11 @@ class EvaluationText:
     def __post_init__(self) -> None:
         check_bounds(self)
 
-    def read(self, sources: Sequence[str]) -> list[str]:
-        """Return the texts of files, folders or `stdlib`. Raises ValueError where there is none, or none held out."""
+    def read(self, sources: Sequence[str]) -> list[Content]:
+        """Return the texts and chats of files, folders or `stdlib`.
+
+        Raises ValueError where there is none, or none held out.
+        """
         # All of a data set is evaluated on, or what a preparation holds out of it.
         choice = FileRules(splits="ignore" if self.held_out is None else "auto")
         documents = (
@@ -43,13 +56,49 @@ class EvaluationText:
         )
         if self.held_out is not None:
             documents = (document for document in documents if is_validation(document, self.held_out))
-        texts = [document.text for document in documents]
-        if not texts:
+        contents = [document.content for document in documents]
+        if not contents:
             raise ValueError(
                 f"held_out: found no document in a fraction of {self.held_out}; give more documents, or cut long ones "
                 "with document_characters"
             )
-        return texts
+        return contents
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(EvaluationText):
+    """Settings of the commands that evaluate."""
+
+    chat_format: ChatFormatChoice = "auto"
+    """Chat format that chats are written in, of which the answers are scored; auto is the model's own."""
+    json: str | None = None
+    """File to write the numbers to, as JSON."""
+
+    def find_chat_format(
+        self, contents: Sequence[Content], path: str, tokenizer: Tokenizer, adapter_path: str | None = None
+    ) -> ChatFormat | None:
+        """Return the format that the chats among contents are scored in.
+
+        None where there are no chats, or the model has no format; then a line says that they are scored as texts.
+        Raises ValueError where the tokenizer lacks the tokens of the format that is named.
+        """
+        if all(isinstance(content, str) for content in contents):
+            return None
+        try:
+            return choose_chat_format(Path(path), tokenizer, choice=self.chat_format, adapter_path=adapter_path)
+        except ValueError as error:
+            if self.chat_format != "auto":
+                raise
+            print(f"chats are scored as plain text, with the questions: {error}")
+            return None
+
+
+def as_texts(contents: Iterable[Content]) -> list[str]:
+    """Return each content as a text: of a chat the contents of its messages, one per line."""
+    return [
+        content if isinstance(content, str) else "\n".join(message.content for message in content)
+        for content in contents
+    ]
 
 
 def evaluation_table(found: Mapping[str, Evaluation]) -> Any:
@@ -57,10 +106,34 @@ def evaluation_table(found: Mapping[str, Evaluation]) -> Any:
     from rich.table import Table
 
     table = Table()
-    for heading in ("model", "tokens", "nats per token", "perplexity", "bits per byte"):
+    headings = ["model", "tokens", "nats per token", "perplexity", "bits per byte"]
+    has_scores = all(each.accuracy is not None for each in found.values())
+    for heading in headings + (["likeliest", "unknown"] if has_scores else []):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for name, each in found.items():
-        table.add_row(
-            name, f"{each.tokens:,}", f"{each.loss:.4f}", f"{each.perplexity:.2f}", f"{each.bits_per_byte:.4f}"
-        )
+        numbers = [f"{each.tokens:,}", f"{each.loss:.4f}", f"{each.perplexity:.2f}", f"{each.bits_per_byte:.4f}"]
+        if each.accuracy is not None and each.unknown_share is not None:
+            numbers += [f"{each.accuracy:.1%}", f"{each.unknown_share:.2%}"]
+        table.add_row(name, *numbers)
     return table
+
+
+def write_evaluations(path: Path, found: Mapping[str, Evaluation], about: Mapping[str, Any]) -> None:
+    """Write the numbers of each model as JSON, with what was evaluated.
+
+    Raises ValueError inside a sealed directory, OSError where the file cannot be written.
+    """
+    models = {
+        name: {
+            "nats_per_token": each.loss,
+            "perplexity": each.perplexity,
+            "bits_per_byte": each.bits_per_byte,
+            "tokens": each.tokens,
+            "bytes": each.text_bytes,
+            "likeliest_share": each.accuracy,
+            "unknown_share": each.unknown_share,
+        }
+        for name, each in found.items()
+    }
+    refuse_inside_sealed(path)
+    write_file(path, (json.dumps({**about, "models": models}, indent=2) + "\n").encode())

@@ -74,7 +74,7 @@ class RunConfig:
     """Steps between checkpoints; 0 saves only at the end or when stopped."""
     keep_last_checkpoints: int = setting(2, group="checkpoints", resumable=True, at_least=1)
     """Latest checkpoints to keep."""
-    quantize: Literal["ternary"] | None = setting(None, group="quantization", basic=True)
+    quantize: Literal["ternary"] | None = setting(None, group="quantization")
     """Make the linear layers of a float model ternary, little by little."""
     quantize_from_step: float | None = setting(None, group="quantization", at_least=0)
     """Train as a float model up to this step, or below 1 this share of the steps, before quantization begins."""

@@ -7,13 +7,15 @@ import jax
 import numpy as np
 
 from jaxlm.common.evaluation.scoring import ScoredPlaces
-from jaxlm.common.evaluation.text_scores import evaluate_windows
+from jaxlm.common.evaluation.text_scores import evaluate_chats, evaluate_contents, evaluate_windows
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.model.loss import loss_sum
 from jaxlm.ops.ternary_linear import Params, ternarize
-from jaxlm.score import score_places
+from jaxlm.score import score, score_places
+from shared_tokenizer.chat.chat_format import ChatFormat
 from shared_tokenizer.data.batches import Batch
 from shared_tokenizer.data.evaluation import Evaluation, count_bytes, evaluate_batches, text_batches
+from shared_tokenizer.data.evaluation_text import Content, EvaluationText
 from shared_tokenizer.data.shards import TokenShards
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
@@ -61,6 +63,35 @@ def evaluate_text(
         return score_places(model, ternary, inputs, places, targets)
 
     return evaluate_windows(score, track(batches), tokenizer)
+
+
+def evaluate_documents(
+    model: LanguageModel,
+    params: Params,
+    tokenizer: Tokenizer,
+    contents: Sequence[Content],
+    chat_format: ChatFormat | None,
+    settings: EvaluationText,
+    track: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+    log: Callable[[str], None] = print,
+) -> Evaluation:
+    """Evaluate on texts in windows, and on the answers of chats; without a chat format chats are texts.
+
+    Raises ValueError as `text_batches` and `evaluate_chats` do.
+    """
+    return evaluate_contents(
+        contents,
+        chat_format,
+        lambda texts: evaluate_text(model, params, tokenizer, texts, settings.seq_len, settings.batch_size, track),
+        lambda chats, chat_format: evaluate_chats(
+            lambda rows, contexts: score(model, params, rows, contexts, track=track),
+            chats,
+            tokenizer,
+            chat_format,
+            model.config.max_seq_len,
+            log,
+        ),
+    )
 
 
 def unigram_evaluation(

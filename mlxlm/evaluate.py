@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,24 +10,35 @@ import rich.progress
 
 from jaxlm.common.command_line import make_console, run_command
 from jaxlm.common.evaluation.scoring import ScoredPlaces
-from jaxlm.common.evaluation.text_scores import evaluate_windows
+from jaxlm.common.evaluation.task_run import TaskSettings
+from jaxlm.common.evaluation.text_scores import evaluate_chats, evaluate_contents, evaluate_windows
 from mlxlm.load import load_model
 from mlxlm.model.language_model import LanguageModel
-from mlxlm.score import score_places
+from mlxlm.score import score, score_places
+from mlxlm.tasks import evaluated_model
+from shared_tokenizer.chat.chat_format import ChatFormat
 from shared_tokenizer.data.evaluation import Evaluation, text_batches
-from shared_tokenizer.data.evaluation_text import EvaluationText, as_texts, evaluation_table
+from shared_tokenizer.data.evaluation_text import (
+    Content,
+    EvaluationSettings,
+    EvaluationText,
+    evaluation_table,
+    write_evaluations,
+)
 from shared_tokenizer.data.examples import Example
+from shared_tokenizer.settings import setting
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(EvaluationText):
-    """The models to evaluate, and the text."""
+class EvaluateConfig(EvaluationSettings, TaskSettings):
+    """The models to evaluate, and the text or the tasks."""
 
     model: list[str]
     """Artifacts, transformers or MLX directories or GGUF files, compared in one table."""
-    data: list[str]
-    """Files (text, jsonl, parquet, csv, ...), folders of them, or stdlib, the Python standard library's own source."""
+    data: list[str] = setting(factory=list)
+    """Files (text, chats, jsonl, parquet, csv, ...), folders of them, or stdlib, the Python standard library's own
+    source. Not needed with tasks."""
     adapter_path: str | None = None
     """Directory of adapters to add to each model."""
 
@@ -53,23 +65,63 @@ def evaluate_text(
     return evaluate_windows(score, track(batches), tokenizer)
 
 
+def evaluate_documents(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    contents: Sequence[Content],
+    chat_format: ChatFormat | None,
+    settings: EvaluationText,
+    track: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+    log: Callable[[str], None] = print,
+) -> Evaluation:
+    """Evaluate on texts in windows, and on the answers of chats; without a chat format chats are texts.
+
+    Raises ValueError as `text_batches` and `evaluate_chats` do.
+    """
+    return evaluate_contents(
+        contents,
+        chat_format,
+        lambda texts: evaluate_text(model, tokenizer, texts, settings.seq_len, settings.batch_size, track),
+        lambda chats, chat_format: evaluate_chats(
+            lambda rows, contexts: score(model, rows, contexts, track=track),
+            chats,
+            tokenizer,
+            chat_format,
+            model.config.max_seq_len,
+            log,
+        ),
+    )
+
+
 def main(config: EvaluateConfig) -> None:
-    """Evaluate models on text with MLX: nats per token, perplexity, and bits per byte."""
+    """Evaluate models with MLX on text: nats per token, perplexity, and bits per byte; on the answers of chats; or on
+    tasks."""
     console, found = make_console(), {}
-    texts = as_texts(config.read(config.data))
+    if not (config.data or config.tasks):
+        raise ValueError("data: found neither text nor tasks, expected --data FILES, --tasks NAMES, or both")
+    tasks = config.load_tasks()
+    contents = config.read(config.data) if config.data else []
     for path in config.model:
         model, tokenizer = load_model(path, adapter_path=config.adapter_path)
         if tokenizer is None:
             raise ValueError(f"{path}: found no tokenizer, so text cannot be evaluated")
-        found[path] = evaluate_text(
-            model,
-            tokenizer,
-            texts,
-            config.seq_len,
-            config.batch_size,
-            lambda batches, path=path: rich.progress.track(batches, path, console=console, transient=True),
-        )
-    console.print(evaluation_table(found))
+
+        def with_progress(batches: Sequence[Any], path: str = path) -> Iterable[Any]:
+            return rich.progress.track(batches, path, console=console, transient=True)
+
+        if contents:
+            chat_format = config.find_chat_format(contents, path, tokenizer, config.adapter_path)
+            found[path] = evaluate_documents(
+                model, tokenizer, contents, chat_format, config, with_progress, console.print
+            )
+        if config.tasks:
+            chat_format = config.find_task_format(path, tokenizer)
+            tasks.run(evaluated_model(path, model, tokenizer, chat_format), log=console.print, track=with_progress)
+    for table in ([evaluation_table(found)] if found else []) + tasks.tables():
+        console.print(table)
+    if config.json is not None:
+        write_evaluations(Path(config.json), found, {"data": config.data, "documents": len(contents)})
+        console.print(f"numbers: {config.json}")
 
 
 if __name__ == "__main__":

@@ -1,45 +1,63 @@
-"""The command `jaxlm evaluate`: models on the same text."""
+"""The command `jaxlm evaluate`: models on the same text, chats or tasks."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from rich.progress import track
 
 from jaxlm.common.command_line import make_console
-from jaxlm.evaluate import evaluate_text
+from jaxlm.common.evaluation.task_run import TaskSettings
+from jaxlm.evaluate import evaluate_documents
 from jaxlm.load import load_model
-from shared_tokenizer.data.evaluation_text import EvaluationText, as_texts, evaluation_table
+from jaxlm.tasks import evaluated_model
+from shared_tokenizer.data.evaluation_text import EvaluationSettings, evaluation_table, write_evaluations
+from shared_tokenizer.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(EvaluationText):
-    """The models to evaluate, and the text."""
+class EvaluateConfig(EvaluationSettings, TaskSettings):
+    """The models to evaluate, and the text or the tasks."""
 
     model: list[str]
     """Run directories, artifacts, transformers or MLX directories or GGUF files, compared in one table."""
-    input: list[str]
-    """Files (text, jsonl, parquet, csv, ...), folders of them, or stdlib, the Python standard library's own source."""
+    input: list[str] = setting(factory=list)
+    """Files (text, chats, jsonl, parquet, csv, ...), folders of them, or stdlib, the Python standard library's own
+    source. Not needed with tasks."""
 
 
 def main(config: EvaluateConfig) -> None:
     """Evaluate models on text: nats per token, perplexity, and bits per byte, which does not depend on the
-    tokenizer."""
-    console = make_console()
-    texts = as_texts(config.read(config.input))
-    console.print(f"{len(texts):,} documents, {sum(map(len, texts)):,} characters")
-    found = {}
+    tokenizer; on the answers of chats; or on tasks."""
+    console, found = make_console(), {}
+    if not (config.input or config.tasks):
+        raise ValueError("input: found neither text nor tasks, expected --input FILES, --tasks NAMES, or both")
+    tasks = config.load_tasks()
+    contents = config.read(config.input) if config.input else []
+    if contents:
+        console.print(f"{len(contents):,} documents")
     for path in config.model:
         model, params, tokenizer = load_model(path)
         if tokenizer is None:
             raise ValueError(f"{path}: found no tokenizer, so text cannot be evaluated")
         if not console.is_terminal:
             console.print(f"{path} ...")
-        found[path] = evaluate_text(
-            model,
-            params,
-            tokenizer,
-            texts,
-            config.seq_len,
-            config.batch_size,
-            lambda batches, path=path: track(batches, path, console=console, transient=True),
-        )
-    console.print(evaluation_table(found))
+
+        def with_progress(batches: Sequence[Any], path: str = path) -> Iterable[Any]:
+            return track(batches, path, console=console, transient=True)
+
+        if contents:
+            chat_format = config.find_chat_format(contents, path, tokenizer)
+            found[path] = evaluate_documents(
+                model, params, tokenizer, contents, chat_format, config, with_progress, console.print
+            )
+        if config.tasks:
+            chat_format = config.find_task_format(path, tokenizer)
+            evaluated = evaluated_model(path, model, params, tokenizer, chat_format)
+            tasks.run(evaluated, log=console.print, track=with_progress)
+    for table in ([evaluation_table(found)] if found else []) + tasks.tables():
+        console.print(table)
+    if config.json is not None:
+        write_evaluations(Path(config.json), found, {"input": config.input, "documents": len(contents)})
+        console.print(f"numbers: {config.json}")

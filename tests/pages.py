@@ -103,7 +103,7 @@ def read_command(line: str) -> Command | None:
         return _named(package, name, rest)
     if program.startswith("scripts/"):
         return _script(program, rest)
-    if program in ("mlx_lm", "pip", "mlx.launch", "hf"):
+    if program in ("mlx_lm", "pip", "mlx.launch", "hf", "lm_eval"):
         return None
     raise ValueError(f"{line}: an unknown program")
 

@@ -33,6 +33,7 @@ def score_prompts(model: LanguageModel, engine: Engine, generations: Sequence[Ge
         reason, count = "length", 0
         if task.generates:
             token, count = int(scores.top_ids[-1, 0]), 1
+            generation.num_tokens = 1
             stops = token in task.stop_ids
             text = "" if stops else task.reply.add(token)
             text += task.reply.end()

@@ -144,10 +144,10 @@ def ask_wrongly(client: Client, rng: random.Random) -> str:
     wrong: dict[str, Sequence[Any]] = {
         "temperature": (-1, 3, "1", True, [], 10**400),
         "max_tokens": (0, -2, 0.5, "9"),
-        "n": (2, 0, True),
+        "n": (129, 0, True),
         "stop": ("", [1], ["a"] * 65, {}),
         "tools": ([{"type": "function"}],),
-        "logprobs": (True, 3),
+        "logprobs": (21, -1, "yes"),
         "response_format": ({"type": "json_object"},),
         "stream": ("yes", 1),
         "unheard_of": (1, "x", [0]),

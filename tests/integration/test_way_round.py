@@ -57,5 +57,5 @@ def test_one_table_shows_every_form_of_the_model(last, tmp_path):
     (hub / "config.json").write_text(json.dumps(content))
     forms = [last, last / "artifact", hub, last.with_name("mlx"), tmp_path / "model.gguf"]
     table = call("scripts/evaluate.py", {"input": tmp_path / "text.txt", "seq_len": SEQ_LEN}, "--model", *forms)
-    found = [float(number) for number in re.findall(r"(\d+\.\d{4}) │$", table, re.MULTILINE)]
+    found = [float(number) for number in re.findall(r"(\d+\.\d{4}) │ +[\d.]+% │ +[\d.]+% │$", table, re.MULTILINE)]
     assert len(found) == len(forms) and max(found) - min(found) < 2e-4, table

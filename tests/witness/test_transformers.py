@@ -25,6 +25,7 @@ from jaxlm.common.architecture.ternary import TernaryForm, quantize_activation
 from jaxlm.common.artifact.artifact import write_artifact
 from jaxlm.load import load_model
 from jaxlm.model.language_model import LanguageModel, init_params
+from jaxlm.model.loss import loss_sum
 from jaxlm.ops.ternary_linear import (
     Params,
     TernaryWeight,
@@ -34,7 +35,6 @@ from jaxlm.ops.ternary_linear import (
     ternary_linear,
     with_ternary,
 )
-from jaxlm.training.train_step import loss_sum
 from shared_tokenizer.data.batches import Batch
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 from shared_tokenizer.tokenizers.train import train_tokenizer

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxlm.common.evaluation.scoring import ScoredPlaces
-from jaxlm.common.evaluation.text_scores import evaluate_chats, evaluate_contents, evaluate_windows
+from jaxlm.common.evaluation.text_scores import evaluate_contents, evaluate_windows
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.model.loss import loss_sum
 from jaxlm.ops.ternary_linear import Params, ternarize
@@ -83,14 +83,10 @@ def evaluate_documents(
         contents,
         chat_format,
         lambda texts: evaluate_text(model, params, tokenizer, texts, settings.seq_len, settings.batch_size, track),
-        lambda chats, chat_format: evaluate_chats(
-            lambda rows, contexts: score(model, params, rows, contexts, track=track),
-            chats,
-            tokenizer,
-            chat_format,
-            model.config.max_seq_len,
-            log,
-        ),
+        lambda rows, contexts: score(model, params, rows, contexts, track=track),
+        tokenizer,
+        model.config.max_seq_len,
+        log,
     )
 
 

@@ -11,7 +11,7 @@ import rich.progress
 from jaxlm.common.command_line import make_console, run_command
 from jaxlm.common.evaluation.scoring import ScoredPlaces
 from jaxlm.common.evaluation.task_run import TaskSettings
-from jaxlm.common.evaluation.text_scores import evaluate_chats, evaluate_contents, evaluate_windows
+from jaxlm.common.evaluation.text_scores import evaluate_contents, evaluate_windows
 from mlxlm.load import load_model
 from mlxlm.model.language_model import LanguageModel
 from mlxlm.score import score, score_places
@@ -82,14 +82,10 @@ def evaluate_documents(
         contents,
         chat_format,
         lambda texts: evaluate_text(model, tokenizer, texts, settings.seq_len, settings.batch_size, track),
-        lambda chats, chat_format: evaluate_chats(
-            lambda rows, contexts: score(model, rows, contexts, track=track),
-            chats,
-            tokenizer,
-            chat_format,
-            model.config.max_seq_len,
-            log,
-        ),
+        lambda rows, contexts: score(model, rows, contexts, track=track),
+        tokenizer,
+        model.config.max_seq_len,
+        log,
     )
 
 

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import mlx.core as mx
@@ -16,6 +17,7 @@ from jaxlm.common.sampling import PENALTY_WINDOW, GenerateConfig, Sampling, chec
 from mlxlm.load import load_model
 from mlxlm.model.language_model import LanguageModel
 from mlxlm.sampling import Sampler, make_sampler
+from shared_tokenizer.model_chat_format import reply_stop_ids
 from shared_tokenizer.tokenizers.tokenizer import TextStream
 
 # The tokens so far `[n]` and the logits of the next one `[1, V]` -> logits.
@@ -90,10 +92,11 @@ def main(config: AdaptedGenerateConfig) -> None:
         raise ValueError(f"{config.model}: found no tokenizer, so there is no text to continue")
     prompt = tokenizer.encode_to_continue(config.prompt)
     check_prompt(prompt, model.config.vocab_size, model.config.max_seq_len)
+    ends = reply_stop_ids(Path(config.model), tokenizer, config.adapter_path)
     stream = TextStream(tokenizer)
     sys.stdout.write(config.prompt)
     times = []
-    for token in generate(model, prompt, config, tokenizer.stop_ids):
+    for token in generate(model, prompt, config, ends):
         times.append(time.perf_counter())
         sys.stdout.write(stream.add(token))
         sys.stdout.flush()

@@ -1,7 +1,7 @@
 """The chat format of a model: named by the user, or read from the chat template of the adapters or the model."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shared_tokenizer.chat.chat_format import ChatFormat
@@ -36,6 +36,13 @@ def choose_chat_format(
     encode_generation_prompt((Message("user", "a"),), tokenizer, found)
     stop_ids(tokenizer, found)
     return found
+
+
+def reply_stop_ids(model: Path, tokenizer: Tokenizer, adapter_path: str | Path | None = None) -> Sequence[int]:
+    """Return the ids that end a text of a model: of one that was trained on chats also those that end a turn."""
+    with contextlib.suppress(ValueError):  # no template, or one that cannot be used
+        return stop_ids(tokenizer, choose_chat_format(model, tokenizer, adapter_path=adapter_path))
+    return tokenizer.stop_ids
 
 
 def _disagreement(

@@ -1,10 +1,9 @@
 """The command `jaxlm server`: one JAX model behind OpenAI's HTTP API."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from jaxlm.common.openai_api.requests import ServedModel
-from jaxlm.common.serving.command import ServingConfig, find_served_format, serve
+from jaxlm.common.serving.command import ServingConfig, serve, served_model
 from jaxlm.load import load_model
 from jaxlm.server.engine import JaxEngine
 from shared_tokenizer.settings import setting
@@ -26,20 +25,10 @@ def main(config: ServerConfig) -> None:
 def open_engine(config: ServerConfig) -> tuple[ServedModel, JaxEngine]:
     """Load the model, and return its properties, which requests are checked against, with its engine.
 
-    Raises ValueError if it has no tokenizer, or lacks the chat format that the settings name.
+    Raises ValueError as `served_model` does.
     """
-    path = Path(config.model)
-    model, params, tokenizer = load_model(path)
-    if tokenizer is None:
-        raise ValueError(f"{path}: found no tokenizer, so there is no text to continue")
-    served = ServedModel(
-        name=path.resolve().name if config.model_name is None else config.model_name,
-        tokenizer=tokenizer,
-        chat_format=find_served_format(config, path, tokenizer),
-        vocab_size=model.config.vocab_size,
-        max_seq_len=model.config.max_seq_len,
-        max_tokens=config.max_tokens,
-    )
+    model, params, tokenizer = load_model(config.model)
+    served = served_model(config, tokenizer, vocab_size=model.config.vocab_size, max_seq_len=model.config.max_seq_len)
     engine = JaxEngine(
         model,
         params,

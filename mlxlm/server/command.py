@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxlm.common.openai_api.requests import ServedModel
-from jaxlm.common.serving.command import ServingConfig, find_served_format, serve
+from jaxlm.common.serving.command import ServingConfig, serve, served_model
 from mlxlm.load import adapted, load_model
 from mlxlm.model.language_model import LanguageModel
 from mlxlm.server.engine import MlxEngine
@@ -41,25 +41,21 @@ def main(config: ServerConfig) -> None:
 def open_engine(config: ServerConfig) -> tuple[ServedModel, MlxEngine]:
     """Load the model, and return its properties, which requests are checked against, with its engine.
 
-    Raises ValueError if it has no tokenizer, or lacks the chat format that the settings name.
+    Raises ValueError as `served_model` does, and on adapters or a draft model that do not fit.
     """
-    path = Path(config.model)
-    model, tokenizer = load_model(path, adapter_path=config.adapter_path)
-    if tokenizer is None:
-        raise ValueError(f"{path}: found no tokenizer, so there is no text to continue")
+    model, tokenizer = load_model(config.model, adapter_path=config.adapter_path)
     adapters = _named_adapters(config.adapter, config.adapter_path)
-    models = {None: model, **{name: adapted(model, directory) for name, directory in adapters.items()}}
-    served = ServedModel(
-        name=path.resolve().name if config.model_name is None else config.model_name,
-        tokenizer=tokenizer,
-        chat_format=find_served_format(config, path, tokenizer, config.adapter_path),
+    served = served_model(
+        config,
+        tokenizer,
         vocab_size=model.config.vocab_size,
         max_seq_len=model.config.max_seq_len,
-        max_tokens=config.max_tokens,
-        adapters=tuple(adapters),
+        adapter_path=config.adapter_path,
+        adapters=list(adapters),
     )
     if served.name in adapters:
         raise ValueError(f"adapter: found the name {served.name!r}, which is the model's; give one of them another")
+    models = {None: model, **{name: adapted(model, directory) for name, directory in adapters.items()}}
     engine = MlxEngine(
         models,
         max_queue=config.max_queue,
@@ -67,7 +63,7 @@ def open_engine(config: ServerConfig) -> tuple[ServedModel, MlxEngine]:
         timeout_s=config.request_timeout_s,
         prompt_cache_bytes=config.prompt_cache_bytes,
         prefill_step_size=config.prefill_step_size,
-        draft=_open_draft(config, tokenizer),
+        draft=_open_draft(config, served.tokenizer),
     )
     return served, engine
 

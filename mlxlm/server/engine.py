@@ -4,12 +4,16 @@ from collections.abc import Mapping
 
 import mlx.core as mx
 
+from jaxlm.common.openai_api.errors import internal_error, log
 from jaxlm.common.openai_api.tasks import Task
 from jaxlm.common.serving.engine import Engine, Generation
 from mlxlm.model.language_model import LanguageModel
 from mlxlm.server.batch import Batch, emit_token, end_of
 from mlxlm.server.draft import DraftedText, Drafter
 from mlxlm.server.prompt_scores import score_prompts
+
+# Tokens of prompts that are scored between two tokens of what runs, unless one prompt alone has more.
+SCORED_TOKENS = 4096
 
 
 class MlxEngine(Engine):
@@ -35,9 +39,9 @@ class MlxEngine(Engine):
         With a `draft` model, a text that is alone is generated with it. Raises ValueError as `Drafter` does.
         """
         super().__init__(max_queue=max_queue, max_running=max_batch, timeout_s=timeout_s)
-        each = prompt_cache_bytes // len(models)
+        each = prompt_cache_bytes // (len(models) + (draft is not None))
         self._batches = {name: Batch(model, self, max_batch, each, prefill_step_size) for name, model in models.items()}
-
+        self._to_score: list[Generation] = []
         self._drafter = None if draft is None else Drafter(models[None], draft, each, prefill_step_size)
         self._drafted: DraftedText | None = None
 
@@ -45,26 +49,56 @@ class MlxEngine(Engine):
         """Begin what waits, drop what was cancelled, score prompts, and generate one token of every text."""
         for generation in [generation for generation in self.running if generation.cancelled]:
             self._drop(generation)
-        to_score = list[Generation]()
         while (generation := self.take_waiting()) is not None:
-            if generation.task.scores_prompt:
-                to_score.append(generation)
-            elif self._drafter and len(self.running) == 1 and self._drafter.suits(generation.task):
+            self._begin(generation)
+        self._step_drafted()
+        self._score_some()
+        for batch in self._batches.values():
+            batch.step()
+
+    def _begin(self, generation: Generation) -> None:
+        """Let a generation join; one that cannot fails alone."""
+        task = generation.task
+        try:
+            if task.scores_prompt:
+                self._to_score.append(generation)
+            elif self._drafter and len(self.running) == 1 and self._drafter.suits(task):
                 self._drafted = self._drafter.begin(generation)
             else:
-                self._batch_of(generation.task).add(generation)
-        self._step_drafted()
-        for adapter, batch in self._batches.items():
-            prompts = [generation for generation in to_score if generation.task.adapter == adapter]
-            for generation in score_prompts(batch.model, self, prompts):
-                batch.add(generation)
-            batch.step()
+                self._batch_of(task).add(generation)
+        except Exception:
+            log.exception("a generation failed")
+            self.finish(generation, internal_error())
+
+    def _score_some(self) -> None:
+        """Score waiting prompts of one model, as many as take little time: what runs goes on between them."""
+        if not self._to_score:
+            return
+        adapter, prompts, tokens = self._to_score[0].task.adapter, list[Generation](), 0
+        for generation in self._to_score:
+            tokens += len(generation.task.prompt)
+            if generation.task.adapter == adapter and (not prompts or tokens <= SCORED_TOKENS):
+                prompts.append(generation)
+        self._to_score = [generation for generation in self._to_score if generation not in prompts]
+        batch = self._batches[adapter]
+        try:
+            left = score_prompts(batch.model, self, prompts)
+        except Exception:
+            log.exception("the scores of prompts failed")
+            for generation in prompts:
+                if generation in self.running:
+                    self.finish(generation, internal_error())
+            return
+        for generation in left:
+            batch.add(generation)
 
     def _drop(self, generation: Generation) -> None:
         """Let a generation leave that no client waits for any more."""
         if self._drafted and self._drafted.generation is generation:
             self._drafted.close()
             self._drafted = None
+        elif generation in self._to_score:
+            self._to_score.remove(generation)
         else:
             self._batch_of(generation.task).drop(generation)
         self.finish(generation, None)
@@ -90,7 +124,7 @@ class MlxEngine(Engine):
 
     def reset(self) -> None:
         """Drop all batches after an exception."""
-        self._drafted = None
+        self._drafted, self._to_score = None, []
         for batch in self._batches.values():
             batch.reset()
         mx.clear_cache()

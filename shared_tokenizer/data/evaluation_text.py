@@ -74,15 +74,24 @@ class EvaluationSettings(EvaluationText):
     json: str | None = None
     """File to write the numbers to, as JSON."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.json is not None:
+            refuse_inside_sealed(Path(self.json))
+            if not Path(self.json).parent.is_dir() or Path(self.json).is_dir():
+                raise ValueError(f"json: found {self.json!r}, expected a file in a directory that exists")
+
     def find_chat_format(
         self, contents: Sequence[Content], path: str, tokenizer: Tokenizer, adapter_path: str | None = None
     ) -> ChatFormat | None:
         """Return the format that the chats among contents are scored in.
 
         None where there are no chats, or the model has no format; then a line says that they are scored as texts.
-        Raises ValueError where the tokenizer lacks the tokens of the format that is named.
+        Raises ValueError where the tokenizer lacks the tokens of the named format, or there are no chats for it.
         """
         if all(isinstance(content, str) for content in contents):
+            if self.chat_format != "auto":
+                raise ValueError(f"chat_format: found {self.chat_format!r}, but no chats, which alone it changes")
             return None
         try:
             return choose_chat_format(Path(path), tokenizer, choice=self.chat_format, adapter_path=adapter_path)
@@ -121,7 +130,7 @@ def evaluation_table(found: Mapping[str, Evaluation]) -> Any:
 def write_evaluations(path: Path, found: Mapping[str, Evaluation], about: Mapping[str, Any]) -> None:
     """Write the numbers of each model as JSON, with what was evaluated.
 
-    Raises ValueError inside a sealed directory, OSError where the file cannot be written.
+    Raises OSError where the file cannot be written.
     """
     models = {
         name: {
@@ -135,5 +144,4 @@ def write_evaluations(path: Path, found: Mapping[str, Evaluation], about: Mappin
         }
         for name, each in found.items()
     }
-    refuse_inside_sealed(path)
     write_file(path, (json.dumps({**about, "models": models}, indent=2) + "\n").encode())

@@ -7,11 +7,14 @@ import pytest
 
 import jaxlm.commands.evaluate
 import mlxlm.evaluate
+from jaxlm.common.evaluation.scoring import ScoredPlaces
+from jaxlm.common.evaluation.text_scores import evaluate_windows
 from jaxlm.load import load_model
 from jaxlm.score import score
 from shared_tokenizer.chat.chat_format import Message
 from shared_tokenizer.chat.formats import CHATML
 from shared_tokenizer.chat.messages import encode_chat
+from shared_tokenizer.data.evaluation import text_batches
 from tests.mlxlm.server.served_models import save_model
 
 CHATS = [("add 1 and 2", "3"), ("say hello", "hello, you"), ("count", "one two three " * 200)]
@@ -65,3 +68,22 @@ def test_a_model_without_a_chat_format_is_scored_on_plain_text_aloud_or_by_the_o
     assert "chats are scored as plain text, with the questions" in capsys.readouterr().out
     named, _ = evaluated(place, "plain", chat_format="chatml")
     assert named["tokens"] < plain["tokens"] and "plain text" not in capsys.readouterr().out
+
+
+def test_settings_without_effect_and_files_that_cannot_be_written_are_refused_before_anything_is_read(place, tmp_path):
+    (tmp_path / "text.txt").write_text("def")
+    given = {"model": [str(place / "model")], "input": [str(tmp_path / "text.txt")]}
+    command = jaxlm.commands.evaluate
+    with pytest.raises(ValueError, match="chat_format: found 'chatml', but no chats"):
+        command.main(command.EvaluateConfig(**given, chat_format="chatml"))
+    with pytest.raises(ValueError, match=r"json: found .*, expected a file in a directory that exists"):
+        command.EvaluateConfig(**given, json=str(tmp_path / "missing" / "numbers.json"))
+
+
+def test_a_loss_that_is_no_number_is_an_error(tokenizer):
+    def score(batch, places, targets):
+        return ScoredPlaces(np.full(len(places), np.nan, np.float32), targets < 0, *[np.zeros((len(places), 0))] * 2)
+
+    batches = text_batches(tokenizer, ["def"], 8, 1, 300)
+    with pytest.raises(ValueError, match="found a log-probability that is not finite"):
+        evaluate_windows(score, batches, tokenizer)

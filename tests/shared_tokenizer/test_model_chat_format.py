@@ -5,8 +5,9 @@ import pytest
 from shared_tokenizer.chat.formats import CHATML, named_chat_format
 from shared_tokenizer.chat.messages import Message, encode_generation_prompt, stop_ids
 from shared_tokenizer.chat.template import write_chat_template
-from shared_tokenizer.model_chat_format import choose_chat_format
+from shared_tokenizer.model_chat_format import choose_chat_format, reply_stop_ids
 from shared_tokenizer.tokenizers.train import train_tokenizer
+from tests.mlxlm.server.served_models import save_model
 
 
 @pytest.fixture
@@ -97,3 +98,12 @@ def test_a_template_of_no_known_format_writes_the_prompts(places, tokenizer, cap
     (model / "chat_template.jinja").write_text("{{ 10 ** 100000000 }}")
     with pytest.raises(ValueError, match=r"model: chat template: it ran for 0\.5 s and had not ended"):
         choose_chat_format(model, tokenizer)
+
+
+def test_the_end_of_a_turn_ends_a_text_of_a_chat_model_only(tokenizer, tmp_path):
+    chats = save_model(tmp_path / "chats", tokenizer)
+    plain = save_model(tmp_path / "plain", tokenizer, template=None)
+    broken = save_model(tmp_path / "broken", tokenizer, template="{{ messages[0].secret }}")
+    turn = tokenizer.special_tokens["<|im_end|>"]
+    assert reply_stop_ids(chats, tokenizer) == [turn, tokenizer.eos_id]
+    assert list(reply_stop_ids(plain, tokenizer)) == list(reply_stop_ids(broken, tokenizer)) == [tokenizer.eos_id]

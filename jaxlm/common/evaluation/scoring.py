@@ -62,6 +62,8 @@ def score_rows(
     programs are compiled. Raises ValueError on a row that is empty, too long or of another vocabulary, and on a context
     without a token.
     """
+    if not 0 <= top <= vocab_size:
+        raise ValueError(f"top: found {top}, expected 0 to {vocab_size}, the tokens of the vocabulary")
     inputs = [np.asarray(row if top else row[:-1], np.int32) for row in rows]
     for number, (row, context) in enumerate(zip(rows, context_lengths, strict=True)):
         _check_row(number, row, context, len(inputs[number]), vocab_size, max_seq_len)

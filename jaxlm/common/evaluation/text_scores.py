@@ -11,28 +11,33 @@ from shared_tokenizer.chat.messages import encode_chat
 from shared_tokenizer.data.evaluation import Evaluation
 from shared_tokenizer.data.evaluation_text import Content, as_texts
 from shared_tokenizer.data.examples import Example
+from shared_tokenizer.tokenizers.known_tokens import UNKNOWN_NAMES
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 # Inputs of a batch with places `[S]` in them and targets `[S]`, see `scoring.ScorePlaces`.
 ScoreBatch: TypeAlias = Callable[[Example, np.ndarray, np.ndarray], ScoredPlaces]
 ScoreRows: TypeAlias = Callable[[Sequence[list[int]], Sequence[int]], list[TokenScores]]
-# Spellings of the token that stands for characters without one.
-UNKNOWN = ("<unk>", "[UNK]", "<UNK>")
 
 
 def evaluate_contents(
     contents: Sequence[Content],
     chat_format: ChatFormat | None,
     of_texts: Callable[[Sequence[str]], Evaluation],
-    of_chats: Callable[[Sequence[Sequence[Message]], ChatFormat], Evaluation],
+    score: ScoreRows,
+    tokenizer: Tokenizer,
+    max_seq_len: int,
+    log: Callable[[str], None] = print,
 ) -> Evaluation:
-    """Return the totals over texts, and over the answers of chats; without a chat format chats are texts."""
+    """Return the totals over texts, and over the answers of chats; without a chat format chats are texts.
+
+    Raises ValueError as `evaluate_chats` does.
+    """
     if chat_format is None:
         return of_texts(as_texts(contents))
     texts = [content for content in contents if isinstance(content, str)]
     chats = [content for content in contents if not isinstance(content, str)]
-    found = [of_texts(texts)] if texts else []
-    return sum([*found, of_chats(chats, chat_format)], Evaluation(0.0, 0, 0, 0, 0)) if chats else found[0]
+    total = of_texts(texts) if texts else Evaluation(0.0, 0, 0, 0, 0)
+    return total + evaluate_chats(score, chats, tokenizer, chat_format, max_seq_len, log) if chats else total
 
 
 def evaluate_windows(score: ScoreBatch, batches: Iterable[Example], tokenizer: Tokenizer) -> Evaluation:
@@ -77,9 +82,12 @@ def evaluate_chats(
 
 
 def _evaluation(logprobs: np.ndarray, is_greedy: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer) -> Evaluation:
-    """Return the totals over targets `[n]`; scores may be longer, for padding."""
+    """Return the totals over targets `[n]`; scores may be longer, for padding. Raises ValueError on NaN."""
     count = len(targets)
-    unknown = [tokenizer.special_tokens[spelling] for spelling in UNKNOWN if spelling in tokenizer.special_tokens]
+    if not np.isfinite(logprobs[:count]).all():
+        raise ValueError("loss: found a log-probability that is not finite; the model's weights hold NaN or infinity")
+    special = tokenizer.special_tokens
+    unknown = [special[name] for name in UNKNOWN_NAMES if name in special]
     return Evaluation(
         nats=-float(logprobs[:count].sum(dtype=np.float64)),
         tokens=count,

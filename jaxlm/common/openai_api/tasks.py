@@ -49,7 +49,7 @@ class Task:
     scores_prompt: bool = False
     """True if the tokens of the prompt are scored too, with `logprobs` likeliest tokens each."""
     constraint: "Constraint | None" = None
-    """What the text has to be, token by token; only the engine's thread uses it."""
+    """Grammar that the text follows; only the engine's thread uses it."""
     adapter: str | None = None
     """Name of the adapters to use, None for the model as it is served."""
     stop_ids: frozenset[int]

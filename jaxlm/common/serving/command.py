@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -148,8 +148,35 @@ def listen(host: str, port: int) -> socket.socket:
     return socket.create_server(address[:2], family=family)
 
 
-def find_served_format(
-    config: ServingConfig, path: Path, tokenizer: Tokenizer, adapter_path: str | None = None
+def served_model(
+    config: ServingConfig,
+    tokenizer: Tokenizer | None,
+    *,
+    vocab_size: int,
+    max_seq_len: int,
+    adapter_path: str | None = None,
+    adapters: Sequence[str] = (),
+) -> ServedModel:
+    """Return the properties of a model that requests are checked against.
+
+    Raises ValueError if it has no tokenizer, or lacks the chat format that the settings name.
+    """
+    path = Path(config.model)
+    if tokenizer is None:
+        raise ValueError(f"{path}: found no tokenizer, so there is no text to continue")
+    return ServedModel(
+        name=path.resolve().name if config.model_name is None else config.model_name,
+        tokenizer=tokenizer,
+        chat_format=_served_format(config, path, tokenizer, adapter_path),
+        vocab_size=vocab_size,
+        max_seq_len=max_seq_len,
+        max_tokens=config.max_tokens,
+        adapters=tuple(adapters),
+    )
+
+
+def _served_format(
+    config: ServingConfig, path: Path, tokenizer: Tokenizer, adapter_path: str | None
 ) -> ChatFormat | None:
     """Return the chat format of a model, None where it has none that can be used.
 

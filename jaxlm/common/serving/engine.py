@@ -206,14 +206,18 @@ class Engine(ABC):
         return len({id(generation.request) for generation in self._waiting})
 
     def _run(self) -> None:
-        while self._wait_for_work():
-            try:
-                self.step()
-            except Exception:
-                log.exception("a step of the engine failed")
-                self.reset()
-                for generation in list(self.running):
-                    self.finish(generation, internal_error())
+        try:
+            while self._wait_for_work():
+                try:
+                    self.step()
+                except Exception:
+                    log.exception("a step of the engine failed")
+                    for generation in list(self.running):
+                        self.finish(generation, internal_error())
+                    self.reset()
+        except Exception:
+            log.exception("the engine has ended")
+            self.stop()
 
     def _wait_for_work(self) -> bool:
         """Wait until there is something to do. Returns False where the engine stops."""

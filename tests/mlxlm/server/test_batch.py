@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from jaxlm.common.openai_api.errors import ApiError
 from jaxlm.common.openai_api.reply_text import ReplyText
 from jaxlm.common.openai_api.tasks import Finish, Piece, Task
 from jaxlm.common.sampling import Sampling
@@ -14,6 +15,7 @@ from mlxlm.adapters.adapters import AdapterConfig, add_adapters
 from mlxlm.generate import generate
 from mlxlm.load import adapted
 from mlxlm.server.engine import MlxEngine
+from mlxlm.server.prompt_scores import score_prompts
 from shared_tokenizer.tokenizers.tokenizer import TextStream
 from tests.mlxlm.server.served_models import make_engine, open_model
 
@@ -209,3 +211,59 @@ def test_a_drafted_text_is_kept_for_the_next_prompt(models, tokenizer, tmp_path)
 def test_a_recurrent_model_has_no_draft(models):
     with pytest.raises(ValueError, match="draft_model: found a model with a recurrent state"):
         make_engine(models["hybrid"], draft=models["dense"])
+
+
+def scoring(tokenizer, prompt, **fields):
+    return task(tokenizer, prompt, scores_prompt=True, generates=False, **fields)
+
+
+def test_texts_go_on_between_prompts_that_are_scored(models, tokenizer, monkeypatch):
+    monkeypatch.setattr("mlxlm.server.engine.SCORED_TOKENS", 1)
+    calls = []
+    monkeypatch.setattr(
+        "mlxlm.server.engine.score_prompts",
+        lambda model, engine, prompts: calls.append(len(prompts)) or score_prompts(model, engine, prompts),
+    )
+    engine = make_engine(models["dense"], max_batch=8)
+    tasks = [task(tokenizer, PROMPTS[0]), *(scoring(tokenizer, prompt) for prompt in PROMPTS[1:4])]
+    assert [len(tokens) for tokens in answers(engine, tasks)] == [12, 0, 0, 0]
+    assert calls == [1, 1, 1]
+
+
+def test_a_fault_in_the_scores_of_a_prompt_fails_that_prompt_alone(models, tokenizer, monkeypatch, caplog):
+    def fail(*arguments):
+        raise RuntimeError("secret of the inside")
+
+    monkeypatch.setattr("mlxlm.server.engine.score_prompts", fail)
+
+    async def ask(engine):
+        engine.start()
+        text, scored = (engine.submit(each)[0] for each in (task(tokenizer, PROMPTS[0]), scoring(tokenizer, [1, 40])))
+        with pytest.raises(ApiError, match="the server failed"):
+            await tokens_of(scored)
+        found = await tokens_of(text)
+        engine.stop()
+        engine.join()
+        return found
+
+    assert len(asyncio.run(ask(make_engine(models["dense"])))) == 12
+    assert "secret of the inside" in caplog.text
+
+
+def test_an_engine_that_cannot_go_on_says_so(models, tokenizer, monkeypatch):
+    engine = make_engine(models["dense"])
+
+    def fail():
+        raise MemoryError
+
+    monkeypatch.setattr(engine, "step", fail)
+    monkeypatch.setattr(engine, "reset", fail)
+
+    async def ask():
+        engine.start()
+        with pytest.raises(ApiError, match="the server is stopping"):
+            await tokens_of(engine.submit(task(tokenizer, PROMPTS[0]))[0])
+        engine.join()
+
+    asyncio.run(ask())
+    assert not engine.is_alive

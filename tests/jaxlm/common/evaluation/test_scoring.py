@@ -71,3 +71,8 @@ def test_rows_of_similar_length_share_a_batch_of_few_shapes():
 def test_rows_that_cannot_be_scored_are_refused_by_number(row, context, words):
     with pytest.raises(ValueError, match=words):
         scored([row], [context])
+
+
+def test_no_more_likeliest_tokens_than_there_are():
+    with pytest.raises(ValueError, match="top: found 101, expected 0 to 100"):
+        scored([[1, 2]], [1], top=101)

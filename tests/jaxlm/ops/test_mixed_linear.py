@@ -28,10 +28,12 @@ def batch():
 
 def loss_and_gradients(config, params, weights):
     """Return the loss with `weights(params, ternary)`, and its gradient by parameter."""
-    ternary = quantize_params(params, config)
-    return jax.value_and_grad(lambda params: loss_sum(LanguageModel(config), weights(params, ternary), batch())[0])(
-        params
-    )
+    ternary = jax.jit(quantize_params, static_argnums=1)(params, config)
+
+    def loss(params):
+        return loss_sum(LanguageModel(config), weights(params, ternary), batch())[0]
+
+    return jax.jit(jax.value_and_grad(loss))(params)
 
 
 @pytest.mark.parametrize("variant", ["ternary", "mlgru", "scales_by_group"])

@@ -128,7 +128,12 @@ class LanguageModel(nn.Module):
         return "norm", "lm_head" if "lm_head" in self else "embed_tokens"
 
     def _cache_masks(self, x: mx.array, caches: list[Any]) -> dict[str, Any]:
-        """Return mlx-lm's mask for each kind of token mixer: it hides later positions from attention, and padding."""
+        """Return mlx-lm's mask for each kind of token mixer: it hides later positions from attention, and padding.
+
+        A single token of a single row sees all that its cache holds, so it has none.
+        """
+        if x.shape[:2] == (1, 1):
+            return {}
         return {
             mixer: create(x, caches[self._mixers.index(mixer)])
             for mixer, create in (("attention", create_attention_mask), ("mlgru", create_ssm_mask))

@@ -1,4 +1,4 @@
-"""The routes of the server: models, chat and completions of OpenAI's API, answered by one engine."""
+"""The routes of the server: models, chat and completions of OpenAI's API, answered by one engine; its tokenizer."""
 
 import asyncio
 import contextlib
@@ -19,6 +19,7 @@ from jaxlm.common.openai_api.errors import ApiError, answer_api_error, answer_fa
 from jaxlm.common.openai_api.json_body import read_body
 from jaxlm.common.openai_api.requests import CompletionRequest, ServedModel, read_chat, read_completion
 from jaxlm.common.openai_api.responses import collect, model_object, stream
+from jaxlm.common.openai_api.tokenizer_requests import detokenize, tokenize, tokenizer_info
 from jaxlm.common.serving.engine import Engine, Generation, merged_events
 from jaxlm.common.serving.guard import OPEN_ROUTE, Guard
 from jaxlm.common.serving.request_log import GENERATIONS, RequestLog
@@ -53,6 +54,9 @@ def make_app(
             _route("/v1/models/{name:path}", "GET", routes.model),
             _route("/v1/chat/completions", "POST", routes.chat),
             _route("/v1/completions", "POST", routes.completion),
+            _route("/tokenize", "POST", routes.tokenize),
+            _route("/detokenize", "POST", routes.detokenize),
+            _route("/tokenizer_info", "GET", routes.tokenizer_info),
         ],
         middleware=[
             Middleware(_PlainPath),
@@ -107,6 +111,17 @@ class _Routes:
         name = http.path_params["name"]
         self._model.adapter_of(name)
         return JSONResponse(model_object(name, self._created))
+
+    async def tokenize(self, http: Request) -> Response:
+        body = await read_body(http, self._max_body_bytes)
+        return JSONResponse(await run_in_threadpool(tokenize, body, self._model))
+
+    async def detokenize(self, http: Request) -> Response:
+        body = await read_body(http, self._max_body_bytes)
+        return JSONResponse(await run_in_threadpool(detokenize, body, self._model))
+
+    async def tokenizer_info(self, http: Request) -> Response:
+        return JSONResponse(tokenizer_info(self._model))
 
     async def chat(self, http: Request) -> Response:
         return await self._complete(http, read_chat)

@@ -24,6 +24,12 @@ GROUPS = (
 )
 # Columns of a terminal that every line of the help fits into.
 LINE = 80
+# Words of weight averaging, which no command offers.
+_AVERAGING_WORDS = ("ema", "ema_decay", "use_ema", "swa", "weight_averaging", "average_weights", "averaging")
+_NO_AVERAGING = (
+    "averages of ternary weights' latents crowd around zero, where they round to other codes, and the model is worse "
+    "than the last one; optimizer.schedule wsd or linear gives a smooth end"
+)
 # Words that people bring from other programs -> flags of ours, the first that a command has.
 FOREIGN_WORDS = {
     "lr": ("optimizer.learning_rate",),
@@ -175,6 +181,9 @@ def explain_mistake(parser: Any, message: str, settings_class: type) -> str | No
     """
     expected = expected_values(settings_class)
     names = [action.dest for group in parser._action_groups for action in group._group_actions]
+    unknown = re.search(r"(?:unrecognized arguments: --|Option '|option ')([^\s='.]*\.)?([^\s=']+)", message)
+    if unknown and "optimizer.schedule" in names and unknown[2].replace("-", "_") in _AVERAGING_WORDS:
+        return f"{unknown[1] or ''}{unknown[2]}: weights are not averaged: {_NO_AVERAGING}"
     if found := re.search(r"unrecognized arguments: (--)?([^\s=]+)", message):
         if not found[1]:
             return f"{found[2]!r}: found a value without a flag before it; see --help"

@@ -10,6 +10,7 @@ from jaxlm.common.architecture.parameters import parameter_count, ternary_parame
 from jaxlm.common.architecture.presets import preset
 from jaxlm.common.architecture.training_memory import TrainingMemory, training_memory
 from jaxlm.common.artifact.artifact import weight_file_bytes
+from jaxlm.common.run.optimizer_config import OptimizerName
 from jaxlm.training.resolve import model_flags
 
 # The longest sequences of released models are far above those that one trains them on.
@@ -36,6 +37,8 @@ class NewModelConfig:
     raises max_seq_len."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of activations over float32 weights in training."""
+    optimizer: OptimizerName = "adamw"
+    """Optimizer of that training: with muon the matrices of the blocks have one moment in place of two."""
     output_dir: str | None = None
     """Directory for a blank latent artifact: fresh weights that training starts from with --init_from."""
     float_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -102,8 +105,14 @@ def new_model(settings: NewModelConfig) -> NewModel:
         latent_bytes=weight_file_bytes(config, "latent", settings.float_dtype),
         packed_bytes=packed,
         seq_len=seq_len,
-        memory=training_memory(config, settings.batch_size, seq_len, _ACTIVATION_BYTES[settings.dtype]),
-        flags=model_flags(config),
+        memory=training_memory(
+            config,
+            settings.batch_size,
+            seq_len,
+            _ACTIVATION_BYTES[settings.dtype],
+            has_muon=settings.optimizer == "muon",
+        ),
+        flags=model_flags(config) + ([] if settings.optimizer == "adamw" else ["--optimizer.name", settings.optimizer]),
     )
 
 

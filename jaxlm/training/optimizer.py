@@ -9,12 +9,11 @@ import optax
 from flax.traverse_util import path_aware_map
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
+from jaxlm.common.architecture.parameters import is_block_matrix, is_decayed
 from jaxlm.common.run.optimizer_config import (
     MUON_RMS,
     OptimizerConfig,
     Piece,
-    is_block_matrix,
-    is_decayed,
     learning_rate_pieces,
     weight_decay_end,
 )

@@ -5,11 +5,10 @@ import zlib
 
 import mlx.core as mx
 
+from jaxlm.common.architecture.parameters import is_block_matrix, is_decayed
 from jaxlm.common.run.optimizer_config import (
     MUON_RMS,
     OptimizerConfig,
-    is_block_matrix,
-    is_decayed,
     learning_rate,
     learning_rate_pieces,
     weight_decay_end,

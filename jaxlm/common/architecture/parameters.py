@@ -6,6 +6,7 @@ parameters reads this table; none guesses from shapes or spellings.
 
 import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -227,6 +228,22 @@ def parameter_count(config: ModelConfig) -> int:
 def ternary_parameter_count(config: ModelConfig) -> int:
     """Return the number of parameters that are ternary."""
     return sum(parameter.size for parameter in parameters(config) if parameter.storage == "ternary")
+
+
+def is_decayed(path: Iterable[str]) -> bool:
+    """Return True if a parameter is decayed: matrices are, norms, biases, embeddings and lower bounds are not."""
+    return not any("norm" in part or part in ("embed_tokens", "lower_bounds", "bias") for part in path)
+
+
+def is_block_matrix(path: Iterable[str]) -> bool:
+    """Return True if a parameter is a matrix of a block, or a stack of them: those that Muon updates."""
+    first, *rest = path
+    return first == "layers" and is_decayed(rest)
+
+
+def block_matrix_parameter_count(config: ModelConfig) -> int:
+    """Return the number of parameters in the matrices of the blocks."""
+    return sum(parameter.size for parameter in parameters(config) if is_block_matrix(parameter.path))
 
 
 def tensor_bytes(config: ModelConfig, kind: Kind, float_dtype: str = "float32") -> int:

@@ -5,7 +5,7 @@ Every framework builds its own optimizer from them.
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -162,14 +162,3 @@ def weight_decay_end(config: OptimizerConfig, num_train_steps: int) -> int | Non
     """Return the step from which there is no weight decay; None where it never ends."""
     schedule = config.weight_decay_schedule or ("zero_at_half" if config.schedule == "two_stage" else "constant")
     return num_train_steps // 2 if schedule == "zero_at_half" else None
-
-
-def is_decayed(path: Iterable[str]) -> bool:
-    """Return True if a parameter is decayed: matrices are, norms, biases, embeddings and lower bounds are not."""
-    return not any("norm" in part or part in ("embed_tokens", "lower_bounds", "bias") for part in path)
-
-
-def is_block_matrix(path: Iterable[str]) -> bool:
-    """Return True if a parameter is a matrix of a block, or a stack of them: those that Muon updates."""
-    first, *rest = path
-    return first == "layers" and is_decayed(rest)

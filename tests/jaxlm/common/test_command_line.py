@@ -189,6 +189,9 @@ def test_settings_that_are_nested_without_end_are_one_line(tmp_path):
         ("batch_siZe: 4", [], r"^.*settings\.yaml: batch_siZe: there is no such setting; did you mean batch_size"),
         ("batch_size: -4", [], r"^.*settings\.yaml: batch_size: found -4"),
         ("batch_size: 4", ["--batch_size", "-3"], r"^batch_size: found -3"),
+        ("ema: 0.99", [], r"^.*settings\.yaml: ema: weights are not averaged: .*crowd around zero"),
+        ("optimizer: {ema_decay: 0.99}", [], r"settings\.yaml: ema_decay: weights are not averaged: "),
+        ("batch_size: 4", ["--weight-averaging=1"], r"weight-averaging: weights are not averaged: "),
     ],
 )
 def test_a_mistake_in_a_file_of_settings_names_the_file(tmp_path, content, flags, message):

@@ -6,7 +6,7 @@ import pytest
 
 from jaxlm.checkpoints.weights import artifact_params
 from jaxlm.common.architecture.model_size import Architecture
-from jaxlm.common.architecture.parameters import parameter_count, tensor_bytes
+from jaxlm.common.architecture.parameters import block_matrix_parameter_count, parameter_count, tensor_bytes
 from jaxlm.common.architecture.presets import preset
 from jaxlm.common.artifact.artifact import load_artifact
 from jaxlm.common.command_line import parse
@@ -134,3 +134,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path):
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "bytes free, expected at least 4," in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_muon_saves_a_moment_of_the_matrices_of_blocks():
+    adamw, muon = (new_model(NewModelConfig(params="20M", optimizer=name)) for name in ("adamw", "muon"))
+    assert adamw.memory.moments - muon.memory.moments == 4 * block_matrix_parameter_count(muon.config)
+    assert muon.flags == [*adamw.flags, "--optimizer.name", "muon"]

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from jaxlm.common.run.optimizer_config import OptimizerConfig, fit_warmup, is_decayed, learning_rate_pieces
+from jaxlm.common.run.optimizer_config import OptimizerConfig, fit_warmup, learning_rate_pieces
 
 
 @pytest.mark.parametrize(
@@ -45,19 +45,3 @@ def test_the_pieces_follow_one_another_from_the_first_step(schedule):
     begins = [piece.begin for piece in pieces]
     assert begins == sorted(set(begins)) and begins[:2] == [0, 10] and begins[-1] < 100
     assert max(piece.start for piece in pieces) == OptimizerConfig().learning_rate
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("layers.0.self_attn.q_proj.weight", True),
-        ("layers.mlp.down_proj.lora_a", True),
-        ("lm_head.weight", True),
-        ("embed_tokens.weight", False),
-        ("lower_bounds.weight", False),
-        ("layers.0.mlp.ffn_sub_norm.weight", False),
-        ("norm.weight", False),
-    ],
-)
-def test_matrices_alone_are_decayed(path, expected):
-    assert is_decayed(path.split(".")) is expected

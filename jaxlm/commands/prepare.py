@@ -63,5 +63,10 @@ def main(config: PrepareConfig) -> None:
         console.print(
             f"{split}: {found['documents']:,} documents, {found['tokens']:,} tokens, {ratio:.2f} bytes per token"
         )
+    pairs = manifest.get("pairs", False)
+    if pairs:
+        console.print("each two documents are a pair, the chosen answer and then the rejected one")
     console.print(f"shards: {config.output_dir}")
-    console.print(f"next:   {next_command('train', '--data_dir', config.output_dir, '--output_dir', 'runs/mine')}")
+    flags = ("--objective", "orpo", "--init_from", "MODEL") if pairs else ()
+    command = next_command("train", *flags, "--data_dir", config.output_dir, "--output_dir", "runs/mine")
+    console.print(f"next:   {command}")

@@ -8,7 +8,8 @@ from pathlib import Path
 from shared_tokenizer.chat.template import read_chat_template
 from shared_tokenizer.data.batches import Packing, evaluation_batches, open_examples
 from shared_tokenizer.data.examples import Example, Examples, PackedDocuments
-from shared_tokenizer.data.shards import MANIFEST, TOKENIZER, Split, read_manifest
+from shared_tokenizer.data.pairs import Pairs
+from shared_tokenizer.data.shards import MANIFEST, TOKENIZER, Split, TokenShards, read_manifest
 from shared_tokenizer.load import load_tokenizer
 from shared_tokenizer.manifest import verify_manifest
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
@@ -33,16 +34,33 @@ class DataSets:
         packing: Packing = "auto",
         document_mask: bool = True,
         verify: bool = False,
+        pairs: bool = False,
     ) -> "DataSets":
         """Open both splits of every set. `verify` first compares every file with its sha256.
 
-        Raises ValueError where a set is damaged (DamagedError with `verify`), holds nothing to learn, or belongs to
-        another tokenizer than the first.
+        With `pairs` an example is a pair of rows, and the pairs of all sets are counted one after another, those of the
+        train splits first. Raises ValueError where a set is damaged (DamagedError with `verify`), holds nothing to
+        learn, belongs to another tokenizer than the first, or holds no pairs where they are expected, or pairs where
+        they are not.
         """
         tokenizer_dir, tokenizer = _common_tokenizer(directories)
+        for directory in directories:
+            _check_kind(Path(directory), pairs)
         if verify:
             for directory in directories:
                 verify_manifest(Path(directory))
+
+        def open_pairs(split: Split, first: int) -> tuple[Pairs, ...]:
+            found: list[Pairs] = []
+            for directory in directories:
+                shards, name = TokenShards.open(directory, split), f"{directory} ({split})"
+                found.append(Pairs(shards, seq_len, name, first=first + sum(map(len, found))))
+            return tuple(found)
+
+        if pairs:
+            train = open_pairs("train", 0)
+            val = open_pairs("val", sum(map(len, train)))
+            return cls(tuple(map(Path, directories)), train, val, tokenizer, tokenizer_dir)
 
         def open_split(split: Split) -> tuple[Examples, ...]:
             return tuple(
@@ -66,17 +84,32 @@ class DataSets:
         return sum(map(len, self.train))
 
     def packing_reports(self) -> list[str]:
-        """Return one line of statistics per packed split."""
+        """Return one line of statistics per split that is packed or holds pairs."""
         return [
             f"{directory} ({split}): {examples.report}"
             for split, sets in (("train", self.train), ("val", self.val))
             for directory, examples in zip(self.directories, sets, strict=True)
-            if isinstance(examples, PackedDocuments)
+            if isinstance(examples, PackedDocuments | Pairs)
         ]
 
     def evaluation_batches(self, batch_size: int, max_batches: int) -> list[Example]:
         """Return the first batches `[batch_size, L]` of the validation splits, in order."""
         return evaluation_batches(self.val, batch_size, max_batches)
+
+
+def _check_kind(directory: Path, pairs: bool) -> None:
+    """Raise ValueError where a set holds pairs of answers and is not opened for them, and the other way round."""
+    if read_manifest(directory).get("pairs", False) == pairs:
+        return
+    if pairs:
+        raise ValueError(
+            f"{directory}: found texts or chats, expected pairs of answers; prepare rows with the columns chosen and "
+            "rejected, or train on this set with --objective next_token"
+        )
+    raise ValueError(
+        f"{directory}: found pairs of answers, expected texts or chats; train on them with --objective orpo, or "
+        "prepare the chosen answers alone with --text_column chosen"
+    )
 
 
 def _common_tokenizer(directories: Sequence[Path]) -> tuple[Path, Tokenizer]:

@@ -12,8 +12,9 @@ from shared_tokenizer.data.evaluation import Evaluation
 from shared_tokenizer.manifest import refuse_inside_sealed, write_file
 from shared_tokenizer.model_chat_format import choose_chat_format
 from shared_tokenizer.settings import check_bounds, setting
-from shared_tokenizer.sources.documents import cut_document, is_validation, read_documents
+from shared_tokenizer.sources.documents import Document, cut_document, is_validation, read_documents
 from shared_tokenizer.sources.file_rules import FileRules
+from shared_tokenizer.sources.preferences import Preference
 from shared_tokenizer.sources.row_rules import RowRules
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
@@ -45,7 +46,7 @@ class EvaluationText:
     def read(self, sources: Sequence[str]) -> list[Content]:
         """Return the texts and chats of files, folders or `stdlib`.
 
-        Raises ValueError where there is none, or none held out.
+        Raises ValueError where there is none, or none held out, and on pairs of answers.
         """
         # All of a data set is evaluated on, or what a preparation holds out of it.
         choice = FileRules(splits="ignore" if self.held_out is None else "auto")
@@ -56,13 +57,22 @@ class EvaluationText:
         )
         if self.held_out is not None:
             documents = (document for document in documents if is_validation(document, self.held_out))
-        contents = [document.content for document in documents]
+        contents = [_content(document) for document in documents]
         if not contents:
             raise ValueError(
                 f"held_out: found no document in a fraction of {self.held_out}; give more documents, or cut long ones "
                 "with document_characters"
             )
         return contents
+
+
+def _content(document: Document) -> Content:
+    if isinstance(document.content, Preference):
+        raise ValueError(
+            f"{document.name}: found a pair of answers, expected a text or a chat; --text_column chosen evaluates the "
+            "chosen answers"
+        )
+    return document.content
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ class Example(TypedDict):
     positions: np.ndarray
     segment_ids: NotRequired[np.ndarray]  # left out where every row is one segment, which has faster kernels
     loss_mask: np.ndarray
+    pair: NotRequired[np.ndarray]  # of a pair of rows `[2, L]` (see `pairs.Pairs`) its number, `[]`
 
 
 class Examples(Protocol):

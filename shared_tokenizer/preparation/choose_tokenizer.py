@@ -68,7 +68,7 @@ def _texts_to_sample(plan: Plan, size_bytes: int, rejected: list[Rejected]) -> I
         for _, document in part.read():
             if isinstance(document, Rejected):
                 refuse_lost_rest(document)
-                rejected.append(document)
+                rejected += [document] if document.kind is None else []
             elif document.split != "val":
                 size += document.size_bytes
                 yield from document.texts

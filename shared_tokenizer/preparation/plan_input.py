@@ -51,9 +51,9 @@ def _show_files(files: Sequence[SourceFile], reporter: Reporter) -> None:
 def _show_columns(name: str, columns: Columns | str, rows: Iterator[Document | Rejected], reporter: Reporter) -> None:
     """Log the columns, whether they hold chats, the columns that are not used, and the first rows."""
     documents = list(itertools.islice((row for row in rows if isinstance(row, Document)), SAMPLE_ROWS))
-    kinds = sorted({"texts" if isinstance(document.content, str) else "chats" for document in documents})
+    kinds = sorted({document.kind for document in documents})
     unused = ", ".join(dict.fromkeys(column for document in documents for column in document.unused))
-    meaning = f" as {' and '.join(kinds)}" if "chats" in kinds else ""
+    meaning = f" as {' and '.join(kinds)}" if kinds != ["texts"] and kinds else ""
     reporter.log(f"{name}: reading {columns}{meaning}{f'; columns not used: {unused}' if unused else ''}")
     for document in documents:
         text = " | ".join(" ".join(part.split()) for part in document.texts)

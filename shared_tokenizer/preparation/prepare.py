@@ -69,6 +69,7 @@ def _identity(config: PrepareConfig, plan: Plan, given: Tokenizer | None) -> dic
         "chat_format": config.chat_format,
         # Left out where it is empty: sets that earlier versions made have none.
         **({"roles": config.roles} if config.roles else {}),
+        **({"pairs": True} if plan.holds_pairs else {}),
         **({"text_format": config.text_format} if config.text_format == "rendered" else {}),
         **({} if template is None else {"chat_template_sha256": hashlib.sha256(template.encode()).hexdigest()}),
         **asdict(config.options),
@@ -169,6 +170,7 @@ class _Preparation:
             "tokenizer_fingerprint": tokenizer.fingerprint,
             "masked": chat_format is not None,
             "chat_format": None if chat_format is None else chat_format.name,
+            **({"pairs": True} if self.plan.holds_pairs else {}),
             "options": self.identity,
             "splits": {split: {**summary.splits[split], "shards": summary.shards[split]} for split in SPLITS},
         }

@@ -17,7 +17,7 @@ from shared_tokenizer.chat.rendered import Spellings, encode_rendered
 from shared_tokenizer.data.shards import SPLITS, TOKENIZER, ShardWriter, Split, ids_dtype
 from shared_tokenizer.load import load_tokenizer
 from shared_tokenizer.manifest import named_errors
-from shared_tokenizer.preparation.summary import Summary, count_bad_row, refuse_lost_rest
+from shared_tokenizer.preparation.summary import Summary, count_bad_row, count_no_pair, refuse_lost_rest
 from shared_tokenizer.sources.documents import Document, Rejected, cut_document, is_validation
 from shared_tokenizer.sources.row_rules import TextFormat
 from shared_tokenizer.sources.slices import Slice
@@ -141,41 +141,44 @@ class _SliceWork:
         """Encode and write documents. Return False before the first document that exceeds a limit."""
         options, summary = self._options, self._summary
         for (source, document), encoded in zip(batch, self._encode([found for _, found in batch]), strict=True):
-            if encoded is None:
+            if not encoded:
                 continue
-            ids, mask = encoded
-            if summary.documents == options.max_samples:
+            tokens = [len(ids) for ids, _ in encoded]
+            if options.max_samples is not None and summary.documents + len(encoded) > options.max_samples:
                 return False
-            if options.max_tokens is not None and summary.tokens + len(ids) > options.max_tokens:
+            if options.max_tokens is not None and summary.tokens + sum(tokens) > options.max_tokens:
                 return False
             split: Split = "val" if is_validation(document, options.val_fraction) else "train"
-            self._writers[split].add(ids, mask)
-            summary.add_document(source, split, document, len(ids), len(ids) if mask is None else int(mask.sum()))
+            for ids, mask in encoded:
+                self._writers[split].add(ids, mask)
+            learned = [len(ids) if mask is None else int(mask.sum()) for ids, mask in encoded]
+            summary.add_document(source, split, document, tokens, learned)
             summary.add_spellings(document, self._spellings)
             if document.unused:
                 summary.unused.setdefault(source, Counter()).update(document.unused)
         return True
 
-    def _encode(self, documents: Sequence[Document]) -> Iterator[tuple[np.ndarray, np.ndarray | None] | None]:
+    def _encode(self, documents: Sequence[Document]) -> Iterator[list[tuple[np.ndarray, np.ndarray | None]]]:
         """Yield ids int32 `[tokens]` and loss mask bool `[tokens]` of each document; the mask of a text is None.
 
-        A chat that its format cannot express is counted as a bad row and yields None.
+        A pair yields two of them. A chat that its format cannot express is counted as a bad row, a pair of equal tokens
+        as one that compares nothing; they yield none.
         """
         is_rendered = self._job.text_format == "rendered"
         texts = [document.content for document in documents if isinstance(document.content, str) and not is_rendered]
         encoded = iter(self._tokenizer.encode_batch(texts, num_threads=1))
         for document in documents:
             if isinstance(document.content, str):
-                yield self._encode_rendered(document) if is_rendered else (self._framed(next(encoded)), None)
+                yield self._encode_rendered(document) if is_rendered else [(self._framed(next(encoded)), None)]
             else:
-                yield self._encode_chat(document)
+                yield self._encode_chats(document)
 
-    def _encode_rendered(self, document: Document) -> tuple[np.ndarray, None] | None:
+    def _encode_rendered(self, document: Document) -> list[tuple[np.ndarray, np.ndarray | None]]:
         try:
-            return np.array(encode_rendered(document.text, self._tokenizer), np.int32), None
+            return [(np.array(encode_rendered(document.text, self._tokenizer), np.int32), None)]
         except ValueError as error:
             count_bad_row(self._summary, f"{document.name}: {error}", self._job.max_bad_rows)
-            return None
+            return []
 
     def _framed(self, ids: list[int]) -> np.ndarray:
         """Return begin-of-text, the ids and end-of-text, int32 `[tokens]`."""
@@ -185,14 +188,18 @@ class _SliceWork:
         framed[-1] = self._tokenizer.eos_id
         return framed
 
-    def _encode_chat(self, document: Document) -> tuple[np.ndarray, np.ndarray] | None:
-        assert self._format is not None and not isinstance(document.content, str)
+    def _encode_chats(self, document: Document) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        assert self._format is not None
         try:
-            chat = encode_chat(document.content, self._tokenizer, self._format)
+            chats = [encode_chat(chat, self._tokenizer, self._format) for chat in document.chats]
         except ValueError as error:
             count_bad_row(self._summary, f"{document.name}: {error}", self._job.max_bad_rows)
-            return None
-        return np.array(chat.ids, np.int32), np.array(chat.loss_mask, bool)
+            return []
+        if len(chats) == 2 and chats[0] == chats[1]:
+            line = f"{document.name}: found answers that the chat format writes alike, expected different ones"
+            count_no_pair(self._summary, "equal_answers", line)
+            return []
+        return [(np.array(chat.ids, np.int32), np.array(chat.loss_mask, bool)) for chat in chats]
 
 
 def _kept_documents(job: SliceJob, summary: Summary) -> Iterator[tuple[str, Document]]:
@@ -209,6 +216,9 @@ def kept_documents(
     """
     for source, read in part.read():
         if isinstance(read, Rejected):
+            if read.kind is not None:
+                count_no_pair(summary, read.kind, f"{read.where}: {read.reason}")
+                continue
             refuse_lost_rest(read)
             count_bad_row(summary, f"{read.where}: {read.reason}", max_bad_rows)
             continue

@@ -7,6 +7,7 @@ from shared_tokenizer.preparation.summary import Summary
 
 PLACES_SHOWN = 3
 _LEFT_OUT = {"empty": "empty", "short": "shorter than min_text_length", "duplicates": "copies of an earlier one"}
+_NO_PAIRS = {"unpaired": "without a chosen or a rejected answer", "equal_answers": "with equal answers"}
 
 
 def statistics(summary: Summary) -> dict[str, Any]:
@@ -14,9 +15,12 @@ def statistics(summary: Summary) -> dict[str, Any]:
     return {
         "documents": summary.documents,
         "tokens": summary.tokens,
-        "left_out": {name: summary.counts[name] for name in ("bad_rows", "empty", "short", "duplicates")},
+        "left_out": {name: summary.counts[name] for name in ("bad_rows", "empty", "short", "duplicates")}
+        | {name: summary.counts[name] for name in _NO_PAIRS if summary.counts[name]},
         "conversations": summary.counts["conversations"],
         "first_bad_rows": summary.bad_rows,
+        **({"pairs": summary.counts["pairs"]} if summary.counts["pairs"] else {}),
+        **({"first_rows_that_compare_nothing": summary.no_pairs} if summary.no_pairs else {}),
         "spelled_out": {kind: dict(sorted(found.items())) for kind, found in sorted(summary.spelled.items())},
         "columns_not_used": {name: dict(sorted(found.items())) for name, found in sorted(summary.unused.items())},
         "splits": {name: with_ratio(counts) for name, counts in sorted(summary.splits.items())},
@@ -37,6 +41,9 @@ def skipped_lines(summary: Summary) -> list[str]:
         lines += [f"  {line}" for line in shown]
     if left_out := [f"{summary.counts[name]:,} {words}" for name, words in _LEFT_OUT.items() if summary.counts[name]]:
         lines.append(f"documents left out: {', '.join(left_out)}")
+    if no_pairs := [f"{summary.counts[name]:,} {words}" for name, words in _NO_PAIRS.items() if summary.counts[name]]:
+        lines.append(f"pairs left out: {', '.join(no_pairs)}, the first:")
+        lines += [f"  {line}" for line in summary.no_pairs[:PLACES_SHOWN]]
     return lines
 
 

@@ -32,13 +32,14 @@ def refuse_rendered_sample(config: PrepareConfig, plan: Plan, given: Tokenizer |
     spellings, summary = Spellings(special), Summary()
     documents = (document for part in plan.slices for _, document in part.read() if isinstance(document, Document))
     pieces = (piece for whole in documents for piece in cut_document(whole, config.document_characters))
-    read = texts = 0
+    read = texts = chats = 0
     for piece in itertools.islice(pieces, SAMPLE):
         read += 1
         texts += isinstance(piece.content, str)
+        chats += len(piece.chats)
         summary.add_spellings(piece, spellings)
     _refuse_spelled(summary, texts, MOST_SPELLED if read < SAMPLE else 0.5)
-    _refuse_spelled_chats(summary, read - texts)
+    _refuse_spelled_chats(summary, chats)
 
 
 def report_rows(summary: Summary, config: PrepareConfig, reporter: Reporter) -> None:

@@ -3,12 +3,14 @@
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from shared_tokenizer.chat.rendered import Spellings, find_plain_form
 from shared_tokenizer.data.shards import Split
 from shared_tokenizer.sources.documents import Document, Rejected
+from shared_tokenizer.sources.preferences import NoPair
 
 BAD_ROWS_SHOWN = 10
 
@@ -21,6 +23,8 @@ class Summary:
     """Rows and documents that were left out, by reason, and conversations that were kept."""
     bad_rows: list[str] = field(default_factory=list)
     """Messages of the first bad rows."""
+    no_pairs: list[str] = field(default_factory=list)
+    """Messages of the first rows whose answers cannot be compared."""
     sources: dict[str, Counter[str]] = field(default_factory=dict)
     """Documents, chats among them, UTF-8 bytes, tokens, and tokens in the loss mask (`learned`) of each source."""
     splits: dict[str, Counter[str]] = field(default_factory=dict)
@@ -37,35 +41,41 @@ class Summary:
     unused: dict[str, Counter[str]] = field(default_factory=dict)
     """Rows with each column that was not read, by source."""
 
-    def add_document(self, source: str, split: Split, document: Document, tokens: int, learned: int) -> None:
-        """Count a document that is kept, with its tokens and the tokens of them in the loss mask."""
-        text_bytes = document.size_bytes
+    def add_document(
+        self, source: str, split: Split, document: Document, tokens: Sequence[int], learned: Sequence[int]
+    ) -> None:
+        """Count a document that is kept, with its tokens and the tokens of them in the loss mask.
+
+        A pair counts as two, and has two numbers each.
+        """
         for counts in (self.sources.setdefault(source, Counter()), self.splits.setdefault(split, Counter())):
-            counts["documents"] += 1
-            counts["bytes"] += text_bytes
-            counts["tokens"] += tokens
-            counts["learned"] += learned
-        if not isinstance(document.content, str):
-            self.sources[source]["chats"] += 1
-        self.lengths[str(tokens.bit_length())] += 1
-        self.counts["conversations"] += not isinstance(document.content, str)
+            counts["documents"] += len(tokens)
+            counts["bytes"] += document.size_bytes
+            counts["tokens"] += sum(tokens)
+            counts["learned"] += sum(learned)
+        if document.chats:
+            self.sources[source]["chats"] += len(document.chats)
+        self.counts["conversations"] += len(document.chats)
+        self.counts["pairs"] += document.kind == "pairs"
+        self.lengths.update(str(number.bit_length()) for number in tokens)
 
     def add_spellings(self, document: Document, spellings: Spellings) -> None:
         """Count the markers of chats that a document spells out."""
-        is_text = isinstance(document.content, str)
-        found = set[str]().union(*map(spellings.find, document.texts))
-        if found:
-            found.add("")
-        elif is_text and (form := find_plain_form(document.text)):
-            found.add(form)
-        if found:
-            self.spelled.setdefault("texts" if is_text else "chats", Counter()).update(found)
+        for texts in [[message.content for message in chat] for chat in document.chats] or [document.texts]:
+            found = set[str]().union(*map(spellings.find, texts))
+            if found:
+                found.add("")
+            elif not document.chats and (form := find_plain_form(document.text)):
+                found.add(form)
+            if found:
+                self.spelled.setdefault("chats" if document.chats else "texts", Counter()).update(found)
 
     def merge(self, other: "Summary") -> None:
         """Add the summary of the next slice."""
         self.counts.update(other.counts)
         self.lengths.update(other.lengths)
         self.bad_rows = (self.bad_rows + other.bad_rows)[:BAD_ROWS_SHOWN]
+        self.no_pairs = (self.no_pairs + other.no_pairs)[:BAD_ROWS_SHOWN]
         for mine, theirs in (
             (self.sources, other.sources),
             (self.splits, other.splits),
@@ -116,6 +126,12 @@ def count_bad_row(summary: Summary, line: str, max_bad_rows: int) -> None:
     summary.counts["bad_rows"] += 1
     summary.bad_rows = [*summary.bad_rows, line][:BAD_ROWS_SHOWN]
     refuse_too_many_bad_rows(summary, max_bad_rows)
+
+
+def count_no_pair(summary: Summary, kind: NoPair, line: str) -> None:
+    """Count a row whose answers cannot be compared, which is left out."""
+    summary.counts[kind] += 1
+    summary.no_pairs = [*summary.no_pairs, line][:BAD_ROWS_SHOWN]
 
 
 def refuse_lost_rest(row: Rejected) -> None:

@@ -14,6 +14,8 @@ ANSWER_COLUMNS = ("output", "response", "completion", "answer", "solution", "ans
 CONTEXT_COLUMNS = ("input", "context", "passage")
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 HISTORY_COLUMN = "history"
+# The chosen and the rejected one of two answers.
+ANSWERS_COMPARED = (("chosen", "rejected"), ("chosen_response", "rejected_response"))
 TOOLS_COLUMNS = ("tools", "functions", "available_tools")
 # An answer that is read as a text where no other column could be its question.
 LAST_COLUMN = "output"
@@ -84,7 +86,8 @@ COLUMNS_HELP = (
     f"Known names, the first found is read: chats in {', '.join(CHAT_COLUMNS + OTHER_CHAT_COLUMNS)}; questions in "
     f"{', '.join(QUESTION_COLUMNS)} with answers in {', '.join(ANSWER_COLUMNS)} and between them "
     f"{', '.join(CONTEXT_COLUMNS)}; input with output, human or user with assistant, inputs with targets, source with "
-    f"target; next to these {', '.join(SYSTEM_COLUMNS)}, {HISTORY_COLUMN}; texts in {', '.join(TEXT_COLUMNS)}."
+    f"target; pairs of answers in chosen and rejected; next to these {', '.join(SYSTEM_COLUMNS)}, {HISTORY_COLUMN}; "
+    f"texts in {', '.join(TEXT_COLUMNS)}."
 )
 
 

@@ -1,11 +1,11 @@
-"""Columns of a row -> the text or the chat that they hold; what is not read is named.
+"""Columns of a row -> the text, the chat or the pair of chats that they hold; what is not read is named.
 
 A column that could change what is learned is used or refused by name. `unused_columns` names all others.
 """
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shared_tokenizer.chat.messages import Message
@@ -35,6 +35,14 @@ from shared_tokenizer.sources.conversations import (
     read_pair,
     refuse_hidden_tools,
 )
+from shared_tokenizer.sources.preferences import (
+    Preference,
+    PreferenceColumns,
+    find_preference,
+    read_preference,
+    repeats_question,
+    with_learned_difference,
+)
 from shared_tokenizer.sources.row_rules import RowRules
 
 
@@ -42,6 +50,7 @@ from shared_tokenizer.sources.row_rules import RowRules
 class Columns:
     """The columns that are read: either `content`, or `instruction`, an optional `input` and `answer`.
 
+    With `rejected` the answer is the chosen one of two; `instruction` is None where both are whole conversations.
     `beside` are the system and history columns of the first rows; later rows are searched for them too.
     """
 
@@ -50,12 +59,22 @@ class Columns:
     input: str | None = None
     answer: str | None = None
     beside: tuple[str, ...] = ()
+    # Not shown, because sets of the hub are known again by this text; those of pairs have a mark of their own.
+    rejected: str | None = field(default=None, repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Return the names of the columns, in the order in which they are read."""
-        found = (*self.beside, self.content, self.instruction, self.input, self.answer)
+        found = (*self.beside, self.content, self.instruction, self.input, self.answer, self.rejected)
         return tuple(name for name in found if name)
+
+    @property
+    def preference(self) -> PreferenceColumns | None:
+        """Return the columns of a pair of answers, None where no pairs are read."""
+        if self.rejected is None:
+            return None
+        assert self.answer is not None
+        return PreferenceColumns(self.instruction, self.answer, self.rejected)
 
     def __str__(self) -> str:
         return " + ".join(self.names)
@@ -67,6 +86,8 @@ def choose_columns(row: Mapping[str, Any]) -> Columns | None:
     Raises ValueError where the columns are known and may mean two things, or nothing that is learned here.
     """
     found = {name: value for name, value in row.items() if value is not None}
+    if (pair := find_preference(row)) is not None:
+        return Columns(instruction=pair.question, answer=pair.chosen, rejected=pair.rejected)
     chat = first_of(CHAT_COLUMNS, found) or next(
         (name for name in OTHER_CHAT_COLUMNS if list_cell(found.get(name)) is not None), None
     )
@@ -93,7 +114,7 @@ def _choose_in_lower_case(row: Mapping[str, Any]) -> Columns | None:
     with contextlib.suppress(ValueError):  # which would name the columns in lower case
         found = choose_columns({name.lower(): value for name, value in row.items()})
         if found is not None:
-            read = {name: getattr(found, name) for name in ("content", "instruction", "input", "answer")}
+            read = {name: getattr(found, name) for name in ("content", "instruction", "input", "answer", "rejected")}
             return replace(found, **{name: written[column] for name, column in read.items() if column})
     return None
 
@@ -119,11 +140,6 @@ def _ambiguous(single: str, joined: str, meanings: str) -> ValueError:
 
 def _refuse_ratings(found: Mapping[str, Any]) -> None:
     """Raise ValueError where the row rates answers, of which the worse would be learned too."""
-    if "rejected" in found and "chosen" in found:
-        raise ValueError(
-            "found the columns chosen and rejected, which are preferences between answers, expected answers to learn; "
-            "--text_column chosen learns the chosen ones alone"
-        )
     pair = find_pair(found)
     if pair is not None:
         _refuse_label(found, pair)
@@ -218,12 +234,12 @@ def _with_side_columns(columns: Columns, rows: Iterable[Mapping[str, Any]]) -> C
     """Return the columns with the system and history columns of any of the rows, in this order."""
     found = {name for row in rows for name in _side_columns(row, columns)}
     beside = tuple(name for name in (*SYSTEM_COLUMNS, HISTORY_COLUMN) if name in found)
-    return Columns(columns.content, columns.instruction, columns.input, columns.answer, beside)
+    return replace(columns, beside=beside)
 
 
 def _side_columns(row: Mapping[str, Any], columns: Columns) -> Iterator[str]:
     """Yield the first system column of a row and its history."""
-    read = (columns.content, columns.instruction, columns.input, columns.answer)
+    read = (columns.content, columns.instruction, columns.input, columns.answer, columns.rejected)
     system = next((name for name in SYSTEM_COLUMNS if row.get(name) and name not in read), None)
     if system is not None:
         yield system
@@ -231,9 +247,18 @@ def _side_columns(row: Mapping[str, Any], columns: Columns) -> Iterator[str]:
         yield HISTORY_COLUMN
 
 
-def read_columns(row: Mapping[str, Any], columns: Columns, rules: RowRules | None = None) -> str | tuple[Message, ...]:
-    """Return the text or the chat of a row. Raises ValueError where a column is missing or cannot be understood."""
+def read_columns(
+    row: Mapping[str, Any], columns: Columns, rules: RowRules | None = None
+) -> str | tuple[Message, ...] | Preference:
+    """Return the text, the chat or the pair of chats of a row.
+
+    Raises ValueError where a column is missing or cannot be understood, NoPairError where a pair compares nothing.
+    """
     rules = rules or RowRules()
+    if (names := columns.preference) is not None:
+        pair = read_preference(row, names, rules)
+        sides = [_with_side_cells(chat, row, columns, rules) for chat in (pair.chosen, pair.rejected)]
+        return with_learned_difference(Preference(*sides))
     if columns.content is None:
         assert columns.instruction and columns.answer
         context = _context_column(row, columns)
@@ -246,6 +271,13 @@ def read_columns(row: Mapping[str, Any], columns: Columns, rules: RowRules | Non
         if messages is None and not is_chat_name(columns.content, CHAT_COLUMNS):
             return text_cell(value, columns.content)
         chat = read_chat(value if messages is None else messages, columns.content, rules)
+    return _with_side_cells(chat, row, columns, rules)
+
+
+def _with_side_cells(
+    chat: tuple[Message, ...], row: Mapping[str, Any], columns: Columns, rules: RowRules
+) -> tuple[Message, ...]:
+    """Return a conversation with the system message and the history of its row."""
     for name in _side_columns(row, columns):
         chat = add_history(chat, row[name], rules) if name == HISTORY_COLUMN else add_system(chat, row[name], name)
     refuse_hidden_tools(chat, row)
@@ -261,10 +293,13 @@ def _context_column(row: Mapping[str, Any], columns: Columns) -> str | None:
 
 def unused_columns(row: Mapping[str, Any], columns: Columns) -> Iterator[str]:
     """Yield the columns of a row, and the keys of its messages, that hold something and are not read."""
-    used = {columns.content, columns.instruction, columns.answer}
-    if columns.content is None:
+    read = (columns.content, columns.instruction, columns.answer, columns.rejected)
+    used = set(read)
+    if columns.preference is not None:
+        used -= set() if repeats_question(row, columns.preference) else {columns.instruction}
+    elif columns.content is None:
         used.add(_context_column(row, columns))
-    cells = [name for name in (columns.content, columns.instruction, columns.answer) if name and has_cell(row, name)]
+    cells = [name for name in read if name and has_cell(row, name)]
     chats = {name: messages for name in cells if (messages := list_cell(get_cell(row, name))) is not None}
     if columns.content is None or chats or is_chat_name(columns.content, CHAT_COLUMNS):
         used.update(_side_columns(row, columns))

@@ -1,4 +1,4 @@
-"""Sources of text -> documents: texts and chats, each with the place it was read from."""
+"""Sources of text -> documents: texts, chats and pairs of chats, each with the place it was read from."""
 
 import hashlib
 import json
@@ -15,15 +15,16 @@ from shared_tokenizer.sources.columns import Columns, read_columns, unused_colum
 from shared_tokenizer.sources.file_rules import FileRules
 from shared_tokenizer.sources.files import EXPECTED, SourceFile, find_files
 from shared_tokenizer.sources.folders import printable
+from shared_tokenizer.sources.preferences import NoPair, NoPairError, Preference
 from shared_tokenizer.sources.row_rules import RowRules
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text or one chat. `name` says where it was read: a path, and a line or row number."""
+    """One text, one chat or one pair of chats. `name` says where it was read: a path, and a line or row number."""
 
     name: str
-    content: str | tuple[Message, ...]
+    content: str | tuple[Message, ...] | Preference
     split: Literal["train", "val"] | None = None
     """Split that the layout of the source puts the document in, None where its hash decides."""
     unused: tuple[str, ...] = field(default=(), compare=False)
@@ -33,10 +34,22 @@ class Document:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Return the text, or the contents of the messages."""
+        """Return the text, or the contents of the messages: of a pair those of both chats."""
         if isinstance(self.content, str):
             return (self.content,)
-        return tuple(message.content for message in self.content)
+        return tuple(message.content for chat in self.chats for message in chat)
+
+    @property
+    def chats(self) -> tuple[tuple[Message, ...], ...]:
+        """Return the chat, or the chosen and the rejected one; none of a text."""
+        if isinstance(self.content, Preference):
+            return (self.content.chosen, self.content.rejected)
+        return () if isinstance(self.content, str) else (self.content,)
+
+    @property
+    def kind(self) -> Literal["texts", "chats", "pairs"]:
+        """Return what a set of such documents holds."""
+        return ("texts", "chats", "pairs")[len(self.chats)]
 
     @property
     def text(self) -> str:
@@ -57,9 +70,11 @@ class Document:
         """Return the sha256 of the content, 32 bytes."""
         if isinstance(self.content, str):
             return hashlib.sha256(self._encoded[0]).digest()
-        turns = [
-            [message.role, message.content, *([] if message.learned else ["context only"])] for message in self.content
+        chats = [
+            [[message.role, message.content, *([] if message.learned else ["context only"])] for message in chat]
+            for chat in self.chats
         ]
+        turns = chats if isinstance(self.content, Preference) else chats[0]
         return hashlib.sha256(json.dumps(turns).encode()).digest()
 
 
@@ -71,6 +86,8 @@ class Rejected:
     reason: str
     loses_rest: bool = False
     """True where the rest of the file cannot be read either."""
+    kind: NoPair | None = None
+    """Name that a row which compares nothing is counted under; None of a row that cannot be read."""
 
 
 def read_documents(
@@ -83,7 +100,8 @@ def read_documents(
 
     `log` receives the lines about files that are left out.
 
-    Raises ValueError on a source that is missing or holds no text, and on the first row that cannot be read.
+    Pairs that compare nothing are left out. Raises ValueError on a source that is missing or holds no text, and on the
+    first row that cannot be read.
     """
     found_files = find_files(sources, rules, choice)
     if log is not None:
@@ -94,6 +112,8 @@ def read_documents(
     for file in files:
         for document in read_file(file):
             if isinstance(document, Rejected):
+                if document.kind is not None:
+                    continue
                 raise ValueError(f"{document.where}: {document.reason}")
             if any(document.texts):
                 empty.pop(file.source, None)
@@ -126,6 +146,8 @@ def to_document(row: Any, columns: Columns, where: str, rules: RowRules, *, hold
             unused = tuple(dict.fromkeys(unused_columns(row, columns)))
             document = _parsed(Document(where, read_columns(row, columns, rules), unused=unused), rules)
         document.size_bytes  # noqa: B018 - raises on lone surrogates, which JSON can hold
+    except NoPairError as error:
+        return Rejected(where, str(error), kind=error.kind)
     except UnicodeEncodeError:
         return Rejected(where, "found half a surrogate pair, expected Unicode text")
     except ValueError as error:
@@ -142,7 +164,7 @@ def to_document(row: Any, columns: Columns, where: str, rules: RowRules, *, hold
 
 def _parsed(document: Document, rules: RowRules) -> Document:
     """Return a document that is a chat written out as its turns, any other as it is."""
-    if not rules.reads_rendered:
+    if not rules.reads_rendered or isinstance(document.content, Preference):
         return document
     # A question that is written out ends where its answer begins.
     text = document.content if isinstance(document.content, str) else "".join(document.texts)

@@ -85,7 +85,7 @@ def plan_hub(hub: HubSource, rules: RowRules) -> tuple[Plan, HubPart]:
         ranges = [(start, min(start + ROWS_PER_SLICE, len(split))) for start in range(0, len(split), ROWS_PER_SLICE)]
     parts = [HubPart(hub, columns, holds_chats, rules, *bounds) for bounds in ranges]
     slices = [Slice(index, [part]) for index, part in enumerate(parts)]
-    return Plan(slices, _fingerprint(hub, columns), holds_chats), parts[0]
+    return Plan(slices, _fingerprint(hub, columns), holds_chats, columns.preference is not None), parts[0]
 
 
 def _fingerprint(hub: HubSource, columns: Columns) -> str:

@@ -78,13 +78,17 @@ class Plan:
     slices: Sequence[Slice]
     fingerprint: str
     holds_chats: bool
+    """True where any document is a chat or a pair of chats."""
+    holds_pairs: bool = False
+    """True where every document is a pair of chats."""
 
 
 def plan_files(files: Sequence[SourceFile]) -> Plan:
     """Cut files into slices of 4 to 32 MiB. The cuts depend on the content of the files alone.
 
-    Every file is read once, for its sha256.
+    Every file is read once, for its sha256. Raises ValueError where some files hold pairs of answers and others do not.
     """
+    holds_pairs = _hold_pairs(files)
     total = sum(file.path.stat().st_size for file in files)
     slice_bytes = min(max(SMALLEST_SLICE_BYTES, total // 64), LARGEST_SLICE_BYTES)
     digest = hashlib.sha256()
@@ -96,7 +100,20 @@ def plan_files(files: Sequence[SourceFile]) -> Plan:
         digest.update(f"{file.name}\0{file.format}\0{file.columns}\0{more}".encode() + content)
         parts += [(FilePart(file, piece), size) for piece, size in pieces]
     holds_chats = any(file.holds_chats for file in files)
-    return Plan(list(_group(parts, slice_bytes)), digest.hexdigest(), holds_chats)
+    return Plan(list(_group(parts, slice_bytes)), digest.hexdigest(), holds_chats, holds_pairs)
+
+
+def _hold_pairs(files: Sequence[SourceFile]) -> bool:
+    """Return True if all readable files hold pairs, False if none does. Raises ValueError otherwise."""
+    readable = [file for file in files if file.problem is None]
+    pairs = [file for file in readable if file.columns.preference is not None]
+    if pairs and len(pairs) < len(readable):
+        other = next(file for file in readable if file.columns.preference is None)
+        raise ValueError(
+            f"{pairs[0].path}: found pairs of answers, and in {other.path} none, expected one kind in a set; prepare "
+            "them one by one, or learn the chosen answers alone with --text_column chosen"
+        )
+    return bool(pairs)
 
 
 def _group(parts: Iterable[tuple[FilePart, int]], slice_bytes: int) -> Iterator[Slice]:

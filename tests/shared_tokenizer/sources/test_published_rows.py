@@ -164,9 +164,10 @@ def test_the_assistants_turns_of_a_prompt_are_context_only():
 
 
 REFUSED = {
-    "preferences": ({"prompt": "a b", "chosen": "c", "rejected": "d"}, "chosen and rejected.*--text_column chosen"),
-    "hh-rlhf": ({"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: b"}, "chosen and rejected"),
-    "dpo lists": ({"prompt": [ASK], "chosen": [REPLY], "rejected": [REPLY]}, "chosen and rejected"),
+    "no turns of hh-rlhf": (
+        {"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: b"},
+        "column 'chosen': found a text with",
+    ),
     "kto": ({"prompt": "a", "completion": "b", "label": False}, "prompt, completion and a label"),
     "kto of a CSV": ({"prompt": "a", "completion": "b", "label": "False"}, "prompt, completion and a label"),
     "kto messages": ({"messages": [ASK, REPLY], "label": True}, "messages and a label.*--text_column messages"),

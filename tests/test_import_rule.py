@@ -58,6 +58,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "jaxlm.common.architecture",
         "jaxlm.common.objectives",
     ),
+    "jaxlm.common.rewards": ("shared_tokenizer.*", "jaxlm.common"),
     "jaxlm.common.known_answers": ("jaxlm.common.architecture", "jaxlm.common.run"),
     "jaxlm.common.artifact": ("shared_tokenizer.*", "jaxlm.common", "jaxlm.common.architecture"),
     "jaxlm.common.recognition": ("jaxlm.common.architecture",),

@@ -2,17 +2,15 @@
 
 It reads requests from standard input and writes replies to standard output: 4 bytes of length, big-endian, then JSON.
 A template is a program from elsewhere. It runs in jinja2's immutable sandbox, and this process can neither open a
-file nor start another process, nor use more memory, time and output than the limits allow. It imports nothing of this
-project, so that starting it is cheap.
+file nor start another process, nor use more memory, time and output than the limits allow. It imports next to nothing
+of this project, so that starting it is cheap.
 """
 
-import contextlib
 import datetime
 import encodings.unicode_escape
 import html
 import json
 import pprint
-import resource
 import signal
 import struct
 import sys
@@ -26,6 +24,8 @@ import jinja2.debug
 import jinja2.ext
 import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from shared_tokenizer.sandbox.limits import limit_process
 
 # Modules that jinja2 and Python import when a template needs them, which is after files are forbidden.
 IMPORTED_LATE = (encodings.unicode_escape, html, jinja2.debug, pprint, textwrap, unicodedata)
@@ -74,24 +74,6 @@ def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, 
 
 def _raise_exception(message: object) -> None:
     raise RaisedByTemplate(str(message))
-
-
-def limit_process(memory_bytes: int) -> None:
-    """Forbid this process to open files, write files, start processes and use more memory.
-
-    Systems that lack a limit, as macOS lacks that on memory, leave it out.
-    """
-    limits = {
-        resource.RLIMIT_AS: memory_bytes,
-        resource.RLIMIT_DATA: memory_bytes,
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_NOFILE: 0,
-        resource.RLIMIT_NPROC: 0,
-    }
-    for kind, most in limits.items():
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(kind, (most, most))
 
 
 def limit_time(seconds: float) -> None:

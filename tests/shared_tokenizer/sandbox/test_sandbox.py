@@ -64,10 +64,10 @@ def test_templates_have_what_transformers_gives_them(sandbox: Sandbox, template:
 )
 def test_what_is_refused_without_an_end_of_the_process(sandbox: Sandbox, template: str, reason: str) -> None:
     rendered(sandbox, "warm")
-    before = sandbox._process
+    before = sandbox._child.process
     result = rendered(sandbox, template)
     assert isinstance(result, Refusal) and result.reason.startswith(reason) and "\n" not in result.reason
-    assert sandbox._process is before
+    assert sandbox._child.process is before
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_the_limit_on_time_starts_anew_with_each_request(sandbox: Sandbox) -> No
 def test_the_process_ends_with_its_sandbox() -> None:
     sandbox = Sandbox()
     rendered(sandbox, "a")
-    process = sandbox._process
+    process = sandbox._child.process
     assert process is not None and process.poll() is None
     del sandbox
     assert process.returncode is not None
@@ -113,25 +113,25 @@ def test_the_process_ends_with_its_sandbox() -> None:
 
 def test_a_process_that_was_ended_is_started_again(sandbox: Sandbox) -> None:
     rendered(sandbox, "a")
-    before = sandbox._process
+    before = sandbox._child.process
     assert before is not None
     before.kill()
     before.wait()
-    assert rendered(sandbox, "a") == "a" and sandbox._process is not before
+    assert rendered(sandbox, "a") == "a" and sandbox._child.process is not before
 
 
 def test_a_process_that_ends_before_its_reply_is_named(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     rendered(sandbox, "a")
-    assert sandbox._process is not None
-    monkeypatch.setattr(sandbox._process, "poll", lambda: None)
-    sandbox._process.kill()
+    assert sandbox._child.process is not None
+    monkeypatch.setattr(sandbox._child.process, "poll", lambda: None)
+    sandbox._child.process.kill()
     with pytest.raises(ValueError, match=r"^chat template: its process ended with SIGKILL, expected a text; name the"):
         rendered(sandbox, "a")
 
 
 def test_an_interrupt_from_the_terminal_is_not_for_the_process(sandbox: Sandbox) -> None:
     rendered(sandbox, "a")
-    assert sandbox._process is not None and os.getpgid(sandbox._process.pid) != os.getpgid(0)
+    assert sandbox._child.process is not None and os.getpgid(sandbox._child.process.pid) != os.getpgid(0)
 
 
 def test_an_interpreter_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

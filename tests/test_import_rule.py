@@ -51,7 +51,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "jaxlm.common": ("shared_tokenizer.settings",),
     "jaxlm.common.architecture": ("jaxlm.common",),
     "jaxlm.common.evaluation": ("shared_tokenizer.*", "jaxlm.common"),
-    "jaxlm.common.objectives": (),
+    "jaxlm.common.objectives": ("shared_tokenizer.*",),
     "jaxlm.common.run": (
         "shared_tokenizer.*",
         "jaxlm.common",
@@ -89,7 +89,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "jaxlm.model",
         "jaxlm.checkpoints",
     ),
-    "jaxlm.training.objectives": ("shared_tokenizer.data", "jaxlm.ops", "jaxlm.model"),
+    "jaxlm.training.objectives": ("shared_tokenizer.*", "jaxlm.common.*", "jaxlm.ops", "jaxlm.model"),
     "jaxlm.training": (
         "shared_tokenizer.*",
         "jaxlm.common.*",
@@ -120,7 +120,15 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "mlxlm.model": ("jaxlm.common.*",),
     "mlxlm.adapters": ("shared_tokenizer.*", "jaxlm.common.*", "mlxlm.model"),
     "mlxlm": ("shared_tokenizer.*", "jaxlm.common.*", "mlxlm.model", "mlxlm.adapters"),
-    "mlxlm.finetune": ("shared_tokenizer.*", "jaxlm.common.*", "mlxlm.model", "mlxlm.adapters", "mlxlm"),
+    "mlxlm.finetune.objectives": ("shared_tokenizer.*", "jaxlm.common.*", "mlxlm.model", "mlxlm.adapters", "mlxlm"),
+    "mlxlm.finetune": (
+        "shared_tokenizer.*",
+        "jaxlm.common.*",
+        "mlxlm.model",
+        "mlxlm.adapters",
+        "mlxlm",
+        "mlxlm.finetune.objectives",
+    ),
     "mlxlm.chat": ("shared_tokenizer.*", "jaxlm.common.*", "mlxlm.model", "mlxlm"),
     "mlxlm.server": ("shared_tokenizer.*", "jaxlm.common.*", "mlxlm.model", "mlxlm"),
     "jaxlm.commands": (

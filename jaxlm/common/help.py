@@ -15,6 +15,7 @@ GROUPS = (
     "tokenizer",
     "model",
     "training",
+    "objective",
     "optimizer",
     "quantization",
     "evaluation",

@@ -1,6 +1,6 @@
 """The training step, its state and its batch as shapes with shardings, to be compiled before anything is allocated."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,12 @@ from jaxlm.common.objectives.quantization_course import Phase, QuantizationCours
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.parallel.sharding import batch_sharding, tree_shardings
-from jaxlm.training.objectives.next_token import next_token
 from jaxlm.training.objectives.objective import Objective
 from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.training.train_config import TrainConfig
 from jaxlm.training.train_step import ALL_TERNARY, TrainState, init_state, make_train_step
 from shared_tokenizer.data.batches import Batch
+from shared_tokenizer.data.examples import Example
 
 _DEFAULT_RECIPE = OptimizerConfig()
 
@@ -51,7 +51,7 @@ def abstract_step(
 
 
 def step_of_run(
-    config: TrainConfig, model: LanguageModel, mesh: Mesh, phase: Phase = "ternary"
+    config: TrainConfig, model: LanguageModel, mesh: Mesh, objective: Objective, phase: Phase = "ternary"
 ) -> tuple[jax.stages.Wrapped, TrainState]:
     """Return the training step of a phase of a run whose sizes are chosen, and the shapes of its state."""
     return abstract_step(
@@ -60,7 +60,7 @@ def step_of_run(
         recipe=config.recipe,
         num_train_steps=config.schedule_steps,
         grad_accumulation_steps=config.grad_accumulation_steps,
-        objective=next_token(config.loss_chunks),
+        objective=objective,
         course=config.course,
         phase=phase,
     )
@@ -71,11 +71,23 @@ def abstract_batch(mesh: Mesh, batch_size: int, seq_len: int, document_mask: boo
     kinds = dict.fromkeys(("inputs", "targets", "positions"), jnp.int32) | {"loss_mask": jnp.bool_}
     if document_mask:
         kinds["segment_ids"] = jnp.int32
-    sharding = batch_sharding(mesh)
+    example: Any = {name: jax.ShapeDtypeStruct((seq_len,), kind) for name, kind in kinds.items()}
+    return batch_of(mesh, batch_size, example)
+
+
+def batch_of(mesh: Mesh, batch_size: int, example: Example) -> Batch:
+    """Return the shapes of a batch of examples like this one, `[B, L, ...]`, with shardings."""
+    sharding, arrays = batch_sharding(mesh), dict(example)
     batch: Any = {
-        name: jax.ShapeDtypeStruct((batch_size, seq_len), kind, sharding=sharding) for name, kind in kinds.items()
+        name: jax.ShapeDtypeStruct((batch_size, *array.shape), array.dtype, sharding=sharding)
+        for name, array in cast(dict[str, Any], arrays).items()
     }
     return batch
+
+
+def with_shardings(mesh: Mesh, tree: Any) -> Any:
+    """Return the shapes of a tree of parameters, or of trees that contain them, with shardings."""
+    return jax.tree.map(_placed, tree, tree_shardings(mesh, tree))
 
 
 def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:

@@ -8,8 +8,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxlm.common.architecture.config import ModelConfig
@@ -20,16 +22,30 @@ from jaxlm.common.architecture.presets import PRESETS
 from jaxlm.common.run.run_directory import is_run_directory, read_run_config
 from jaxlm.parallel.distributed import least_of_all
 from jaxlm.parallel.mesh import check_model
-from jaxlm.training.abstract_step import abstract_batch, step_of_run
+from jaxlm.training.abstract_step import batch_of, step_of_run, with_shardings
 from jaxlm.training.device_memory import GIB, bytes_per_device, compiled_memory, free_bytes
+from jaxlm.training.objectives.choose import RunObjective
+from jaxlm.training.objectives.objective import Objective
 from jaxlm.training.resolve import resolve_model, training_model
 from jaxlm.training.train_config import TrainConfig
 from shared_tokenizer.data.data_sets import DataSets
+from shared_tokenizer.data.examples import Example
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 # Share of the free memory; the rest is for samples, programs and other work on the machine.
 _SHARE = 0.9
 _MIB = 2**20
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """What a step of a run is compiled for, whatever its sizes."""
+
+    objective: Objective
+    example: Example
+    """An example of the training data."""
+    extras: Any
+    """Shapes of the objective's extras, with shardings."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +55,7 @@ class Device:
     mesh: Mesh
     budget: float
     """Bytes of each device's memory."""
+    inputs: StepInputs
 
     @property
     def data_parallel_size(self) -> int:
@@ -46,7 +63,9 @@ class Device:
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
 
-def choose_sizes(config: TrainConfig, sets: DataSets, mesh: Mesh, log: Callable[[str], None]) -> TrainConfig:
+def choose_sizes(
+    config: TrainConfig, sets: DataSets, objective: RunObjective, mesh: Mesh, log: Callable[[str], None]
+) -> TrainConfig:
     """Return the settings with the `auto` sizes chosen, and log why. All processes choose the same.
 
     A preset is taken if it fits the device and gets TOKENS_PER_PARAMETER tokens per parameter, the largest first; then
@@ -57,7 +76,8 @@ def choose_sizes(config: TrainConfig, sets: DataSets, mesh: Mesh, log: Callable[
         return config
     if config.resume and is_run_directory(Path(config.output_dir)):
         return _as_recorded(config)
-    device = Device(mesh, _budget())
+    extras = with_shardings(mesh, jax.tree.map(np.asarray, objective.read_extras()))
+    device = Device(mesh, _budget(), StepInputs(objective.function, sets.train[0][0], extras))
     candidates = _candidates(config, sets.tokenizer, device.mesh)
     larger = "there is none larger"
     for name, model_config in candidates.items():
@@ -203,13 +223,14 @@ def _split_to_fit(
 def _step_bytes(config: TrainConfig, model_config: ModelConfig, device: Device) -> float:
     """Return the bytes that the compiled step needs of each device; infinite where it cannot be compiled for lack."""
     first = device.mesh.devices.flat[0]
-    step, state = step_of_run(config, training_model(config, model_config, first), device.mesh)
-    if bytes_per_device(state) > device.budget:
+    model, inputs = training_model(config, model_config, first), device.inputs
+    step, state = step_of_run(config, model, device.mesh, inputs.objective)
+    if bytes_per_device((state, inputs.extras)) > device.budget:
         return math.inf
-    batch = abstract_batch(device.mesh, config.sequences_per_step, config.seq_len, config.document_mask)
+    batch = batch_of(device.mesh, config.sequences_per_step, inputs.example)
     try:
         with jax.set_mesh(device.mesh):
-            compiled = step.lower(state, batch).compile()
+            compiled = step.lower(state, batch, inputs.extras).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             return math.inf

@@ -50,6 +50,16 @@ def check_state_fits(state: Any, device: Any) -> None:
         )
 
 
+def check_extras_fit(extras: Any, device: Any) -> None:
+    """Raise ValueError where the extras of an objective, shapes with shardings, do not fit into the free memory."""
+    needed, free = bytes_per_device(extras), free_bytes(device)
+    if free is not None and needed > free:
+        raise ValueError(
+            f"memory: {' and '.join(extras)} need {needed / GIB:.2f} GiB on each device next to the state, found "
+            f"{free / GIB:.2f} GiB free; take a smaller one, or split it with --mesh.fsdp"
+        )
+
+
 def check_step_fits(
     compiled: jax.stages.Compiled, batch_size: int, data_parallel_size: int, grad_accumulation_steps: int, device: Any
 ) -> None:

@@ -23,12 +23,14 @@ from jaxlm.evaluate import unigram_evaluation
 from jaxlm.parallel.distributed import is_first
 from jaxlm.parallel.mesh import check_batch, check_model
 from jaxlm.parallel.sharding import batch_share
+from jaxlm.training.objectives.choose import RunObjective
 from jaxlm.training.open_run import check_tokenizer, open_run, resumed_config
 from jaxlm.training.resolve import resolve_model
 from jaxlm.training.train_config import TrainConfig
 from shared_tokenizer.data.batches import Batch, BatchOrder, training_batches
 from shared_tokenizer.data.data_sets import DataSets
 from shared_tokenizer.data.evaluation import Evaluation
+from shared_tokenizer.data.examples import Example
 from shared_tokenizer.data.shards import TokenShards
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
@@ -41,6 +43,8 @@ class TrainingData:
     """sha256 of the shard sets' manifests."""
     train: grain.DatasetIterator[Batch]
     """Endless; this process's share of each batch."""
+    example: Example
+    """One training example: the arrays that every batch has."""
     val: list[Batch]
     """Whole micro-batches, the same on every process."""
     unigram: Evaluation
@@ -57,6 +61,7 @@ class TrainingInputs:
     model_config: ModelConfig
     tokenizer: Tokenizer
     data: TrainingData
+    objective: RunObjective
     initial: Artifact | None
     """The model of `init_from`, checked and not yet read; None to start fresh."""
     run: RunDirectory
@@ -81,7 +86,12 @@ def open_sets(config: TrainConfig, mesh: Mesh) -> DataSets:
 
 
 def open_inputs(
-    config: TrainConfig, sets: DataSets, mesh: Mesh, console: Console, stack: contextlib.ExitStack
+    config: TrainConfig,
+    sets: DataSets,
+    objective: RunObjective,
+    mesh: Mesh,
+    console: Console,
+    stack: contextlib.ExitStack,
 ) -> TrainingInputs:
     """Open all that a run of chosen sizes needs, until `stack` is closed.
 
@@ -95,7 +105,7 @@ def open_inputs(
     for line in sets.packing_reports():
         console.print(line)
     data = _open_data(config, model_config, sets, mesh)
-    fingerprints = {"data": data.fingerprint, "tokenizer": tokenizer.fingerprint}
+    fingerprints = {"data": data.fingerprint, "tokenizer": tokenizer.fingerprint, **objective.fingerprints}
     initial = None
     run = RunDirectory(Path(config.output_dir))
     if config.init_from is not None and not (config.resume and run.steps_saved):
@@ -110,7 +120,7 @@ def open_inputs(
             check_tokenizer(run, tokenizer.fingerprint)
 
         stack.enter_context(open_run(config, recorded_fields(model_config), fingerprints, check, console.print))
-    return TrainingInputs(config, model_config, tokenizer, data, initial, run, mesh, stop)
+    return TrainingInputs(config, model_config, tokenizer, data, objective, initial, run, mesh, stop)
 
 
 def _validate(config: TrainConfig, model_config: ModelConfig, mesh: Mesh, tokenizer: Tokenizer) -> None:
@@ -130,6 +140,7 @@ def _open_data(config: TrainConfig, model_config: ModelConfig, sets: DataSets, m
     return TrainingData(
         fingerprint=sets.fingerprint,
         train=iter(training_batches(sets.train, order, config.data_weights or None)),
+        example=sets.train[0][0],
         val=val,
         unigram=unigram_evaluation(tokens, model_config.vocab_size, val, sets.tokenizer.token_bytes),
         tokens_per_epoch=sets.train_examples * config.seq_len,

@@ -24,9 +24,10 @@ from jaxlm.ops.cpu import compiler_options
 from jaxlm.ops.ternary_linear import Params, TernaryWeight, quantize_params
 from jaxlm.parallel.distributed import SharedStop, all_or_none
 from jaxlm.parallel.sharding import batch_sharding, data_parallel_size, global_batch, place
-from jaxlm.training.abstract_step import abstract_batch, step_of_run
+from jaxlm.training.abstract_step import batch_of, step_of_run, with_shardings
 from jaxlm.training.device_memory import (
     bytes_per_device,
+    check_extras_fit,
     check_state_fits,
     check_step_fits,
     compiled_memory,
@@ -35,6 +36,7 @@ from jaxlm.training.device_memory import (
 from jaxlm.training.host_allocator import release_freed_memory
 from jaxlm.training.inputs import TrainingInputs
 from jaxlm.training.known_answers import check_known_answers
+from jaxlm.training.objectives.objective import Extras
 from jaxlm.training.optimizer import make_optimizer
 from jaxlm.training.resolve import training_model
 from jaxlm.training.train_step import Metrics, TrainState, init_state, step_weights
@@ -77,7 +79,7 @@ class ProgramBuilder:
         self._inputs, self._stop, self._console = inputs, stop, console
         self._config, self._mesh = inputs.config, inputs.mesh
         self.model = training_model(inputs.config, inputs.model_config, inputs.mesh.devices.flat[0])
-        _, self._state_shapes = step_of_run(self._config, self.model, self._mesh)
+        _, self._state_shapes = step_of_run(self._config, self.model, self._mesh, inputs.objective.function)
         self._shardings = jax.tree.map(lambda leaf: leaf.sharding, self._state_shapes)
 
     def check_device(self) -> None:
@@ -135,35 +137,46 @@ class ProgramBuilder:
             )
         # Evaluation may come before the next step: the phase of the last one counts too.
         first, last = max(0, int(state.step) - 1), self._config.total_steps - 1
+        extras = self._extras()
         course = self._config.course
         programs: dict[Phase, PhasePrograms] = {}
         for phase in course.phases(first, last):
-            programs[phase] = self._compile_phase(phase, state)
+            programs[phase] = self._compile_phase(phase, state, extras)
         release_freed_memory()
         return Program(self.model, course, programs)
 
-    def _compile_phase(self, phase: Phase, state: TrainState) -> PhasePrograms:
+    def _compile_phase(self, phase: Phase, state: TrainState, extras: Extras) -> PhasePrograms:
         config, mesh = self._config, self._mesh
         name = "" if phase == "ternary" else f" ({phase})"
-        batch = abstract_batch(mesh, config.sequences_per_step, config.seq_len, config.document_mask)
-        jitted, _ = step_of_run(config, self.model, mesh, phase)
-        step = self._phase(f"compiling the training step{name}", lambda: jitted.lower(state, batch).compile())
+        batch = batch_of(mesh, config.sequences_per_step, self._inputs.data.example)
+        jitted, _ = step_of_run(config, self.model, mesh, self._inputs.objective.function, phase)
+        step = self._phase(f"compiling the training step{name}", lambda: jitted.lower(state, batch, extras).compile())
         device = jax.local_devices()[0]
         check_step_fits(step, config.sequences_per_step, data_parallel_size(), config.grad_accumulation_steps, device)
-        self._print_memory(bytes_per_device(state), compiled_memory(step).temporaries, free_bytes(device))
+        self._print_memory(state, extras, compiled_memory(step).temporaries, free_bytes(device))
         # Every process reads the loss.
         loss = make_loss_function(self.model, NamedSharding(mesh, PartitionSpec()))
         weights = step_weights(state.params, state.ternary, config.course, phase, 0)
         val_batch = self._place(self._inputs.data.val[0])
         compiled_loss = self._phase(f"compiling the evaluation{name}", lambda: loss.lower(weights, val_batch).compile())
         return PhasePrograms(
-            step=lambda state, batch: step(state, global_batch(mesh, batch)),
+            step=lambda state, batch: step(state, global_batch(mesh, batch), extras),
             loss=lambda weights, batch: compiled_loss(weights, self._place(batch)),
         )
 
-    def _print_memory(self, state: int, step: int, free: int | None) -> None:
+    def _extras(self) -> Extras:
+        """Return the extras of the objective on the mesh. Raises ValueError where they do not fit the devices."""
+        host = self._inputs.objective.read_extras()
+        shapes = with_shardings(self._mesh, host)
+        check_extras_fit(shapes, jax.local_devices()[0])
+        return place(host, jax.tree.map(lambda leaf: leaf.sharding, shapes))
+
+    def _print_memory(self, state: TrainState, extras: Extras, step: int, free: int | None) -> None:
+        parts = f"state {format_bytes(bytes_per_device(state))}, "
+        if nbytes := bytes_per_device(extras):
+            parts += f"{' and '.join(extras)} {format_bytes(nbytes)}, "
         known = "" if free is None else f" of {format_bytes(free)} free"
-        self._console.print(f"memory per device: state {format_bytes(state)}, a step {format_bytes(step)}{known}")
+        self._console.print(f"memory per device: {parts}a step {format_bytes(step)}{known}")
 
     def _place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Return a batch that every process holds in full as arrays over the mesh."""

@@ -64,6 +64,8 @@ class TrainConfig(RunConfig):
         if self.num_train_steps is None and self.num_epochs is None:
             object.__setattr__(self, "num_train_steps", DEFAULT_STEPS)
         super().__post_init__()
+        if self.teacher is not None:
+            raise ValueError("teacher: found one in a JAX run, expected none; distil with mlxlm finetune")
         if not 0 <= self.seed <= LARGEST_SEED - (self.num_train_steps or 0):
             raise ValueError(f"seed: found {self.seed}, expected 0 or more and, with the steps, at most {LARGEST_SEED}")
         if self.loss_chunks and self.seq_len % self.loss_chunks:

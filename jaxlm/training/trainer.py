@@ -27,6 +27,7 @@ from jaxlm.parallel.mesh import describe_mesh, make_mesh
 from jaxlm.training.auto_size import choose_sizes
 from jaxlm.training.host_allocator import keep_freed_memory, release_freed_memory
 from jaxlm.training.inputs import TrainingInputs, open_inputs, open_sets
+from jaxlm.training.objectives.choose import choose_objective
 from jaxlm.training.open_run import run_settings
 from jaxlm.training.program import Program, ProgramBuilder
 from jaxlm.training.resolve import describe_model, resolve_steps
@@ -54,8 +55,9 @@ def train(config: TrainConfig) -> bool:
         mesh = all_or_none(lambda: make_mesh(config.mesh))
         sets = all_or_none(lambda: open_sets(config, mesh))
         with_steps = resolve_steps(config, sets.train_examples)
-        resolved = all_or_none(lambda: choose_sizes(with_steps, sets, mesh, console.print))
-        inputs = all_or_none(lambda: open_inputs(resolved, sets, mesh, console, stack))
+        objective = all_or_none(lambda: choose_objective(config, sets, config.loss_chunks))
+        resolved = all_or_none(lambda: choose_sizes(with_steps, sets, objective, mesh, console.print))
+        inputs = all_or_none(lambda: open_inputs(resolved, sets, objective, mesh, console, stack))
         checkpoints = stack.enter_context(contextlib.closing(_open_checkpoints(inputs, console)))
         stack.enter_context(jax.set_mesh(inputs.mesh))
         return _train(inputs, checkpoints, console)

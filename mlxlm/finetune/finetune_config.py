@@ -13,7 +13,6 @@ from shared_tokenizer.settings import check_unchanged, setting
 Method = Literal["lora", "qat", "full"]
 LORA_SETTINGS = ("rank", "scale", "dropout", "keys")
 QUANTIZE_SETTINGS = ("quantize_steps", "quantize_from_step")
-TEACHER_SETTINGS = ("teacher_weight", "teacher_temperature")
 LONGEST_DEFAULT = 512
 
 
@@ -44,7 +43,7 @@ class FinetuneConfig(RunConfig, TextConfig):
     where the vocabulary is large; 0 picks as few as keep them small, 1 computes all at once."""
     rank: int = setting(8, group="lora", basic=True)
     """lora: rank of every adapter."""
-    scale: float = setting(20.0, group="lora", basic=True)
+    scale: float = setting(20.0, group="lora")
     """LoRA scale: the output is `W x + scale * B A x` (mlx-lm's convention, not alpha / rank)."""
     dropout: float = setting(0.0, group="lora")
     """lora: share of an adapter's inputs that training leaves out."""
@@ -52,12 +51,6 @@ class FinetuneConfig(RunConfig, TextConfig):
     """lora: linear layers by name, for example q_proj v_proj; by default all of the blocks."""
     num_layers: int = setting(0, group="training", at_least=0)
     """Train only so many of the last blocks; 0 trains all of the model."""
-    teacher: str | None = setting(None, group="distillation")
-    """Dense model of the same vocabulary to distil from; it stays frozen."""
-    teacher_weight: float = setting(0.5, group="distillation", more_than=0, at_most=1)
-    """Share of the teacher in the training loss; the rest is the text's."""
-    teacher_temperature: float = setting(2.0, group="distillation", more_than=0)
-    """Divisor of the logits where teacher and model are compared."""
     checkpoint_every_steps: int = setting(100, group="checkpoints", resumable=True, at_least=0)
     """Steps between checkpoints; 0 saves only at the end or when stopped."""
     optimizer: OptimizerConfig = setting(factory=lambda: OptimizerConfig(learning_rate=1e-4, warmup_steps=0))
@@ -91,8 +84,6 @@ class FinetuneConfig(RunConfig, TextConfig):
                 f"num_layers: found {self.num_layers} with quantize {self.quantize!r}, which quantizes the blocks that "
                 "are not trained too; leave num_layers out"
             )
-        if self.teacher is None:
-            check_unchanged(self, TEACHER_SETTINGS, "without teacher")
 
     def adapters(self) -> AdapterConfig:
         """Return the adapters of method lora."""

@@ -18,8 +18,8 @@ from jaxlm.common.run.stop_request import StopRequest
 from jaxlm.common.sampling import check_prompt
 from mlxlm.adapters.adapters import AdapterConfig, add_adapters, base_fingerprint
 from mlxlm.finetune.data import ProcessBatches
-from mlxlm.finetune.distillation import open_teacher
 from mlxlm.finetune.finetune_config import LONGEST_DEFAULT, FinetuneConfig
+from mlxlm.finetune.objectives.choose import RunObjective, choose_objective
 from mlxlm.finetune.processes import any_of, is_first
 from mlxlm.finetune.qat import latent_model, round_latents
 from mlxlm.finetune.warm_start import warm_start_model
@@ -48,8 +48,7 @@ class FinetuneInputs:
     """The model as it is on disk."""
     model: LanguageModel
     """With its trainable parameters unfrozen and all else frozen."""
-    teacher: LanguageModel | None
-    """The frozen model that it is distilled from."""
+    objective: RunObjective
     adapters: AdapterConfig | None
     """Those of method lora."""
     fingerprints: dict[str, str]
@@ -101,10 +100,8 @@ def open_inputs(config: FinetuneConfig, console: Console, stack: contextlib.Exit
             f"model's vocab_size {artifact.config.vocab_size}"
         )
     fingerprints = {"model": fingerprint, "tokenizer": sets.tokenizer.fingerprint, "data": sets.fingerprint}
-    teacher = None
-    if config.teacher is not None:
-        teacher = open_teacher(Path(config.teacher), artifact.config, sets.tokenizer, seq_len)
-        fingerprints["teacher"] = base_fingerprint(teacher)
+    objective = choose_objective(config, artifact.config, sets, seq_len, config.loss_chunks)
+    fingerprints |= objective.fingerprints
     for line in sets.packing_reports():
         console.print(line)
     train = ProcessBatches(sets, config.batch_size, config.seed)
@@ -126,7 +123,7 @@ def open_inputs(config: FinetuneConfig, console: Console, stack: contextlib.Exit
         config=config,
         artifact=artifact,
         model=model,
-        teacher=teacher,
+        objective=objective,
         adapters=adapters,
         fingerprints=fingerprints,
         tokenizer=sets.tokenizer,

@@ -1,7 +1,7 @@
 """The training step, compiled: gradients of micro-batches added up, then one update."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import mlx.core as mx
@@ -10,25 +10,24 @@ from mlx.utils import tree_map, tree_unflatten
 
 from jaxlm.common.architecture.ternary import quantize_weight
 from mlxlm.finetune.data import Batch
+from mlxlm.finetune.objectives.next_token import next_token
+from mlxlm.finetune.objectives.objective import Objective
 from mlxlm.finetune.optimizer import AdamW, Arrays, OptimizerState, sum_of_squares
 from mlxlm.model.language_model import LanguageModel
-from mlxlm.model.loss import loss_sum
 from mlxlm.model.trees import flat_arrays
 
 Metrics = dict[str, mx.array]
-# Summed loss in nats, tokens and gradients.
-Total = tuple[mx.array, mx.array, Arrays]
+# Sums over a batch, as a plain tuple, and their gradients.
+Total = tuple[tuple[mx.array, mx.array, Metrics], Arrays]
 # Parameters of a matrix that is updated alone, in memory of its own.
 LARGE = 2**20
-LossSum = Callable[[LanguageModel, Batch], tuple[mx.array, mx.array]]
 
 
 class TrainStep:
     """Changes a model's trainable parameters and the optimizer's state by one batch at a time.
 
-    The gradient is that of the mean loss over all tokens of the batch, however many micro-batches and processes it is
-    computed in. `ternary` names the parameters whose codes are counted; `loss` sums over the tokens of a batch, and
-    counts them.
+    The gradient is that of the mean loss of the `objective` (by default `next_token`) over all examples of a batch,
+    however many micro-batches and processes it is computed in. `ternary` names the parameters whose codes are counted.
     """
 
     def __init__(
@@ -37,10 +36,10 @@ class TrainStep:
         optimizer: AdamW,
         grad_accumulation_steps: int,
         ternary: Sequence[str] = (),
-        loss: LossSum = loss_sum,
+        objective: Objective | None = None,
     ):
         self._model, self._optimizer, self._micro_batches = model, optimizer, grad_accumulation_steps
-        self._loss = loss
+        self._objective = objective or next_token()
         self._sizes = {path: array.size for path, array in self.parameters.items()}
         self._parts = _parts(self._sizes)
         self._ternary = [path for path in ternary if path in self._sizes]
@@ -67,15 +66,15 @@ class TrainStep:
     def __call__(self, batch: Batch) -> Metrics:
         """Take one step. The metrics are those of the model before it."""
         factors = self._optimizer.factors(self.step)
-        nats, tokens, gradients = _sum_over_processes(self._total(batch))
-        norm = self._norm(gradients, tokens)
+        (loss, count, found_metrics), gradients = _sum_over_processes(self._total(batch))
+        norm = self._norm(gradients, count)
         before, state, after = self.parameters, self.optimizer_state, self._optimizer.init({})
         sums: Arrays = {}
         for paths in self._parts:
             # Nothing else holds these arrays, so their memory is free when the part is computed.
             old, gradient = _taken(before, paths), _taken(gradients, paths)
             moments = {name: _taken(moment, paths) for name, moment in state.items()}
-            updated, moments, found = self._update(old, gradient, moments, tokens, norm, factors)
+            updated, moments, found = self._update(old, gradient, moments, count, norm, factors)
             self._model.update(tree_unflatten(list(updated.items())))
             for name, moment in moments.items():
                 after[name] |= moment
@@ -86,7 +85,7 @@ class TrainStep:
         self.optimizer_state = after
         self.step += 1
         metrics = {
-            "train/loss": nats / tokens,
+            **{f"train/{name}": value / count for name, value in {"loss": loss, **found_metrics}.items()},
             "train/grad_norm": norm,
             "train/param_norm": mx.sqrt(sums["squares"]),
             "train/learning_rate": factors["learning_rate"],
@@ -98,7 +97,7 @@ class TrainStep:
         return metrics
 
     def _total(self, batch: Batch) -> Total:
-        """Return loss, tokens and gradients of a batch, summed over its micro-batches."""
+        """Return the sums of a batch and their gradients, added up over its micro-batches."""
         total = None
         for number in range(self._micro_batches):
             rows = {name: array[number :: self._micro_batches] for name, array in batch.items()}
@@ -108,27 +107,29 @@ class TrainStep:
         return cast(Total, total)
 
     def _add_gradients(self, batch: Batch, total: Total | None) -> Total:
-        (nats, tokens), gradients = nn.value_and_grad(self._model, self._loss)(self._model, batch)
+        sums, gradients = nn.value_and_grad(self._model, lambda *inputs: tuple(self._objective(*inputs)))(
+            self._model, batch
+        )
         flat = flat_arrays(gradients)
         if self._micro_batches > 1:  # sums of several are kept in float32
             flat = {path: array.astype(mx.float32) for path, array in flat.items()}
-        found = nats, tokens, flat
+        found = sums, flat
         return found if total is None else tree_map(mx.add, total, found)
 
-    def _mean_norm(self, gradients: Arrays, tokens: mx.array) -> mx.array:
-        return mx.sqrt(sum_of_squares({path: array / tokens for path, array in gradients.items()}))
+    def _mean_norm(self, gradients: Arrays, count: mx.array) -> mx.array:
+        return mx.sqrt(sum_of_squares({path: array / count for path, array in gradients.items()}))
 
     def _update(
         self,
         before: Arrays,
         gradients: Arrays,
         moments: OptimizerState,
-        tokens: mx.array,
+        count: mx.array,
         norm: mx.array,
         factors: Arrays,
     ) -> tuple[Arrays, OptimizerState, Metrics]:
         """Return some parameters and their moments after the step, and sums for the metrics."""
-        gradients = {path: array / tokens for path, array in gradients.items()}
+        gradients = {path: array / count for path, array in gradients.items()}
         after, moments = self._optimizer.update(before, gradients, moments, factors, norm)
         return after, moments, {"squares": sum_of_squares(after), **self._ternary_health(before, after)}
 

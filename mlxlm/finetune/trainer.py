@@ -1,7 +1,6 @@
 """The trainer of the Mac: open, take the steps, and keep everything that must survive the end."""
 
 import contextlib
-import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -22,14 +21,13 @@ from jaxlm.common.run.training_loop import sample_settings, train_steps, write_e
 from jaxlm.common.run.training_report import ReportPlan, TrainingReport
 from mlxlm.adapters.adapter_directory import save_adapters
 from mlxlm.finetune.checkpoint import Checkpoints
-from mlxlm.finetune.distillation import DistillationLoss
 from mlxlm.finetune.finetune_config import FinetuneConfig
 from mlxlm.finetune.inputs import SETTINGS, FinetuneInputs, open_inputs
 from mlxlm.finetune.memory import FinetuneMemory, finetune_memory
 from mlxlm.finetune.optimizer import make_optimizer
 from mlxlm.finetune.processes import any_of, is_first
 from mlxlm.finetune.qat import ternary_paths
-from mlxlm.finetune.train_step import LossSum, TrainStep
+from mlxlm.finetune.train_step import TrainStep
 from mlxlm.finetune.trained_tensors import TrainedTensors
 from mlxlm.finetune.warm_start import QuantizationRamp
 from mlxlm.generate import generate
@@ -84,7 +82,7 @@ class _Run:
         model.grad_checkpoint = config.grad_checkpoint
         ternary = ternary_paths(model.config) if config.method == "qat" else []
         optimizer = make_optimizer(config.recipe, config.schedule_steps)
-        self.step = TrainStep(model, optimizer, config.grad_accumulation_steps, ternary, _training_loss(inputs))
+        self.step = TrainStep(model, optimizer, config.grad_accumulation_steps, ternary, inputs.objective.function)
         self.ramp = QuantizationRamp(model, config.course)
         self.loss_sum = mx.compile(lambda batch: loss_sum(model, batch, config.loss_chunks), inputs=[model.state])
         self.checkpoints = self._open_checkpoints()
@@ -249,14 +247,6 @@ class _Run:
         if tensors.codes:
             share = tensors.changed / tensors.codes
             self.console.print(f"codes changed    {tensors.changed:,} of {tensors.codes:,} trained ({share:.2%})")
-
-
-def _training_loss(inputs: FinetuneInputs) -> LossSum:
-    """Return the loss that is trained on; what is evaluated is always the cross-entropy."""
-    config = inputs.config
-    if inputs.teacher is None:
-        return functools.partial(loss_sum, chunks=config.loss_chunks)
-    return DistillationLoss(inputs.teacher, config.teacher_weight, config.teacher_temperature, config.loss_chunks)
 
 
 def _print_resume_command(what: str, inputs: FinetuneInputs, console: Console) -> None:

@@ -14,6 +14,9 @@ from jaxlm.common.run.schedule_changes import ScheduleOnResume, check_schedule_c
 from shared_tokenizer.data.batches import Packing
 from shared_tokenizer.settings import check_bounds, check_unchanged, setting
 
+ObjectiveName = Literal["next_token", "sft"]
+TEACHER_SETTINGS = ("teacher_weight", "teacher_temperature")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -49,6 +52,14 @@ class RunConfig:
     """History of such changes, written by the trainer."""
     grad_accumulation_steps: int = setting(1, group="training", at_least=1)
     """Micro-batches that a batch is split into; the result is that of the whole batch."""
+    objective: ObjectiveName = setting("next_token", group="objective", basic=True)
+    """Loss to train on: next_token is that of every next token, sft that of the answers of chats alone."""
+    teacher: str | None = setting(None, group="objective")
+    """Model of the same tokenizer to distil from; it stays frozen."""
+    teacher_weight: float = setting(0.5, group="objective", more_than=0, at_most=1)
+    """Share of the teacher's distribution in the training loss; the rest is the text's."""
+    teacher_temperature: float = setting(2.0, group="objective", more_than=0)
+    """Divisor of the logits where teacher and model are compared."""
     packing: Packing = setting("auto", group="data")
     """Form of the examples: windows cuts the concatenated text, best_fit packs whole documents; auto packs sets that
     hold chats."""
@@ -94,6 +105,8 @@ class RunConfig:
         check_schedule_changes(self.schedule_changes)
         if self.quantize is None:
             check_unchanged(self, ("insert_sub_norm",), "without quantize")
+        if self.teacher is None:
+            check_unchanged(self, TEACHER_SETTINGS, "without teacher")
 
     @property
     def course(self) -> QuantizationCourse:

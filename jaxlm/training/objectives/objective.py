@@ -21,6 +21,7 @@ class Sums(NamedTuple):
     """Further numbers to report, by name."""
 
 
-# Arrays next to the batch, the same in every step: the weights of a teacher, for example.
+# Arrays next to the batch, the same in every step, in a dict by name: the weights of a teacher, for example. None
+# where there are none.
 Extras = Any
 Objective = Callable[[LanguageModel, Params, Batch, Extras], Sums]

@@ -9,9 +9,11 @@ from jaxlm.common.architecture.model_flops import model_flops
 from jaxlm.common.architecture.parameters import parameter_count, ternary_parameter_count
 from jaxlm.common.architecture.presets import preset
 from jaxlm.parallel.mesh import MeshConfig, make_mesh
-from jaxlm.training.auto_size import Device, _step_bytes, choose_sizes, largest_fitting, suitable_batch
+from jaxlm.training.auto_size import Device, StepInputs, _step_bytes, choose_sizes, largest_fitting, suitable_batch
 from jaxlm.training.device_memory import GIB
 from jaxlm.training.inputs import open_sets
+from jaxlm.training.objectives.choose import choose_objective
+from jaxlm.training.objectives.next_token import next_token
 from jaxlm.training.open_run import open_run
 from jaxlm.training.resolve import resolve_model
 from jaxlm.training.train_config import TrainConfig
@@ -36,7 +38,8 @@ def choose(**settings):
     config = TrainConfig(**settings)
     said = []
     mesh = make_mesh(config.mesh)
-    return choose_sizes(config, open_sets(config, mesh), mesh, said.append), said
+    sets = open_sets(config, mesh)
+    return choose_sizes(config, sets, choose_objective(config, sets, 0), mesh, said.append), said
 
 
 def has_free(monkeypatch, nbytes):
@@ -163,11 +166,13 @@ def test_a_run_that_is_resumed_keeps_its_sizes(monkeypatch, settings):
 
 def test_the_compiler_is_asked(settings):
     config = TrainConfig(**settings, batch_size=2, model=SHAPE | {"num_layers": 1})
-    model, mesh = resolve_model(config, open_sets(config, make_mesh(config.mesh)).tokenizer), make_mesh(MeshConfig())
+    mesh = make_mesh(MeshConfig())
+    sets = open_sets(config, mesh)
+    model, inputs = resolve_model(config, sets.tokenizer), StepInputs(next_token(), sets.train[0][0], None)
     state = 12 * parameter_count(model) + ternary_parameter_count(model)
-    assert state < _step_bytes(config, model, Device(mesh, GIB)) < 50 * 2**20
+    assert state < _step_bytes(config, model, Device(mesh, GIB, inputs)) < 50 * 2**20
     # Where the state does not fit, it is not.
-    assert _step_bytes(config, model, Device(mesh, state - 1)) == math.inf
+    assert _step_bytes(config, model, Device(mesh, state - 1, inputs)) == math.inf
 
 
 @pytest.mark.parametrize(

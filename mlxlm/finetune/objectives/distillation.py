@@ -7,35 +7,33 @@ import mlx.nn as nn
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.formats.open_model import open_model
-from mlxlm.finetune.data import Batch
+from mlxlm.finetune.objectives.objective import Objective, Sums
 from mlxlm.load import built_model
 from mlxlm.model.language_model import LanguageModel
-from mlxlm.model.loss import batch_hidden, head_loss_sum
+from mlxlm.model.loss import Batch, batch_hidden, head_loss_sum
 from shared_tokenizer.load import find_tokenizer
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 
-class DistillationLoss:
-    """(1 - weight) * cross-entropy + weight * T^2 * KL(teacher || student), both of logits divided by T in the KL."""
+def distillation(teacher: LanguageModel, weight: float, temperature: float, chunks: int = 1) -> Objective:
+    """Return (1 - weight) * cross-entropy + weight * T^2 * KL(teacher || student), of logits divided by T in the KL."""
 
-    def __init__(self, teacher: LanguageModel, weight: float, temperature: float, chunks: int = 1):
-        self._teacher, self._weight, self._temperature, self._chunks = teacher, weight, temperature, chunks
-
-    def __call__(self, model: LanguageModel, batch: Batch) -> tuple[mx.array, mx.array]:
-        """Return the summed loss over the tokens of the loss mask, and their number."""
-        rows = batch["targets"], batch["loss_mask"], mx.stop_gradient(batch_hidden(self._teacher, batch))
-        hidden = batch_hidden(model, batch)
-        return head_loss_sum(model, hidden, rows, self._losses, self._chunks), mx.sum(batch["loss_mask"])
-
-    def _losses(self, logits: mx.array, targets: mx.array, mask: mx.array, teacher_hidden: mx.array) -> mx.array:
-        taught = self._log_softmax(self._teacher.head(teacher_hidden))
-        divergence = mx.sum(mx.exp(taught) * (taught - self._log_softmax(logits)), axis=-1)
+    def losses(logits: mx.array, targets: mx.array, mask: mx.array, teacher_hidden: mx.array) -> mx.array:
+        taught = log_softmax(teacher.head(teacher_hidden))
+        divergence = mx.sum(mx.exp(taught) * (taught - log_softmax(logits)), axis=-1)
         nats = nn.losses.cross_entropy(logits, targets)
         # T^2 keeps the gradient of the softened divergence as large as that of the cross-entropy.
-        return ((1 - self._weight) * nats + self._weight * self._temperature**2 * divergence) * mask
+        return ((1 - weight) * nats + weight * temperature**2 * divergence) * mask
 
-    def _log_softmax(self, logits: mx.array) -> mx.array:
-        return nn.log_softmax(logits / self._temperature, axis=-1)
+    def log_softmax(logits: mx.array) -> mx.array:
+        return nn.log_softmax(logits / temperature, axis=-1)
+
+    def objective(model: LanguageModel, batch: Batch) -> Sums:
+        rows = batch["targets"], batch["loss_mask"], mx.stop_gradient(batch_hidden(teacher, batch))
+        loss = head_loss_sum(model, batch_hidden(model, batch), rows, losses, chunks)
+        return Sums(loss, mx.sum(batch["loss_mask"]), {})
+
+    return objective
 
 
 def open_teacher(path: Path, student: ModelConfig, tokenizer: Tokenizer, seq_len: int) -> LanguageModel:

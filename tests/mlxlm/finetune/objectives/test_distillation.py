@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxlm.common.artifact.blank_artifact import save_blank_artifact
-from mlxlm.finetune.distillation import DistillationLoss, open_teacher
+from mlxlm.finetune.objectives.distillation import distillation, open_teacher
 from mlxlm.load import load_model
 from mlxlm.model.loss import loss_sum
 from mlxlm.model.trees import flat_arrays
@@ -30,7 +30,7 @@ def test_the_loss_is_the_formula_over_the_tokens_of_the_mask(tmp_path):
         "segment_ids": mx.zeros((2, 8), mx.int32),
         "loss_mask": mask,
     }
-    found, tokens = DistillationLoss(teacher, 0.3, 2.0)(student, batch)
+    found, tokens, _ = distillation(teacher, 0.3, 2.0)(student, batch)
 
     def log_softmax(model):
         logits = np.array(model(batch["inputs"]), np.float64) / 2
@@ -41,12 +41,12 @@ def test_the_loss_is_the_formula_over_the_tokens_of_the_mask(tmp_path):
     assert divergence > 1e-3 and tokens.item() == mask.sum().item()
     nats = loss_sum(student, batch)[0].item()
     assert found.item() == pytest.approx(0.7 * nats + 0.3 * 4 * divergence, rel=1e-6)
-    in_chunks = DistillationLoss(teacher, 0.3, 2.0, chunks=3)
+    in_chunks = distillation(teacher, 0.3, 2.0, chunks=3)
     assert in_chunks(student, batch)[0].item() == pytest.approx(found.item(), rel=1e-6)
     student.train()  # now with gradients
     assert in_chunks(student, batch)[0].item() == pytest.approx(found.item(), rel=1e-6)
     # From itself a model has nothing to learn.
-    assert DistillationLoss(student, 1.0, 2.0)(student, batch)[0].item() == pytest.approx(0, abs=1e-5)
+    assert distillation(student, 1.0, 2.0)(student, batch)[0].item() == pytest.approx(0, abs=1e-5)
 
 
 def test_teachers_that_do_not_fit_are_refused(tmp_path, tokenizer):

@@ -1,0 +1,31 @@
+"""The objective of a run, chosen by its settings, with all that it needs besides the batch."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from jaxlm.common.objectives.chat_data import check_answers
+from jaxlm.common.run.run_config import RunConfig
+from jaxlm.training.objectives.next_token import next_token
+from jaxlm.training.objectives.objective import Extras, Objective
+from shared_tokenizer.data.data_sets import DataSets
+
+
+@dataclass(frozen=True)
+class RunObjective:
+    """An objective, and where the arrays come from that it has next to the batch."""
+
+    function: Objective
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of what the extras are made of, by name; a resumed run has the same."""
+    read_extras: Callable[[], Extras] = lambda: None
+    """Returns the extras, a tree of arrays whose leaves are placed as parameters of the same names are."""
+
+
+def choose_objective(config: RunConfig, sets: DataSets, loss_chunks: int) -> RunObjective:
+    """Return the objective of a run on some shard sets; `loss_chunks` cuts the sequence, see `loss_sum`.
+
+    Raises ValueError where the data does not fit the objective.
+    """
+    if config.objective == "sft":
+        check_answers(sets.directories)
+    return RunObjective(next_token(loss_chunks))

@@ -1,0 +1,39 @@
+"""The objective of a run, chosen by its settings, as in jaxlm/training/objectives/choose.py."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.objectives.chat_data import check_answers
+from jaxlm.common.run.run_config import RunConfig
+from mlxlm.adapters.adapters import base_fingerprint
+from mlxlm.finetune.objectives.distillation import distillation, open_teacher
+from mlxlm.finetune.objectives.next_token import next_token
+from mlxlm.finetune.objectives.objective import Objective
+from shared_tokenizer.data.data_sets import DataSets
+
+
+@dataclass(frozen=True)
+class RunObjective:
+    """An objective, and the fingerprints of what it holds besides the model."""
+
+    function: Objective
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of a teacher, for example, by name; a resumed run has the same."""
+
+
+def choose_objective(
+    config: RunConfig, model: ModelConfig, sets: DataSets, seq_len: int, loss_chunks: int
+) -> RunObjective:
+    """Return the objective of a run of a model on some shard sets; `loss_chunks` cuts the tokens, see `loss_sum`.
+
+    Raises ValueError where the data or a model that the settings name does not fit the objective.
+    """
+    if config.objective == "sft":
+        check_answers(sets.directories)
+    if config.teacher is None:
+        return RunObjective(next_token(loss_chunks))
+    teacher = open_teacher(Path(config.teacher), model, sets.tokenizer, seq_len)
+    function = distillation(teacher, config.teacher_weight, config.teacher_temperature, loss_chunks)
+    return RunObjective(function, {"teacher": base_fingerprint(teacher)})

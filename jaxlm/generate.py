@@ -30,8 +30,11 @@ class Decoding(flax.struct.PyTreeNode):
     index: Any  # Int: number of tokens chosen so far
 
 
-def sample(logits: LastLogits, sampling: Sampling, key: jax.Array) -> jax.Array:
-    """Return token ids `[B]` drawn from logits `[B, V]` (top-p: arXiv 1904.09751; min-p: arXiv 2407.01082)."""
+def sample(logits: LastLogits, sampling: Sampling, keys: jax.Array) -> jax.Array:
+    """Return token ids `[B]` drawn from logits `[B, V]`, each row by its own key of `keys` `[B]`.
+
+    Sources: top-p arXiv 1904.09751, min-p arXiv 2407.01082.
+    """
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1)
     logits = logits / sampling.temperature
@@ -46,7 +49,7 @@ def sample(logits: LastLogits, sampling: Sampling, key: jax.Array) -> jax.Array:
     if sampling.min_p:
         likeliest = jnp.max(logits, axis=-1, keepdims=True)
         logits = jnp.where(logits < likeliest + jnp.log(sampling.min_p), -jnp.inf, logits)
-    return jax.random.categorical(key, logits)
+    return jax.vmap(jax.random.categorical)(keys, logits)
 
 
 def penalize(logits: LastLogits, recent: jax.Array, penalty: float) -> LastLogits:
@@ -67,20 +70,20 @@ def _step(
     positions: jax.Array,
     last: jax.Array,
     state: Decoding,
-    seed: jax.Array,
+    seeds: jax.Array,
     sampling: Sampling,
 ) -> tuple[jax.Array, Decoding]:
     """Run tokens `[B, L]` at their positions, and choose the next one of each row, `[B]`.
 
-    `last` `[B]` is the index of each row's last token; those after it are padding. The random choice depends on the
-    seed and the number of tokens chosen before.
+    `last` `[B]` is the index of each row's last token; those after it are padding. The random choice of a row depends
+    on its seed and the number of tokens chosen before, not on the rows next to it.
     """
     logits, cache = model.apply({"params": params}, tokens, positions, state.cache, last, method="decode")
     recent = state.recent
     if recent is not None:
         logits = penalize(logits, recent, sampling.repetition_penalty)
-    key = jax.random.fold_in(jax.random.key(seed), state.index)
-    chosen = constrain(sample(logits, sampling, key), None)
+    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), state.index))(seeds)
+    chosen = constrain(sample(logits, sampling, keys), None)
     if recent is not None:
         recent = jnp.concatenate([recent[:, 1:], chosen[:, None].astype(recent.dtype)], axis=1)
     return chosen, Decoding(cache, recent, state.index + 1)
@@ -91,45 +94,43 @@ def generate_batch(
     params: Params,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
-    stop: int | Collection[int] | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> Iterator[np.ndarray]:
-    """Continue prompts of any lengths together. Yields one token of each, `[B]`, until all have stopped.
+    """Continue prompts of any lengths together. Yields one token of each, `[B]`, `sampling.max_tokens` times.
 
-    A prompt stops at any id of `stop`, and yields that id from then on. Raises ValueError where a prompt is empty,
-    holds an id outside the vocabulary, or leaves no room in the model's context.
+    Each prompt has a seed, by default that of `sampling`. Yields fewer where the context of all is full; tokens of a
+    prompt after its context is full mean nothing. Raises ValueError where a prompt is empty, holds an id outside the
+    vocabulary, or leaves no room in the model's context.
     """
-    config, stops = model.config, sorted(stop_set(stop))
+    config = model.config
     for prompt in prompts:
         check_prompt(prompt, config.vocab_size, config.max_seq_len)
     lengths = np.array([len(prompt) for prompt in prompts])
     longest = int(lengths.max())
-    max_tokens = min(sampling.max_tokens, config.max_seq_len - longest)
+    num_steps = min(sampling.max_tokens, config.max_seq_len - int(lengths.min()))
     padded = min(_bucket(longest), config.max_seq_len)
     tokens = np.zeros((len(prompts), padded), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
     params = ternarize(params, config)
-    cache_length = min(_bucket(longest + max_tokens), config.max_seq_len)
+    cache_length = min(_bucket(longest + num_steps), config.max_seq_len)
     state = Decoding(
         cache=init_cache(config, len(prompts), cache_length, model.dtype),
         recent=None if sampling.repetition_penalty == 1 else _recent_tokens(prompts),
         index=np.int32(0),
     )
-    fixed, seed = _compiled_settings(sampling), np.int32(sampling.seed)
+    fixed = _compiled_settings(sampling)
+    seed_of_each = np.array([sampling.seed] * len(prompts) if seeds is None else seeds, np.int32)
     positions = np.broadcast_to(np.arange(padded, dtype=np.int32), tokens.shape)
-    chosen, state = _step(model, params, tokens, positions, (lengths - 1).astype(np.int32), state, seed, fixed)
-    stopped, last = np.zeros(len(prompts), bool), np.zeros(len(prompts), np.int32)
+    chosen, state = _step(model, params, tokens, positions, (lengths - 1).astype(np.int32), state, seed_of_each, fixed)
     zeros = np.zeros(len(prompts), np.int32)
-    for count in range(1, max_tokens + 1):
-        output = np.asarray(chosen)
-        if stops:
-            output = last = np.where(stopped, last, output)
-            stopped |= np.isin(output, stops)
-        yield output
-        if stopped.all() or count == max_tokens:
+    for count in range(1, num_steps + 1):
+        yield np.asarray(chosen)
+        if count == num_steps:
             return
-        positions = (lengths + count - 1).astype(np.int32)[:, None]
-        chosen, state = _step(model, params, chosen[:, None], positions, zeros, state, seed, fixed)
+        # A row whose context is full writes over its last place.
+        positions = np.minimum(lengths + count - 1, cache_length - 1).astype(np.int32)[:, None]
+        chosen, state = _step(model, params, chosen[:, None], positions, zeros, state, seed_of_each, fixed)
 
 
 def generate(
@@ -141,7 +142,7 @@ def generate(
 ) -> Iterator[int]:
     """Continue one prompt up to any id of `stop`. Yields token ids as they come, without the one that stops."""
     stops = stop_set(stop)
-    for tokens in generate_batch(model, params, [prompt], sampling, stops):
+    for tokens in generate_batch(model, params, [prompt], sampling):
         if int(tokens[0]) in stops:
             return
         yield int(tokens[0])

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxlm.checkpoints.checkpoint import restore_params
+from jaxlm.checkpoints.checkpoint import newest_complete_step, restore_params
 from jaxlm.checkpoints.weights import Weights, artifact_params, artifact_weights, tree_weights
 from jaxlm.common.architecture.config import ModelConfig, config_from_dict
 from jaxlm.common.formats.as_ternary import TernaryReading
+from jaxlm.common.formats.files_fingerprint import files_fingerprint
 from jaxlm.common.formats.open_model import find_model_tokenizer, open_model
 from jaxlm.common.run.run_directory import RunDirectory, is_run_directory, read_run_config
 from jaxlm.model.language_model import LanguageModel, init_params
@@ -70,3 +71,15 @@ def load_run(path: Path, log: Callable[[str], None] = print) -> tuple[ModelConfi
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     _, params = restore_params(RunDirectory(path).checkpoints, shapes, log)
     return config, params
+
+
+def model_fingerprint(path: str | Path) -> str:
+    """Return the sha256, as hex, of a model: of a run that of its newest complete checkpoint.
+
+    Raises ValueError where the run has none.
+    """
+    path = Path(path)
+    if is_run_directory(path):
+        checkpoints = RunDirectory(path).checkpoints
+        path = checkpoints / str(newest_complete_step(checkpoints, lambda line: None))
+    return files_fingerprint(path)

@@ -3,14 +3,12 @@
 import functools
 
 from jaxlm.common.evaluation.evaluated_model import EvaluatedModel
-from jaxlm.generate import generate_batch
+from jaxlm.continue_texts import continue_texts
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.ops.ternary_linear import Params, ternarize
 from jaxlm.score import score
 from shared_tokenizer.chat.chat_format import ChatFormat
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
-
-LARGEST_BATCH = 16
 
 
 def evaluated_model(
@@ -23,7 +21,6 @@ def evaluated_model(
         tokenizer,
         model.config.max_seq_len,
         score=functools.partial(score, model, ternary),
-        continue_batch=functools.partial(generate_batch, model, ternary),
-        largest_batch=LARGEST_BATCH,
+        continue_texts=functools.partial(continue_texts, model, ternary),
         chat_format=chat_format,
     )

@@ -1,6 +1,7 @@
 """The command `mlxlm generate`: text from a model."""
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
@@ -12,9 +13,11 @@ import mlx.core as mx
 from mlx_lm.generate import generate_step
 from mlx_lm.sample_utils import make_repetition_penalty
 
-from jaxlm.common.command_line import run_command
+from jaxlm.common.command_line import make_console, run_command
+from jaxlm.common.generation.completions import CompletingModel, complete_prompts
 from jaxlm.common.sampling import PENALTY_WINDOW, GenerateConfig, Sampling, check_prompt, print_speed, stop_set
-from mlxlm.load import load_model
+from mlxlm.continue_texts import continue_texts
+from mlxlm.load import load_model, model_fingerprint
 from mlxlm.model.language_model import LanguageModel
 from mlxlm.sampling import Sampler, make_sampler
 from shared_tokenizer.model_chat_format import reply_stop_ids
@@ -86,13 +89,25 @@ def _repetition_penalty(sampling: Sampling, earlier: Sequence[int]) -> list[Logi
 
 
 def main(config: AdaptedGenerateConfig) -> None:
-    """Generate text from a model with MLX, and print it as it comes."""
+    """Generate text from a model with MLX, and print it as it comes. With --prompts continue all texts of a file."""
     model, tokenizer = load_model(config.model, adapter_path=config.adapter_path)
     if tokenizer is None:
         raise ValueError(f"{config.model}: found no tokenizer, so there is no text to continue")
+    ends = reply_stop_ids(Path(config.model), tokenizer, config.adapter_path)
+    if config.prompts is not None:
+        completing = CompletingModel(
+            tokenizer,
+            model.config.vocab_size,
+            model.config.max_seq_len,
+            model_fingerprint(config.model, config.adapter_path),
+            ends,
+            functools.partial(continue_texts, model, batch_size=config.batch_size),
+            config.adapter_path,
+        )
+        complete_prompts(config, completing, make_console())
+        return
     prompt = tokenizer.encode_to_continue(config.prompt)
     check_prompt(prompt, model.config.vocab_size, model.config.max_seq_len)
-    ends = reply_stop_ids(Path(config.model), tokenizer, config.adapter_path)
     stream = TextStream(tokenizer)
     sys.stdout.write(config.prompt)
     times = []

@@ -5,8 +5,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from jaxlm.common.artifact.artifact import Artifact
+from jaxlm.common.formats.files_fingerprint import files_fingerprint
 from jaxlm.common.formats.mlx import module_tensors
-from jaxlm.common.formats.open_model import find_model_tokenizer, open_model
+from jaxlm.common.formats.open_model import find_model_tokenizer, model_path, open_model
 from mlxlm.adapters.adapter_directory import load_adapters
 from mlxlm.model.language_model import LanguageModel, quantized_form
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
@@ -40,6 +41,12 @@ def adapted(model: LanguageModel, adapter_path: str | Path) -> LanguageModel:
     mx.eval(other.parameters())
     other.eval()
     return other
+
+
+def model_fingerprint(path: str | Path, adapter_path: str | Path | None = None) -> str:
+    """Return the sha256, as hex, of a model, and that of its adapters after a plus sign."""
+    adapters = [] if adapter_path is None else [files_fingerprint(Path(adapter_path))]
+    return "+".join([files_fingerprint(model_path(Path(path))), *adapters])
 
 
 def built_model(artifact: Artifact) -> LanguageModel:

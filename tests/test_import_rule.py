@@ -50,7 +50,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "jaxlm.common": ("shared_tokenizer.settings",),
     "jaxlm.common.architecture": ("jaxlm.common",),
-    "jaxlm.common.evaluation": ("shared_tokenizer.*", "jaxlm.common"),
+    "jaxlm.common.generation": ("shared_tokenizer.*", "jaxlm.common"),
+    "jaxlm.common.evaluation": ("shared_tokenizer.*", "jaxlm.common", "jaxlm.common.generation"),
     "jaxlm.common.objectives": ("shared_tokenizer.*",),
     "jaxlm.common.run": (
         "shared_tokenizer.*",

@@ -1,6 +1,5 @@
 """The model on disk that a run starts from instead of fresh weights (`--init_from`)."""
 
-import hashlib
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +17,6 @@ from jaxlm.common.artifact.inserted_norms import with_sub_norms
 from jaxlm.common.formats.open_model import open_model
 from jaxlm.common.run.run_directory import RunDirectory, is_run_directory, read_run_config
 from jaxlm.model.language_model import init_params
-from shared_tokenizer.manifest import MANIFEST
 
 # Fields that may differ. Those of the first set do not change the function that the weights compute.
 _UNRELATED = {"max_seq_len", "initializer_range", "embedding_range", "bos_id", "eos_id", "pad_id"}
@@ -58,22 +56,6 @@ def initial_config(path: Path) -> ModelConfig:
 
 def _flag_value(value: object) -> str:
     return shlex.quote(value if isinstance(value, str) else json.dumps(value))
-
-
-def initial_fingerprint(path: Path) -> str:
-    """Return the sha256, as hex, of a model that a run starts from: of its seal, or of its files where it has none."""
-    if is_run_directory(path):
-        checkpoints = RunDirectory(path).checkpoints
-        path = checkpoints / str(newest_complete_step(checkpoints, lambda line: None))
-    if (path / MANIFEST).is_file():
-        files = [path / MANIFEST]
-    else:
-        files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("config.json")])
-    digest = hashlib.sha256()
-    for each in files:
-        with each.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _open_run(path: Path, log: Callable[[str], None]) -> Artifact:

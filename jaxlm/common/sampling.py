@@ -1,10 +1,11 @@
 """The settings of text generation, the same for JAX and MLX."""
 
+import dataclasses
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from shared_tokenizer.settings import check_bounds, setting
+from shared_tokenizer.settings import check_bounds, check_unchanged, setting
 
 LARGEST_SEED = 2**31 - 1
 # Beyond these float32 cannot hold the divided logits, or a probability.
@@ -13,6 +14,8 @@ SMALLEST_TOP_P = 1e-6
 SMALLEST_PENALTY, LARGEST_PENALTY = 1e-2, 10.0
 # Tokens back that the repetition penalty looks.
 PENALTY_WINDOW = 64
+# Texts that are generated together, unless a command is told another number.
+MOST_TEXTS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,37 @@ class GenerateConfig(Sampling):
     """Artifact, transformers or MLX directory or GGUF file; JAX opens a run directory too."""
     prompt: str = ""
     """Start of the text."""
+    prompts: str | None = setting(None, group="many prompts")
+    """File of prompts, instead of one: jsonl with a prompt (a text) or messages
+    (a chat) in each line, or a .txt with a prompt per line."""
+    num_samples: int = setting(1, at_least=1, group="many prompts")
+    """Texts of each prompt of the file, each with a seed of its own."""
+    output: str | None = setting(None, group="many prompts")
+    """File for the texts of a file of prompts, as jsonl. A command that was
+    killed goes on where it was."""
+    batch_size: int = setting(MOST_TEXTS, at_least=1, group="many prompts")
+    """Texts of a file that are generated together, at most."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompts is None:
+            names = ("num_samples", "output", "batch_size")
+            check_unchanged(self, names, "on a single prompt; give a file by --prompts")
+            return
+        if self.prompt:
+            raise ValueError("prompt: found it and prompts, expected one of them")
+        if self.output is None:
+            raise ValueError("output: found none, expected a file for the texts of prompts, --output FILE.jsonl")
+        if self.num_samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"num_samples: found {self.num_samples} at temperature 0, where all are the same; expected 1, or a "
+                "temperature"
+            )
+
+
+def sampling_of(settings: Sampling) -> Sampling:
+    """Return the choice of tokens alone, of settings that have more."""
+    return Sampling(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Sampling)})
 
 
 def stop_set(stop: int | Collection[int] | None) -> frozenset[int]:

@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from itertools import groupby
 
+from jaxlm.common.generation.texts import Text
 from jaxlm.common.openai_api.errors import ApiError
 from jaxlm.common.openai_api.tasks import Finish, Piece, PromptScores, Task, TokenScore
 from jaxlm.common.sampling import Sampling
 from jaxlm.common.serving.engine import Engine, Generation
-from jaxlm.generate import generate_batch
+from jaxlm.continue_texts import continue_texts
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.ops.ternary_linear import Params, ternarize
 from jaxlm.score import score
@@ -17,7 +18,7 @@ from jaxlm.score import score
 class JaxEngine(Engine):
     """A thread that generates up to `max_batch` texts together. A request that comes later waits for their end.
 
-    Only requests of equal sampling settings share a batch: those at temperature 0, mostly.
+    Only requests of equal sampling settings share a batch; each has a seed and a length of its own.
     """
 
     def __init__(self, model: LanguageModel, params: Params, *, max_queue: int, max_batch: int, timeout_s: float):
@@ -82,19 +83,16 @@ class JaxEngine(Engine):
 
     def _generate(self, batch: list[Generation]) -> None:
         """Generate the texts of a batch; those whose tokens are scored come when the batch has ended."""
-        texts = {number: _Text(generation) for number, generation in enumerate(batch)}
-        left = set(texts)
-        sampling = dataclasses.replace(
-            batch[0].task.sampling, max_tokens=max(generation.task.sampling.max_tokens for generation in batch)
-        )
-        prompts = [generation.task.prompt for generation in batch]
-        for tokens in generate_batch(self._model, self._params, prompts, sampling):
-            for number in sorted(left):
-                if self.is_stopping or batch[number].cancelled or texts[number].add(int(tokens[number])):
-                    left.remove(number)
-            if not left:
-                break
-        scored = [text for text in texts.values() if text.task.logprobs is not None and not text.generation.cancelled]
+        texts = [_Text(generation) for generation in batch]
+        asked = [Text(text.task.prompt, text.task.sampling.max_tokens, text.task.sampling.seed) for text in texts]
+
+        def add(number: int, token: int) -> bool:
+            return self.is_stopping or batch[number].cancelled or texts[number].add(token)
+
+        sampling = batch[0].task.sampling
+        for _ in continue_texts(self._model, self._params, asked, sampling, add, batch_size=len(batch)):
+            pass
+        scored = [text for text in texts if text.task.logprobs is not None and not text.generation.cancelled]
         if scored:
             rows = [[*text.task.prompt, *text.tokens] for text in scored]
             contexts = [len(text.task.prompt) for text in scored]
@@ -102,7 +100,7 @@ class JaxEngine(Engine):
                 scored, self._scores([text.generation for text in scored], rows, contexts), strict=True
             ):
                 text.emit_scored(scores)
-        for text in texts.values():
+        for text in texts:
             self.finish(text.generation, None if text.generation.cancelled else text.end())
 
 
@@ -147,11 +145,9 @@ class _Text:
 
 
 def _batch_key(generation: Generation) -> tuple[object, ...]:
-    """Return what the texts of a batch have in common: their settings; at temperature 0 no seed matters."""
+    """Return what the texts of a batch have in common: their settings, but for the length and the seed."""
     sampling: Sampling = generation.task.sampling
-    fields = dataclasses.asdict(sampling) | {"max_tokens": 1}
+    fields = dataclasses.asdict(sampling) | {"max_tokens": 1, "seed": 0}
     if sampling.temperature == 0:
-        fields |= {"seed": 0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-    else:  # each has random choices of its own
-        fields |= {"own": id(generation)}
+        fields |= {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
     return tuple(fields.items())

@@ -12,7 +12,7 @@ import grain
 from jax.sharding import Mesh
 from rich.console import Console
 
-from jaxlm.checkpoints.init_from import initial_fingerprint, open_initial
+from jaxlm.checkpoints.init_from import open_initial
 from jaxlm.common.architecture.config import ModelConfig, recorded_fields
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.run.run_directory import RunDirectory
@@ -20,6 +20,7 @@ from jaxlm.common.run.schedule_changes import log_warmup
 from jaxlm.common.run.stop_request import StopRequest
 from jaxlm.common.sampling import check_prompt
 from jaxlm.evaluate import unigram_evaluation
+from jaxlm.load import model_fingerprint
 from jaxlm.parallel.distributed import is_first
 from jaxlm.parallel.mesh import check_batch, check_model
 from jaxlm.parallel.sharding import batch_share
@@ -112,7 +113,7 @@ def open_inputs(
         initial = open_initial(
             Path(config.init_from), model_config, console.print, insert_sub_norm=config.insert_sub_norm
         )
-        fingerprints["init_from"] = initial_fingerprint(Path(config.init_from))
+        fingerprints["init_from"] = model_fingerprint(config.init_from)
     log_warmup(config, console.print)
     if is_first():  # one process writes, and holds the lock
 

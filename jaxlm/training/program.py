@@ -12,13 +12,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 from jaxlm.checkpoints.checkpoint import Checkpoints
-from jaxlm.checkpoints.init_from import initial_fingerprint, open_initial
+from jaxlm.checkpoints.init_from import open_initial
 from jaxlm.checkpoints.weights import artifact_params
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.objectives.quantization_course import Phase, QuantizationCourse
 from jaxlm.common.run.identity import read_identity
 from jaxlm.common.run.summary import format_bytes
 from jaxlm.evaluate import LossFunction, make_loss_function
+from jaxlm.load import model_fingerprint
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.ops.cpu import compiler_options
 from jaxlm.ops.ternary_linear import Params, TernaryWeight, quantize_params
@@ -121,7 +122,7 @@ class ProgramBuilder:
         if inputs.initial is not None or path is None:
             return inputs.initial
         if (identity := read_identity(inputs.run.path)) is not None:
-            identity.check_fingerprints(inputs.run.path, {"init_from": initial_fingerprint(Path(path))})
+            identity.check_fingerprints(inputs.run.path, {"init_from": model_fingerprint(path)})
         insert = self._config.insert_sub_norm
         return open_initial(Path(path), inputs.model_config, self._console.print, insert_sub_norm=insert)
 

@@ -11,13 +11,11 @@ from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 from jaxlm.common.openai_api.errors import internal_error, log
 from jaxlm.common.openai_api.tasks import Finish, Piece, TokenScore
 from jaxlm.common.serving.engine import Engine, Generation
+from mlxlm.continue_texts import MOST_PROMPTS
 from mlxlm.model.language_model import LanguageModel
 from mlxlm.sampling import make_sampler
 from mlxlm.server.logits import RawLogits, logits_processors
 from mlxlm.server.prompt_store import PromptStore
-
-# Prompts that are processed together: each is padded to the longest of them.
-MOST_PROMPTS = 8
 
 
 @dataclass

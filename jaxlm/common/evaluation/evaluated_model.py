@@ -1,18 +1,13 @@
 """A model as the tasks of an evaluation see it, in any framework."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from jaxlm.common.evaluation.scoring import TokenScores, Track
-from jaxlm.common.sampling import Sampling
+from jaxlm.common.generation.texts import ContinueTexts
 from shared_tokenizer.chat.chat_format import ChatFormat
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
-
-# Prompts, how to choose tokens, and the ids that end an answer -> the next token of each prompt `[B]`, until all ended.
-ContinueBatch = Callable[[Sequence[Sequence[int]], Sampling, Sequence[int]], Iterator[np.ndarray]]
 
 
 class Score(Protocol):
@@ -32,8 +27,6 @@ class EvaluatedModel:
     max_seq_len: int
     """Tokens that the model sees, at most."""
     score: Score
-    continue_batch: ContinueBatch
-    largest_batch: int
-    """Prompts that `continue_batch` continues together, at most."""
+    continue_texts: ContinueTexts
     chat_format: ChatFormat | None = None
     """Format in which tasks are written as conversations; None writes them as text."""

@@ -1,7 +1,8 @@
 """Models of this project as models of lm-evaluation-harness, and its tasks run on them. It needs the extra `eval`."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from jaxlm.common.evaluation.continuations import TokenPair, encode_pair, loglikelihoods
 from jaxlm.common.evaluation.evaluated_model import EvaluatedModel
 from jaxlm.common.evaluation.scoring import Track
+from jaxlm.common.generation.texts import Text
 from jaxlm.common.help import nearest
 from jaxlm.common.sampling import Sampling
 from shared_tokenizer.chat.messages import Message, encode_generation_prompt, encode_text_part, stop_ids
@@ -97,18 +99,10 @@ class HarnessModel(LM):
         groups = dict[str, list[int]]()
         for number, request in enumerate(requests):
             groups.setdefault(json.dumps(_arguments(request)[1], sort_keys=True), []).append(number)
-        batches = list[list[int]]()
-        for numbers in groups.values():
-            numbers.sort(key=lambda number: len(requests[number].args[0]), reverse=True)
-            size = self._model.largest_batch
-            batches += [numbers[start : start + size] for start in range(0, len(numbers), size)]
         answers = [""] * len(requests)
-        for numbers in self._track(batches):
-            contexts = [requests[number].args[0] for number in numbers]
-            for number, answer in zip(
-                numbers, self._answers(contexts, _arguments(requests[numbers[0]])[1]), strict=True
-            ):
-                answers[number] = answer
+        ended = chain.from_iterable(self._answers(requests, numbers, answers) for numbers in groups.values())
+        for _ in self._track([[number] for number in range(len(requests))]):
+            next(ended)
         return answers
 
     def _pair(self, context: str, continuation: str) -> TokenPair:
@@ -121,27 +115,30 @@ class HarnessModel(LM):
         found = loglikelihoods(self._model, pairs, log=self._log, track=self._track)
         return [(each.nats, each.is_greedy) for each in found]
 
-    def _answers(self, contexts: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+    def _answers(self, requests: Sequence[Instance], numbers: Sequence[int], answers: list[str]) -> Iterator[int]:
+        """Put the answers to requests of equal settings into `answers`, and yield the number of each that has ended."""
         model, tokenizer = self._model, self._model.tokenizer
-        sampling, until = _sampling(settings, model.max_seq_len)
+        sampling, until = _sampling(_arguments(requests[numbers[0]])[1], model.max_seq_len)
         room = model.max_seq_len - sampling.max_tokens
+        contexts = [_arguments(requests[number])[0] for number in numbers]
         prompts = [self._chats.get(text) or tokenizer.encode_to_continue(text) for text in contexts]
         if num_cut := sum(len(prompt) > room for prompt in prompts):
             self._log(f"{num_cut} of {len(prompts)} prompts are longer than {room} tokens: their start is left out")
-        stops = list(tokenizer.stop_ids)
+        stops = frozenset(tokenizer.stop_ids)
         if model.chat_format is not None and contexts[0] in self._chats:
-            stops = stop_ids(tokenizer, model.chat_format)
+            stops = frozenset(stop_ids(tokenizer, model.chat_format))
         streams = [TextStream(tokenizer) for _ in prompts]
-        texts, has_ended = [""] * len(prompts), [False] * len(prompts)
-        for tokens in model.continue_batch([prompt[-room:] for prompt in prompts], sampling, stops):
-            for index, token in enumerate(map(int, tokens)):
-                if not has_ended[index] and token not in stops:
-                    texts[index] += streams[index].add(token)
-                has_ended[index] |= token in stops or any(stop in texts[index] for stop in until)
-            if all(has_ended):
-                break
-        whole = (text + stream.end() for text, stream in zip(texts, streams, strict=True))
-        return [_before(text, until) for text in whole]
+
+        def add(index: int, token: int) -> bool:
+            if token not in stops:
+                answers[numbers[index]] += streams[index].add(token)
+            return token in stops or any(stop in answers[numbers[index]] for stop in until)
+
+        texts = [Text(prompt[-room:], sampling.max_tokens, sampling.seed) for prompt in prompts]
+        for index in model.continue_texts(texts, sampling, add):
+            number = numbers[index]
+            answers[number] = _before(answers[number] + streams[index].end(), until)
+            yield number
 
 
 def _sampling(settings: Mapping[str, Any], max_seq_len: int) -> tuple[Sampling, list[str]]:

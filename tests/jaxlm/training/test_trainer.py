@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from jaxlm.checkpoints.checkpoint import newest_complete_step
-from jaxlm.checkpoints.init_from import initial_fingerprint
 from jaxlm.common.run.metrics_log import read_metrics
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.common.run.run_directory import read_run_config
-from jaxlm.load import load_model
+from jaxlm.load import load_model, model_fingerprint
 from jaxlm.training.train_config import TrainConfig
 from jaxlm.training.trainer import train
 from shared_tokenizer.manifest import verify_manifest
@@ -84,7 +83,7 @@ def test_a_finished_run_goes_on_with_more_steps_and_loses_nothing(place, finishe
 
 def test_a_run_starts_from_the_last_checkpoint_of_another(place, finished, capsys):
     started = config(place, "started", init_from=finished.output_dir, num_train_steps=1)
-    fingerprint = initial_fingerprint(place / "finished")
+    fingerprint = model_fingerprint(place / "finished")
     assert train(started)
     step = newest_complete_step(place / "finished" / "checkpoints", print)
     assert f"init_from: {finished.output_dir}, step {step}" in capsys.readouterr().out

@@ -29,10 +29,13 @@ def fake_model(tokenizer, rule: Rule, *, max_seq_len: int = 1000, answer: Sequen
             for row, length in zip(rows, context_lengths, strict=True)
         ]
 
-    def continue_batch(prompts, sampling, stops):
-        seen.extend(map(list, prompts))
-        for token in [*answer, tokenizer.eos_id][: sampling.max_tokens]:
-            yield np.full(len(prompts), token)
+    def continue_texts(texts, sampling, add):
+        seen.extend(list(text.prompt) for text in texts)
+        for number, text in enumerate(texts):
+            for token in [*answer, tokenizer.eos_id][: text.max_tokens]:
+                if add(number, token):
+                    break
+            yield number
 
-    model = EvaluatedModel("fake", tokenizer, max_seq_len, score, continue_batch, 2, chat_format)
+    model = EvaluatedModel("fake", tokenizer, max_seq_len, score, continue_texts, chat_format)
     return model, seen

@@ -12,6 +12,7 @@ COMMANDS = {
     "new-model": ("jaxlm.commands.new_model:main", "a model of a wanted size: bytes, memory, flags"),
     "train": ("jaxlm.commands.train:main", "token shards -> model; --resume continues a run"),
     "runs": ("jaxlm.commands.runs:main", "list runs with their state and loss"),
+    "study": ("jaxlm.study.command:main", "training runs that answer a question, compared with intervals"),
     "generate": ("jaxlm.commands.generate:main", "text from a model"),
     "evaluate": ("jaxlm.commands.evaluate:main", "loss, perplexity and bits per byte of models on the same text"),
     "server": ("jaxlm.server.command:main", "a model behind OpenAI's HTTP API, from JAX"),

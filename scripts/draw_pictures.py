@@ -34,7 +34,7 @@ SPINE = (
     ("jaxlm/common/run/training_loop.py", "the loop: step, log, evaluate, sample, save; the same for MLX"),
 )
 # Packages that the small graph shows as one node each; the large one shows all rooms.
-FOLDED = ("shared_tokenizer", "jaxlm.common", "jaxlm.training", "scripts")
+FOLDED = ("shared_tokenizer", "jaxlm.common", "jaxlm.training", "mlxlm.finetune", "scripts")
 
 TEXT, LINE, SEAL = "#24292f", "#57606a", "#1a7f37"
 STAGES = (
@@ -190,10 +190,12 @@ def direct_arrows(rooms: Mapping[str, set[str]]) -> dict[str, list[str]]:
 def rooms_mermaid(rooms: Mapping[str, set[str]]) -> str:
     """Return picture C: an arrow from each room to every room that it may import and reaches through no other."""
     lines = ["```mermaid", "flowchart TB"]
+    by_used: dict[tuple[str, ...], list[str]] = {}
     for room, used in direct_arrows(rooms).items():
-        names = " & ".join(f"{_node(other)}" for other in used)
-        label = f'{_node(room)}["{LABELS.get(room, room)}"]'
-        lines.append(f"  {label} --> {names}" if names else f"  {label}")
+        by_used.setdefault(tuple(used), []).append(f'{_node(room)}["{LABELS.get(room, room)}"]')
+    for used, labels in by_used.items():  # a line for all rooms with the same arrows
+        names = " & ".join(map(_node, used))
+        lines.append("  " + " & ".join(labels) + (f" --> {names}" if names else ""))
     return "\n".join([*lines, "```"])
 
 

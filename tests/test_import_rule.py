@@ -145,6 +145,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "mlxlm.model",
         "mlxlm",
     ),
+    "jaxlm.study": ("shared_tokenizer.*", "jaxlm.common.*", "jaxlm.ops", "jaxlm.training", "jaxlm.commands"),
     "scripts": ("shared_tokenizer.*", "jaxlm.*", "mlxlm.*"),
     "scripts.benchmarks": ("shared_tokenizer.*", "jaxlm.*", "mlxlm.*"),
 }

@@ -1,0 +1,91 @@
+"""The command `jaxlm study`: the training runs of a study, one after another, and their comparison."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from jaxlm.common.command_line import make_console
+from jaxlm.common.run.training_report import duration
+from jaxlm.study.report import RESULTS, terminal_table, write_report
+from jaxlm.study.results import RunResult, read_result, read_results
+from jaxlm.study.study import Study, read_study
+from jaxlm.study.train_run import Job, do_run, has_ended
+from shared_tokenizer.manifest import refuse_inside_sealed
+from shared_tokenizer.preparation.executors import run_jobs
+from shared_tokenizer.settings import setting
+
+# Of an array of jobs; Slurm sets both in each of its tasks.
+_ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """The study, and where it is done."""
+
+    study: str = setting(by_position=True)
+    """YAML file of the study; the name of the flag may be left out."""
+    output_dir: str | None = None
+    """Folder of the run directories; by default runs/ and the name of the study."""
+    results_dir: str | None = None
+    """Folder for results.json, the table and the pictures; by default the study's file without its ending."""
+    executor: Literal["local", "ray", "slurm"] = "local"
+    """local does one run after another here; ray one on each worker of a running Ray cluster; slurm those of this task
+    of a job array, as sbatch --array starts it. Workers must see the same files."""
+
+
+def main(config: StudyConfig) -> None:
+    """Do the runs of a study that are not done yet, then compare all. It may be stopped at any time: started again, it
+    goes on."""
+    console, path = make_console(), Path(config.study)
+    study = read_study(path)
+    runs = Path(config.output_dir or Path("runs") / study.name).absolute()
+    results = Path(config.results_dir) if config.results_dir else path.with_suffix("")
+    refuse_inside_sealed(results)
+    jobs = [Job(run, runs) for run in study.runs()]
+    for job in jobs:
+        job.run.check(runs)
+    console.print(
+        f"{study.question}\n{len(study.variants)} variants, {len(study.seeds)} seeds: {len(jobs)} runs in {runs}"
+    )
+    _do_runs(study, jobs, config, results, console)
+    found = read_results(jobs)
+    write_report(study, found, results)
+    console.print(terminal_table(study, found))
+    console.print(f"results: {results / RESULTS}")
+
+
+def _do_runs(study: Study, jobs: Sequence[Job], config: StudyConfig, results: Path, console: Console) -> None:
+    """Do the runs that have not ended; on this machine, write the report after each."""
+    left = [job for job in jobs if not has_ended(job)]
+    if len(left) < len(jobs):
+        console.print(f"{len(jobs) - len(left)} of them have ended already")
+    if config.executor == "slurm":
+        left = _part_of_array(left, jobs)
+    executor = "ray" if config.executor == "ray" else "local"
+    for job, seconds in zip(left, run_jobs(do_run, left, executor, 1), strict=True):
+        console.print(_line(read_result(job), seconds))
+        if executor == "local" and config.executor != "slurm":
+            write_report(study, read_results(jobs), results)
+
+
+def _part_of_array(left: Sequence[Job], jobs: Sequence[Job]) -> list[Job]:
+    """Return the runs of this task of a Slurm job array: every task counts over all runs, so none is done twice."""
+    found = [os.environ.get(name, "") for name in _ARRAY]
+    if not all(word.isdigit() for word in found):
+        raise ValueError(
+            f"executor: found no job array ({_ARRAY[0]} is not set); start it with sbatch --array, or "
+            "leave out --executor"
+        )
+    task, count = int(found[0]), max(1, int(found[1]))
+    return [job for job in jobs[task % count :: count] if job in left]
+
+
+def _line(result: RunResult, seconds: float) -> str:
+    name = f"{result.variant}, seed {result.seed}"
+    if result.error is not None:
+        return f"{name}: {result.error}"
+    return f"{name}: {result.bits_per_byte:.4f} bits per byte, {duration(seconds)}"

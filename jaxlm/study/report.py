@@ -1,0 +1,124 @@
+"""The report of a study: results.json, a table in markdown, and pictures."""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from jaxlm import __version__
+from jaxlm.common.run.summary import format_bytes
+from jaxlm.common.run.training_report import duration
+from jaxlm.ops.cpu import processor_features
+from jaxlm.study.pictures import draw
+from jaxlm.study.results import RunResult, VariantResult, as_fields, by_variant
+from jaxlm.study.statistics import CONFIDENCE
+from jaxlm.study.study import Study
+from shared_tokenizer.manifest import write_file
+
+RESULTS, TABLE = "results.json", "table.md"
+HEADINGS = (
+    "variant",
+    "runs",
+    "bits per byte",
+    "deviation",
+    "to base",
+    "tokens/s",
+    "time",
+    "memory",
+    "file",
+    "zeros",
+    "flips",
+)
+
+
+def write_report(study: Study, found: Sequence[RunResult], directory: Path) -> None:
+    """Write results.json, table.md and the pictures of the runs that have ended. Replaces those of earlier reports."""
+    directory.mkdir(parents=True, exist_ok=True)
+    variants = by_variant(study, found)
+    content = {
+        "question": study.question,
+        "settings": study.settings,
+        "variants": study.variants,
+        "base": study.base,
+        "seeds": study.seeds,
+        "evaluate": study.evaluate,
+        "machine": _machine(),
+        "date": datetime.date.today().isoformat(),
+        "commit": _commit(),
+        "version": __version__,
+        "seconds": round(sum(run.seconds for run in found), 1),
+        "runs": [as_fields(run) for run in found],
+    }
+    write_file(directory / RESULTS, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    write_file(directory / TABLE, _markdown(study, variants).encode())
+    draw(study, variants, directory)
+
+
+def terminal_table(study: Study, found: Sequence[RunResult]) -> Table:
+    """Return the table for a terminal."""
+    table = Table(title=study.question, box=None, pad_edge=False)
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "variant" else "right")
+    for row in _rows(study, by_variant(study, found)):
+        table.add_row(*row)
+    return table
+
+
+def _rows(study: Study, variants: Sequence[VariantResult]) -> list[list[str]]:
+    return [
+        [
+            variant.name,
+            f"{len(variant.runs)} of {len(study.seeds)}" + (f", {variant.failed} failed" if variant.failed else ""),
+            _text("{:.4f}", variant.bits_per_byte and variant.bits_per_byte.mean),
+            _text("{:.4f}", variant.bits_per_byte and variant.bits_per_byte.deviation),
+            "base" if variant.name == study.base else _text("{}", variant.difference),
+            _text("{:,.0f}", variant.mean("tokens_per_second")),
+            duration(variant.mean("seconds") or 0.0),
+            _text("{}", _bytes(variant.mean("peak_bytes"))),
+            format_bytes(variant.runs[0].artifact_bytes),
+            _text("{:.1%}", variant.mean("zero_fraction")),
+            _text("{:.3%}", variant.mean("flip_rate")),
+        ]
+        for variant in variants
+    ]
+
+
+def _text(form: str, value: Any) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _bytes(value: float | None) -> str | None:
+    return None if value is None else format_bytes(value)
+
+
+def _markdown(study: Study, variants: Sequence[VariantResult]) -> str:
+    rows = [list(HEADINGS), ["---"] + ["---:"] * (len(HEADINGS) - 1), *_rows(study, variants)]
+    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    return (
+        f"# {study.question}\n\n{table}\n\n"
+        f"Mean over seeds {', '.join(map(str, study.seeds))}. To base: difference in bits per byte to "
+        f"`{study.base}`, paired by seed, with the {CONFIDENCE:.0%} confidence interval. {_machine()}, "
+        f"{datetime.date.today().isoformat()}.\n"
+    )
+
+
+def _machine() -> str:
+    """Return what tells one machine's speed from another's."""
+    features = " ".join(processor_features()) or "no known features"
+    return f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, {features}"
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout that this code runs from; None without git or in an installed package."""
+    try:
+        asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+        answer = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None

@@ -12,7 +12,7 @@ from jaxlm.common.command_line import make_console, run_command
 from jaxlm.common.evaluation.scoring import ScoredPlaces
 from jaxlm.common.evaluation.task_run import TaskSettings
 from jaxlm.common.evaluation.text_scores import evaluate_contents, evaluate_windows
-from mlxlm.load import load_model
+from mlxlm.load import load_model, model_fingerprint
 from mlxlm.model.language_model import LanguageModel
 from mlxlm.score import score, score_places
 from mlxlm.tasks import evaluated_model
@@ -26,7 +26,6 @@ from shared_tokenizer.data.evaluation_text import (
     write_evaluations,
 )
 from shared_tokenizer.data.examples import Example
-from shared_tokenizer.settings import setting
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 
@@ -36,9 +35,6 @@ class EvaluateConfig(EvaluationSettings, TaskSettings):
 
     model: list[str]
     """Artifacts, transformers or MLX directories or GGUF files, compared in one table."""
-    data: list[str] = setting(factory=list)
-    """Files (text, chats, jsonl, parquet, csv, ...), folders of them, or stdlib, the Python standard library's own
-    source. Not needed with tasks."""
     adapter_path: str | None = None
     """Directory of adapters to add to each model."""
 
@@ -92,15 +88,20 @@ def evaluate_documents(
 def main(config: EvaluateConfig) -> None:
     """Evaluate models with MLX on text: nats per token, perplexity, and bits per byte; on the answers of chats; or on
     tasks."""
-    console, found = make_console(), {}
-    if not (config.data or config.tasks):
-        raise ValueError("data: found neither text nor tasks, expected --data FILES, --tasks NAMES, or both")
+    console, found, models = make_console(), {}, {}
+    if not (config.input or config.tasks):
+        raise ValueError("input: found neither text nor tasks, expected --input FILES, --tasks NAMES, or both")
     tasks = config.load_tasks()
-    contents = config.read(config.data) if config.data else []
+    contents = config.read(config.input) if config.input else []
     for path in config.model:
         model, tokenizer = load_model(path, adapter_path=config.adapter_path)
         if tokenizer is None:
             raise ValueError(f"{path}: found no tokenizer, so text cannot be evaluated")
+        if config.json is not None:
+            models[path] = {
+                "fingerprint": model_fingerprint(path, config.adapter_path),
+                "tokenizer": tokenizer.fingerprint,
+            }
 
         def with_progress(batches: Sequence[Any], path: str = path) -> Iterable[Any]:
             return rich.progress.track(batches, path, console=console, transient=True)
@@ -116,7 +117,7 @@ def main(config: EvaluateConfig) -> None:
     for table in ([evaluation_table(found)] if found else []) + tasks.tables():
         console.print(table)
     if config.json is not None:
-        write_evaluations(Path(config.json), found, {"data": config.data, "documents": len(contents)})
+        write_evaluations(Path(config.json), found, config, tasks.add_probes(models), len(contents))
         console.print(f"numbers: {config.json}")
 
 

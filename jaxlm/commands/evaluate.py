@@ -10,10 +10,9 @@ from rich.progress import track
 from jaxlm.common.command_line import make_console
 from jaxlm.common.evaluation.task_run import TaskSettings
 from jaxlm.evaluate import evaluate_documents
-from jaxlm.load import load_model
+from jaxlm.load import load_model, model_fingerprint
 from jaxlm.tasks import evaluated_model
 from shared_tokenizer.data.evaluation_text import EvaluationSettings, evaluation_table, write_evaluations
-from shared_tokenizer.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,15 +21,12 @@ class EvaluateConfig(EvaluationSettings, TaskSettings):
 
     model: list[str]
     """Run directories, artifacts, transformers or MLX directories or GGUF files, compared in one table."""
-    input: list[str] = setting(factory=list)
-    """Files (text, chats, jsonl, parquet, csv, ...), folders of them, or stdlib, the Python standard library's own
-    source. Not needed with tasks."""
 
 
 def main(config: EvaluateConfig) -> None:
     """Evaluate models on text: nats per token, perplexity, and bits per byte, which does not depend on the
     tokenizer; on the answers of chats; or on tasks."""
-    console, found = make_console(), {}
+    console, found, models = make_console(), {}, {}
     if not (config.input or config.tasks):
         raise ValueError("input: found neither text nor tasks, expected --input FILES, --tasks NAMES, or both")
     tasks = config.load_tasks()
@@ -41,6 +37,8 @@ def main(config: EvaluateConfig) -> None:
         model, params, tokenizer = load_model(path)
         if tokenizer is None:
             raise ValueError(f"{path}: found no tokenizer, so text cannot be evaluated")
+        if config.json is not None:
+            models[path] = {"fingerprint": model_fingerprint(path), "tokenizer": tokenizer.fingerprint}
         if not console.is_terminal:
             console.print(f"{path} ...")
 
@@ -59,5 +57,5 @@ def main(config: EvaluateConfig) -> None:
     for table in ([evaluation_table(found)] if found else []) + tasks.tables():
         console.print(table)
     if config.json is not None:
-        write_evaluations(Path(config.json), found, {"input": config.input, "documents": len(contents)})
+        write_evaluations(Path(config.json), found, config, tasks.add_probes(models), len(contents))
         console.print(f"numbers: {config.json}")

@@ -1,5 +1,6 @@
 """The text of the evaluation commands, and the table of their results, shared by all frameworks."""
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,10 +80,14 @@ def _content(document: Document) -> Content:
 class EvaluationSettings(EvaluationText):
     """Settings of the commands that evaluate."""
 
+    input: list[str] = setting(factory=list, formerly="data", also="data")
+    """Files (text, chats, jsonl, parquet, csv, ...), folders of them, or stdlib,
+    the Python standard library's own source. Not needed with tasks."""
     chat_format: ChatFormatChoice = "auto"
     """Chat format that chats are written in, of which the answers are scored; auto is the model's own."""
     json: str | None = None
-    """File to write the numbers to, as JSON."""
+    """File to write the numbers to, as JSON, with all settings and the identity of
+    each model."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -137,21 +142,34 @@ def evaluation_table(found: Mapping[str, Evaluation]) -> Any:
     return table
 
 
-def write_evaluations(path: Path, found: Mapping[str, Evaluation], about: Mapping[str, Any]) -> None:
-    """Write the numbers of each model as JSON, with what was evaluated.
+def write_evaluations(
+    path: Path,
+    found: Mapping[str, Evaluation],
+    settings: EvaluationSettings,
+    models: Mapping[str, Mapping[str, Any]],
+    documents: int,
+) -> None:
+    """Write the numbers of each model as JSON, with the settings and what is known of each of the `models`.
 
     Raises OSError where the file cannot be written.
     """
-    models = {
-        name: {
-            "nats_per_token": each.loss,
-            "perplexity": each.perplexity,
-            "bits_per_byte": each.bits_per_byte,
-            "tokens": each.tokens,
-            "bytes": each.text_bytes,
-            "likeliest_share": each.accuracy,
-            "unknown_share": each.unknown_share,
-        }
-        for name, each in found.items()
+    numbers = {name: _numbers(each) for name, each in found.items()}
+    content = {
+        "input": settings.input,
+        "documents": documents,
+        "settings": dataclasses.asdict(settings),
+        "models": {name: {**about, **numbers.get(name, {})} for name, about in models.items()},
     }
-    write_file(path, (json.dumps({**about, "models": models}, indent=2) + "\n").encode())
+    write_file(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _numbers(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "nats_per_token": evaluation.loss,
+        "perplexity": evaluation.perplexity,
+        "bits_per_byte": evaluation.bits_per_byte,
+        "tokens": evaluation.tokens,
+        "bytes": evaluation.text_bytes,
+        "likeliest_share": evaluation.accuracy,
+        "unknown_share": evaluation.unknown_share,
+    }

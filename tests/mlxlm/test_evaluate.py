@@ -2,11 +2,13 @@ import dataclasses
 
 import pytest
 
+import jaxlm.commands.evaluate
 import jaxlm.evaluate
 import jaxlm.load
 import mlxlm.load
 from jaxlm.common.architecture.initial_weights import initial_weights
 from jaxlm.common.artifact.artifact import save_artifact
+from jaxlm.common.command_line import parse
 from mlxlm.evaluate import EvaluateConfig, evaluate_text, main
 from tests.conftest import VARIANTS
 
@@ -43,7 +45,7 @@ def test_models_are_compared_in_one_table(make_artifact, tmp_path, capsys, monke
     first = mlxlm.load.load_model(make_artifact("first"))
     make_artifact("second", linear="dense")
     monkeypatch.chdir(tmp_path)
-    main(EvaluateConfig(model=["first", "second"], data=["text.txt"], seq_len=16))
+    main(EvaluateConfig(model=["first", "second"], input=["text.txt"], seq_len=16))
     shown = capsys.readouterr().out
     found = evaluate_text(*first, TEXTS[:1], 16, 8)
     for word in ("first", "second", "bits per byte", f"{found.loss:.4f}", f"{found.bits_per_byte:.4f}"):
@@ -54,4 +56,11 @@ def test_a_model_without_a_tokenizer_is_refused(tiny_config, tmp_path):
     (tmp_path / "text.txt").write_text("text")
     save_artifact(tmp_path / "bare", tiny_config, "latent", initial_weights(tiny_config, 1))
     with pytest.raises(ValueError, match="bare: found no tokenizer"):
-        main(EvaluateConfig(model=[str(tmp_path / "bare")], data=[str(tmp_path / "text.txt")]))
+        main(EvaluateConfig(model=[str(tmp_path / "bare")], input=[str(tmp_path / "text.txt")]))
+
+
+@pytest.mark.parametrize("settings_class", [EvaluateConfig, jaxlm.commands.evaluate.EvaluateConfig])
+def test_the_text_has_its_former_name_too(settings_class, tmp_path):
+    (tmp_path / "settings.yaml").write_text("model: [a]\ndata: [text.txt]\n")
+    for argv in (["--model", "a", "--data", "text.txt"], ["--config", str(tmp_path / "settings.yaml")]):
+        assert parse(settings_class, argv).input == ["text.txt"]

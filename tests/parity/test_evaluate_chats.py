@@ -36,12 +36,13 @@ def place(tokenizer, tmp_path_factory):
 def evaluated(place, name, **settings):
     """Return the numbers of both commands for a model."""
     found = []
-    for command, source in ((jaxlm.commands.evaluate, "input"), (mlxlm.evaluate, "data")):
-        file = place / f"{name}-{source}.json"
-        given = {"model": [str(place / name)], source: [str(place / "chats.jsonl")], "json": str(file)}
+    for number, command in enumerate((jaxlm.commands.evaluate, mlxlm.evaluate)):
+        file = place / f"{name}-{number}.json"
+        given = {"model": [str(place / name)], "input": [str(place / "chats.jsonl")], "json": str(file)}
         command.main(command.EvaluateConfig(**given | settings))
-        found.append(json.loads(file.read_text())["models"][str(place / name)])
-    return found
+        found.append(json.loads(file.read_text()))
+    assert found[0]["settings"] == {**found[0]["settings"], **given, **settings, "json": str(place / f"{name}-0.json")}
+    return [each["models"][str(place / name)] for each in found]
 
 
 def test_only_answers_count_and_long_chats_are_cut_aloud(place, capsys):
@@ -61,6 +62,8 @@ def test_only_answers_count_and_long_chats_are_cut_aloud(place, capsys):
     assert theirs["nats_per_token"] == pytest.approx(ours["nats_per_token"], abs=1e-3)
     assert ours["likeliest_share"] == pytest.approx(likeliest / tokens, abs=1e-6)
     assert ours["unknown_share"] == 0
+    assert ours["fingerprint"] == theirs["fingerprint"] == mlxlm.load.model_fingerprint(place / "model")
+    assert ours["tokenizer"] == theirs["tokenizer"] == tokenizer.fingerprint
 
 
 def test_a_model_without_a_chat_format_is_scored_on_plain_text_aloud_or_by_the_one_that_is_named(place, capsys):

@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxlm.common.evaluation.probes import SUITE, Probe, ProbeResult, make_probe
 from jaxlm.common.evaluation.scoring import Track
 from shared_tokenizer.chat.chat_format import ChatFormat
 from shared_tokenizer.load import find_chat_format
+from shared_tokenizer.manifest import write_file
 from shared_tokenizer.settings import setting
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
@@ -88,11 +90,18 @@ class TaskRun:
             self.harness_results[model.name] = found
             written |= {name: value for name, value in found.items() if name != "samples"}
         if self.settings.task_results is not None and written:
-            directory = Path(self.settings.task_results)
-            directory.mkdir(parents=True, exist_ok=True)
-            path = directory / f"results_{re.sub('[^A-Za-z0-9.-]+', '_', model.name).strip('_')}.json"
-            path.write_text(json.dumps(written, indent=1, default=str) + "\n", encoding="utf-8")
+            name = re.sub("[^A-Za-z0-9.-]+", "_", model.name).strip("_")
+            path = _new_file(Path(self.settings.task_results), f"results_{name}")
+            write_file(path, f"{json.dumps(written, indent=1, default=str)}\n".encode())
             log(f"results: {path}")
+
+    def add_probes(self, models: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Return what is known of each model, with its results in the probes where they were run."""
+        found = {
+            name: {"probes": {each.probe: each.as_json() for each in results}}
+            for name, results in self.probe_results.items()
+        }
+        return {name: {**about, **found.get(name, {})} for name, about in models.items()}
 
     def tables(self) -> list[Any]:
         """Return a rich table of the probes of all models, and the harness's own table of each model."""
@@ -105,3 +114,16 @@ class TaskRun:
                 if found.get("groups"):
                     tables.append(make_table(found, "groups"))
         return tables
+
+
+def _new_file(directory: Path, name: str) -> Path:
+    """Return a JSON file that did not exist, now empty: of results of one name none takes the place of another."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        path = directory / (f"{name}.json" if number == 1 else f"{name}_{number}.json")
+        try:
+            path.open("x").close()
+        except FileExistsError:
+            continue
+        return path
+    raise RuntimeError("unreachable: count has no end")

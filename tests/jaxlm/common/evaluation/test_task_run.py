@@ -14,6 +14,9 @@ def test_probes_are_run_reported_and_written(tokenizer, tmp_path):
     run.run(model, log=str)
     written = json.loads((tmp_path / "results/results_fake.json").read_text("utf-8"))
     assert written["probes"]["probe_agreement"]["accuracy"] == 0.5 and written["probes"]["probe_agreement"]["rows"] == 6
+    run.run(model, log=str)
+    assert (tmp_path / "results/results_fake_2.json").read_text("utf-8") == json.dumps(written, indent=1) + "\n"
+    assert run.add_probes({"fake": {"a": 1}}) == {"fake": {"a": 1, "probes": written["probes"]}}
     (table,) = run.tables()
     assert table.row_count == 13
 

@@ -76,7 +76,8 @@ class HarnessModel(LM):
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Return the log-probability of each text, in windows of the model's context.
 
-        The first token follows the begin token, which is not scored itself.
+        The first token follows the begin token, which is not scored itself. The harness's own `hf` model lets a
+        tokenizer add its begin token after the prefix token, and scores it; with `add_bos_token=False` it does as here.
         """
         tokenizer, pairs, owners = self._model.tokenizer, list[TokenPair](), list[int]()
         for number, request in enumerate(requests):

@@ -28,14 +28,20 @@ class _Text:
 
 
 class Batch:
-    """The texts of one model that run, and the caches of its earlier prompts."""
+    """The texts of one model that run; its earlier prompts lie under `name` in a store that all models share."""
 
     def __init__(
-        self, model: LanguageModel, engine: Engine, max_batch: int, prompt_cache_bytes: int, prefill_step_size: int
+        self,
+        model: LanguageModel,
+        engine: Engine,
+        max_batch: int,
+        prefill_step_size: int,
+        store: PromptStore,
+        name: str | None = None,
     ):
         self.model = model
         self._engine, self._max_batch, self._prefill_step_size = engine, max_batch, prefill_step_size
-        self._store = PromptStore(prompt_cache_bytes)
+        self._store, self._name = store, name
         self._can_trim = can_trim_prompt_cache(model.make_cache())
         self.reset()
 
@@ -51,7 +57,7 @@ class Batch:
 
     def add(self, generation: Generation) -> None:
         """Let a text join at the next step."""
-        cache, cached = self._store.nearest(generation.task.prompt)
+        cache, cached = self._store.nearest(generation.task.prompt, self._name)
         self._insert(generation, generation.task.prompt, cache, cached, cached)
 
     def take_over(
@@ -105,7 +111,7 @@ class Batch:
 
     def _store_states(self, uids: list[int]) -> None:
         for cache, tokens in self._generator.extract_cache(uids).values():
-            self._store.add(tokens, cache)
+            self._store.add(tokens, cache, self._name)
 
     def _receive(self, response: Any) -> None:
         """Emit what a token adds to a text, and end the text where it has ended."""
@@ -125,7 +131,7 @@ class Batch:
             cache, tokens = response.prompt_cache, response.all_tokens
         else:
             cache, tokens = self._generator.remove([response.uid], return_prompt_caches=True)[response.uid]
-        self._store.add(tokens, cache)
+        self._store.add(tokens, cache, self._name)
         del self._texts[response.uid]
         self._engine.finish(generation, end_of(generation, stops, text.cached))
 

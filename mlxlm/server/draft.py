@@ -21,9 +21,9 @@ GUESSES = 3
 
 
 class Drafter:
-    """A draft model for one model, and the caches of both for earlier prompts."""
+    """A draft model for one model; the caches of both for earlier prompts lie in a store that all models share."""
 
-    def __init__(self, model: LanguageModel, draft: LanguageModel, prompt_cache_bytes: int, prefill_step_size: int):
+    def __init__(self, model: LanguageModel, draft: LanguageModel, prefill_step_size: int, store: PromptStore):
         """Raises ValueError where a model has a recurrent state, which cannot go back to what was accepted."""
         for name, each in (("model", model), ("draft_model", draft)):
             if not can_trim_prompt_cache(each.make_cache()):
@@ -32,7 +32,7 @@ class Drafter:
                     "token; expected attention in all layers; leave draft_model out"
                 )
         self._model, self._draft, self._prefill_step_size = model, draft, prefill_step_size
-        self._store = PromptStore(prompt_cache_bytes)
+        self._store = store
 
     def suits(self, task: Task) -> bool:
         """Return True if the text is the likeliest one of the model as it is, and nothing is reported of its tokens."""
@@ -43,7 +43,7 @@ class Drafter:
 
     def begin(self, generation: Generation) -> "DraftedText":
         """Begin a text that `suits`."""
-        cache, cached = self._store.nearest(generation.task.prompt)
+        cache, cached = self._store.nearest(generation.task.prompt, self)
         cache = cache or [*self._model.make_cache(), *self._draft.make_cache()]
         return DraftedText(
             generation, self._steps(generation.task, cache, cached), cache, cached, len(self._model.layers)
@@ -66,7 +66,7 @@ class Drafter:
     def keep(self, text: "DraftedText") -> None:
         """Store the caches of a text that has ended, for prompts that begin like it."""
         ids = text.close()
-        self._store.add(ids, text.cache)
+        self._store.add(ids, text.cache, self)
 
 
 class DraftedText:

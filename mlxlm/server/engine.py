@@ -11,6 +11,7 @@ from mlxlm.model.language_model import LanguageModel
 from mlxlm.server.batch import Batch, emit_token, end_of
 from mlxlm.server.draft import DraftedText, Drafter
 from mlxlm.server.prompt_scores import score_prompts
+from mlxlm.server.prompt_store import PromptStore
 
 # Tokens of prompts that are scored between two tokens of what runs, unless one prompt alone has more.
 SCORED_TOKENS = 4096
@@ -39,10 +40,12 @@ class MlxEngine(Engine):
         With a `draft` model, a text that is alone is generated with it. Raises ValueError as `Drafter` does.
         """
         super().__init__(max_queue=max_queue, max_running=max_batch, timeout_s=timeout_s)
-        each = prompt_cache_bytes // (len(models) + (draft is not None))
-        self._batches = {name: Batch(model, self, max_batch, each, prefill_step_size) for name, model in models.items()}
+        self._store = store = PromptStore(prompt_cache_bytes)
+        self._batches = {
+            name: Batch(model, self, max_batch, prefill_step_size, store, name) for name, model in models.items()
+        }
         self._to_score: list[Generation] = []
-        self._drafter = None if draft is None else Drafter(models[None], draft, each, prefill_step_size)
+        self._drafter = None if draft is None else Drafter(models[None], draft, prefill_step_size, store)
         self._drafted: DraftedText | None = None
 
     def step(self) -> None:

@@ -67,3 +67,18 @@ def test_attention_keeps_no_beginning_of_what_it_keeps(tokenizer, tmp_path):
     one = PromptStore(1 << 20)
     one.add(IDS, seen(model, IDS))
     assert store.num_bytes == one.num_bytes
+
+
+def test_models_share_the_bytes_and_find_only_what_is_theirs(model_and_kind):
+    model, _ = model_and_kind
+    store = PromptStore(1 << 30)
+    store.add(IDS, seen(model, IDS), "one")
+    one = store.num_bytes
+    assert store.nearest([*IDS, 7], "other") == (None, 0) and store.nearest([*IDS, 7], "one")[1] == 6
+    store = PromptStore(2 * one)
+    for owner, first in (("one", 1), ("one", 2), ("other", 1)):  # one model alone may fill what others do not need
+        store.add([first, *IDS[1:]], seen(model, [first, *IDS[1:]]), owner)
+    found = [store.nearest([first, *IDS[1:], 7], owner)[1] for owner, first in (("one", 1), ("one", 2), ("other", 1))]
+    assert found == [0, 6, 6] and store.num_bytes == 2 * one
+    store.add(IDS, seen(model, IDS), "other")  # in the place of the same ids, not beside them
+    assert store.num_bytes == 2 * one

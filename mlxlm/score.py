@@ -49,10 +49,14 @@ def score_places(
     """
     segment_ids = mx.array(batch["segment_ids"]) if "segment_ids" in batch else None
     hidden = model.hidden(mx.array(batch["inputs"]), segment_ids=segment_ids)
-    x_SD = hidden.reshape(-1, hidden.shape[-1])[mx.array(places)]
+    return score_hidden(model, hidden.reshape(-1, hidden.shape[-1])[mx.array(places)], targets, top)
+
+
+def score_hidden(model: LanguageModel, x_SD: mx.array, targets: np.ndarray, top: int = 0) -> ScoredPlaces:
+    """Return the scores of targets `[S]` at places whose outputs of the last block are `x_SD`."""
     size = max(SMALLEST_CHUNK, LARGEST_CHUNK_BYTES // (4 * model.config.vocab_size))
     parts = list[tuple[mx.array, ...]]()
-    for start in range(0, len(places), size):
+    for start in range(0, len(targets), size):
         part = _score_chunk(model, x_SD[start : start + size], mx.array(targets[start : start + size]), top)
         mx.eval(part)  # one chunk's logits in memory at a time
         parts.append(part)

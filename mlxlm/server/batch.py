@@ -12,6 +12,7 @@ from jaxlm.common.openai_api.errors import internal_error, log
 from jaxlm.common.openai_api.tasks import Finish, Piece, TokenScore
 from jaxlm.common.serving.engine import Engine, Generation
 from mlxlm.continue_texts import MOST_PROMPTS
+from mlxlm.generate import LogitsProcessor
 from mlxlm.model.language_model import LanguageModel
 from mlxlm.sampling import make_sampler
 from mlxlm.server.logits import RawLogits, logits_processors
@@ -25,6 +26,26 @@ class _Text:
     """Tokens of the prompt that were in the store."""
     raw: RawLogits | None
     """The logits before they were processed; None where nothing changes them."""
+    processors: "_Guarded | None"
+    """What changes the logits."""
+
+
+class _Guarded:
+    """The processors of one text as one. A fault is noted and not raised, so the other texts of the step go on."""
+
+    def __init__(self, processors: Sequence[LogitsProcessor]):
+        self._processors = processors
+        self.has_failed = False
+
+    def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
+        if not self.has_failed:
+            try:
+                for processor in self._processors:
+                    logits = processor(tokens, logits)
+            except Exception:
+                log.exception("a change of the logits failed")
+                self.has_failed = True
+        return logits
 
 
 class Batch:
@@ -79,16 +100,17 @@ class Batch:
         task = generation.task
         processors = logits_processors(task)
         raw = RawLogits() if processors and task.logprobs is not None else None
+        guarded = _Guarded([raw, *processors] if raw else processors) if processors else None
         (uid,) = self._generator.insert(
             [list(ids[held:])],
             max_tokens=[task.sampling.max_tokens - generation.num_tokens],
             caches=None if cache is None else [cache],
             all_tokens=[list(ids[:held])],
             samplers=[make_sampler(task.sampling, self.model.config.vocab_size)],
-            logits_processors=[[raw, *processors] if raw else processors],
+            logits_processors=[[guarded] if guarded else []],
             stop_sequences=[StopSequences([[stop] for stop in sorted(task.stop_ids)] or None)],
         )
-        self._texts[uid] = _Text(generation, cached, raw)
+        self._texts[uid] = _Text(generation, cached, raw, guarded)
 
     def drop(self, generation: Generation) -> None:
         """Let a text leave without an end; it may have left before."""
@@ -111,19 +133,27 @@ class Batch:
 
     def _store_states(self, uids: list[int]) -> None:
         for cache, tokens in self._generator.extract_cache(uids).values():
+            self._keep(tokens, cache)
+
+    def _keep(self, tokens: list[int], cache: list[Any]) -> None:
+        """Store a cache for later prompts; the texts do not need it."""
+        try:
             self._store.add(tokens, cache, self._name)
+        except Exception:
+            log.exception("a cache was not kept")
 
     def _receive(self, response: Any) -> None:
         """Emit what a token adds to a text, and end the text where it has ended."""
         text = self._texts[response.uid]
         generation, ended = text.generation, response.finish_reason
         try:
+            if text.processors and text.processors.has_failed:
+                self._fail(response.uid)
+                return
             stops = emit_token(generation, response.token, self._scores(text, response), is_last=bool(ended))
         except Exception:
             log.exception("a generation failed")
-            self._generator.remove([response.uid])
-            del self._texts[response.uid]
-            self._engine.finish(generation, internal_error())
+            self._fail(response.uid)
             return
         if not (stops or ended):
             return
@@ -131,9 +161,20 @@ class Batch:
             cache, tokens = response.prompt_cache, response.all_tokens
         else:
             cache, tokens = self._generator.remove([response.uid], return_prompt_caches=True)[response.uid]
-        self._store.add(tokens, cache, self._name)
+        self._keep(tokens, cache)
         del self._texts[response.uid]
         self._engine.finish(generation, end_of(generation, stops, text.cached))
+
+    def _fail(self, uid: int) -> None:
+        """Let a text leave with an error."""
+        self._generator.remove([uid])
+        self._engine.finish(self._texts.pop(uid).generation, internal_error())
+
+    def fail_all(self) -> None:
+        """Let all texts leave with an error after a fault of the model, and begin anew."""
+        for text in self._texts.values():
+            self._engine.finish(text.generation, internal_error())
+        self.reset()
 
     def _scores(self, text: _Text, response: Any) -> tuple[TokenScore, ...]:
         count = text.generation.task.logprobs

@@ -8,6 +8,7 @@ from jaxlm.common.openai_api.requests import ServedModel
 from jaxlm.common.serving.command import ServingConfig, serve, served_model
 from mlxlm.load import adapted, load_model
 from mlxlm.model.language_model import LanguageModel
+from mlxlm.server.cache_room import cache_room
 from mlxlm.server.engine import MlxEngine
 from shared_tokenizer.settings import setting
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
@@ -25,7 +26,7 @@ class ServerConfig(ServingConfig):
     """Smaller model with the same tokenizer that guesses tokens of a text that is generated alone at temperature 0;
     both need attention in all layers."""
     max_batch: int = setting(32, at_least=1)
-    """Texts that are generated together, at most."""
+    """Texts that are generated together, at most; fewer where memory does not hold their caches."""
     prompt_cache_bytes: int = setting(1 << 30, at_least=0)
     """Bytes of memory for the caches of earlier prompts, which later prompts with the same beginning use; 0 keeps
     none."""
@@ -55,6 +56,8 @@ def open_engine(config: ServerConfig) -> tuple[ServedModel, MlxEngine]:
     )
     if served.name in adapters:
         raise ValueError(f"adapter: found the name {served.name!r}, which is the model's; give one of them another")
+    room = cache_room(model, config.prompt_cache_bytes)
+    print(room.summary(config.max_batch, model.config.max_seq_len), flush=True)
     models = {None: model, **{name: adapted(model, directory) for name, directory in adapters.items()}}
     engine = MlxEngine(
         models,
@@ -64,6 +67,7 @@ def open_engine(config: ServerConfig) -> tuple[ServedModel, MlxEngine]:
         prompt_cache_bytes=config.prompt_cache_bytes,
         prefill_step_size=config.prefill_step_size,
         draft=_open_draft(config, served.tokenizer),
+        room=room,
     )
     return served, engine
 

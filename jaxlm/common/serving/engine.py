@@ -119,6 +119,15 @@ class Engine(ABC):
         """Raise ApiError (400) that names a setting which this engine does not have."""
         return
 
+    def has_room(self, task: Task) -> bool:
+        """Return True if the memory holds a task beside those that run; one that is alone always begins."""
+        return True
+
+    @property
+    def prompt_store_bytes(self) -> int:
+        """Bytes of the caches of earlier prompts; other threads may read it."""
+        return 0
+
     @abstractmethod
     def step(self) -> None:
         """Begin what waits (`take_waiting`) where there is room, and do one step of what runs; the thread calls it.
@@ -144,12 +153,14 @@ class Engine(ABC):
     def take_waiting(self) -> Generation | None:
         """Return the generation that has waited longest; it then runs. None where none waits, or as many run as may."""
         with self._wake:
-            while self._waiting and not self._stopping and len(self.running) < self._max_running:
-                generation = self._waiting.popleft()
-                if not generation.cancelled:
-                    self.running.append(generation)
-                    return generation
-        return None
+            while self._waiting and self._waiting[0].cancelled:
+                self._waiting.popleft()
+            if not self._waiting or self._stopping or len(self.running) >= self._max_running:
+                return None
+            if self.running and not self.has_room(self._waiting[0].task):
+                return None
+            self.running.append(self._waiting.popleft())
+            return self.running[-1]
 
     def finish(self, generation: Generation, event: Finish | ApiError | None) -> None:
         """End a generation that runs, with None if no client waits for it any more."""

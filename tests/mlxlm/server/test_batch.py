@@ -14,16 +14,19 @@ from mlxlm.adapters.adapter_directory import save_adapters
 from mlxlm.adapters.adapters import AdapterConfig, add_adapters
 from mlxlm.generate import generate
 from mlxlm.load import adapted
+from mlxlm.score import score
+from mlxlm.server.batch import Batch
 from mlxlm.server.engine import MlxEngine
-from mlxlm.server.prompt_scores import score_prompts
+from mlxlm.server.prompt_scores import PromptScoring
 from shared_tokenizer.tokenizers.tokenizer import TextStream
-from tests.mlxlm.server.served_models import make_engine, open_model
+from tests.mlxlm.server.served_models import Slow, make_engine, open_model
 
 PROMPTS = [
     np.random.default_rng(seed).integers(10, 300, length).tolist() for seed, length in enumerate((3, 40, 9, 70, 1, 25))
 ]
 # Logits that are nearer than this are rounded differently alone and in a batch.
 NEAR = 1e-3
+ENGINE = {"max_queue": 8, "max_batch": 4, "timeout_s": 60, "prompt_cache_bytes": 1 << 24, "prefill_step_size": 64}
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +158,7 @@ def test_adapters_share_the_model_and_nothing_else(models, tokenizer, tmp_path):
     save_adapters(tmp_path / "tuned", trained, config)
     other = adapted(base, tmp_path / "tuned")
     assert other.layers[0].mlp.up_proj.linear.weight is base.layers[0].mlp.up_proj.weight
-    options = {"max_queue": 8, "max_batch": 4, "timeout_s": 60, "prompt_cache_bytes": 1 << 24, "prefill_step_size": 64}
-    engine = MlxEngine({None: base, "tuned": other}, **options)
+    engine = MlxEngine({None: base, "tuned": other}, **ENGINE)
     tasks = [task(tokenizer, PROMPTS[1], adapter=name) for name in (None, "tuned", None, "tuned")]
     found = answers(engine, tasks, pause=0.02)
     plain, tuned = (list(generate(model, PROMPTS[1], Sampling(max_tokens=12))) for model in (base, other))
@@ -217,37 +219,174 @@ def scoring(tokenizer, prompt, **fields):
     return task(tokenizer, prompt, scores_prompt=True, generates=False, **fields)
 
 
-def test_texts_go_on_between_prompts_that_are_scored(models, tokenizer, monkeypatch):
-    monkeypatch.setattr("mlxlm.server.engine.SCORED_TOKENS", 1)
-    calls = []
-    monkeypatch.setattr(
-        "mlxlm.server.engine.score_prompts",
-        lambda model, engine, prompts: calls.append(len(prompts)) or score_prompts(model, engine, prompts),
-    )
-    engine = make_engine(models["dense"], max_batch=8)
-    tasks = [task(tokenizer, PROMPTS[0]), *(scoring(tokenizer, prompt) for prompt in PROMPTS[1:4])]
-    assert [len(tokens) for tokens in answers(engine, tasks)] == [12, 0, 0, 0]
-    assert calls == [1, 1, 1]
+def log_of_steps(monkeypatch, engine):
+    """Return a list that grows with the engine: the number of prompts of a piece, "step" for a step of texts."""
+    log, score_piece, step = [], PromptScoring.step, engine._batches[None].step
+    monkeypatch.setattr(PromptScoring, "step", lambda self: log.append(len(self.left)) or score_piece(self))
+    monkeypatch.setattr(engine._batches[None], "step", lambda: log.append("step") or step())
+    return log
 
 
-def test_a_fault_in_the_scores_of_a_prompt_fails_that_prompt_alone(models, tokenizer, monkeypatch, caplog):
-    def fail(*arguments):
-        raise RuntimeError("secret of the inside")
+@pytest.mark.parametrize("variant", ["dense", "hybrid", "mlgru"])
+def test_pieces_of_prompts_have_the_scores_of_the_whole(models, tokenizer, variant):
+    model = models[variant]
+    tasks = [scoring(tokenizer, prompt, logprobs=2) for prompt in PROMPTS]
 
-    monkeypatch.setattr("mlxlm.server.engine.score_prompts", fail)
+    async def scores_of(engine, each):
+        events = [event async for event in engine.submit(each)[0].events()]
+        return events[0].tokens
 
     async def ask(engine):
         engine.start()
-        text, scored = (engine.submit(each)[0] for each in (task(tokenizer, PROMPTS[0]), scoring(tokenizer, [1, 40])))
-        with pytest.raises(ApiError, match="the server failed"):
-            await tokens_of(scored)
-        found = await tokens_of(text)
+        try:
+            return await asyncio.gather(*(scores_of(engine, each) for each in tasks))
+        finally:
+            engine.stop()
+            engine.join()
+
+    found = asyncio.run(ask(make_engine(model, max_batch=8, prefill_step_size=16)))
+    expected = score(model, PROMPTS, [1] * len(PROMPTS), top=2)
+    for tokens, prompt, scores in zip(found, PROMPTS, expected, strict=True):
+        assert [each.token for each in tokens] == prompt[1:]
+        np.testing.assert_allclose([each.logprob for each in tokens], scores.logprobs, atol=1e-3)
+        likeliest = [[logprob for _, logprob in each.likeliest] for each in tokens]
+        np.testing.assert_allclose(np.reshape(likeliest, (-1, 2)), scores.top_logprobs[:-1], atol=1e-3)
+
+
+def test_texts_go_on_between_pieces_of_a_prompt_that_is_scored(models, tokenizer, monkeypatch):
+    engine = make_engine(models["dense"], prefill_step_size=16)
+    log = log_of_steps(monkeypatch, engine)
+    tasks = [task(tokenizer, PROMPTS[4]), *(scoring(tokenizer, PROMPTS[at]) for at in (3, 4, 0))]
+    assert [len(tokens) for tokens in answers(engine, tasks)] == [12, 0, 0, 0]
+    begun = next(place for place, entry in enumerate(log) if entry != "step")
+    # A prompt of 70 tokens in pieces of 16, and two of 1 and 3 tokens together.
+    assert log[begun : begun + 12] == [1, "step", 1, "step", 1, "step", 1, "step", 1, "step", 2, "step"]
+    assert set(log[begun + 12 :]) == {"step"}
+
+
+def test_a_prompt_that_is_scored_is_left_between_its_pieces(models, tokenizer, monkeypatch):
+    engine = make_engine(models["dense"], prefill_step_size=2)
+    log = log_of_steps(monkeypatch, engine)
+
+    async def ask():
+        engine.start()
+        long, short = (engine.submit(scoring(tokenizer, prompt))[0] for prompt in ([1] * 200, [1] * 60))
+        while len(log) < 5:
+            await asyncio.sleep(0)
+        long.cancel()
+        found = await tokens_of(short)
         engine.stop()
         engine.join()
         return found
 
-    assert len(asyncio.run(ask(make_engine(models["dense"])))) == 12
+    asyncio.run(ask())
+    assert 30 < log.count(1) < 60  # the 30 pieces of the short prompt, and some of the 100 of the long one
+
+
+class Faulty:
+    """A constraint that fails at its third token."""
+
+    def __init__(self):
+        self.seen = 0
+
+    def allowed(self):
+        return np.ones(300, bool)
+
+    def accept(self, token):
+        self.seen += 1
+        if self.seen == 3:
+            raise RuntimeError("secret of the inside")
+
+
+async def outcomes(engine, tasks):
+    """Return the tokens of every task, or the error that ended it."""
+    engine.start()
+    try:
+        found = [tokens_of(engine.submit(each)[0]) for each in tasks]
+        return await asyncio.gather(*found, return_exceptions=True)
+    finally:
+        engine.stop()
+        engine.join()
+
+
+@pytest.mark.parametrize("max_tokens", [3, 12])
+def test_a_fault_in_a_change_of_logits_fails_its_text_alone(models, tokenizer, caplog, max_tokens):
+    tasks = [task(tokenizer, PROMPTS[1]), task(tokenizer, PROMPTS[2], constraint=Faulty(), max_tokens=max_tokens)]
+    text, failed = asyncio.run(outcomes(make_engine(models["dense"]), tasks))
+    assert text == list(generate(models["dense"], PROMPTS[1], Sampling(max_tokens=12)))
+    assert isinstance(failed, ApiError) and "the server failed" in str(failed)
     assert "secret of the inside" in caplog.text
+
+
+def test_a_fault_in_the_scores_of_a_prompt_fails_that_prompt_alone(models, tokenizer, monkeypatch, caplog):
+    step = PromptScoring.step
+
+    def fail(self):
+        if any(generation.task.prompt == PROMPTS[2] for generation in self.left):
+            raise RuntimeError("secret of the inside")
+        return step(self)
+
+    monkeypatch.setattr(PromptScoring, "step", fail)
+    tasks = [task(tokenizer, PROMPTS[0]), *(scoring(tokenizer, prompt) for prompt in PROMPTS[1:4])]
+    text, first, failed, last = asyncio.run(outcomes(make_engine(models["dense"]), tasks))
+    assert len(text) == 12 and first == last == []
+    assert isinstance(failed, ApiError) and "the server failed" in str(failed)
+    assert "secret of the inside" in caplog.text
+
+
+@pytest.mark.parametrize("fields", [{}, {"scores_prompt": True}], ids=["at once", "after its scores"])
+def test_a_fault_in_joining_fails_that_text_alone(models, tokenizer, monkeypatch, fields):
+    add = Batch.add
+
+    def fail(self, generation):
+        if generation.task.prompt == PROMPTS[2]:
+            raise RuntimeError("secret of the inside")
+        add(self, generation)
+
+    monkeypatch.setattr(Batch, "add", fail)
+    tasks = [task(tokenizer, PROMPTS[1]), task(tokenizer, PROMPTS[2], **fields), task(tokenizer, PROMPTS[0], **fields)]
+    text, failed, other = asyncio.run(outcomes(make_engine(models["dense"]), tasks))
+    assert len(text) == len(other) == 12 and isinstance(failed, ApiError)
+
+
+def test_a_fault_with_a_draft_model_fails_that_text_alone(models, tokenizer, monkeypatch, tmp_path):
+    engine = make_engine(models["dense"], draft=open_model(tmp_path / "draft", tokenizer, "ternary"))
+    monkeypatch.setattr(Batch, "take_over", lambda *given: 1 / 0)
+    plain = {"logprobs": None}
+
+    async def ask():
+        engine.start()
+        drafted = engine.submit(task(tokenizer, PROMPTS[0], max_tokens=200, **plain))[0].events()
+        await anext(drafted)
+        found = await tokens_of(engine.submit(task(tokenizer, PROMPTS[1]))[0])
+        with pytest.raises(ApiError, match="the server failed"):
+            async for _ in drafted:
+                pass
+        engine.stop()
+        engine.join()
+        return found
+
+    assert len(asyncio.run(ask())) == 12
+
+
+def test_a_fault_of_one_model_fails_no_text_of_another(models, tokenizer, monkeypatch):
+    def fail(ids, cache):
+        raise RuntimeError("secret of the inside")
+
+    other = Slow(models["dense"], 0)
+    engine = MlxEngine({None: models["dense"], "other": other}, **ENGINE)
+    monkeypatch.setattr(other, "_model", fail)
+    tasks = [task(tokenizer, PROMPTS[1]), task(tokenizer, PROMPTS[2], adapter="other")]
+    text, failed = asyncio.run(outcomes(engine, tasks))
+    assert len(text) == 12 and isinstance(failed, ApiError)
+
+
+def test_a_cache_that_cannot_be_kept_ends_no_text(models, tokenizer, monkeypatch, caplog):
+    monkeypatch.setattr("mlxlm.server.prompt_store.PromptStore.add", lambda *given: 1 / 0)
+    for variant in ("dense", "hybrid"):
+        found = asyncio.run(outcomes(make_engine(models[variant]), [task(tokenizer, PROMPTS[1])]))
+        assert len(found[0]) == 12
+    assert "a cache was not kept" in caplog.text
 
 
 def test_an_engine_that_cannot_go_on_says_so(models, tokenizer, monkeypatch):

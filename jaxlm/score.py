@@ -74,7 +74,7 @@ def _score_places(
 
     def chunk(rows: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
         x_CD, targets_C = rows
-        logits_CV = head_logits(x_CD[None], weight)[0]
+        logits_CV = head_logits(x_CD[None], weight, soft_cap=model.config.logit_softcap)[0]
         logprobs_CV = logits_CV - jax.nn.logsumexp(logits_CV, axis=-1, keepdims=True)
         of_targets = jnp.take_along_axis(logprobs_CV, targets_C[:, None], axis=-1)[:, 0]
         likeliest, ids = jax.lax.top_k(logprobs_CV, top)

@@ -143,6 +143,7 @@ VARIANTS = {
         "embedding_multiplier": 3.0,
         "residual_multiplier": 0.7,
         "logit_multiplier": 0.5,
+        "logit_softcap": 3.0,
         "sub_norm": False,
         "rope_scaling": LONGROPE,
     },

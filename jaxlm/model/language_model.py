@@ -212,7 +212,7 @@ class LanguageModel(nn.Module):
 
     def head(self, x: Hidden) -> Logits:
         """Return the logits of the hidden states after the last block. Reads the parameters of `head_modules` only."""
-        return head_logits(*self._head_operands(x), self.head_modules()[1])
+        return head_logits(*self._head_operands(x), self.head_modules()[1], soft_cap=self.config.logit_softcap)
 
     def head_operands(
         self, token_ids: Tokens, positions: Positions | None = None, segment_ids: SegmentIds | None = None

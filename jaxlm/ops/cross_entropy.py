@@ -2,17 +2,22 @@
 
 For T tokens with inputs x `[T, D]` of the head, its matrix W `[V, D]`, targets y `[T]` and loss mask m `[T]`:
 
-    z = x W^T                                               logits [T, V]
-    nats = sum_t m_t (log sum_v exp(z_tv) - z_t,y(t))
-    dz = m (softmax(z) - onehot(y))                         d nats / dz [T, V]
-    dx = dz W,  dW = dz^T x                                 [T, D] and [V, D]
+    l = x W^T                                               [T, V]
+    z = l, or c tanh(l / c) with a soft cap c               logits [T, V]
+    s_t = log sum_v exp(z_tv)                               [T]
+    nats = sum_t m_t (s_t - z_t,y(t) + w s_t^2)             w: weight of the z-loss
+    dz = m (softmax(z) (1 + 2 w s) - onehot(y))             d nats / dz [T, V]
+    dl = dz, or dz (1 - (z / c)^2)                          [T, V]
+    dx = dl W,  dW = dl^T x                                 [T, D] and [V, D]
+
+The z-loss keeps s near 0, so that logits stay small (PaLM, arXiv 2204.02311, section 5).
 
 The gradient of a chunk is computed while its logits exist (as in Liger Kernel, arXiv 2410.10989): nothing is computed
 twice, and the backward pass only multiplies by the gradient that comes from outside.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,46 +35,71 @@ SMALLEST_CHUNK_TOKENS = {"cpu": 512, "accelerator": 2048}
 HeadWeight = Float[AnyArray, "V D"] | TernaryWeight
 
 
+class _Form(NamedTuple):
+    """The settings of the loss; `name` is that of the head's layer."""
+
+    chunks: int
+    name: str
+    soft_cap: float | None
+    z_loss: float
+
+
 def cross_entropy_sum(
-    x: Hidden, weight: HeadWeight, targets: Tokens, mask: LossMask, *, chunks: int = 0, name: str
+    x: Hidden,
+    weight: HeadWeight,
+    targets: Tokens,
+    mask: LossMask,
+    *,
+    chunks: int = 0,
+    name: str,
+    soft_cap: float | None = None,
+    z_loss: float = 0.0,
 ) -> tuple[Float[jax.Array, ""], Int[jax.Array, ""]]:
     """Return the cross-entropy in nats, summed over the tokens of the mask, and the number of these tokens.
 
     x is `[B, L, D]`, targets and mask `[B, L]`; W `[V, D]` is a float matrix or a ternary one, of the layer `name`.
-    `chunks` cuts the sequence: 0 takes as few as keep the logits of one small, 1 computes all at once. Raises
-    ValueError where it does not divide L.
+    `chunks` cuts the sequence: 0 takes as few as keep the logits of one small, 1 computes all at once. `soft_cap` is
+    that of the logits, and `z_loss` the weight of the squared log of their normalizer, which the sum then includes.
+    Raises ValueError where `chunks` does not divide L.
     """
     B, L, _ = x.shape
     chunks = chunks or _fewest_chunks(B, L, vocab_size=_shape(weight)[0])
     if L % chunks:
         raise ValueError(f"loss_chunks: found {chunks}, expected a divisor of seq_len {L}")
-    return _nats(chunks, name, x, weight, targets, mask), jnp.sum(mask)
+    return _nats(_Form(chunks, name, soft_cap, z_loss), x, weight, targets, mask), jnp.sum(mask)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _nats(chunks: int, name: str, x: Any, weight: Any, targets: Any, mask: Any) -> jax.Array:
-    rows, weight = _cut((x, targets, mask), chunks), _all_gathered(weight, name, x.dtype)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _nats(form: _Form, x: Any, weight: Any, targets: Any, mask: Any) -> jax.Array:
+    rows, weight = _cut((x, targets, mask), form.chunks), _all_gathered(weight, form.name, x.dtype)
 
     def add(nats, chunk):
         x, targets, mask = chunk
-        return nats + _chunk_nats(head_logits(x, weight), targets, mask)[0], None
+        logits = head_logits(x, weight, soft_cap=form.soft_cap)
+        return nats + _chunk_nats(logits, targets, mask, form.z_loss)[0], None
 
     return jnp.sum(jax.lax.scan(add, _zeros(rows), rows)[0])
 
 
-def _forward(chunks, name, x, weight, targets, mask):
-    rows, gathered = _cut((x, targets, mask), chunks), _all_gathered(weight, name, x.dtype)
+def _forward(form, x, weight, targets, mask):
+    rows, gathered = _cut((x, targets, mask), form.chunks), _all_gathered(weight, form.name, x.dtype)
     V, D = _shape(weight)
 
     def add(sums, chunk):
         nats, dweight = sums  # [P], [P, V, D]
         x, targets, mask = chunk  # [P, T, D], [P, T], [P, T]
-        logits = head_logits(x, gathered)  # [P, T, V]
-        chunk_nats, log_sums = _chunk_nats(logits, targets, mask)
+        logits = head_logits(x, gathered, soft_cap=form.soft_cap)  # [P, T, V]
+        chunk_nats, log_sums = _chunk_nats(logits, targets, mask, form.z_loss)
         is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
         x, matrix = _dequantized(x, gathered)
+        softmax = jnp.exp(logits - log_sums)
+        if form.z_loss:
+            softmax = softmax * (1 + 2 * form.z_loss * log_sums)
+        dlogits = (softmax - is_target) * mask[..., None]
+        if form.soft_cap is not None:
+            dlogits = dlogits * (1 - jnp.square(logits / form.soft_cap))
         # In the precision of x, summed in float32.
-        dlogits = ((jnp.exp(logits - log_sums) - is_target) * mask[..., None]).astype(x.dtype)
+        dlogits = dlogits.astype(x.dtype)
         dx = jnp.einsum("ptv,vd->ptd", dlogits, matrix)
         dweight += jnp.einsum("ptv,ptd->pvd", dlogits, x, preferred_element_type=jnp.float32)
         return (nats + chunk_nats, dweight), dx
@@ -78,7 +108,7 @@ def _forward(chunks, name, x, weight, targets, mask):
     return jnp.sum(nats), (_join(dx, *targets.shape), jnp.sum(dweight, axis=0), weight, targets, mask)
 
 
-def _backward(chunks, name, residuals, dnats):
+def _backward(form, residuals, dnats):
     dx, dweight, weight, targets, mask = residuals
     # Multiplied in float32: a loss scale is beyond float16.
     dx, dweight = (dx * dnats).astype(dx.dtype), dweight * dnats
@@ -94,11 +124,14 @@ def _backward(chunks, name, residuals, dnats):
 _nats.defvjp(_forward, _backward)
 
 
-def _chunk_nats(logits: Any, targets: Any, mask: Any) -> tuple[jax.Array, jax.Array]:
+def _chunk_nats(logits: Any, targets: Any, mask: Any, z_loss: float) -> tuple[jax.Array, jax.Array]:
     """Return the summed nats `[P]` of logits `[P, T, V]`, and log sum_v exp(z) `[P, T, 1]`."""
     log_sums = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     of_targets = jnp.take_along_axis(logits, targets[..., None], axis=-1)
-    return jnp.sum((log_sums - of_targets)[..., 0] * mask, axis=-1), log_sums
+    nats = log_sums - of_targets
+    if z_loss:
+        nats = nats + z_loss * jnp.square(log_sums)
+    return jnp.sum(nats[..., 0] * mask, axis=-1), log_sums
 
 
 def _shape(weight: Any) -> tuple[int, ...]:

@@ -120,8 +120,9 @@ class LanguageModel(nn.Module):
     def head(self, x: HeadInputs) -> HeadOutputs:
         """Return the logits `[..., V]`, float32, of outputs `[..., D]` of the last block."""
         x = times(self.config.logit_multiplier, self.norm(x))
-        logits = self.lm_head(x) if "lm_head" in self else self.embed_tokens.attend(x)
-        return logits.astype(mx.float32)
+        logits = (self.lm_head(x) if "lm_head" in self else self.embed_tokens.attend(x)).astype(mx.float32)
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * mx.tanh(logits / cap)
 
     def head_modules(self) -> tuple[str, str]:
         """Return the names of the modules that `head` reads."""

@@ -27,18 +27,24 @@ LARGEST_CHUNK_BYTES = 8 * 2**20
 SMALLEST_CHUNK_TOKENS = {"cpu": 64, "gpu": 2048}
 
 
-def loss_sum(model: LanguageModel, batch: Batch, chunks: int = 1) -> tuple[mx.array, mx.array]:
+def loss_sum(model: LanguageModel, batch: Batch, chunks: int = 1, z_loss: float = 0.0) -> tuple[mx.array, mx.array]:
     """Return the cross-entropy in nats, summed over the tokens of the loss mask, and the number of these tokens.
 
     `chunks` is the number of parts in which the logits of the batch are computed: 1 computes all at once, 0 takes the
-    fewest parts whose logits are small.
+    fewest parts whose logits are small. `z_loss` is the weight of the z-loss, which the sum then includes.
     """
+
+    def masked_nats(logits: HeadOutputs, targets: mx.array, mask: mx.array) -> mx.array:
+        return token_nats(logits, targets, z_loss) * mask
+
     rows = batch["targets"], batch["loss_mask"]
-    return head_loss_sum(model, batch_hidden(model, batch), rows, _masked_nats, chunks), mx.sum(batch["loss_mask"])
+    return head_loss_sum(model, batch_hidden(model, batch), rows, masked_nats, chunks), mx.sum(batch["loss_mask"])
 
 
-def _masked_nats(logits: HeadOutputs, targets: mx.array, mask: mx.array) -> mx.array:
-    return nn.losses.cross_entropy(logits, targets) * mask
+def token_nats(logits: HeadOutputs, targets: mx.array, z_loss: float = 0.0) -> mx.array:
+    """Return the cross-entropy of every token, plus z_loss log(sum(exp(logits)))^2 (PaLM, arXiv 2204.02311)."""
+    nats = nn.losses.cross_entropy(logits, targets)
+    return nats + z_loss * mx.square(mx.logsumexp(logits, axis=-1)) if z_loss else nats
 
 
 def batch_hidden(model: LanguageModel, batch: Batch) -> Hidden:

@@ -1,6 +1,7 @@
 """Training steps in JAX and in MLX, from the same latent artifact on the same batches."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -80,13 +81,13 @@ def by_attribute(config, tree):
     }
 
 
-def jax_loss(artifact):
+def jax_loss(artifact, z_loss=0.0):
     """Summed loss and gradients of a batch, compiled."""
     params, model = artifact_params(artifact), LanguageModel(artifact.config)
 
     def loss(params, arrays):
         ternary = quantize_params(params, artifact.config)
-        return jaxlm.model.loss.loss_sum(model, with_ternary(params, ternary), arrays, 1)[0]
+        return jaxlm.model.loss.loss_sum(model, with_ternary(params, ternary), arrays, 1, z_loss)[0]
 
     compiled = jax.jit(jax.value_and_grad(loss))
     return lambda arrays: compiled(params, arrays)
@@ -133,6 +134,20 @@ def test_one_step_on_packed_documents_is_that_of_jax(artifact):
     updates, _ = optimizer.update(nested[1], optimizer.init(nested[0]), nested[0])
     changes = {path: np.array(array) - params[path] for path, array in flat_arrays(model.parameters()).items()}
     assert distance(changes, flatten_dict(updates, sep=".")) < 1e-3
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_z_loss_and_soft_cap_are_those_of_jax(tiny_config, tmp_path, chunks):
+    changes = {"linear": "dense", "sub_norm": False, "num_layers": 1, "logit_softcap": 0.5}
+    save_blank_artifact(tmp_path / "artifact", dataclasses.replace(tiny_config, **changes), seed=1)
+    artifact = open_model(tmp_path / "artifact")
+    arrays, model = batch(artifact.config.vocab_size), latent_model(artifact)
+    loss, gradients = jax_loss(artifact, z_loss=0.1)(arrays)
+    step = mlx.nn.value_and_grad(model, functools.partial(mlxlm.model.loss.loss_sum, chunks=chunks, z_loss=0.1))
+    (found, _), found_gradients = step(model, as_mlx(arrays))
+    assert found.item() == pytest.approx(float(loss), rel=1e-6)
+    assert distance(flat_arrays(found_gradients), by_attribute(artifact.config, gradients)) < 1e-5
+    assert found.item() != pytest.approx(float(jax_loss(artifact)(arrays)[0]), rel=1e-3)
 
 
 @pytest.mark.parametrize("artifact", ["ternary_head", "hybrid"], indirect=True)

@@ -1,6 +1,7 @@
 """ModelConfig: the fields that define a model. There is one decoder; its architecture is data."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
@@ -22,7 +23,15 @@ _WITHOUT_ATTENTION = {
 }
 MULTIPLIERS = ("embedding_multiplier", "residual_multiplier", "logit_multiplier")
 # Fields that files of version 0.1.0 do not have. A file holds them only where they are not at their default.
-LATER_FIELDS = ("rope_scaling", "qk_norm", "attention_bias", "scale_per", "activation_bits", *MULTIPLIERS)
+LATER_FIELDS = (
+    "rope_scaling",
+    "qk_norm",
+    "attention_bias",
+    "scale_per",
+    "activation_bits",
+    "logit_softcap",
+    *MULTIPLIERS,
+)
 _FLOATS = ("rope_theta", "norm_eps", "initializer_range", "embedding_range", *MULTIPLIERS)
 
 
@@ -70,6 +79,8 @@ class ModelConfig:
     """Factor of every output that is added to the residual stream (MiniCPM's scale_depth / sqrt(num_layers))."""
     logit_multiplier: float = 1.0
     """Factor of the last hidden states, so of the logits (MiniCPM's dim_model_base / hidden_size)."""
+    logit_softcap: float | None = None
+    """Soft cap c of the logits, c tanh(logits / c), as in Gemma 2; null for none."""
     norm_eps: float = 1e-5
     """Epsilon of every RMSNorm."""
     activation: Literal["silu", "gelu", "relu2"] = "silu"
@@ -113,6 +124,8 @@ class ModelConfig:
         object.__setattr__(self, "token_mixer", pattern)
         if isinstance(self.rope_scaling, Mapping):
             object.__setattr__(self, "rope_scaling", rope_scaling_from_dict(self.rope_scaling))
+        if type(self.logit_softcap) is int:
+            object.__setattr__(self, "logit_softcap", float(self.logit_softcap))
         self._check_types()
         self._check_pattern()
         for name in _FLOATS:
@@ -186,6 +199,8 @@ class ModelConfig:
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected more than 0")
+        if self.logit_softcap is not None and not 0 < self.logit_softcap < math.inf:
+            raise ValueError(f"logit_softcap: found {self.logit_softcap}, expected more than 0 and finite, or null")
         if self.initializer_range > 1:
             raise ValueError(f"initializer_range: found {self.initializer_range}, expected at most 1")
         for name in ("bos_id", "eos_id", "pad_id"):

@@ -51,6 +51,7 @@ OWN_KEYS = (
     "attention_bias",
     "scale_per",
     "activation_bits",
+    "logit_softcap",
     *MULTIPLIERS,
 )
 ARCHITECTURES = {
@@ -74,7 +75,7 @@ def hf_model_type(config: ModelConfig) -> str:
         return mmfreelm.MODEL_TYPE
     if config.num_mlgru_layers or config.fused_gate or config.embedding != "float" or config.ternary_head:
         return "jaxlm"
-    if not is_bitnet_form(config) or config.has_multipliers:
+    if not is_bitnet_form(config) or config.has_multipliers or config.logit_softcap is not None:
         return "jaxlm"
     heads_fill_hidden = config.num_heads * config.head_dim == config.hidden_size
     fits = {
@@ -107,6 +108,8 @@ def to_hf_config(config: ModelConfig, kind: Kind, float_dtype: str) -> dict[str,
         content |= {"dtype": float_dtype}
         if config.rope_scaling is not None:
             content["rope_scaling"] = to_hf_rope(config.rope_scaling)
+        if config.logit_softcap is not None:
+            content["final_logit_softcapping"] = config.logit_softcap
     if config.linear == "ternary" and is_bitnet_form(config):
         content["quantization_config"] = {
             "quant_method": "bitnet",

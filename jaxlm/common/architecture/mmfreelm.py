@@ -57,6 +57,7 @@ _ARCHITECTURE_FIELDS = {
     "sub_norm": False,
     "activation": "silu",
     "embedding": "float",
+    "logit_softcap": None,
 }
 _RENAMED = (
     ("model.embed_tokens.", "model.embeddings."),

@@ -81,6 +81,7 @@ def architecture(config: ModelConfig) -> str:
     peculiar = ("attention_bias", "qk_norm", "sub_norm")
     fits |= {field: getattr(config, field) == (field in ARCHITECTURES[name]) for field in peculiar}
     fits |= {field: getattr(config, field) == 1 for field in MULTIPLIERS}
+    fits["logit_softcap"] = config.logit_softcap is None
     fits["rope_scaling"] = computes_scaling(config.rope_scaling, name)
     if config.sub_norm:
         fits |= {

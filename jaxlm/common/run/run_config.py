@@ -60,6 +60,9 @@ class RunConfig:
     """Share of the teacher's distribution in the training loss; the rest is the text's."""
     teacher_temperature: float = setting(2.0, group="objective", more_than=0)
     """Divisor of the logits where teacher and model are compared."""
+    z_loss: float = setting(0.0, group="objective", at_least=0)
+    """Weight of the z-loss: log(sum(exp(logits)))^2 of every token is added to the training loss, which keeps logits
+    small (PaLM, 1e-4)."""
     packing: Packing = setting("auto", group="data")
     """Form of the examples: windows cuts the concatenated text, best_fit packs whole documents; auto packs sets that
     hold chats."""

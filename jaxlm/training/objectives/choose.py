@@ -28,4 +28,4 @@ def choose_objective(config: RunConfig, sets: DataSets, loss_chunks: int) -> Run
     """
     if config.objective == "sft":
         check_answers(sets.directories)
-    return RunObjective(next_token(loss_chunks))
+    return RunObjective(next_token(loss_chunks, config.z_loss))

@@ -33,7 +33,7 @@ def choose_objective(
     if config.objective == "sft":
         check_answers(sets.directories)
     if config.teacher is None:
-        return RunObjective(next_token(loss_chunks))
+        return RunObjective(next_token(loss_chunks, config.z_loss))
     teacher = open_teacher(Path(config.teacher), model, sets.tokenizer, seq_len)
-    function = distillation(teacher, config.teacher_weight, config.teacher_temperature, loss_chunks)
+    function = distillation(teacher, config.teacher_weight, config.teacher_temperature, loss_chunks, config.z_loss)
     return RunObjective(function, {"teacher": base_fingerprint(teacher)})

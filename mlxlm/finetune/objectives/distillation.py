@@ -10,18 +10,20 @@ from jaxlm.common.formats.open_model import open_model
 from mlxlm.finetune.objectives.objective import Objective, Sums
 from mlxlm.load import built_model
 from mlxlm.model.language_model import LanguageModel
-from mlxlm.model.loss import Batch, batch_hidden, head_loss_sum
+from mlxlm.model.loss import Batch, batch_hidden, head_loss_sum, token_nats
 from shared_tokenizer.load import find_tokenizer
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 
-def distillation(teacher: LanguageModel, weight: float, temperature: float, chunks: int = 1) -> Objective:
+def distillation(
+    teacher: LanguageModel, weight: float, temperature: float, chunks: int = 1, z_loss: float = 0.0
+) -> Objective:
     """Return (1 - weight) * cross-entropy + weight * T^2 * KL(teacher || student), of logits divided by T in the KL."""
 
     def losses(logits: mx.array, targets: mx.array, mask: mx.array, teacher_hidden: mx.array) -> mx.array:
         taught = log_softmax(teacher.head(teacher_hidden))
         divergence = mx.sum(mx.exp(taught) * (taught - log_softmax(logits)), axis=-1)
-        nats = nn.losses.cross_entropy(logits, targets)
+        nats = token_nats(logits, targets, z_loss)
         # T^2 keeps the gradient of the softened divergence as large as that of the cross-entropy.
         return ((1 - weight) * nats + weight * temperature**2 * divergence) * mask
 

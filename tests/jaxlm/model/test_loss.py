@@ -33,33 +33,33 @@ def initial_params(config):
     return jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
 
 
-def reference_loss_sum(model, params, batch):
+def reference_loss_sum(model, params, batch, z_loss):
     """Return the summed nats and the number of tokens, from all logits at once."""
     arguments = (batch[name] for name in ("inputs", "positions", "segment_ids"))
-    nats = optax.softmax_cross_entropy_with_integer_labels(
-        model.apply({"params": params}, *arguments), batch["targets"]
-    )
+    logits = model.apply({"params": params}, *arguments)
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+    nats += z_loss * jax.nn.logsumexp(logits, axis=-1) ** 2
     return jnp.sum(nats * batch["loss_mask"]), jnp.sum(batch["loss_mask"])
 
 
 @functools.cache
-def value_and_gradient(model, chunks):
+def value_and_gradient(model, chunks, z_loss=0.0):
     """Return 3 times the mean loss and its gradient, from `reference_loss_sum` where chunks is None."""
 
     def loss(params):
         params = with_ternary(params, quantize_params(params, model.config))
         if chunks is None:
-            total, count = reference_loss_sum(model, params, batch())
+            total, count = reference_loss_sum(model, params, batch(), z_loss)
         else:
-            total, count = loss_sum(model, params, batch(), chunks)
+            total, count = loss_sum(model, params, batch(), chunks, z_loss)
         return 3 * total / count  # not 1: the backward pass has to scale
 
     return jax.jit(jax.value_and_grad(loss))(initial_params(model.config))
 
 
-def value(model, chunks):
+def value(model, chunks, z_loss=0.0):
     """Return the same loss, compiled without its gradient."""
-    loss = jax.jit(lambda params: loss_sum(model, params, batch(), chunks)[0])
+    loss = jax.jit(lambda params: loss_sum(model, params, batch(), chunks, z_loss)[0])
     return 3 * loss(initial_params(model.config)) / batch()["loss_mask"].sum()
 
 
@@ -80,6 +80,17 @@ def test_a_loss_in_chunks_is_that_of_all_logits(tiny_config, head):
     for chunks in (1, 4):
         assert_equal_but_for_rounding(value_and_gradient(model, chunks), expected)
     np.testing.assert_allclose(value(model, 4), expected[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("soft_cap", "z_loss"), [(None, 0.1), (0.5, 0.0), (0.5, 0.1)])
+def test_z_loss_and_soft_cap_in_chunks_are_those_of_all_logits(tiny_config, soft_cap, z_loss):
+    config = dataclasses.replace(tiny_config, num_layers=1, linear="dense", sub_norm=False, logit_softcap=soft_cap)
+    model = LanguageModel(config)
+    expected = value_and_gradient(model, None, z_loss)
+    assert_equal_but_for_rounding(value_and_gradient(model, 4, z_loss), expected, 1e-6)
+    np.testing.assert_allclose(value(model, 4, z_loss), expected[0], rtol=1e-6)
+    plain = LanguageModel(dataclasses.replace(config, logit_softcap=None))
+    assert abs(value(plain, 4) - expected[0]) > 1e-3
 
 
 def test_a_batch_without_segments_is_one_segment_a_row(tiny_config):

@@ -26,6 +26,8 @@ SIZES = {
         ({"num_layers": 0}, "num_layers: found 0, expected more than 0"),
         ({"hidden_size": "32"}, "hidden_size: found '32', expected int"),
         ({"num_layers": True}, "num_layers: found True, expected int"),
+        ({"logit_softcap": 0}, "logit_softcap: found 0.0, expected more than 0 and finite, or null"),
+        ({"logit_softcap": "30"}, "logit_softcap: found '30', expected float | None"),
         ({"activation": "tanh"}, "activation: found 'tanh', expected one of 'silu', 'gelu', 'relu2'"),
         ({"linear_norm": True}, "linear_norm: found True with linear 'dense'"),
         ({"ternary_head": True}, "ternary_head: found True with tie_word_embeddings"),

@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN
@@ -34,6 +33,18 @@ class Restored:
     step: int
     params: Any
     opt_state: Any
+
+
+class Position(Protocol):
+    """The place of a run in its data, as `grain.DatasetIterator` has it."""
+
+    def get_state(self) -> Any:
+        """Return the place, as JSON can hold it."""
+        ...
+
+    def set_state(self, state: Any) -> None:
+        """Go to a place that `get_state` returned."""
+        ...
 
 
 class Checkpoints:
@@ -84,7 +95,7 @@ class Checkpoints:
         """Step of the newest checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, params: Any, opt_state: Any, data: grain.DatasetIterator, val_loss: float | None) -> None:
+    def save(self, step: int, params: Any, opt_state: Any, data: Position, val_loss: float | None) -> None:
         """Start to save a checkpoint. The arrays are copied before this returns; the files are written afterwards.
 
         Raises OSError where this one or the one before cannot be written; those before stay.
@@ -174,7 +185,7 @@ class Checkpoints:
                 reason = f"{reason[:150]} ... {reason[-200:]}"
             raise OSError(f"{where}: checkpoint of step {step} could not be saved: {reason}; {last}") from error
 
-    def restore_latest(self, params: Any, opt_state: Any, data: grain.DatasetIterator) -> Restored | None:
+    def restore_latest(self, params: Any, opt_state: Any, data: Position) -> Restored | None:
         """Restore the newest checkpoint into trees of these shapes and shardings, and set `data` to its position.
 
         Returns None where there is no checkpoint. Raises ValueError where the checkpoint was trained with another

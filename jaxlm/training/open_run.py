@@ -6,22 +6,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from jaxlm.common.run.run_config import StepsConfig
 from jaxlm.common.run.run_directory import RunDirectory, open_run_directory, recorded_settings
-from jaxlm.common.run.schedule_changes import with_schedule_changes
-from jaxlm.training.train_config import TrainConfig
+from jaxlm.common.run.schedule_changes import Config, with_schedule_changes
 from shared_tokenizer.load import load_tokenizer
 from shared_tokenizer.manifest import DamagedError, verify_manifest
 
 
-def run_settings(config: TrainConfig, model_fields: Mapping[str, Any]) -> dict[str, Any]:
+def run_settings(config: StepsConfig, model_fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return all settings of a run, as its config.yaml holds them."""
     settings = asdict(config) | {"model": dict(model_fields)}
-    del settings["distributed"]  # of this start, not of the run
+    settings.pop("distributed", None)  # of this start, not of the run
     return settings
 
 
 def open_run(
-    config: TrainConfig,
+    config: StepsConfig,
     model_fields: dict[str, Any],
     fingerprints: Mapping[str, str] | None = None,
     check: Callable[[RunDirectory], None] = lambda run: None,
@@ -30,7 +30,7 @@ def open_run(
     """Create a run directory, or open it again with `config.resume` (see `open_run_directory`)."""
     return open_run_directory(
         Path(config.output_dir),
-        TrainConfig,
+        type(config),
         run_settings(config, model_fields),
         resume=config.resume,
         fingerprints=fingerprints or {},
@@ -39,13 +39,13 @@ def open_run(
     )
 
 
-def resumed_config(config: TrainConfig, log: Callable[[str], None]) -> TrainConfig:
+def resumed_config(config: Config, log: Callable[[str], None]) -> Config:
     """Return the settings of a resumed run with the history of its schedule; other settings as they are.
 
     Raises ValueError where the run cannot have that number of steps.
     """
     path = Path(config.output_dir)
-    recorded = recorded_settings(path, TrainConfig, TrainConfig.settings_file) if config.resume else None
+    recorded = recorded_settings(path, type(config), config.settings_file) if config.resume else None
     if recorded is None:
         return config
     return with_schedule_changes(config, recorded, RunDirectory(path).steps_saved, log)

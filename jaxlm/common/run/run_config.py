@@ -1,4 +1,4 @@
-"""The settings that every training run has, in JAX and in MLX."""
+"""The settings that training runs share, in JAX and in MLX."""
 
 import math
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ TEACHER_SETTINGS = ("teacher_weight", "teacher_temperature")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """The settings that trainers share; each adds its own and may have other defaults."""
+class StepsConfig:
+    """The settings of every run that takes optimizer steps, whatever it learns from."""
 
     settings_file: ClassVar[str] = CONFIG
     """Name of the file in output_dir that holds the settings of the run."""
@@ -30,20 +30,8 @@ class RunConfig:
     resume: bool = setting(False, group="run", basic=True, resumable=True)
     """Continue the run in output_dir from its last complete checkpoint, with its settings; more num_train_steps train
     a finished run further."""
-    num_train_steps: int | None = setting(
-        None, group="training", basic=True, resumable=True, at_least=1, instead_of="num_epochs"
-    )
-    """Optimizer steps in all; without it and num_epochs 1000, and in fine-tuning one epoch."""
-    num_epochs: float | None = setting(
-        None,
-        group="training",
-        basic=True,
-        resumable=True,
-        more_than=0,
-        formerly="epochs",
-        instead_of="num_train_steps",
-    )
-    """Passes over the training data, in place of num_train_steps."""
+    num_train_steps: int | None = setting(None, group="training", basic=True, resumable=True, at_least=1)
+    """Optimizer steps in all."""
     schedule_on_resume: ScheduleOnResume = setting("stretch", group="training", resumable=True)
     """Learning rate of a run that is resumed with another number of steps: stretch gives every step that is left the
     rate it would have had if that number had been given at the start; continue keeps the schedule as it was, and its
@@ -52,75 +40,24 @@ class RunConfig:
     """History of such changes, written by the trainer."""
     grad_accumulation_steps: int = setting(1, group="training", at_least=1)
     """Micro-batches that a batch is split into; the result is that of the whole batch."""
-    objective: ObjectiveName = setting("next_token", group="objective", basic=True)
-    """Loss to train on: next_token is that of every next token, sft that of the answers of chats alone."""
-    teacher: str | None = setting(None, group="objective")
-    """Model of the same tokenizer to distil from; it stays frozen."""
-    teacher_weight: float = setting(0.5, group="objective", more_than=0, at_most=1)
-    """Share of the teacher's distribution in the training loss; the rest is the text's."""
-    teacher_temperature: float = setting(2.0, group="objective", more_than=0)
-    """Divisor of the logits where teacher and model are compared."""
-    z_loss: float = setting(0.0, group="objective", at_least=0)
-    """Weight of the z-loss: log(sum(exp(logits)))^2 of every token is added to the training loss, which keeps logits
-    small (PaLM, 1e-4)."""
-    packing: Packing = setting("auto", group="data")
-    """Form of the examples: windows cuts the concatenated text, best_fit packs whole documents; auto packs sets that
-    hold chats."""
-    document_mask: bool = setting(True, group="data")
-    """Keep attention and recurrent state inside each document of a window."""
-    verify_data: bool = setting(True, group="data", resumable=True)
-    """Check the sha256 of every shard at the start."""
     seed: int = setting(0, group="training")
     """Seed of fresh weights, of the order of the data, of dropout and of the samples."""
     log_every_steps: int = setting(10, group="evaluation", resumable=True, at_least=1)
     """Steps between lines of metrics.jsonl."""
     eval_every_steps: int = setting(100, group="evaluation", basic=True, resumable=True, at_least=0)
     """Steps between evaluations on the held-out split; 0 evaluates only at the end."""
-    eval_batches: int = setting(20, group="evaluation", resumable=True, at_least=1)
-    """Batches of the held-out split to evaluate on, at most."""
     sample_every_steps: int = setting(0, group="evaluation", resumable=True, at_least=0)
     """Steps between text samples; 0 samples only at the end."""
-    sample_prompt: str = setting("", group="evaluation", resumable=True)
-    """Start of every text sample."""
-    sample_tokens: int = setting(128, group="evaluation", resumable=True, at_least=0)
-    """Tokens per text sample; 0 writes none."""
     checkpoint_every_steps: int = setting(200, group="checkpoints", resumable=True, at_least=0)
     """Steps between checkpoints; 0 saves only at the end or when stopped."""
     keep_last_checkpoints: int = setting(2, group="checkpoints", resumable=True, at_least=1)
     """Latest checkpoints to keep."""
-    quantize: Literal["ternary"] | None = setting(None, group="quantization")
-    """Make the linear layers of a float model ternary, little by little."""
-    quantize_from_step: float | None = setting(None, group="quantization", at_least=0)
-    """Train as a float model up to this step, or below 1 this share of the steps, before quantization begins."""
-    quantize_steps: int | None = setting(None, group="quantization", at_least=0)
-    """Steps in which the share of quantization rises from 0 to 1; by default half of those that are left where a
-    float model is made ternary, else 0."""
-    insert_sub_norm: bool = setting(False, group="quantization")
-    """quantize: insert norms before o_proj and down_proj (SubLN), mixed in with the quantization, so that the first
-    step computes what the float model does."""
     optimizer: OptimizerConfig = setting(factory=OptimizerConfig)
     """The optimizer and its schedule."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        if self.num_train_steps is not None and self.num_epochs is not None:
-            raise ValueError("num_train_steps, num_epochs: found both, expected one of the two")
         check_schedule_changes(self.schedule_changes)
-        if self.quantize is None:
-            check_unchanged(self, ("insert_sub_norm",), "without quantize")
-        if self.teacher is None:
-            check_unchanged(self, TEACHER_SETTINGS, "without teacher")
-
-    @property
-    def course(self) -> QuantizationCourse:
-        """Course of quantization, once the steps are known; other steps on resume do not change it."""
-        return quantization_course(
-            quantizes=self.quantize is not None,
-            float_until=self.quantize_from_step,
-            mixed_steps=self.quantize_steps,
-            has_new_norms=self.insert_sub_norm,
-            num_train_steps=self.schedule_changes[0]["from"] if self.schedule_changes else self.total_steps,
-        )
 
     @property
     def total_steps(self) -> int:
@@ -149,6 +86,80 @@ class RunConfig:
             return str(path / cls.settings_file)
         recorded = recorded_settings(path, cls, cls.settings_file)
         return None if recorded is None else yaml.safe_dump(recorded)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(StepsConfig):
+    """The settings of training on text; each trainer adds its own and may have other defaults."""
+
+    num_train_steps: int | None = setting(
+        None, group="training", basic=True, resumable=True, at_least=1, instead_of="num_epochs"
+    )
+    """Optimizer steps in all; without it and num_epochs 1000, and in fine-tuning one epoch."""
+    num_epochs: float | None = setting(
+        None,
+        group="training",
+        basic=True,
+        resumable=True,
+        more_than=0,
+        formerly="epochs",
+        instead_of="num_train_steps",
+    )
+    """Passes over the training data, in place of num_train_steps."""
+    objective: ObjectiveName = setting("next_token", group="objective", basic=True)
+    """Loss to train on: next_token is that of every next token, sft that of the answers of chats alone."""
+    teacher: str | None = setting(None, group="objective")
+    """Model of the same tokenizer to distil from; it stays frozen."""
+    teacher_weight: float = setting(0.5, group="objective", more_than=0, at_most=1)
+    """Share of the teacher's distribution in the training loss; the rest is the text's."""
+    teacher_temperature: float = setting(2.0, group="objective", more_than=0)
+    """Divisor of the logits where teacher and model are compared."""
+    z_loss: float = setting(0.0, group="objective", at_least=0)
+    """Weight of the z-loss: log(sum(exp(logits)))^2 of every token is added to the training loss, which keeps logits
+    small (PaLM, 1e-4)."""
+    packing: Packing = setting("auto", group="data")
+    """Form of the examples: windows cuts the concatenated text, best_fit packs whole documents; auto packs sets that
+    hold chats."""
+    document_mask: bool = setting(True, group="data")
+    """Keep attention and recurrent state inside each document of a window."""
+    verify_data: bool = setting(True, group="data", resumable=True)
+    """Check the sha256 of every shard at the start."""
+    eval_batches: int = setting(20, group="evaluation", resumable=True, at_least=1)
+    """Batches of the held-out split to evaluate on, at most."""
+    sample_prompt: str = setting("", group="evaluation", resumable=True)
+    """Start of every text sample."""
+    sample_tokens: int = setting(128, group="evaluation", resumable=True, at_least=0)
+    """Tokens per text sample; 0 writes none."""
+    quantize: Literal["ternary"] | None = setting(None, group="quantization")
+    """Make the linear layers of a float model ternary, little by little."""
+    quantize_from_step: float | None = setting(None, group="quantization", at_least=0)
+    """Train as a float model up to this step, or below 1 this share of the steps, before quantization begins."""
+    quantize_steps: int | None = setting(None, group="quantization", at_least=0)
+    """Steps in which the share of quantization rises from 0 to 1; by default half of those that are left where a
+    float model is made ternary, else 0."""
+    insert_sub_norm: bool = setting(False, group="quantization")
+    """quantize: insert norms before o_proj and down_proj (SubLN), mixed in with the quantization, so that the first
+    step computes what the float model does."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_train_steps is not None and self.num_epochs is not None:
+            raise ValueError("num_train_steps, num_epochs: found both, expected one of the two")
+        if self.quantize is None:
+            check_unchanged(self, ("insert_sub_norm",), "without quantize")
+        if self.teacher is None:
+            check_unchanged(self, TEACHER_SETTINGS, "without teacher")
+
+    @property
+    def course(self) -> QuantizationCourse:
+        """Course of quantization, once the steps are known; other steps on resume do not change it."""
+        return quantization_course(
+            quantizes=self.quantize is not None,
+            float_until=self.quantize_from_step,
+            mixed_steps=self.quantize_steps,
+            has_new_norms=self.insert_sub_norm,
+            num_train_steps=self.schedule_changes[0]["from"] if self.schedule_changes else self.total_steps,
+        )
 
 
 def check_accumulation(batch_size: int, grad_accumulation_steps: int) -> None:

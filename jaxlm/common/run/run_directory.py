@@ -50,6 +50,10 @@ class RunDirectory:
         return self.path / "loss.png"
 
     @property
+    def reward_plot(self) -> Path:
+        return self.path / "reward.png"
+
+    @property
     def log(self) -> Path:
         return self.path / "run.log"
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 from jaxlm.common.run.optimizer_config import learning_rate, learning_rate_pieces
 
 if TYPE_CHECKING:
-    from jaxlm.common.run.run_config import RunConfig
+    from jaxlm.common.run.run_config import StepsConfig
 
 ScheduleOnResume = Literal["stretch", "continue"]
-Config = TypeVar("Config", bound="RunConfig")
+Config = TypeVar("Config", bound="StepsConfig")
 
 
 def check_schedule_changes(changes: Sequence[Mapping[str, Any]]) -> None:
@@ -46,7 +46,7 @@ def with_schedule_changes(
         raise ValueError(
             f"num_train_steps: found {now}, but the run has taken {steps_taken} steps; expected at least that many"
         )
-    earlier = replace(config, num_train_steps=before, num_epochs=None, schedule_changes=changes)
+    earlier = replace(config, num_train_steps=before, schedule_changes=changes)
     if now == before:
         return replace(config, schedule_changes=changes)
     change = {"step": steps_taken, "from": before, "to": now, "schedule": config.schedule_on_resume}
@@ -69,7 +69,7 @@ def with_schedule_changes(
     return changed
 
 
-def log_warmup(config: "RunConfig", log: Callable[[str], None]) -> None:
+def log_warmup(config: "StepsConfig", log: Callable[[str], None]) -> None:
     """Log that the warm-up is cut, if it is."""
     given, cut = config.optimizer.warmup_steps, config.recipe.warmup_steps
     if given != cut:

@@ -5,17 +5,18 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, SupportsFloat
+from typing import Any, Protocol, SupportsFloat, TypeVar
 
-from jaxlm.common.run.run_config import RunConfig
+from jaxlm.common.run.run_config import RunConfig, StepsConfig
 from jaxlm.common.run.run_directory import RunDirectory
 from jaxlm.common.run.training_report import TrainingReport
 from jaxlm.common.sampling import Sampling
-from shared_tokenizer.data.evaluation import Evaluation
 from shared_tokenizer.manifest import write_file
 
+Found = TypeVar("Found")
 
-class TrainingRun(Protocol):
+
+class TrainingRun(Protocol[Found]):
     """A run whose state is somewhere between two steps. Every method may raise StopRequested, except `save`."""
 
     def take_step(self, step: int) -> Mapping[str, SupportsFloat]:
@@ -26,20 +27,20 @@ class TrainingRun(Protocol):
         """Raise StopRequested if this process, or another of the run, was asked to stop."""
         ...
 
-    def evaluate(self, step: int) -> Evaluation:
-        """Compute and report the held-out loss."""
+    def evaluate(self, step: int) -> Found:
+        """Compute and report the numbers on what is held out."""
         ...
 
     def sample(self, step: int) -> str:
         """Generate a text, add it to samples.txt, and return it."""
         ...
 
-    def save(self, evaluation: Evaluation | None) -> None:
+    def save(self, evaluation: Found | None) -> None:
         """Save a checkpoint of the last complete step. The evaluation is that of the same step, if there was one."""
         ...
 
 
-def train_steps(run: TrainingRun, config: RunConfig, report: TrainingReport, first: int, last: int) -> None:
+def train_steps(run: TrainingRun[Any], config: StepsConfig, report: TrainingReport, first: int, last: int) -> None:
     """Take the steps `first` to `last`, and evaluate, sample and save between them when that is due.
 
     What is due after the last step is left to the caller, who has more to do with it. Raises StopRequested where a stop

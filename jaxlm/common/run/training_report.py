@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
 
@@ -33,13 +33,18 @@ class ReportPlan:
     """Tokens of one pass over the training data."""
 
 
+def draw_losses(run: RunDirectory, lines: Sequence[dict[str, Any]]) -> None:
+    """Draw loss.png of the lines of metrics.jsonl."""
+    plot_losses(lines, run.loss_plot)
+
+
 class TrainingReport:
     """Reads the numbers of each step while the device works on the next, and reports them.
 
     Speed is counted between the moments when steps are dispatched, less the pauses: the moment when numbers are read
     tells little, because some devices work while the next step is dispatched and others before. `metrics` and
     `loss_plot` are the files to write, None for none; `last_checkpoint` returns the step of the newest checkpoint, for
-    the message of a run that has diverged.
+    the message of a run that has diverged. `draw` draws the curves of a run.
     """
 
     def __init__(
@@ -49,9 +54,10 @@ class TrainingReport:
         first_step: int,
         last_checkpoint: Callable[[], int | None],
         console: Console,
+        draw: Callable[[RunDirectory, Sequence[dict[str, Any]]], None] = draw_losses,
     ):
         self._plan, self._console, self._last_checkpoint = plan, console, last_checkpoint
-        self._run = run
+        self._run, self._draw = run, draw
         self._metrics = None if run is None else MetricsLog(run.metrics, first_step)
         if run is not None and self._metrics is not None:
             ends = self._metrics.last_step
@@ -130,17 +136,22 @@ class TrainingReport:
         self, step: int, loss: float, bits_per_byte: float, metrics: Mapping[str, float] | None = None
     ) -> None:
         """Report the held-out loss in nats per token and in bits per byte: a line of history, and loss.png anew."""
+        self.held_out(
+            step, {"val/loss": loss, "val/bits_per_byte": bits_per_byte, **(metrics or {})}, f"held-out {loss:.3f}"
+        )
+
+    def held_out(self, step: int, values: Mapping[str, float], words: str) -> None:
+        """Report numbers on what is held out: a line of history with them in words, and the curves anew."""
         plan = self._plan
         tokens = step * plan.tokens_per_step
-        line = {"step": step, "val/loss": loss, "val/bits_per_byte": bits_per_byte, **(metrics or {})}
-        self._write(line | {"data/tokens_seen": tokens})
+        self._write({"step": step, **values, "data/tokens_seen": tokens})
         self._plot()
         history = [f"step {step}", f"epoch {tokens / plan.tokens_per_epoch:.2f}"]
         if "train/learning_rate" in self._latest:
             history.append(f"lr {self._latest['train/learning_rate']:.1e}")
         if self._latest:
             history.append(f"loss {self._latest['train/loss']:.3f}")
-        history.append(f"held-out {loss:.3f}")
+        history.append(words)
         if self._latest:
             history.append(f"{self._latest['perf/tokens_per_second']:,.0f} tokens/s")
         self._console.print("  ".join(history))
@@ -182,6 +193,8 @@ class TrainingReport:
             health = ""
             if "ternary/flip_rate" in line:
                 health = f"  zeros {line['ternary/zero_fraction']:.1%}  flips {line['ternary/flip_rate']:.2%}"
+            if "reward/mean" in line:
+                health = f"  reward {line['reward/mean']:.3f}{health}"
             self._console.print(
                 f"step {step}/{plan.num_train_steps}  loss {line['train/loss']:.4f}{health}  "
                 f"{speed:,.0f} tokens/s  {duration(seconds)} left"
@@ -193,9 +206,9 @@ class TrainingReport:
         if self._run is not None:
             start = time.monotonic()
             try:
-                plot_losses(read_metrics(self._run.metrics), self._run.loss_plot)
+                self._draw(self._run, read_metrics(self._run.metrics))
             except (OSError, ValueError) as error:  # a picture is not worth a run, a damaged log neither
-                self._console.print(f"note: {self._run.loss_plot} could not be drawn: {error}")
+                self._console.print(f"note: the curves of {self._run.path} could not be drawn: {error}")
             end = time.monotonic()
             self._next_plot = end + max(_PLOT_SECONDS, (end - start) / _PLOT_SHARE)
 

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -22,7 +23,9 @@ from jaxlm.common.openai_api.responses import collect, model_object, stream
 from jaxlm.common.openai_api.tokenizer_requests import detokenize, tokenize, tokenizer_info
 from jaxlm.common.serving.engine import Engine, Generation, merged_events
 from jaxlm.common.serving.guard import OPEN_ROUTE, Guard
-from jaxlm.common.serving.request_log import GENERATIONS, RequestLog
+from jaxlm.common.serving.metrics import Metrics
+from jaxlm.common.serving.request_log import log_request
+from jaxlm.common.serving.request_watch import GENERATIONS, RequestWatch
 
 
 def make_app(
@@ -38,7 +41,8 @@ def make_app(
 
     `hosts` are the accepted values of Host, `origins` those of Origin besides the server's own.
     """
-    routes = _Routes(model, engine, max_body_bytes)
+    metrics = Metrics(engine)
+    routes = _Routes(model, engine, metrics, max_body_bytes)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -47,20 +51,23 @@ def make_app(
         engine.stop()
         await run_in_threadpool(engine.join)
 
+    served = [
+        _route(OPEN_ROUTE, "GET", routes.health),
+        _route("/v1/models", "GET", routes.models),
+        _route("/v1/models/{name:path}", "GET", routes.model),
+        _route("/v1/chat/completions", "POST", routes.chat),
+        _route("/v1/completions", "POST", routes.completion),
+        _route("/tokenize", "POST", routes.tokenize),
+        _route("/detokenize", "POST", routes.detokenize),
+        _route("/tokenizer_info", "GET", routes.tokenizer_info),
+        _route("/metrics", "GET", routes.metrics),
+    ]
+    metrics.paths = frozenset(route.path for route in served)
     app = Starlette(
-        routes=[
-            _route(OPEN_ROUTE, "GET", routes.health),
-            _route("/v1/models", "GET", routes.models),
-            _route("/v1/models/{name:path}", "GET", routes.model),
-            _route("/v1/chat/completions", "POST", routes.chat),
-            _route("/v1/completions", "POST", routes.completion),
-            _route("/tokenize", "POST", routes.tokenize),
-            _route("/detokenize", "POST", routes.detokenize),
-            _route("/tokenizer_info", "GET", routes.tokenizer_info),
-        ],
+        routes=served,
         middleware=[
             Middleware(_PlainPath),
-            Middleware(RequestLog),
+            Middleware(RequestWatch, listeners=[log_request, metrics.count]),
             Middleware(Guard, hosts=hosts, api_key=api_key, origins=origins),
         ],
         exception_handlers={ApiError: answer_api_error, HTTPException: answer_http_error, Exception: answer_fault},
@@ -95,8 +102,8 @@ class _PlainPath:
 
 
 class _Routes:
-    def __init__(self, model: ServedModel, engine: Engine, max_body_bytes: int):
-        self._model, self._engine, self._max_body_bytes = model, engine, max_body_bytes
+    def __init__(self, model: ServedModel, engine: Engine, metrics: Metrics, max_body_bytes: int):
+        self._model, self._engine, self._metrics, self._max_body_bytes = model, engine, metrics, max_body_bytes
         self._created = int(time.time())
 
     async def health(self, http: Request) -> Response:
@@ -111,6 +118,10 @@ class _Routes:
         name = http.path_params["name"]
         self._model.adapter_of(name)
         return JSONResponse(model_object(name, self._created))
+
+    async def metrics(self, http: Request) -> Response:
+        text = await run_in_threadpool(self._metrics.text)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     async def tokenize(self, http: Request) -> Response:
         body = await read_body(http, self._max_body_bytes)

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
 from jaxlm.common.openai_api.errors import ApiError, internal_error, log
-from jaxlm.common.openai_api.tasks import Event, Finish, Task
+from jaxlm.common.openai_api.tasks import Event, Finish, Piece, Task
 
 RETRY_AFTER_S = 2
 # Longer than one prefill step takes. After this time the process ends without waiting for the thread.
@@ -24,6 +25,10 @@ class Generation:
         """Identity of the request, which all of its tasks share."""
         self.num_tokens = 0
         """Tokens generated so far; the engine's thread counts them."""
+        self.cached_tokens = 0
+        """Tokens of the prompt that were in memory, once it has ended."""
+        self.first_token_at: float | None = None
+        """Seconds of the monotonic clock at which the event loop had the first token."""
         self._loop = asyncio.get_running_loop()
         self._deadline = self._loop.time() + timeout_s
         self._timeout_s = timeout_s
@@ -58,6 +63,10 @@ class Generation:
                 raise ApiError(504, message, code="timeout") from None
             if isinstance(event, ApiError):
                 raise event
+            if self.first_token_at is None and isinstance(event, Piece):
+                self.first_token_at = time.monotonic()
+            if isinstance(event, Finish):
+                self.cached_tokens = event.cached_tokens
             yield event
             if isinstance(event, Finish):
                 return

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import flax.struct
@@ -71,17 +71,21 @@ def _step(
     last: jax.Array,
     state: Decoding,
     seeds: jax.Array,
+    allowed: jax.Array | None,
     sampling: Sampling,
 ) -> tuple[jax.Array, Decoding]:
     """Run tokens `[B, L]` at their positions, and choose the next one of each row, `[B]`.
 
     `last` `[B]` is the index of each row's last token; those after it are padding. The random choice of a row depends
-    on its seed and the number of tokens chosen before, not on the rows next to it.
+    on its seed and the number of tokens chosen before, not on the rows next to it. `allowed` `[B, V]` is False for
+    tokens that must not be chosen.
     """
     logits, cache = model.apply({"params": params}, tokens, positions, state.cache, last, method="decode")
     recent = state.recent
     if recent is not None:
         logits = penalize(logits, recent, sampling.repetition_penalty)
+    if allowed is not None:
+        logits = jnp.where(allowed, logits, -jnp.inf)
     keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), state.index))(seeds)
     chosen = constrain(sample(logits, sampling, keys), None)
     if recent is not None:
@@ -95,12 +99,14 @@ def generate_batch(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     seeds: Sequence[int] | None = None,
+    allowed: Callable[[], np.ndarray] | None = None,
 ) -> Iterator[np.ndarray]:
     """Continue prompts of any lengths together. Yields one token of each, `[B]`, `sampling.max_tokens` times.
 
     Each prompt has a seed, by default that of `sampling`. Yields fewer where the context of all is full; tokens of a
-    prompt after its context is full mean nothing. Raises ValueError where a prompt is empty, holds an id outside the
-    vocabulary, or leaves no room in the model's context.
+    prompt after its context is full mean nothing. `allowed` is called before each token, after those before it were
+    yielded, and returns bools `[B, V]`: False for tokens that must not come next. Raises ValueError where a prompt is
+    empty, holds an id outside the vocabulary, or leaves no room in the model's context.
     """
     config = model.config
     for prompt in prompts:
@@ -122,7 +128,8 @@ def generate_batch(
     fixed = _compiled_settings(sampling)
     seed_of_each = np.array([sampling.seed] * len(prompts) if seeds is None else seeds, np.int32)
     positions = np.broadcast_to(np.arange(padded, dtype=np.int32), tokens.shape)
-    chosen, state = _step(model, params, tokens, positions, (lengths - 1).astype(np.int32), state, seed_of_each, fixed)
+    masks, last = allowed or (lambda: None), (lengths - 1).astype(np.int32)
+    chosen, state = _step(model, params, tokens, positions, last, state, seed_of_each, masks(), fixed)
     zeros = np.zeros(len(prompts), np.int32)
     for count in range(1, num_steps + 1):
         yield np.asarray(chosen)
@@ -130,7 +137,7 @@ def generate_batch(
             return
         # A row whose context is full writes over its last place.
         positions = np.minimum(lengths + count - 1, cache_length - 1).astype(np.int32)[:, None]
-        chosen, state = _step(model, params, chosen[:, None], positions, zeros, state, seed_of_each, fixed)
+        chosen, state = _step(model, params, chosen[:, None], positions, zeros, state, seed_of_each, masks(), fixed)
 
 
 def generate(

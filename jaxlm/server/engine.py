@@ -1,8 +1,10 @@
 """The engine of a JAX model: the requests that wait are generated together, one batch after another."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
+
+import numpy as np
 
 from jaxlm.common.generation.texts import Text
 from jaxlm.common.openai_api.errors import ApiError
@@ -32,7 +34,6 @@ class JaxEngine(Engine):
             "presence_penalty": penalties.presence,
             "frequency_penalty": penalties.frequency,
             "logit_bias": task.logit_bias,
-            "response_format": task.constraint,
         }
         for name, value in absent.items():
             if value:
@@ -89,10 +90,12 @@ class JaxEngine(Engine):
         def add(number: int, token: int) -> bool:
             return self.is_stopping or batch[number].cancelled or texts[number].add(token)
 
-        sampling = batch[0].task.sampling
-        for _ in continue_texts(self._model, self._params, asked, sampling, add, batch_size=len(batch)):
+        sampling, allowed = batch[0].task.sampling, self._allowed(batch)
+        for _ in continue_texts(
+            self._model, self._params, asked, sampling, add, batch_size=len(batch), allowed=allowed
+        ):
             pass
-        scored = [text for text in texts if text.task.logprobs is not None and not text.generation.cancelled]
+        scored = [text for text in texts if text.task.logprobs is not None and not text.has_left]
         if scored:
             rows = [[*text.task.prompt, *text.tokens] for text in scored]
             contexts = [len(text.task.prompt) for text in scored]
@@ -101,7 +104,15 @@ class JaxEngine(Engine):
             ):
                 text.emit_scored(scores)
         for text in texts:
-            self.finish(text.generation, None if text.generation.cancelled else text.end())
+            self.finish(text.generation, None if text.generation.cancelled else text.error or text.end())
+
+    def _allowed(self, batch: Sequence[Generation]) -> Callable[[int], np.ndarray] | None:
+        """Return the tokens that each text may go on with, by its number; None where all may with any."""
+        constraints = [generation.task.constraint for generation in batch]
+        if not any(constraints):
+            return None
+        every = np.ones(self._model.config.vocab_size, bool)
+        return lambda number: every if (found := constraints[number]) is None else found.allowed()
 
 
 class _Text:
@@ -110,11 +121,25 @@ class _Text:
     def __init__(self, generation: Generation):
         self.generation, self.task = generation, generation.task
         self.tokens: list[int] = []
+        self.error: ApiError | None = None
+        """A grammar that the text cannot follow any further."""
         self._stops = False
+
+    @property
+    def has_left(self) -> bool:
+        """True if no client waits for a text any more."""
+        return self.generation.cancelled or self.error is not None
 
     def add(self, token: int) -> bool:
         """Add a token, and emit its text unless it is to be scored first. Returns True at the end of the text."""
         task = self.task
+        if task.constraint is not None:
+            try:
+                task.check_constraint()
+            except ApiError as error:
+                self.error = error
+                return True
+            task.constraint.accept(token)
         self.tokens.append(token)
         self.generation.num_tokens = len(self.tokens)
         is_stop = token in task.stop_ids

@@ -8,7 +8,7 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, StopSequences
 from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
-from jaxlm.common.openai_api.errors import internal_error, log
+from jaxlm.common.openai_api.errors import ApiError, internal_error, log
 from jaxlm.common.openai_api.tasks import Finish, Piece, TokenScore
 from jaxlm.common.serving.engine import Engine, Generation
 from mlxlm.continue_texts import MOST_PROMPTS
@@ -151,6 +151,9 @@ class Batch:
                 self._fail(response.uid)
                 return
             stops = emit_token(generation, response.token, self._scores(text, response), is_last=bool(ended))
+        except ApiError as error:
+            self._fail(response.uid, error)
+            return
         except Exception:
             log.exception("a generation failed")
             self._fail(response.uid)
@@ -165,10 +168,10 @@ class Batch:
         del self._texts[response.uid]
         self._engine.finish(generation, end_of(generation, stops, text.cached))
 
-    def _fail(self, uid: int) -> None:
-        """Let a text leave with an error."""
+    def _fail(self, uid: int, error: ApiError | None = None) -> None:
+        """Let a text leave with an error, by default a fault of the server."""
         self._generator.remove([uid])
-        self._engine.finish(self._texts.pop(uid).generation, internal_error())
+        self._engine.finish(self._texts.pop(uid).generation, error or internal_error())
 
     def fail_all(self) -> None:
         """Let all texts leave with an error after a fault of the model, and begin anew."""
@@ -187,8 +190,12 @@ class Batch:
 def emit_token(
     generation: Generation, token: int, scores: tuple[TokenScore, ...] = (), *, is_last: bool = False
 ) -> bool:
-    """Emit what a token adds to a text. Returns True if the token, or a stop sequence, ends the text."""
+    """Emit what a token adds to a text. Returns True if the token, or a stop sequence, ends the text.
+
+    Raises ApiError where a grammar cannot be followed any further.
+    """
     task = generation.task
+    task.check_constraint()
     generation.num_tokens += 1
     is_stop = token in task.stop_ids
     piece = "" if is_stop else task.reply.add(token)

@@ -1,9 +1,7 @@
 """Render chat templates in a process of its own, which `sandbox` starts.
 
-It reads requests from standard input and writes replies to standard output: 4 bytes of length, big-endian, then JSON.
-A template is a program from elsewhere. It runs in jinja2's immutable sandbox, and this process can neither open a
-file nor start another process, nor use more memory, time and output than the limits allow. It imports next to nothing
-of this project, so that starting it is cheap.
+A template is a program from elsewhere. It runs in jinja2's immutable sandbox, in a process that can do no more than
+`child_loop` allows, and writes no more than a limit.
 """
 
 import datetime
@@ -11,9 +9,6 @@ import encodings.unicode_escape
 import html
 import json
 import pprint
-import signal
-import struct
-import sys
 import textwrap
 import unicodedata
 from collections import OrderedDict
@@ -25,7 +20,7 @@ import jinja2.ext
 import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from shared_tokenizer.sandbox.limits import limit_process
+from shared_tokenizer.sandbox.child_loop import answer_requests
 
 # Modules that jinja2 and Python import when a template needs them, which is after files are forbidden.
 IMPORTED_LATE = (encodings.unicode_escape, html, jinja2.debug, pprint, textwrap, unicodedata)
@@ -76,11 +71,6 @@ def _raise_exception(message: object) -> None:
     raise RaisedByTemplate(str(message))
 
 
-def limit_time(seconds: float) -> None:
-    """End this process once it has computed for this long, in Python or in C, even if nobody waits for it any more."""
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-
-
 def render(template: jinja2.Template, chat: dict[str, Any], longest: int) -> dict[str, str]:
     """Return the text of a conversation, or the error that the template raises: as "text" or "error"."""
     pieces, length = [], 0
@@ -124,26 +114,14 @@ def answer(
         return {"wrong": f"no template that can be compiled: {type(error).__name__}: {error}"[:LONGEST_MESSAGE]}
 
 
-def main(memory_bytes: int, seconds: float, bytes_per_s: float) -> None:
-    """Answer requests until standard input ends: each in its time, and in that to read it."""
+def main() -> None:
+    """Answer requests until standard input ends."""
     environment, templates = make_environment(), OrderedDict[str, jinja2.Template]()
     for text in (r"{{ 'a\n' ~ 1 | tojson ~ strftime_now('%d') }}", "{{ 1 / 0 }}"):  # imports what rendering needs
         request = {"key": text, "template": text, "longest": 1, "chats": [{}]}
         answer(json.dumps(request).encode(), environment, templates)
-    limit_process(memory_bytes)
-    source, sink = sys.stdin.buffer, sys.stdout.buffer
-    reply: dict[str, Any] = {"ready": True}
-    while True:
-        content = json.dumps(reply).encode()
-        sink.write(struct.pack(">I", len(content)) + content)
-        sink.flush()
-        head = source.read(4)
-        if len(head) < 4:
-            return
-        (length,) = struct.unpack(">I", head)
-        limit_time(seconds + length / bytes_per_s)
-        reply = answer(source.read(length), environment, templates)
+    answer_requests(lambda content: answer(content, environment, templates))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]))
+    main()

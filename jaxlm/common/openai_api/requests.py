@@ -6,13 +6,16 @@ A request is refused if it uses a field that is not supported here and would cha
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
+from jaxlm.common.grammar.grammars import Grammars
 from jaxlm.common.openai_api.errors import ApiError
 from jaxlm.common.openai_api.history import read_history
 from jaxlm.common.openai_api.json_body import Fields, parse_object, refuse
 from jaxlm.common.openai_api.neutral_fields import check_neutral
 from jaxlm.common.openai_api.reply_text import ReplyText
+from jaxlm.common.openai_api.response_format import read_response_format
 from jaxlm.common.openai_api.responses import ChatReply, Reply, TextReply
 from jaxlm.common.openai_api.tasks import Task, TokenPenalties
 from jaxlm.common.openai_api.token_spelling import TokenSpelling
@@ -71,6 +74,17 @@ class ServedModel:
             raise ApiError(404, message, param="model", code="model_not_found")
         return None if name == self.name else name
 
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end a text: of a model of chats also those that end a turn."""
+        tokenizer, chat_format = self.tokenizer, self.chat_format
+        return frozenset(tokenizer.stop_ids if chat_format is None else stop_ids(tokenizer, chat_format))
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """The grammars that texts of this model can follow."""
+        return Grammars(self.tokenizer, self.vocab_size, self.ends)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompletionRequest:
@@ -99,17 +113,16 @@ def read_chat(body: bytes, model: ServedModel) -> CompletionRequest:
     reports = fields.flag("logprobs")
     if top and not reports:
         raise refuse("top_logprobs", top, "no such field without logprobs true")
-    stops, ends = _stops(fields), frozenset(stop_ids(tokenizer, chat_format))
+    stops = _stops(fields)
     tasks = _tasks(
         fields,
         model,
         model.adapter_of(name),
         [prompt],
-        ends,
         lambda prompt: ReplyText(ReplyStream(tokenizer, chat_format), stops),
         logprobs=(top or 0) if reports else None,
     )
-    reply = ChatReply(name, TokenSpelling(tokenizer), ends)
+    reply = ChatReply(name, TokenSpelling(tokenizer), model.ends)
     return _request(fields, tasks, reply)
 
 
@@ -128,13 +141,11 @@ def read_completion(body: bytes, model: ServedModel) -> CompletionRequest:
             stream.add(token)
         return ReplyText(stream, stops)
 
-    ends = tokenizer.stop_ids if model.chat_format is None else stop_ids(tokenizer, model.chat_format)
     tasks = _tasks(
         fields,
         model,
         model.adapter_of(name),
         prompts,
-        frozenset(ends),
         reply_text,
         logprobs=logprobs,
         echo=echo,
@@ -222,7 +233,6 @@ def _tasks(
     model: ServedModel,
     adapter: str | None,
     prompts: Sequence[list[int]],
-    ends: frozenset[int],
     reply_text: Callable[[list[int]], ReplyText],
     *,
     logprobs: int | None,
@@ -241,6 +251,7 @@ def _tasks(
         _check_prompt(prompt, model, param, room=room)
     sampling, penalties = _sampling(fields, model), _token_penalties(fields)
     bias = _logit_bias(fields.take("logit_bias"), model.vocab_size)
+    constraint = read_response_format(fields.take("response_format"), lambda: model.grammars)
     return [
         Task(
             prompt=prompt,
@@ -256,7 +267,8 @@ def _tasks(
             logit_bias=bias,
             logprobs=logprobs,
             scores_prompt=scores_prompt or asked == 0,
-            stop_ids=ends,
+            constraint=None if constraint is None else constraint.copied(),
+            stop_ids=model.ends,
             reply=reply_text(prompt),
         )
         for prompt in prompts

@@ -6,6 +6,7 @@ from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
+from jaxlm.common.openai_api.errors import ApiError
 from jaxlm.common.openai_api.reply_text import ReplyText
 from jaxlm.common.sampling import Sampling
 
@@ -31,6 +32,11 @@ class Constraint(Protocol):
         """Go on by a token."""
         ...
 
+    @property
+    def failure(self) -> str | None:
+        """Return why the text cannot be brought to a valid end, for its client; None where nothing has failed."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -48,7 +54,7 @@ class Task:
     """Likeliest tokens that are reported with each generated token and its log-probability; None reports nothing."""
     scores_prompt: bool = False
     """True if the tokens of the prompt are scored too, with `logprobs` likeliest tokens each."""
-    constraint: "Constraint | None" = None
+    constraint: Constraint | None = None
     """Grammar that the text follows; only the engine's thread uses it."""
     adapter: str | None = None
     """Name of the adapters to use, None for the model as it is served."""
@@ -56,6 +62,11 @@ class Task:
     """Tokens that end the text."""
     reply: ReplyText
     """Decoder of the tokens; only the engine's thread uses it."""
+
+    def check_constraint(self) -> None:
+        """Raise ApiError (400) where the grammar cannot be followed any further."""
+        if self.constraint is not None and (failure := self.constraint.failure) is not None:
+            raise ApiError(400, failure, code="grammar_failed")
 
 
 @dataclass(frozen=True)

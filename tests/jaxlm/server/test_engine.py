@@ -1,13 +1,18 @@
 """The server before a JAX model: the same answers as `generate`, in batches."""
 
+import asyncio
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from jaxlm.common.openai_api.requests import read_completion
+from jaxlm.common.openai_api.responses import collect
 from jaxlm.common.sampling import Sampling
 from jaxlm.common.serving.app import make_app
+from jaxlm.common.serving.engine import merged_events
 from jaxlm.common.serving.guard import host_names
 from jaxlm.generate import generate
 from jaxlm.load import load_model
@@ -78,3 +83,34 @@ def test_chats_stream_and_stop_and_repeat_by_their_seed(client):
 def test_what_only_the_mlx_server_has_is_refused_by_name(client):
     error = post(client, prompt="def", presence_penalty=1, status=400)["error"]
     assert error["param"] == "presence_penalty" and "the JAX server does not have" in error["message"]
+
+
+def json_schema(schema):
+    return {"type": "json_schema", "json_schema": {"name": "row", "schema": schema}}
+
+
+def test_texts_follow_a_schema_beside_free_ones(client, place):
+    properties, engine = open_engine(ServerConfig(model=str(place)))
+    schema = json_schema({"type": "array", "items": {"enum": [1, 2]}, "minItems": 1, "maxItems": 3})
+    body = {"model": "tiny", "prompt": PROMPTS, "temperature": 0, "max_tokens": 40, "response_format": schema}
+    request = read_completion(json.dumps(body).encode(), properties)
+    tasks = [*request.tasks[:2], dataclasses.replace(request.tasks[2], constraint=None)]
+
+    async def answer():
+        engine.start()
+        return await collect(merged_events(engine.submit(*tasks)), tasks, request.reply)
+
+    choices = asyncio.run(answer())["choices"]
+    engine.stop()
+    engine.join()
+    for choice in choices[:2]:
+        row = json.loads(choice["text"])
+        assert choice["finish_reason"] == "stop" and 1 <= len(row) <= 3 and set(row) <= {1, 2}
+    free = post(client, prompt=PROMPTS, max_tokens=40, temperature=0)["choices"][2]["text"]
+    assert choices[2]["text"] == free
+
+
+def test_a_schema_that_no_text_follows_fails_alone(client):
+    asked = {"prompt": PROMPTS, "temperature": 0, "max_tokens": 8}
+    error = post(client, response_format=json_schema({"$ref": "#"}), status=400, **asked)["error"]
+    assert error["code"] == "grammar_failed" and len(post(client, **asked)["choices"]) == 3

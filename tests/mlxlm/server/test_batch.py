@@ -115,6 +115,8 @@ def test_a_short_text_does_not_wait_for_a_long_one(models, tokenizer):
 class Alternating:
     """A constraint: tokens of two sets in turn."""
 
+    failure = None
+
     def __init__(self):
         self.seen = []
 
@@ -285,6 +287,8 @@ def test_a_prompt_that_is_scored_is_left_between_its_pieces(models, tokenizer, m
 
 class Faulty:
     """A constraint that fails at its third token."""
+
+    failure = None
 
     def __init__(self):
         self.seen = 0

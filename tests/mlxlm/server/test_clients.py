@@ -173,11 +173,6 @@ COMPLETIONS = [
 REFUSED = [
     ("Cursor, editing", {"messages": [USER], "tools": [TOOL], "tool_choice": "auto"}, "tools"),
     ("Zed, agent", {"messages": [USER], "tools": [TOOL]}, "tools"),
-    (
-        "LangChain, structured output",
-        {"messages": [USER], "response_format": {"type": "json_object"}},
-        "response_format",
-    ),
     ("a picture", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
     ("a tool's result", {"messages": [USER, {"role": "tool", "content": "3", "tool_call_id": "1"}]}, "messages"),
     ("llama.cpp's grammar", {"messages": [USER], "grammar": "root ::= [0-9]"}, "grammar"),

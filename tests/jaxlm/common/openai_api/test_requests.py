@@ -110,7 +110,6 @@ def test_fields_that_change_nothing_are_fine(tokenizer, fields):
         *(("logit_bias", value) for value in ({"300": 1}, {"-1": 1}, {"a": 1}, {"5": 101}, {"5": True}, [5])),
         ("tools", [{"type": "function"}]),
         ("tool_choice", "required"),
-        ("response_format", {"type": "json_object"}),
         ("reasoning_effort", "high"),
         *(("repetition_penalty", value) for value in (0, -1, 10.1, "1.0", True)),
         ("best_of", 2),
@@ -279,3 +278,50 @@ def test_a_chat_may_ask_for_log_probabilities_and_biases(tokenizer):
     assert (first.logprobs, first.logit_bias) == (5, {7: -100.0, 9: 2.5}) and first.prompt is second.prompt
     assert chat(tokenizer, logprobs=True).tasks[0].logprobs == 0
     assert chat(tokenizer, logprobs=False).tasks[0].logprobs is None
+
+
+def test_a_response_format_constrains_every_choice_on_its_own(tokenizer):
+    for form in ({"type": "text"}, None):
+        assert chat(tokenizer, response_format=form).tasks[0].constraint is None
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "array"}, "description": "d"}}
+    for read in (chat, completion):
+        first, second = (task.constraint for task in read(tokenizer, response_format=form, n=2).tasks)
+        assert first is not second and first.allowed()[tokenizer.encode("x[")[-1]]
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ("json", "response_format: found 'json', expected an object with a type"),
+        ({}, "response_format.type: found None, expected one of text, json_object, json_schema"),
+        ({"type": "xml"}, "response_format.type: found 'xml'"),
+        (
+            {"type": "json_object", "schema": {}, "depth": 3},
+            "response_format.depth: found a field that is not supported",
+        ),
+        ({"type": "json_schema"}, "response_format.json_schema: found None, expected an object with a schema"),
+        ({"type": "json_schema", "json_schema": {"name": "a"}}, "response_format.json_schema.schema: found None"),
+        *(
+            ({"type": "json_schema", "json_schema": {"schema": schema}}, message)
+            for schema, message in (
+                ([1], "response_format.json_schema.schema: found \\[1\\], expected a JSON schema, an object"),
+                (True, "response_format.json_schema.schema: found True"),
+                ({"type": "strin"}, "response_format: schema: found Invalid type"),
+                ({"enum": ["x" * 99] * 2000}, "response_format: schema: found .* characters, expected at most 100000"),
+            )
+        ),
+        (
+            {"type": "json_schema", "json_schema": {"name": 3, "schema": {}}},
+            "response_format.json_schema.name: found 3",
+        ),
+        (
+            {"type": "json_schema", "json_schema": {"strict": 1, "schema": {}}},
+            "strict: found 1, expected true or false",
+        ),
+    ],
+)
+def test_a_response_format_that_cannot_be_followed(tokenizer, form, message):
+    with pytest.raises(ApiError, match=message) as caught:
+        chat(tokenizer, response_format=form)
+    param = caught.value.body()["error"]["param"]
+    assert caught.value.status == 400 and param.startswith(("response_format", "strict"))

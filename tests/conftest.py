@@ -135,7 +135,7 @@ VARIANTS = {
         "ternary_head": True,
     },
     "hybrid": {"token_mixer": ("mlgru", "mlgru", "attention"), "num_layers": 6},
-    "int8_embedding": {"embedding": "int8", "sub_norm": False},
+    "int8_embedding": {"embedding": "int8", "sub_norm": False, "activation": "rational"},
     # In ternary: a Qwen3, and a Qwen2 with the multipliers and the frequencies of a MiniCPM.
     "qk_norm": {"qk_norm": True, "sub_norm": False, "head_dim": 16, "rope_scaling": YARN},
     "attention_bias": {

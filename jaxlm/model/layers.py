@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.initial_weights import initial_std
 from jaxlm.common.architecture.parameters import has_bias
+from jaxlm.common.architecture.rational import RATIONAL, SHAPES, rational, silu_coefficients
 from jaxlm.common.architecture.rotary import rotary_attention_factor, rotary_frequencies
 from jaxlm.common.architecture.ternary import quantize_rows
 from jaxlm.ops.mixed_linear import MixedGain, MixedWeight, mixed_linear, mixed_norm, mixed_operands
@@ -180,6 +181,17 @@ class Embedding(nn.Module):
         return straight_through(latent, codes * scale)
 
 
+class Rational(nn.Module):
+    """The learnable activation (see jaxlm/common/architecture/rational.py). At the start it is SiLU."""
+
+    @nn.compact
+    def __call__(self, x: Features) -> Features:
+        numerator, denominator = (
+            self.param(name, lambda _, name=name: jnp.asarray(silu_coefficients(name))) for name in SHAPES
+        )
+        return rational(x, numerator, denominator, jnp)
+
+
 class FeedForward(nn.Module):
     """down(act(gate(x)) * up(x)), with a norm before `down` where the config has sub-norms."""
 
@@ -194,7 +206,8 @@ class FeedForward(nn.Module):
         else:
             gate = block_linear(config, config.intermediate_size, "gate_proj")(shared)
             up = block_linear(config, config.intermediate_size, "up_proj")(shared)
-        inner = ACTIVATIONS[config.activation](gate) * up
+        activation = Rational(name=RATIONAL) if config.activation == RATIONAL else ACTIVATIONS[config.activation]
+        inner = activation(gate) * up
         if config.sub_norm:
             inner = RMSNorm(config.norm_eps, name="ffn_sub_norm")(inner)
         return block_linear(config, config.hidden_size, "down_proj")(inner)

@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.packing import affine_words, pack_affine
+from jaxlm.common.architecture.rational import RATIONAL, SHAPES, rational, silu_coefficients
 from jaxlm.common.architecture.ternary import quantize_rows, quantize_weight, spread
 from mlxlm.model.lora import LoRABitLinear
 from mlxlm.model.shapes import Features, HeadInputs, HeadOutputs, Hidden, LatentWeight, Outputs, Tokens
@@ -122,12 +123,26 @@ class Embedding(nn.Module):
         return {"codes": mx.array(codes), "scale": mx.array(scale)}
 
 
+class Rational(nn.Module):
+    """The learnable activation (see jaxlm/common/architecture/rational.py)."""
+
+    def __init__(self):
+        super().__init__()
+        self.numerator, self.denominator = (mx.array(silu_coefficients(name)) for name in SHAPES)
+
+    def __call__(self, x: Features) -> Features:
+        return rational(x, self.numerator.astype(mx.float32), self.denominator.astype(mx.float32), mx)
+
+
 class FeedForward(nn.Module):
     """down(act(gate(x)) * up(x)), with a norm before `down` if the config has sub-norms (arXiv 2002.05202)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self._activation = ACTIVATIONS[config.activation]
+        if config.activation == RATIONAL:
+            self.rational = Rational()
+        else:
+            self._activation = ACTIVATIONS[config.activation]
         self.gate_proj = block_linear(config, config.hidden_size, (1 + config.fused_gate) * config.intermediate_size)
         if not config.fused_gate:
             self.up_proj = block_linear(config, config.hidden_size, config.intermediate_size)
@@ -140,7 +155,7 @@ class FeedForward(nn.Module):
             gate, up = self.gate_proj(x), self.up_proj(x)
         else:
             gate, up = mx.split(self.gate_proj(x), 2, axis=-1)
-        inner = self._activation(gate) * up
+        inner = (self.rational if "rational" in self else self._activation)(gate) * up
         if "ffn_sub_norm" in self:
             inner = self.ffn_sub_norm(inner)
         return self.down_proj(inner)

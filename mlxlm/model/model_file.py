@@ -15,6 +15,7 @@ from pathlib import Path
 
 # Each module comes after those that it uses.
 MODULES = (
+    "jaxlm.common.architecture.rational",
     "jaxlm.common.architecture.rotary",
     "jaxlm.common.architecture.packing",
     "jaxlm.common.architecture.ternary",

@@ -137,8 +137,8 @@ def test_one_step_on_packed_documents_is_that_of_jax(artifact):
 
 
 @pytest.mark.parametrize("chunks", [1, 3])
-def test_z_loss_and_soft_cap_are_those_of_jax(tiny_config, tmp_path, chunks):
-    changes = {"linear": "dense", "sub_norm": False, "num_layers": 1, "logit_softcap": 0.5}
+def test_z_loss_soft_cap_and_rational_activation_are_those_of_jax(tiny_config, tmp_path, chunks):
+    changes = {"linear": "dense", "sub_norm": False, "num_layers": 1, "logit_softcap": 0.5, "activation": "rational"}
     save_blank_artifact(tmp_path / "artifact", dataclasses.replace(tiny_config, **changes), seed=1)
     artifact = open_model(tmp_path / "artifact")
     arrays, model = batch(artifact.config.vocab_size), latent_model(artifact)

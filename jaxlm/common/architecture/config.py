@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
+from jaxlm.common.architecture.rational import GROUPS, RATIONAL
 from jaxlm.common.architecture.rotary import RopeScaling, rope_scaling_from_dict
 from jaxlm.common.architecture.ternary import TernaryForm
 
@@ -83,8 +84,9 @@ class ModelConfig:
     """Soft cap c of the logits, c tanh(logits / c), as in Gemma 2; null for none."""
     norm_eps: float = 1e-5
     """Epsilon of every RMSNorm."""
-    activation: Literal["silu", "gelu", "relu2"] = "silu"
-    """Gate function of the feed-forward layer: SwiGLU, GeGLU (exact erf) or squared ReLU."""
+    activation: Literal["silu", "gelu", "relu2", "rational"] = "silu"
+    """Gate function of the feed-forward layer: SwiGLU, GeGLU (exact erf), squared ReLU, or a learned rational function
+    for each of 8 groups of channels that starts as SiLU."""
     fused_gate: bool = False
     """Gate and up projection as one matrix, with one scale and one norm, as in MatMul-free models."""
     linear: Literal["dense", "ternary"] = "dense"
@@ -211,6 +213,11 @@ class ModelConfig:
     def _check_combinations(self) -> None:
         if self.activation_bits not in (8, None):
             raise ValueError(f"activation_bits: found {self.activation_bits}, expected 8 or null")
+        if self.activation == RATIONAL and self.intermediate_size % GROUPS:
+            raise ValueError(
+                f"intermediate_size: found {self.intermediate_size}, expected a multiple of {GROUPS}, the groups of "
+                f"activation {RATIONAL!r}"
+            )
         if self.linear == "dense" and self.linear_norm:
             raise ValueError("linear_norm: found True with linear 'dense'; it belongs to ternary linears")
         if self.ternary_head and self.tie_word_embeddings:

@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import parameters
+from jaxlm.common.architecture.rational import RATIONAL, silu_coefficients
 
 
 def initial_std(config: ModelConfig, module: str) -> float:
@@ -33,6 +34,8 @@ def initial_weights(config: ModelConfig, seed: int) -> Callable[[str], np.ndarra
             return np.ones(shape, np.float32)
         if module == "lower_bounds" or parameter.path[-1] == "bias":
             return np.zeros(shape, np.float32)
+        if module == RATIONAL:
+            return silu_coefficients(parameter.path[-1])
         weight = np.random.default_rng((seed, index)).standard_normal(shape, np.float32)
         weight *= np.float32(initial_std(config, module))
         return weight

@@ -2,6 +2,7 @@
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import parameters
+from jaxlm.common.architecture.rational import RATIONAL
 
 
 def model_flops(config: ModelConfig, batch_size: int, seq_len: int) -> float:
@@ -20,5 +21,5 @@ def model_flops(config: ModelConfig, batch_size: int, seq_len: int) -> float:
 
 def _is_multiplied(path: tuple[str, ...]) -> bool:
     """Return True if a parameter is a matrix that multiplies activations."""
-    others = ("embed_tokens", "lower_bounds", "bias")
+    others = ("embed_tokens", "lower_bounds", "bias", RATIONAL)
     return not any("norm" in key or key in others for key in path)

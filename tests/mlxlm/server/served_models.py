@@ -69,9 +69,19 @@ class Slow:
         return self._model(ids, cache)
 
 
-def app_of(model, tokenizer, *, port=8080, api_key=None, max_body_bytes=10_000, chat_format=CHATML, **options):
+def app_of(
+    model,
+    tokenizer,
+    *,
+    port=8080,
+    api_key=None,
+    max_body_bytes=10_000,
+    chat_format=CHATML,
+    hosts=("server.example",),
+    **options,
+):
     engine = make_engine(model, **options)
-    hosts = host_names(port, ["server.example"])
+    hosts = host_names(port, hosts)
     return make_app(served(tokenizer, chat_format), engine, hosts=hosts, api_key=api_key, max_body_bytes=max_body_bytes)
 
 

@@ -11,6 +11,7 @@ COMMANDS = {
     "presets": ("jaxlm.commands.presets:main", "list the models that can be trained, with their sizes"),
     "new-model": ("jaxlm.commands.new_model:main", "a model of a wanted size: bytes, memory, flags"),
     "train": ("jaxlm.commands.train:main", "token shards -> model; --resume continues a run"),
+    "train-rl": ("jaxlm.commands.train_rl:main", "a model and rewards for its answers -> model"),
     "runs": ("jaxlm.commands.runs:main", "list runs with their state and loss"),
     "study": ("jaxlm.study.command:main", "training runs that answer a question, compared with intervals"),
     "generate": ("jaxlm.commands.generate:main", "text from a model"),

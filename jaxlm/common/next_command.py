@@ -9,6 +9,7 @@ from pathlib import Path
 # Command -> its script in a checkout.
 SCRIPTS = {
     "train": "train_jax.py",
+    "train-rl": "train_rl.py",
     "prepare": "prepare_data.py",
     "tokenizer": "train_tokenizer.py",
     "generate": "generate_jax.py",

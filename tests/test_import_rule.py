@@ -21,6 +21,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "shared_tokenizer.tokenizers": (),
     "shared_tokenizer.sandbox": (),
     "shared_tokenizer.chat": ("shared_tokenizer.tokenizers", "shared_tokenizer.sandbox"),
+    "shared_tokenizer.tools": (
+        "shared_tokenizer.tokenizers",
+        "shared_tokenizer.sandbox",
+        "shared_tokenizer.chat",
+    ),
     "shared_tokenizer.gguf": ("shared_tokenizer.tokenizers", "shared_tokenizer.chat"),
     "shared_tokenizer": (
         "shared_tokenizer.manifest",

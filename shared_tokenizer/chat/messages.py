@@ -36,7 +36,7 @@ def encode_chat(messages: Sequence[Message], tokenizer: Tokenizer, chat_format: 
     Raises ValueError where the format cannot express the conversation, or the tokenizer lacks a special token of it.
     """
     _check_any(messages)
-    return _encode(chat_format.conversation(messages, tokenizer), tokenizer, chat_format)
+    return encode_pieces(chat_format.conversation(messages, tokenizer), tokenizer, chat_format)
 
 
 def encode_generation_prompt(messages: Sequence[Message], tokenizer: Tokenizer, chat_format: ChatFormat) -> list[int]:
@@ -50,7 +50,7 @@ def encode_generation_prompt(messages: Sequence[Message], tokenizer: Tokenizer, 
     if messages[-1].role != "user":
         found = messages[-1].role
         raise ValueError(f"messages: found {found} as the role of the last message, expected user")
-    return _encode(chat_format.prompt(messages, tokenizer), tokenizer, chat_format).ids
+    return encode_pieces(chat_format.prompt(messages, tokenizer), tokenizer, chat_format).ids
 
 
 def stop_ids(tokenizer: Tokenizer, chat_format: ChatFormat) -> list[int]:
@@ -64,7 +64,8 @@ def _check_any(messages: Sequence[Message]) -> None:
         raise ValueError("messages: found none, expected a conversation")
 
 
-def _encode(pieces: Sequence[Piece], tokenizer: Tokenizer, chat_format: ChatFormat) -> EncodedChat:
+def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer, chat_format: ChatFormat) -> EncodedChat:
+    """Return the ids of the parts of a conversation; see `encode_chat`."""
     if pieces[0].part is not Edge.BEGIN:
         pieces = [Piece(Edge.BEGIN), *pieces]
     resolved = ((_resolved(piece.part, tokenizer, chat_format), piece) for piece in pieces)

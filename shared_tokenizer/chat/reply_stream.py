@@ -1,5 +1,7 @@
 """The text of an assistant's turn while it is being generated."""
 
+from collections.abc import Mapping
+
 from shared_tokenizer.chat.chat_format import ChatFormat
 from shared_tokenizer.tokenizers.tokenizer import TextStream, Tokenizer
 
@@ -11,9 +13,10 @@ class ReplyStream:
     be at the end.
     """
 
-    def __init__(self, tokenizer: Tokenizer, chat_format: ChatFormat):
+    def __init__(self, tokenizer: Tokenizer, chat_format: ChatFormat, spelled: Mapping[int, str] | None = None):
+        """`spelled` are special tokens that are text of the reply, with their spelling."""
         self._stream = TextStream(tokenizer)
-        self._format = chat_format
+        self._format, self._spelled = chat_format, spelled or {}
         self._text = ""
 
     @property
@@ -23,7 +26,7 @@ class ReplyStream:
 
     def add(self, token: int) -> str:
         """Return the text that this token completes, possibly empty."""
-        return self._extend(self._stream.add(token))
+        return self._extend(self._spelled.get(token) or self._stream.add(token))
 
     def end(self) -> str:
         """Return the rest of the text: U+FFFD for an incomplete character."""

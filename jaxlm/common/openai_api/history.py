@@ -20,7 +20,7 @@ def read_history(value: object, chat_format: ChatFormat) -> list[Message]:
     """
     if not isinstance(value, list) or not value:
         return list(parse_messages(value, needs_reply=False))  # raises
-    turns = [turn for number, message in enumerate(value) if (turn := _read_message(message, f"messages[{number}]"))]
+    turns = [turn for number, message in enumerate(value) if (turn := read_message(message, f"messages[{number}]"))]
     if turns and turns[-1].role == "assistant" and not turns[-1].content.strip():
         turns.pop()
     count = next((number for number, turn in enumerate(turns) if turn.role != "system"), len(turns))
@@ -36,12 +36,12 @@ def read_history(value: object, chat_format: ChatFormat) -> list[Message]:
     return [*joined_system(tuple(systems)), *turns[count:]]
 
 
-def _read_message(value: Any, where: str) -> Message | None:
+def read_message(value: Any, where: str) -> Message | None:
     """Return the turn of a message; None for a system message of null."""
     if isinstance(value, dict):
         role, content = ROLES.get(str(value.get("role")).lower()), value.get("content")
         _check_fields(value, where)
-        if role == "assistant" and (blank := _blank_text(content)) is not None:
+        if role == "assistant" and (blank := blank_text(content)) is not None:
             return Message("assistant", blank)
         if role == "system" and content is None and "content" in value:
             return None
@@ -51,7 +51,7 @@ def _read_message(value: Any, where: str) -> Message | None:
         raise ValueError(str(error).replace("messages[0]", where, 1)) from None
 
 
-def _blank_text(content: Any) -> str | None:
+def blank_text(content: Any) -> str | None:
     """Return the white space that a content is, as a text or as text parts; "" for null, None for anything else."""
     if content is None:
         return ""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
+from jaxlm.common.grammar.constraint import GrammarConstraint
 from jaxlm.common.grammar.grammars import Grammars
 from jaxlm.common.openai_api.errors import ApiError
 from jaxlm.common.openai_api.history import read_history
@@ -19,6 +20,7 @@ from jaxlm.common.openai_api.response_format import read_response_format
 from jaxlm.common.openai_api.responses import ChatReply, Reply, TextReply
 from jaxlm.common.openai_api.tasks import Task, TokenPenalties
 from jaxlm.common.openai_api.token_spelling import TokenSpelling
+from jaxlm.common.openai_api.tools import OfferedTools, read_tool_history, read_tools, speaks_of_tools
 from jaxlm.common.sampling import (
     LARGEST_PENALTY,
     LARGEST_SEED,
@@ -32,6 +34,8 @@ from shared_tokenizer.chat.chat_format import ChatFormat
 from shared_tokenizer.chat.messages import encode_generation_prompt, stop_ids
 from shared_tokenizer.chat.reply_stream import ReplyStream
 from shared_tokenizer.tokenizers.tokenizer import TextStream, Tokenizer
+from shared_tokenizer.tools.tool_calls import CallReader
+from shared_tokenizer.tools.tool_format import ToolFormat, find_tool_format
 
 MOST_STOPS = 64
 LONGEST_STOP = 256  # characters
@@ -81,6 +85,11 @@ class ServedModel:
         return frozenset(tokenizer.stop_ids if chat_format is None else stop_ids(tokenizer, chat_format))
 
     @cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """The way in which the model's chat template writes tools, None where it does not."""
+        return None if self.chat_format is None else find_tool_format(self.chat_format)
+
+    @cached_property
     def grammars(self) -> Grammars:
         """The grammars that texts of this model can follow."""
         return Grammars(self.tokenizer, self.vocab_size, self.ends)
@@ -107,22 +116,32 @@ def read_chat(body: bytes, model: ServedModel) -> CompletionRequest:
         )
         raise ApiError(400, message, code="no_chat_format")
     tokenizer, chat_format = model.tokenizer, model.chat_format
-    prompt = _chat_prompt(fields.take("messages"), tokenizer, chat_format)
+    offered = read_tools(fields, chat_format.name, model.tool_format is not None)
+    messages = fields.take("messages")
+    prompt = _chat_prompt(messages, model, chat_format, offered)
     _check_prompt(prompt, model, "messages")
     top = fields.integer("top_logprobs", 0, MOST_LOGPROBS)
     reports = fields.flag("logprobs")
     if top and not reports:
         raise refuse("top_logprobs", top, "no such field without logprobs true")
-    stops = _stops(fields)
+    stops, spelled, constraint, form = _stops(fields), dict[int, str](), None, None
+    if offered is not None and model.tool_format is not None:
+        form = model.tool_format.form
+        marks = (form.begin, form.end)
+        special = {mark: token for mark, token in tokenizer.special_tokens.items() if mark in marks}
+        spelled = {token: mark for mark, token in special.items()}
+        constraint = offered.constraint(form, lambda: model.grammars, special)
     tasks = _tasks(
         fields,
         model,
         model.adapter_of(name),
         [prompt],
-        lambda prompt: ReplyText(ReplyStream(tokenizer, chat_format), stops),
+        lambda prompt: ReplyText(ReplyStream(tokenizer, chat_format, spelled), stops),
         logprobs=(top or 0) if reports else None,
+        constraint=constraint,
     )
-    reply = ChatReply(name, TokenSpelling(tokenizer), model.ends)
+    readers = [CallReader(form, offered.names, offered.most) for _ in tasks] if form and offered else None
+    reply = ChatReply(name, TokenSpelling(tokenizer), model.ends, readers)
     return _request(fields, tasks, reply)
 
 
@@ -169,7 +188,16 @@ def _fields(body: bytes, model: ServedModel) -> tuple[str, Fields]:
     return name, fields
 
 
-def _chat_prompt(messages: object, tokenizer: Tokenizer, chat_format: ChatFormat) -> list[int]:
+def _chat_prompt(
+    messages: object, model: ServedModel, chat_format: ChatFormat, offered: OfferedTools | None
+) -> list[int]:
+    tokenizer = model.tokenizer
+    if model.tool_format is not None and (offered is not None or speaks_of_tools(messages)):
+        turns = read_tool_history(messages)
+        try:
+            return model.tool_format.encode(turns, offered.tools if offered else [], tokenizer)
+        except ValueError as error:
+            raise ApiError(400, f"messages: {error}", param="messages") from None
     try:
         return encode_generation_prompt(read_history(messages, chat_format), tokenizer, chat_format)
     except ValueError as error:
@@ -238,6 +266,7 @@ def _tasks(
     logprobs: int | None,
     echo: bool = False,
     param: str = "messages",
+    constraint: GrammarConstraint | None = None,
 ) -> list[Task]:
     """Read the fields that say what to generate, and return a task for each choice of each prompt."""
     count = fields.integer("n", 1, MOST_CHOICES) or 1
@@ -251,7 +280,11 @@ def _tasks(
         _check_prompt(prompt, model, param, room=room)
     sampling, penalties = _sampling(fields, model), _token_penalties(fields)
     bias = _logit_bias(fields.take("logit_bias"), model.vocab_size)
-    constraint = read_response_format(fields.take("response_format"), lambda: model.grammars)
+    asked_form = fields.take("response_format")
+    form = read_response_format(asked_form, lambda: model.grammars)
+    if form is not None and constraint is not None:
+        raise refuse("response_format", asked_form, "no such field where tool_choice asks for a call")
+    constraint = constraint or form
     return [
         Task(
             prompt=prompt,

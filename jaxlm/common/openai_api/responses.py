@@ -5,11 +5,13 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jaxlm.common.openai_api.errors import ApiError
 from jaxlm.common.openai_api.tasks import Event, Finish, Piece, PromptScores, Task, TokenScore
 from jaxlm.common.openai_api.token_spelling import TokenSpelling
+from shared_tokenizer.tools.tool_calls import CallReader, ToolCall
 
 # JSON has no infinity. The log-probability of an impossible token, as OpenAI writes it.
 SMALLEST_LOGPROB = -9999.0
@@ -60,7 +62,7 @@ class Reply(ABC):
             logprobs = None if task.logprobs is None else self._logprobs(number, tokens)
             (end,) = [event for event in found if isinstance(event, Finish)]
             ends.append(end)
-            choices.append(_choice(number, self._content(text), end.reason, logprobs))
+            choices.append(self._whole(number, text, end, logprobs))
         return self._head | {"object": self.COMPLETE, "choices": choices, "usage": _usage(tasks, ends)}
 
     def piece(self, number: int, task: Task, event: Event) -> dict[str, Any] | None:
@@ -72,9 +74,13 @@ class Reply(ABC):
         logprobs = None if task.logprobs is None else self._logprobs(number, tokens)
         return self._event([_choice(number, self._piece(text), None, logprobs)])
 
-    def closing(self, number: int, end: Finish) -> dict[str, Any]:
-        """Return the event after the last piece of a choice."""
-        return self._event([_choice(number, self._piece(None), end.reason, None)])
+    def closing(self, number: int, end: Finish) -> list[dict[str, Any]]:
+        """Return the events after the last piece of a choice."""
+        return [self._event([_choice(number, self._piece(None), end.reason, None)])]
+
+    def _whole(self, number: int, text: str, end: Finish, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+        """Return a choice of a complete answer."""
+        return _choice(number, self._content(text), end.reason, logprobs)
 
     def usage(self, tasks: Sequence[Task], ends: Sequence[Finish]) -> dict[str, Any]:
         """Return the event with the numbers of tokens, after all others."""
@@ -85,17 +91,64 @@ class Reply(ABC):
 
 
 class ChatReply(Reply):
-    """An answer of /v1/chat/completions. The tokens that end a turn are not among those with log-probabilities."""
+    """An answer of /v1/chat/completions. The tokens that end a turn are not among those with log-probabilities.
+
+    Where tools are offered, `readers` has a reader of calls for each choice: a call leaves the text.
+    """
 
     PREFIX, COMPLETE, CHUNK = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, model_name: str, spelling: TokenSpelling, ends: Collection[int]):
+    def __init__(
+        self,
+        model_name: str,
+        spelling: TokenSpelling,
+        ends: Collection[int],
+        readers: Sequence[CallReader] | None = None,
+    ):
         super().__init__(model_name, spelling)
-        self._ends = ends
+        self._ends, self._readers = ends, readers
 
     def opening(self, number: int) -> list[dict[str, Any]]:
         """Return the event with the role, before any text."""
         return [self._event([_choice(number, {"delta": {"role": "assistant", "content": ""}}, None, None)])]
+
+    def _whole(self, number: int, text: str, end: Finish, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+        if self._readers is None:
+            return super()._whole(number, text, end, logprobs)
+        said, calls = self._readers[number].add(text)
+        rest, last = self._readers[number].end()
+        content = self._content(said + rest)
+        if found := [_call(call) for call in [*calls, *last]]:
+            content["message"] |= {"content": said + rest or None, "tool_calls": found}
+        return _choice(number, content, self._reason(number, end), logprobs)
+
+    def piece(self, number: int, task: Task, event: Event) -> dict[str, Any] | None:
+        """Return the event for a piece of the text, and for the calls that it completes; None where it says nothing."""
+        if self._readers is None or not isinstance(event, Piece):
+            return super().piece(number, task, event)
+        before = self._readers[number].count
+        text, calls = self._readers[number].add(event.text)
+        found = super().piece(number, task, replace(event, text=text))
+        if not calls:
+            return found
+        found = found or self._event([_choice(number, {"delta": {}}, None, None)])
+        found["choices"][0]["delta"]["tool_calls"] = _numbered(calls, before)
+        return found
+
+    def closing(self, number: int, end: Finish) -> list[dict[str, Any]]:
+        """Return the event with what was held back, and the last one of a choice."""
+        if self._readers is None:
+            return super().closing(number, end)
+        before, events = self._readers[number].count, list[dict[str, Any]]()
+        text, calls = self._readers[number].end()
+        delta = ({"content": text} if text else {}) | ({"tool_calls": _numbered(calls, before)} if calls else {})
+        if delta:
+            events.append(self._event([_choice(number, {"delta": delta}, None, None)]))
+        return [*events, self._event([_choice(number, {"delta": {}}, self._reason(number, end), None)])]
+
+    def _reason(self, number: int, end: Finish) -> str:
+        calls = self._readers is not None and self._readers[number].count and end.reason == "stop"
+        return "tool_calls" if calls else end.reason
 
     def _content(self, text: str) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
@@ -174,6 +227,15 @@ def _scored(task: Task, event: Event) -> list[TokenScore | int]:
     return [task.prompt[0], *event.tokens] if isinstance(event, PromptScores) else list(event.tokens)
 
 
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+
+
+def _numbered(calls: Sequence[ToolCall], first: int) -> list[dict[str, Any]]:
+    return [{"index": number} | _call(call) for number, call in enumerate(calls, first)]
+
+
 def _finite(logprob: float) -> float:
     return max(logprob, SMALLEST_LOGPROB)
 
@@ -215,7 +277,8 @@ async def stream(
         async for number, event in events:
             if isinstance(event, Finish):
                 ends[number] = event
-                yield _line(reply.closing(number, event))
+                for closing in reply.closing(number, event):
+                    yield _line(closing)
             elif (piece := reply.piece(number, tasks[number], event)) is not None:
                 yield _line(piece)
         if include_usage:

@@ -5,10 +5,10 @@ depends on them (model, schedule, prompt, batches, initial weights), and the run
 """
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-import grain
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -33,6 +33,7 @@ from shared_tokenizer.data.data_sets import DataSets
 from shared_tokenizer.data.evaluation import Evaluation
 from shared_tokenizer.data.examples import Example
 from shared_tokenizer.data.shards import TokenShards
+from shared_tokenizer.data.staged_batches import StagedBatches, Stream
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 
@@ -42,7 +43,7 @@ class TrainingData:
 
     fingerprint: str
     """sha256 of the shard sets' manifests."""
-    train: grain.DatasetIterator[Batch]
+    train: Stream
     """Endless; this process's share of each batch."""
     example: Example
     """One training example: the arrays that every batch has."""
@@ -77,12 +78,16 @@ def open_sets(config: TrainConfig, mesh: Mesh) -> DataSets:
     """
     if config.batch_size != "auto":
         check_batch(mesh, config.batch_size, config.grad_accumulation_steps)
+    return _open_sets(config, config.seq_len, verify=config.verify_data)
+
+
+def _open_sets(config: TrainConfig, seq_len: int, *, verify: bool) -> DataSets:
     return DataSets.open(
         [Path(directory) for directory in config.data_dir],
-        config.seq_len,
+        seq_len,
         packing=config.packing,
         document_mask=config.document_mask,
-        verify=config.verify_data,
+        verify=verify,
     )
 
 
@@ -100,6 +105,7 @@ def open_inputs(
     """
     tokenizer = sets.tokenizer
     config = resumed_config(config, console.print)
+    assert config.lengths  # which checks its steps
     model_config = resolve_model(config, tokenizer)
     _validate(config, model_config, mesh, tokenizer)
     stop = stack.enter_context(StopRequest())
@@ -136,11 +142,19 @@ def _open_data(config: TrainConfig, model_config: ModelConfig, sets: DataSets, m
     batch_size, parts = config.sequences_per_step, config.grad_accumulation_steps
     # Batches of the size of a micro-batch, so that evaluation fits where training does.
     val = sets.evaluation_batches(batch_size // parts, config.eval_batches * parts)
-    order = BatchOrder(batch_size, config.seed, *batch_share(mesh))
+    part = batch_share(mesh)
+
+    def stream(length: int) -> Stream:
+        train = sets.train if length == config.seq_len else _open_sets(config, length, verify=False).train
+        order = BatchOrder(config.lengths.sequences(length, batch_size), config.seed, *part)
+        return iter(training_batches(train, order, config.data_weights or None))
+
+    stages = [(stage.begin, functools.partial(stream, stage.length)) for stage in config.lengths.stages]
     tokens = [TokenShards.open(directory, "train") for directory in sets.directories]
     return TrainingData(
         fingerprint=sets.fingerprint,
-        train=iter(training_batches(sets.train, order, config.data_weights or None)),
+        # Checkpoints of a run of one length hold the state of its one stream.
+        train=StagedBatches(stages) if len(stages) > 1 else stream(config.seq_len),
         example=sets.train[0][0],
         val=val,
         unigram=unigram_evaluation(tokens, model_config.vocab_size, val, sets.tokenizer.token_bytes),

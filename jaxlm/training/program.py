@@ -15,6 +15,7 @@ from jaxlm.checkpoints.checkpoint import Checkpoints
 from jaxlm.checkpoints.init_from import open_initial
 from jaxlm.checkpoints.weights import artifact_params
 from jaxlm.common.artifact.artifact import Artifact
+from jaxlm.common.objectives.length_course import LengthCourse
 from jaxlm.common.objectives.quantization_course import Phase, QuantizationCourse
 from jaxlm.common.run.identity import read_identity
 from jaxlm.common.run.summary import format_bytes
@@ -47,11 +48,14 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class PhasePrograms:
-    """The compiled programs of one phase of quantization (see `QuantizationCourse`)."""
+class Kind:
+    """What sets programs apart: the phase of quantization and the length of the sequences."""
 
-    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-    loss: LossFunction
+    phase: Phase
+    length: int
+
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 @dataclass(frozen=True)
@@ -60,17 +64,29 @@ class Program:
 
     model: LanguageModel
     course: QuantizationCourse
-    phases: Mapping[Phase, PhasePrograms]
+    lengths: LengthCourse
+    steps: Mapping[Kind, Step]
+    losses: Mapping[Phase, LossFunction]
 
     def take_step(self, number: int, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Take the step of this number, counted from 1."""
-        return self.phases[self.course.phase(number - 1)].step(state, batch)
+        return self.steps[_kind(self.course, self.lengths, number - 1)](state, batch)
 
     def weights(self, state: TrainState) -> tuple[Params, LossFunction]:
         """Return the weights that the last step computed with, updated, and the loss of a batch for them."""
         last = max(0, int(state.step) - 1)
         phase = self.course.phase(last)
-        return step_weights(state.params, state.ternary, self.course, phase, last), self.phases[phase].loss
+        return step_weights(state.params, state.ternary, self.course, phase, last), self.losses[phase]
+
+
+def _kind(course: QuantizationCourse, lengths: LengthCourse, step: int) -> Kind:
+    return Kind(course.phase(step), lengths.length(step))
+
+
+def kinds_of_steps(course: QuantizationCourse, lengths: LengthCourse, first: int, last: int) -> list[Kind]:
+    """Return the kinds of the steps `first` to `last`, counted from 0, in their order."""
+    changes = {first, *course.begins, *(stage.begin for stage in lengths.stages)}
+    return list(dict.fromkeys(_kind(course, lengths, step) for step in sorted(changes) if first <= step <= last))
 
 
 class ProgramBuilder:
@@ -139,31 +155,40 @@ class ProgramBuilder:
         # Evaluation may come before the next step: the phase of the last one counts too.
         first, last = max(0, int(state.step) - 1), self._config.total_steps - 1
         extras = self._extras()
-        course = self._config.course
-        programs: dict[Phase, PhasePrograms] = {}
-        for phase in course.phases(first, last):
-            programs[phase] = self._compile_phase(phase, state, extras)
+        course, lengths = self._config.course, self._config.lengths
+        kinds = kinds_of_steps(course, lengths, first, last)
+        steps = {kind: self._compile_step(kind, state, extras) for kind in kinds}
+        losses: dict[Phase, LossFunction] = {
+            phase: self._compile_loss(phase, state) for phase in course.phases(first, last)
+        }
         release_freed_memory()
-        return Program(self.model, course, programs)
+        return Program(self.model, course, lengths, steps, losses)
 
-    def _compile_phase(self, phase: Phase, state: TrainState, extras: Extras) -> PhasePrograms:
-        config, mesh = self._config, self._mesh
-        name = "" if phase == "ternary" else f" ({phase})"
-        batch = batch_of(mesh, config.sequences_per_step, self._inputs.data.example)
+    def _compile_step(self, kind: Kind, state: TrainState, extras: Extras) -> Step:
+        config, mesh, phase = self._config, self._mesh, kind.phase
+        sequences = config.lengths.sequences(kind.length, config.sequences_per_step)
+        words = [phase] * (phase != "ternary") + [f"{kind.length} tokens"] * (len(config.lengths.stages) > 1)
+        name = f" ({', '.join(words)})" if words else ""
+        example: Any = self._inputs.data.example
+        if len(config.lengths.stages) > 1:
+            example = {name: array[: kind.length] for name, array in example.items()}
+        batch = batch_of(mesh, sequences, example)
         jitted, _ = step_of_run(config, self.model, mesh, self._inputs.objective.function, phase)
         step = self._phase(f"compiling the training step{name}", lambda: jitted.lower(state, batch, extras).compile())
         device = jax.local_devices()[0]
-        check_step_fits(step, config.sequences_per_step, data_parallel_size(), config.grad_accumulation_steps, device)
+        check_step_fits(step, sequences, data_parallel_size(), config.grad_accumulation_steps, device)
         self._print_memory(state, extras, compiled_memory(step).temporaries, free_bytes(device))
+        return lambda state, batch: step(state, global_batch(mesh, batch), extras)
+
+    def _compile_loss(self, phase: Phase, state: TrainState) -> LossFunction:
+        config, mesh = self._config, self._mesh
+        name = "" if phase == "ternary" else f" ({phase})"
         # Every process reads the loss.
         loss = make_loss_function(self.model, NamedSharding(mesh, PartitionSpec()))
         weights = step_weights(state.params, state.ternary, config.course, phase, 0)
         val_batch = self._place(self._inputs.data.val[0])
         compiled_loss = self._phase(f"compiling the evaluation{name}", lambda: loss.lower(weights, val_batch).compile())
-        return PhasePrograms(
-            step=lambda state, batch: step(state, global_batch(mesh, batch), extras),
-            loss=lambda weights, batch: compiled_loss(weights, self._place(batch)),
-        )
+        return lambda weights, batch: compiled_loss(weights, self._place(batch))
 
     def _extras(self) -> Extras:
         """Return the extras of the objective on the mesh. Raises ValueError where they do not fit the devices."""

@@ -57,8 +57,9 @@ def resolve_model(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
             "--quantize ternary with init_from"
         )
     if config.seq_len > model.max_seq_len:
+        name = "seq_len" if config.seq_len_schedule is None else "seq_len_schedule"
         raise ValueError(
-            f"seq_len: found {config.seq_len}, expected at most the model's max_seq_len {model.max_seq_len}; "
+            f"{name}: found {config.seq_len}, expected at most the model's max_seq_len {model.max_seq_len}; "
             f"set --model.max_seq_len {config.seq_len}"
         )
     return model

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jaxlm.common.objectives.length_course import LengthCourse, length_course, parse_lengths
 from jaxlm.common.run.run_config import RunConfig, check_accumulation
 from jaxlm.common.sampling import LARGEST_SEED
 from jaxlm.model.language_model import Remat
@@ -35,6 +36,9 @@ class TrainConfig(RunConfig):
     2401.02954), then the largest micro-batch that fits the device."""
     seq_len: int = setting(256, group="training", basic=True, at_least=1)
     """Tokens per sequence."""
+    seq_len_schedule: str | None = setting(None, group="training")
+    """Shorter sequences first: 256:0.3,1024:1 takes 256 tokens for 30 % of the steps, then 1024 to the end. seq_len is
+    then the longest, batch_size counts those, and shorter ones are more, so that every step has as many tokens."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto", group="devices", basic=True)
     """Precision of activations over float32 weights; auto is float32 on CPU, float16 with a dynamic loss scale on
     NVIDIA chips older than Ampere, bfloat16 elsewhere."""
@@ -66,6 +70,8 @@ class TrainConfig(RunConfig):
         super().__post_init__()
         if self.teacher is not None:
             raise ValueError("teacher: found one in a JAX run, expected none; distil with mlxlm finetune")
+        if self.seq_len_schedule is not None:
+            self._check_lengths(self.seq_len_schedule)
         if not 0 <= self.seed <= LARGEST_SEED - (self.num_train_steps or 0):
             raise ValueError(f"seed: found {self.seed}, expected 0 or more and, with the steps, at most {LARGEST_SEED}")
         if self.loss_chunks and self.seq_len % self.loss_chunks:
@@ -91,6 +97,31 @@ class TrainConfig(RunConfig):
                 raise ValueError("grad_accumulation_steps: has no effect with batch_size auto, which chooses it")
         else:
             check_accumulation(self.batch_size, self.grad_accumulation_steps)
+
+    def _check_lengths(self, schedule: str) -> None:
+        """Take the longest length for seq_len. Raises ValueError where the schedule does not fit other settings."""
+        if self.objective not in ("next_token", "sft"):
+            raise ValueError(
+                f"seq_len_schedule: found with objective {self.objective}, whose rows have one length; leave it out"
+            )
+        lengths = [length for length, _ in parse_lengths(schedule)]
+        if self.seq_len not in (lengths[-1], type(self).seq_len):
+            raise ValueError(
+                f"seq_len: found {self.seq_len} with seq_len_schedule {schedule}, expected its longest, {lengths[-1]}; "
+                "leave it out"
+            )
+        object.__setattr__(self, "seq_len", lengths[-1])
+        for length in lengths:
+            if self.loss_chunks and length % self.loss_chunks:
+                raise ValueError(
+                    f"loss_chunks: found {self.loss_chunks}, expected a divisor of {length} of seq_len_schedule, or 0"
+                )
+
+    @property
+    def lengths(self) -> LengthCourse:
+        """Course of the sequence length, once the steps are known; other steps on resume do not change it."""
+        steps = self.schedule_changes[0]["from"] if self.schedule_changes else self.total_steps
+        return length_course(self.seq_len_schedule, self.seq_len, steps)
 
     @property
     def sequences_per_step(self) -> int:

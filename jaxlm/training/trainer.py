@@ -145,12 +145,17 @@ class _Run:
         self.state, metrics = self.program.take_step(step, self.state, next(self.inputs.data.train))
         if step == self.first_step:
             release_freed_memory()
-        return metrics | self._share(step)
+        return metrics | self._share(step) | self._length(step)
 
     def _share(self, step: int) -> dict[str, float]:
         """Return the share of quantization of a step, where the run does not quantize from its first one on."""
         course = self.inputs.config.course
         return {} if course == ALL_TERNARY else {"quantize/lambda": course.share(step - 1)}
+
+    def _length(self, step: int) -> dict[str, float]:
+        """Return the length of the sequences of a step, where it changes in the run."""
+        lengths = self.inputs.config.lengths
+        return {"data/seq_len": lengths.length(step - 1)} if len(lengths.stages) > 1 else {}
 
     def check_stop(self) -> None:
         self.stop.check_step()
@@ -223,7 +228,10 @@ def _print_start(inputs: TrainingInputs, console: Console) -> None:
             config.preset,
             inputs.model_config,
             steps=config.total_steps,
-            batch=f"{config.sequences_per_step} x {config.seq_len}",
+            batch=", then ".join(
+                f"{config.lengths.sequences(stage.length, config.sequences_per_step)} x {stage.length}"
+                for stage in config.lengths.stages
+            ),
             tokens_per_step=config.tokens_per_step,
             tokens_per_epoch=inputs.data.tokens_per_epoch,
         )

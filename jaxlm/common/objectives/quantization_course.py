@@ -30,6 +30,11 @@ class QuantizationCourse:
         share = self.share(step)
         return "ternary" if share == 1 else "mixed" if share else "float"
 
+    @property
+    def begins(self) -> tuple[int, ...]:
+        """Steps at which a phase may begin, counted from 0."""
+        return 0, self.float_steps, self.float_steps + 1, self.float_steps + self.mixed_steps
+
     def phases(self, first: int, last: int) -> list[Phase]:
         """Return the phases of the steps `first` to `last`, counted from 0, in their order."""
         ends = (first, self.float_steps + 1, self.float_steps + self.mixed_steps, last)

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from jaxlm.checkpoints.checkpoint import newest_complete_step
+from jaxlm.common.objectives.length_course import length_course
+from jaxlm.common.objectives.quantization_course import QuantizationCourse
 from jaxlm.common.run.metrics_log import read_metrics
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.common.run.run_directory import read_run_config
 from jaxlm.load import load_model, model_fingerprint
+from jaxlm.training.program import kinds_of_steps
 from jaxlm.training.train_config import TrainConfig
 from jaxlm.training.trainer import train
 from shared_tokenizer.manifest import verify_manifest
@@ -115,6 +118,48 @@ def test_muon_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(place):
     assert train(dataclasses.replace(settings, resume=True))
     assert "training from step 2 to 4" in (place / "muon" / "run.log").read_text()
     assert (place / "muon" / "artifact" / "model.safetensors").read_bytes() == before
+
+
+def test_lengths_that_change_resume_equal_to_the_bit(place, capsys):
+    settings = config(place, "lengths", seq_len_schedule="8:0.5,16:1", seq_len=256, checkpoint_every_steps=1)
+    settings = dataclasses.replace(settings, keep_last_checkpoints=4)
+    assert settings.seq_len == 16 and train(settings)
+    assert "4 of 8 x 8, then 4 x 16 = 64 tokens" in capsys.readouterr().out
+    run = place / "lengths"
+    before, lines = (run / "artifact" / "model.safetensors").read_bytes(), read_metrics(run / "metrics.jsonl")
+    assert [line["data/seq_len"] for line in lines if "train/loss" in line] == [8, 8, 16, 16]
+    for step in (2, 3, 4):
+        (run / "checkpoints" / str(step) / "MANIFEST.sha256").unlink()
+    assert train(dataclasses.replace(settings, resume=True))
+    assert "training from step 1 to 4" in (run / "run.log").read_text()
+    assert (run / "artifact" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seq_len": 32}, "seq_len: found 32 with seq_len_schedule 8:0.5,16:1, expected its longest, 16"),
+        ({"loss_chunks": 16}, "loss_chunks: found 16, expected a divisor of 8 of seq_len_schedule, or 0"),
+        ({"objective": "orpo"}, "seq_len_schedule: found with objective orpo"),
+        (
+            {"seq_len_schedule": "1024:1", "seq_len": 256},
+            "seq_len_schedule: found 1024, expected at most the model's max_seq_len",
+        ),
+    ],
+)
+def test_lengths_that_do_not_fit_are_refused(place, settings, message):
+    with pytest.raises(ValueError, match=message):
+        train(config(place, "lengths_refused", **{"seq_len_schedule": "8:0.5,16:1", "seq_len": 16} | settings))
+    assert not (place / "lengths_refused").exists()
+
+
+def test_the_kind_of_every_step_is_compiled():
+    for float_steps, mixed_steps in ((0, 0), (0, 3), (2, 0), (3, 4)):
+        course, lengths = QuantizationCourse(float_steps, mixed_steps), length_course("8:0.25,16:0.5,32:1", 32, 12)
+        for first in (0, 4, 11):
+            expected = [(course.phase(step), lengths.length(step)) for step in range(first, 12)]
+            found = kinds_of_steps(course, lengths, first, 11)
+            assert [(kind.phase, kind.length) for kind in found] == list(dict.fromkeys(expected))
 
 
 class Dying:

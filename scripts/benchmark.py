@@ -7,12 +7,13 @@ from jaxlm.common.command_line import choose_command
 
 # Each is a module of scripts/benchmarks with a function `benchmark`.
 BENCHMARKS = {
-    "quality": "presets side by side on the same tokens: held-out loss and speed",
+    "quality": "presets side by side on the same tokens: held-out loss, probes and speed",
     "train": "the training step against PyTorch's: tokens/s, peak memory, utilization",
     "data": "preparation against the bare tokenizer library; the cost of batches in a training step",
     "mixers": "MLGRU against attention: training by sequence length, decoding by context",
     "mlx": "fine-tuning and generation against stock mlx-lm: tokens/s, peak memory",
     "serve": "our server and mlx-lm's: tokens/s and time to the first token by the number of clients",
+    "tasks": "the same tasks of lm-evaluation-harness in several runtimes: accuracies, log-likelihoods one by one",
     "soak": "many clients of our server for minutes: equal answers, flat memory, no errors",
     "scaling": "the cost of a step when the sequence, batch, layers or devices double",
 }

@@ -1,6 +1,7 @@
-"""Models trained side by side on the same tokens: quality and speed."""
+"""Models trained side by side on the same tokens: held-out loss, probes and speed."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,20 @@ from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import parameter_count, tensor_bytes
 from jaxlm.common.architecture.presets import preset
 from jaxlm.common.command_line import make_console
+from jaxlm.common.evaluation.probes import NUM_ROWS, Probe, ProbeResult, make_probes, probe_table, run_probes
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.common.sampling import LARGEST_SEED
 from jaxlm.evaluate import evaluate, make_loss_function
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.ops.ternary_linear import with_ternary
+from jaxlm.tasks import evaluated_model
 from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.training.resolve import choose_remat
 from jaxlm.training.train_step import init_state, make_train_step
 from shared_tokenizer.data.batches import Batch, BatchOrder, training_batches
 from shared_tokenizer.data.data_sets import DataSets
 from shared_tokenizer.data.evaluation import Evaluation
+from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,8 @@ class QualityBenchmark:
     """Tokens per sequence."""
     eval_batches: int = 150
     """Batches of the held-out split."""
+    probe_rows: int = NUM_ROWS
+    """Rows of each probe, see `jaxlm evaluate --tasks probes`; 0 leaves the probes out."""
     seed: int = 0
     """Seed of the weights and of the order of the data."""
     optimizer: OptimizerConfig = field(
@@ -52,6 +58,8 @@ class QualityBenchmark:
         for name in ("num_train_steps", "batch_size", "seq_len", "eval_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: found {getattr(self, name)}, expected at least 1")
+        if self.probe_rows < 0:
+            raise ValueError(f"probe_rows: found {self.probe_rows}, expected 0 or more")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise ValueError(f"seed: found {self.seed}, expected 0..{LARGEST_SEED}")
         for name, rates in self.models.items():
@@ -85,12 +93,17 @@ class Candidate:
         self.seconds += time.perf_counter() - start
 
     def evaluate(self, batches: list[Batch], token_bytes: Any) -> Evaluation:
-        weights = with_ternary(self._state.params, self._state.ternary)
-        return evaluate(make_loss_function(self._model), weights, batches, token_bytes)
+        return evaluate(make_loss_function(self._model), self._weights(), batches, token_bytes)
+
+    def run_probes(self, probes: Sequence[Probe], tokenizer: Tokenizer) -> list[ProbeResult]:
+        return run_probes(evaluated_model(self.name, self._model, self._weights(), tokenizer), probes)
+
+    def _weights(self) -> Any:
+        return with_ternary(self._state.params, self._state.ternary)
 
 
 def benchmark(settings: QualityBenchmark) -> None:
-    """Train models side by side and print their held-out losses and speeds."""
+    """Train models side by side and print their held-out losses, their accuracies in the probes, and their speeds."""
     sets = DataSets.open([Path(settings.data_dir)], settings.seq_len)
     tokenizer = sets.tokenizer
     batches = sets.evaluation_batches(settings.batch_size, settings.eval_batches)
@@ -108,6 +121,10 @@ def benchmark(settings: QualityBenchmark) -> None:
         for candidate in candidates:  # in turn, so that a drift of the machine meets all
             candidate.step(batch)
     _print_quality(settings, candidates, [c.evaluate(batches, tokenizer.token_bytes) for c in candidates])
+    if settings.probe_rows:
+        probes = make_probes(settings.probe_rows)
+        results = {f"{c.name} {c.learning_rate:g}": c.run_probes(probes, tokenizer) for c in candidates}
+        make_console().print(probe_table(probes, results))
 
 
 def _print_quality(settings: QualityBenchmark, candidates: list[Candidate], found: list[Evaluation]) -> None:

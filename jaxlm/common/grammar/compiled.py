@@ -13,6 +13,8 @@ LIMITS = LLParserLimits(
     step_lexer_fuel=100_000, initial_lexer_fuel=300_000, max_lexer_states=20_000, verbose_errors=False
 )
 LONGEST_MESSAGE = 300
+# Bytes. llguidance ends with a panic on a longer one.
+LONGEST_TOKEN = 1024
 # What llguidance adds to an error: its state, and the lines of the grammar.
 _DETAILS = re.compile(r"<(?:backtrace|state|grammar|non-verbose)\b|\n +\d+ \| ")
 _PLACE = re.compile(r"^at \d+\(\d+\): (?:failed to compile JSON schema: )?")
@@ -32,9 +34,12 @@ class _Tokens:
 
 
 def grammar_tokenizer(tokens: Sequence[bytes], special: Sequence[int], ends: Sequence[int]) -> LLTokenizer:
-    """Return the tokens of a model `[vocab_size]`: their bytes, the ids of special ones, and those that end a text."""
-    wrapper = TokenizerWrapper(_Tokens(tokens, special, ends[0]))
-    # With its optimizations for long vocabularies a step takes a third of the time.
+    """Return the tokens of a model `[vocab_size]`: their bytes, the ids of special ones, and those that end a text.
+
+    A token of more than LONGEST_TOKEN bytes stands in no text that follows a grammar.
+    """
+    known = [token if len(token) <= LONGEST_TOKEN else b"" for token in tokens]
+    wrapper = TokenizerWrapper(_Tokens(known, special, ends[0]))
     return LLTokenizer(wrapper, n_vocab=len(tokens), eos_token=list(ends))
 
 

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from jaxlm.common.grammar.compiled import LONGEST_TOKEN, compile_grammar, grammar_tokenizer
 from jaxlm.common.grammar.grammars import JSON_SPACE, LONGEST_SCHEMA, MOST_WAITING, BusyError, Grammars
 from jaxlm.common.grammar.trial import LIMITS, GrammarTrial
 from shared_tokenizer.tokenizers.json_tokenizer import JsonTokenizer
@@ -78,6 +79,13 @@ def test_a_tokenizer_json_is_followed_too():
     constraint = Grammars(tokenizer, tokenizer.vocab_size, tokenizer.stop_ids).json(SCHEMA, "response_format")
     follow(constraint, tokenizer.encode('{"kind": "a", "tags": [12]}'))
     assert allowed(constraint) == set(tokenizer.stop_ids)
+
+
+def test_a_vocabulary_may_hold_a_very_long_token():
+    tokens = [b"</s>", *(bytes([byte]) for byte in range(256)), b"a" * (LONGEST_TOKEN + 1), b"a" * LONGEST_TOKEN]
+    matcher = compile_grammar("start: /a*/", grammar_tokenizer(tokens, [0], [0]))
+    found = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+    assert found.nonzero()[0].tolist() == [0, 1 + ord("a"), 258]
 
 
 def test_texts_go_on_apart(grammars, tokenizer):

@@ -7,7 +7,7 @@ from itertools import groupby
 import numpy as np
 
 from jaxlm.common.generation.texts import Text
-from jaxlm.common.openai_api.errors import ApiError
+from jaxlm.common.openai_api.errors import ApiError, internal_error, log
 from jaxlm.common.openai_api.tasks import Finish, Piece, PromptScores, Task, TokenScore
 from jaxlm.common.sampling import Sampling
 from jaxlm.common.serving.engine import Engine, Generation
@@ -47,14 +47,36 @@ class JaxEngine(Engine):
             taken.append(generation)
         scored = [generation for generation in taken if generation.task.scores_prompt]
         if scored:
-            self._score_prompts(scored)
-        to_generate = [generation for generation in taken if generation.task.generates]
-        for generation in taken:
+            self._score_guarded(scored)
+        left = [generation for generation in taken if generation in self.running]
+        for generation in left:
             if not generation.task.generates:
                 self.finish(generation, Finish("length", len(generation.task.prompt), 0, 0))
-        to_generate.sort(key=_batch_key)
+        to_generate = sorted((generation for generation in left if generation.task.generates), key=_batch_key)
         for _, batch in groupby(to_generate, key=_batch_key):
-            self._generate(list(batch))
+            self._generate_guarded(list(batch))
+
+    def _score_guarded(self, generations: Sequence[Generation]) -> None:
+        """Score prompts. After a fault each tries alone, so that only what is at fault fails."""
+        try:
+            self._score_prompts(generations)
+        except Exception:
+            log.exception("the scores of prompts failed")
+            if len(generations) == 1:
+                self.finish(generations[0], internal_error())
+                return
+            for generation in generations:
+                self._score_guarded([generation])
+
+    def _generate_guarded(self, batch: list[Generation]) -> None:
+        """Generate the texts of a batch; a fault fails those that have not ended, and no other batch."""
+        try:
+            self._generate(batch)
+        except Exception:
+            log.exception("a batch failed")
+            for generation in batch:
+                if generation in self.running:
+                    self.finish(generation, internal_error())
 
     def reset(self) -> None:
         """Nothing lives from one batch to the next."""

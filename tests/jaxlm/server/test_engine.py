@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from jaxlm.common.openai_api.errors import ApiError
+from jaxlm.common.openai_api.reply_text import ReplyText
 from jaxlm.common.openai_api.requests import read_completion
 from jaxlm.common.openai_api.responses import collect
+from jaxlm.common.openai_api.tasks import Task
 from jaxlm.common.sampling import Sampling
 from jaxlm.common.serving.app import make_app
 from jaxlm.common.serving.engine import merged_events
@@ -18,6 +21,7 @@ from jaxlm.generate import generate
 from jaxlm.load import load_model
 from jaxlm.score import score
 from jaxlm.server.command import ServerConfig, open_engine
+from shared_tokenizer.tokenizers.tokenizer import TextStream
 from tests.mlxlm.server.served_models import save_model
 
 URL = "http://127.0.0.1:8080"
@@ -114,3 +118,46 @@ def test_a_schema_that_no_text_follows_fails_alone(client):
     asked = {"prompt": PROMPTS, "temperature": 0, "max_tokens": 8}
     error = post(client, response_format=json_schema({"$ref": "#"}), status=400, **asked)["error"]
     assert error["code"] == "grammar_failed" and len(post(client, **asked)["choices"]) == 3
+
+
+def test_a_fault_fails_the_prompt_or_the_batch_that_it_is_in_alone(place, monkeypatch, caplog):
+    properties, engine = open_engine(ServerConfig(model=str(place)))
+    scores, generates = engine._scores, engine._generate
+
+    def score_or_fail(generations, rows, contexts):
+        if PROMPTS[1] in rows:
+            raise RuntimeError("secret of the inside")
+        return scores(generations, rows, contexts)
+
+    def generate_or_fail(batch):
+        if batch[0].task.sampling.temperature == 1:
+            raise RuntimeError("secret of the inside")
+        generates(batch)
+
+    monkeypatch.setattr(engine, "_scores", score_or_fail)
+    monkeypatch.setattr(engine, "_generate", generate_or_fail)
+
+    def task(prompt, temperature=0.0, **fields):
+        reply, sampling = (
+            ReplyText(TextStream(properties.tokenizer), []),
+            Sampling(max_tokens=2, temperature=temperature),
+        )
+        return Task(prompt=prompt, sampling=sampling, stop_ids=frozenset(), reply=reply, **fields)
+
+    tasks = [task(PROMPTS[0]), task(PROMPTS[0], temperature=1.0)]
+    tasks += [task(prompt, scores_prompt=True, generates=False) for prompt in PROMPTS]
+
+    async def end(generation):
+        return [event async for event in generation.events()][-1]
+
+    async def ask():
+        generations = [engine.submit(each)[0] for each in tasks]  # one step takes all of them
+        engine.start()
+        found = await asyncio.gather(*map(end, generations), return_exceptions=True)
+        engine.stop()
+        engine.join()
+        return found
+
+    found = asyncio.run(ask())
+    assert [isinstance(event, ApiError) for event in found] == [False, True, False, True, False]
+    assert found[0].completion_tokens == 2 and "secret of the inside" in caplog.text

@@ -14,6 +14,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.sample_utils import make_repetition_penalty
 
 from jaxlm.common.command_line import make_console, run_command
+from jaxlm.common.generation.choice import choose_answer
 from jaxlm.common.generation.completions import CompletingModel, complete_prompts
 from jaxlm.common.sampling import PENALTY_WINDOW, GenerateConfig, Sampling, check_prompt, print_speed, stop_set
 from mlxlm.continue_texts import continue_texts
@@ -94,7 +95,7 @@ def main(config: AdaptedGenerateConfig) -> None:
     if tokenizer is None:
         raise ValueError(f"{config.model}: found no tokenizer, so there is no text to continue")
     ends = reply_stop_ids(Path(config.model), tokenizer, config.adapter_path)
-    if config.prompts is not None:
+    if config.prompts is not None or config.chooses:
         completing = CompletingModel(
             tokenizer,
             model.config.vocab_size,
@@ -104,7 +105,10 @@ def main(config: AdaptedGenerateConfig) -> None:
             functools.partial(continue_texts, model, batch_size=config.batch_size),
             config.adapter_path,
         )
-        complete_prompts(config, completing, make_console())
+        if config.chooses:
+            print(config.prompt + choose_answer(config, completing))
+        else:
+            complete_prompts(config, completing, make_console())
         return
     prompt = tokenizer.encode_to_continue(config.prompt)
     check_prompt(prompt, model.config.vocab_size, model.config.max_seq_len)

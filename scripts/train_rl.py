@@ -3,4 +3,4 @@
 from jaxlm.common.command_line import run_command
 
 if __name__ == "__main__":
-    run_command("jaxlm.commands.train_rl:main")
+    run_command("jaxlm.rl.command:main")

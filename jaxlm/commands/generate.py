@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from jaxlm.common.command_line import make_console
+from jaxlm.common.generation.choice import choose_answer
 from jaxlm.common.generation.completions import CompletingModel, complete_prompts
 from jaxlm.common.sampling import GenerateConfig, check_prompt, print_speed
 from jaxlm.continue_texts import continue_texts
@@ -23,7 +24,7 @@ def main(config: GenerateConfig) -> None:
     if tokenizer is None:
         raise ValueError(f"{config.model}: found no tokenizer, so there is no text to continue")
     ends = reply_stop_ids(Path(config.model), tokenizer)
-    if config.prompts is not None:
+    if config.prompts is not None or config.chooses:
         completing = CompletingModel(
             tokenizer,
             model.config.vocab_size,
@@ -32,7 +33,10 @@ def main(config: GenerateConfig) -> None:
             ends,
             functools.partial(continue_texts, model, ternarize(params, model.config), batch_size=config.batch_size),
         )
-        complete_prompts(config, completing, make_console())
+        if config.chooses:
+            print(config.prompt + choose_answer(config, completing))
+        else:
+            complete_prompts(config, completing, make_console())
         return
     prompt = tokenizer.encode_to_continue(config.prompt)
     check_prompt(prompt, model.config.vocab_size, model.config.max_seq_len)

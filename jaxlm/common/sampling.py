@@ -66,9 +66,17 @@ class GenerateConfig(Sampling):
     killed goes on where it was."""
     batch_size: int = setting(MOST_TEXTS, at_least=1, group="many prompts")
     """Texts of a file that are generated together, at most."""
+    best_of: int | None = setting(None, at_least=2, group="choice")
+    """Sample so many answers and write the one that the verifier rewards most."""
+    verifier: str | None = setting(None, group="choice")
+    """best_of: function (prompt, answer, row) -> reward of your own, as
+    path/to/file.py:function."""
+    majority: int | None = setting(None, at_least=2, group="choice")
+    """Sample so many answers and write the most frequent one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_choice()
         if self.prompts is None:
             names = ("num_samples", "output", "batch_size")
             check_unchanged(self, names, "on a single prompt; give a file by --prompts")
@@ -82,6 +90,22 @@ class GenerateConfig(Sampling):
                 f"num_samples: found {self.num_samples} at temperature 0, where all are the same; expected 1, or a "
                 "temperature"
             )
+
+    @property
+    def chooses(self) -> bool:
+        """True where one answer is chosen among several."""
+        return self.best_of is not None or self.majority is not None
+
+    def _check_choice(self) -> None:
+        if (self.best_of is None) != (self.verifier is None):
+            found, missing = ("best_of", "verifier") if self.verifier is None else ("verifier", "best_of")
+            raise ValueError(f"{missing}: found none with {found}, expected both")
+        if self.best_of is not None and self.majority is not None:
+            raise ValueError("best_of, majority: found both, expected one of the two")
+        if self.chooses and self.prompts is not None:
+            raise ValueError("best_of, majority: have no effect on a file of prompts; use --num_samples there")
+        if self.chooses and self.temperature == 0:
+            raise ValueError("best_of, majority: found temperature 0, where all answers are the same")
 
 
 def sampling_of(settings: Sampling) -> Sampling:

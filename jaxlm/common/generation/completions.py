@@ -38,7 +38,7 @@ class CompletingModel:
 
 
 @dataclass
-class _Completion:
+class Completion:
     """A text as its tokens come."""
 
     ends: Collection[int]
@@ -117,11 +117,11 @@ def _complete(
     """Generate the texts of `keys`, write each when it ends, and yield its number."""
     seeds = [seed_of(config.seed, *key) for key in keys]
     texts = [Text(prompts[key[0]].ids, config.max_tokens, seed) for key, seed in zip(keys, seeds, strict=True)]
-    found = dict[int, _Completion]()
+    found = dict[int, Completion]()
 
     def add(number: int, token: int) -> bool:
         if number not in found:
-            found[number] = _Completion(model.ends, TextStream(model.tokenizer))
+            found[number] = Completion(model.ends, TextStream(model.tokenizer))
         return found[number].add(token)
 
     for number in model.continue_texts(texts, sampling_of(config), add):

@@ -14,6 +14,7 @@ from jaxlm.common.rewards.unit_tests import UnitTests
 from jaxlm.common.rewards.verifiers import brackets, exact
 from shared_tokenizer.settings import check_unchanged, setting
 
+VERIFIER_SECONDS = 5.0
 # Name -> how to make it, and the column that it reads. An expression of elsewhere may take forever: it runs in a child.
 VERIFIERS: dict[str, tuple[Callable[[float], Verifier], str]] = {
     "exact": (lambda seconds: exact, "answer"),
@@ -38,7 +39,7 @@ class TaskSettings:
     verifier: str | None = setting(None, group="task", basic=True)
     """Function (prompt, answer, row) -> reward of your own, as path/to/file.py:function; or exact (the row's answer),
     pattern (its regular expression), brackets, unit_tests (its tests); by default that of the task."""
-    verifier_seconds: float = setting(5.0, group="task", more_than=0)
+    verifier_seconds: float = setting(VERIFIER_SECONDS, group="task", more_than=0)
     """Time of one call of a verifier; a slower one gives no reward."""
 
 

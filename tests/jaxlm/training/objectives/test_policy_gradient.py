@@ -1,5 +1,7 @@
 """The policy gradient, against its definition in numpy."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ def setup():
         jax.jit(lambda seed=seed: ternarize(init_params(TINY, jax.random.key(seed)), TINY))() for seed in (0, 1)
     )
     rng = np.random.default_rng(0)
-    batch = {name: rng.integers(4, 300, (4, 6)).astype(np.int32) for name in ("inputs", "targets")}
+    batch: dict[str, Any] = {name: rng.integers(4, 300, (4, 6)).astype(np.int32) for name in ("inputs", "targets")}
     batch["positions"] = np.broadcast_to(np.arange(6, dtype=np.int32), (4, 6))
     batch["loss_mask"] = rng.random((4, 6)) < 0.6
     batch["advantages"] = rng.normal(size=(4, 6)).astype(np.float32)

@@ -15,6 +15,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.common.architecture.parameters import matrix_axes
 
+# Memory of the host that a device copies from by itself.
+HOST_MEMORY = "pinned_host"
 # Logical name -> mesh axes. `wide` is the dimension inside a block: heads, the feed-forward's width, gates.
 RULES = (
     ("batch", ("data", "fsdp")),
@@ -62,6 +64,15 @@ def data_parallel_size() -> int:
 def tree_shardings(mesh: Mesh, tree: Any) -> Any:
     """Return the sharding of every leaf of parameters, or of trees that contain them (optimizer state, codes)."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: _leaf_sharding(mesh, path, leaf.shape), tree)
+
+
+def on_host(shardings: Any, tree: Any) -> Any:
+    """Return the shardings of a tree with its arrays in the memory of the host; scalars stay on the devices."""
+
+    def moved(sharding: NamedSharding, leaf: Any) -> NamedSharding:
+        return sharding.with_memory_kind(HOST_MEMORY) if leaf.ndim else sharding
+
+    return jax.tree.map(moved, shardings, tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

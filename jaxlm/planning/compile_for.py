@@ -64,6 +64,8 @@ class CompileForConfig:
     """Implementation of attention: xla, by blocks; splash, the kernel for TPUs, whose operations the report omits."""
     loss_chunks: int = 0
     """Chunks of the sequence in which the loss is computed; 0 chooses the fewest that keep the logits small."""
+    offload: Literal["optimizer"] | None = None
+    """Part of the state in the memory of the host: optimizer, the moments."""
     find_smallest: bool = False
     """Search for the smallest slice that fits; each slice takes a minute or two to compile."""
     output: str | None = None
@@ -141,6 +143,7 @@ def compile_for(settings: CompileForConfig) -> Report:
         mesh,
         grad_accumulation_steps=settings.grad_accumulation_steps,
         objective=next_token(settings.loss_chunks),
+        offload=settings.offload,
     )
     memory, costs, fits = compile_step(step, state, abstract_batch(mesh, batch_size, settings.seq_len), mesh)
     return Report(

@@ -39,6 +39,8 @@ class NewModelConfig:
     """Precision of activations over float32 weights in training."""
     optimizer: OptimizerName = "adamw"
     """Optimizer of that training: with muon the matrices of the blocks have one moment in place of two."""
+    offload: Literal["optimizer"] | None = None
+    """Part of the state in the memory of the host: optimizer, the moments."""
     output_dir: str | None = None
     """Directory for a blank latent artifact: fresh weights that training starts from with --init_from."""
     float_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -111,9 +113,15 @@ def new_model(settings: NewModelConfig) -> NewModel:
             seq_len,
             _ACTIVATION_BYTES[settings.dtype],
             has_muon=settings.optimizer == "muon",
+            offloads_optimizer=settings.offload is not None,
         ),
-        flags=model_flags(config) + ([] if settings.optimizer == "adamw" else ["--optimizer.name", settings.optimizer]),
+        flags=model_flags(config) + _training_flags(settings),
     )
+
+
+def _training_flags(settings: NewModelConfig) -> list[str]:
+    optimizer = [] if settings.optimizer == "adamw" else ["--optimizer.name", settings.optimizer]
+    return optimizer + ([] if settings.offload is None else ["--offload", settings.offload])
 
 
 def _config(settings: NewModelConfig) -> ModelConfig:

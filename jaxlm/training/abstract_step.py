@@ -9,11 +9,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxlm.common.objectives.quantization_course import Phase, QuantizationCourse
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.model.language_model import LanguageModel
-from jaxlm.parallel.sharding import batch_sharding, tree_shardings
+from jaxlm.parallel.sharding import batch_sharding, on_host, tree_shardings
 from jaxlm.training.objectives.objective import Objective
 from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.training.train_config import TrainConfig
-from jaxlm.training.train_step import ALL_TERNARY, TrainState, init_state, make_train_step
+from jaxlm.training.train_step import ALL_TERNARY, Offload, TrainState, init_state, make_train_step
 from shared_tokenizer.data.batches import Batch
 from shared_tokenizer.data.examples import Example
 
@@ -30,11 +30,17 @@ def abstract_step(
     objective: Objective | None = None,
     course: QuantizationCourse = ALL_TERNARY,
     phase: Phase = "ternary",
+    offload: Offload | None = None,
 ) -> tuple[jax.stages.Wrapped, TrainState]:
-    """Return the training step (see `make_train_step`) and the shapes of its state."""
+    """Return the training step (see `make_train_step`) and the shapes of its state.
+
+    With `offload` the moments of the optimizer are in the memory of the host between two updates.
+    """
     optimizer = make_optimizer(recipe, num_train_steps)
     state = jax.eval_shape(lambda: init_state(model, optimizer, 0))
     shardings = tree_shardings(mesh, state)
+    if offload is not None:
+        shardings = shardings.replace(opt_state=on_host(shardings.opt_state, state.opt_state))
     step = make_train_step(
         model,
         optimizer,
@@ -46,6 +52,7 @@ def abstract_step(
         # Every process reads the metrics.
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
         platform=mesh.devices.flat[0].platform,
+        offload=offload,
     )
     return step, jax.tree.map(_placed, state, shardings)
 
@@ -63,6 +70,7 @@ def step_of_run(
         objective=objective,
         course=config.course,
         phase=phase,
+        offload=config.offload,
     )
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from jaxlm.parallel.sharding import HOST_MEMORY
+
 GIB = 2**30
 MEMINFO = Path("/proc/meminfo")
 
@@ -36,8 +38,9 @@ def compiled_memory(compiled: jax.stages.Compiled) -> Memory:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Return the bytes that one device holds of arrays, or of shapes with shardings."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    """Return the bytes that one device holds of arrays, or of shapes with shardings, without those of the host."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.sharding.memory_kind != HOST_MEMORY]
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def check_state_fits(state: Any, device: Any) -> None:

@@ -9,6 +9,8 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -26,7 +28,7 @@ from jaxlm.parallel.mesh import check_batch, check_model
 from jaxlm.parallel.sharding import batch_share
 from jaxlm.training.objectives.choose import RunObjective
 from jaxlm.training.open_run import check_tokenizer, open_run, resumed_config
-from jaxlm.training.resolve import resolve_model
+from jaxlm.training.resolve import activation_dtype, resolve_model
 from jaxlm.training.train_config import TrainConfig
 from shared_tokenizer.data.batches import Batch, BatchOrder, training_batches
 from shared_tokenizer.data.data_sets import DataSets
@@ -76,9 +78,23 @@ def open_sets(config: TrainConfig, mesh: Mesh) -> DataSets:
 
     Raises ValueError where mesh and batch do not go together, then where the sets are damaged, empty or do not.
     """
+    _check_offload(config, mesh.devices.flat[0])
     if config.batch_size != "auto":
         check_batch(mesh, config.batch_size, config.grad_accumulation_steps)
     return _open_sets(config, config.seq_len, verify=config.verify_data)
+
+
+def _check_offload(config: TrainConfig, device: jax.Device) -> None:
+    """Raise ValueError where the optimizer's state cannot be in the memory of the host."""
+    if config.offload is None:
+        return
+    if device.platform == "cpu":
+        raise ValueError("offload: found optimizer on CPUs, whose memory is that of the host; leave it out")
+    if activation_dtype(config.dtype, device) == jnp.float16:
+        raise ValueError(
+            "offload: found optimizer with float16, whose loss scale keeps two states of it on the device; set --dtype "
+            "bfloat16 or float32"
+        )
 
 
 def _open_sets(config: TrainConfig, seq_len: int, *, verify: bool) -> DataSets:

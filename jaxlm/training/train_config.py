@@ -54,6 +54,9 @@ class TrainConfig(RunConfig):
     loss_chunks: int = setting(0, group="devices", at_least=0)
     """Chunks of the sequence that the loss is computed in, so that the logits of all tokens never exist; 0 picks as few
     as keep them small, 1 computes all at once."""
+    offload: Literal["optimizer"] | None = setting(None, group="devices", resumable=True)
+    """Keep this part of the state in the memory of the host: optimizer, the moments. For accelerators whose memory is
+    too small; every update copies them there and back."""
     keep_best_checkpoints: int = setting(1, group="checkpoints", resumable=True, at_least=0)
     """Checkpoints with the lowest held-out loss to keep as well."""
     compilation_cache_dir: str | None = setting(None, group="devices", resumable=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import flax.struct
 import jax
@@ -25,6 +25,8 @@ TernaryTree = dict[str, TernaryWeight]
 # (params, ternary, step, batch) -> sums over the batch. `step` is the number of steps taken.
 LossFunction = Callable[[Params, TernaryTree, jax.Array, Batch], Sums]
 Step = Callable[["TrainState", Batch, LossFunction], tuple["TrainState", Metrics]]
+# The part of the state that is in the memory of the host.
+Offload = Literal["optimizer"]
 ALL_TERNARY = QuantizationCourse()
 
 
@@ -75,19 +77,25 @@ def make_train_step(
     phase: Phase = "ternary",
     out_shardings: Any = None,
     platform: str | None = None,
+    offload: Offload | None = None,
 ) -> jax.stages.Wrapped:
     """Build the step (state, batch, extras): gradients of a batch, the update of the optimizer, and the metrics.
 
     The gradient is that of the mean loss of the `objective` (by default `next_token`) over all examples of a batch,
     however many micro-batches it is computed in. Weights are ternarised once, after the update, for the next step. The
     step is one of a `phase` of the `course`, see `step_weights`. `learning_rate` is the optimizer's schedule, for the
-    metrics. On a mesh, `out_shardings` are those of (state, metrics) and `platform` is that of its devices. In float16
-    the loss is scaled (see `with_loss_scale`).
+    metrics. With `offload` the optimizer's moments come from the memory of the host after the gradients are computed,
+    and `out_shardings` say that they go back there. On a mesh, `out_shardings` are those of (state, metrics) and
+    `platform` is that of its devices. In float16 the loss is scaled (see `with_loss_scale`).
     """
     sums = objective or next_token()
 
     def train_step(state: TrainState, batch: Batch, summed_loss: LossFunction) -> tuple[TrainState, Metrics]:
         found, grads = accumulate_gradients(summed_loss, state, batch, grad_accumulation_steps)
+        if offload is not None:
+            # They wait for the gradients: when they come to the device, the activations have left it.
+            grads, moments = jax.lax.optimization_barrier((grads, state.opt_state))
+            state = state.replace(opt_state=jax.device_put(moments, jax.memory.Space.Device))
         after = apply_update(optimizer, model.config, state, grads)
         return after, step_metrics(found, grads, learning_rate(state.step), state, after)
 

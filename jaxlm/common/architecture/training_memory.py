@@ -59,12 +59,14 @@ def training_memory(
     *,
     has_muon: bool = False,
     first_moment_bytes: int = _FLOAT32_BYTES,
+    offloads_optimizer: bool = False,
 ) -> TrainingMemory:
     """Return the memory of steps of `batch_size` sequences of `seq_len` tokens.
 
     `activation_bytes` is the size of one activation: 4 with float32, 2 with bfloat16. With `has_muon` the matrices of
-    the blocks have a first moment only. Raises ValueError for a pattern of several token mixers, whose blocks the
-    compiler holds several of at the same time.
+    the blocks have a first moment only. With `offloads_optimizer` the moments are on the device during the update
+    alone. Raises ValueError for a pattern of several token mixers, whose blocks the compiler holds several of at the
+    same time.
     """
     if len(config.token_mixer) > 1:
         raise ValueError(f"token_mixer: found {', '.join(config.token_mixer)}, expected one for all layers")
@@ -85,9 +87,11 @@ def training_memory(
         # Before the parameters that AdamW updates, whose second gradient does not exist yet.
         others = _FLOAT32_BYTES * (count - without_second_moment)
         update += max(0, _orthogonalization_bytes(config) - others)
+    if offloads_optimizer:
+        update += moments
     return TrainingMemory(
         parameters=parameter_bytes,
-        moments=moments,
+        moments=0 if offloads_optimizer else moments,
         codes=codes,
         gradient=gradient,
         activations=activations,

@@ -136,6 +136,13 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_moments_on_the_host_are_on_the_device_in_the_update_alone():
+    here, away = (new_model(NewModelConfig(params="20M", offload=offload)) for offload in (None, "optimizer"))
+    assert (away.memory.moments, away.flags) == (0, [*here.flags, "--offload", "optimizer"])
+    update = here.memory.gradient + here.memory.codes - here.memory.activations + here.memory.moments
+    assert away.memory.workspace == max(here.memory.workspace, update)
+
+
 def test_muon_saves_a_moment_of_the_matrices_of_blocks():
     adamw, muon = (new_model(NewModelConfig(params="20M", optimizer=name)) for name in ("adamw", "muon"))
     assert adamw.memory.moments - muon.memory.moments == 4 * block_matrix_parameter_count(muon.config)

@@ -139,6 +139,7 @@ def test_lengths_that_change_resume_equal_to_the_bit(place, capsys):
     ("settings", "message"),
     [
         ({"seq_len": 32}, "seq_len: found 32 with seq_len_schedule 8:0.5,16:1, expected its longest, 16"),
+        ({"offload": "optimizer"}, "offload: found optimizer on CPUs, whose memory is that of the host; leave it out"),
         ({"loss_chunks": 16}, "loss_chunks: found 16, expected a divisor of 8 of seq_len_schedule, or 0"),
         ({"objective": "orpo"}, "seq_len_schedule: found with objective orpo"),
         (

@@ -101,6 +101,20 @@ def test_chat_example(first_model, tmp_path):
     assert (tmp_path / "tuned" / "adapters" / "adapters.safetensors").is_file()
 
 
+def test_rewards_example(first_model, tmp_path):
+    small = {
+        "num_train_steps": 2,
+        "prompts_per_step": 2,
+        "samples_per_prompt": 2,
+        "num_held_out": 4,
+        "eval_samples": 1,
+        "optimizer.warmup_steps": 0,
+    }
+    where = {"init_from": first_model / "run", "output_dir": tmp_path / "run"}
+    call("jaxlm", "train-rl", "--config", "examples/rewards.yaml", *flags(where | small))
+    assert (tmp_path / "run" / "artifact" / "MANIFEST.sha256").is_file()
+
+
 def test_notebook(first_model, monkeypatch, capsys):
     monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.setattr(sys, "argv", ["notebook.py", str(first_model / "run")])

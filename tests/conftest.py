@@ -66,12 +66,23 @@ class Silent:
 
 def prepare_texts(directory: Path, texts: Sequence[str], tokenizer: Tokenizer, **options: Any) -> Path:
     """A sealed shard set of some texts; the source stays beside it."""
+    return prepare_rows(directory, [{"text": text} for text in texts], tokenizer, **options)
+
+
+def prepare_pairs(directory: Path, count: int, tokenizer: Tokenizer, **options: Any) -> Path:
+    """A sealed shard set of pairs of answers."""
+    rows = [{"prompt": f"add {i}", "chosen": f"return {i} + a", "rejected": f"b + {i}"} for i in range(count)]
+    return prepare_rows(directory, rows, tokenizer, **options)
+
+
+def prepare_rows(directory: Path, rows: Sequence[dict[str, Any]], tokenizer: Tokenizer, **options: Any) -> Path:
+    """A sealed shard set of rows; the source stays beside it."""
     source = directory.with_name(f"{directory.name}-source")
     tokenizer_dir = directory.with_name(f"{directory.name}-tokenizer")
     tokenizer_dir.mkdir(parents=True)
     tokenizer.save(tokenizer_dir)
     source.mkdir()
-    (source / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    (source / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     options = {"val_fraction": 0.2, "num_workers": 1} | options
     config = PrepareConfig(input=[str(source)], tokenizer=str(tokenizer_dir), output_dir=str(directory), **options)
     prepare(config, Silent())

@@ -115,6 +115,18 @@ def test_rewards_example(first_model, tmp_path):
     assert (tmp_path / "run" / "artifact" / "MANIFEST.sha256").is_file()
 
 
+def test_preferences(first_model, tmp_path):
+    pairs = [{"prompt": f"add {i}", "chosen": f"{i} + a", "rejected": f"b + {i}"} for i in range(20)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs), "utf-8")
+    data = {"input": tmp_path / "pairs.jsonl", "tokenizer": first_model / "run", "output_dir": tmp_path / "data"}
+    call("jaxlm", "prepare", *flags(data | {"val_fraction": 0.3, "num_workers": 1}))
+    where = {"init_from": first_model / "run", "data_dir": tmp_path / "data", "output_dir": tmp_path / "run"}
+    small = {"num_epochs": 0.5, "batch_size": 2, "seq_len": 32, "eval_batches": 1} | TINY_MODEL
+    call("jaxlm", "train", "--config", "examples/preferences.yaml", *flags(where | small))
+    assert (tmp_path / "run" / "reference" / "MANIFEST.sha256").is_file()
+    assert (tmp_path / "run" / "artifact" / "MANIFEST.sha256").is_file()
+
+
 def test_notebook(first_model, monkeypatch, capsys):
     monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.setattr(sys, "argv", ["notebook.py", str(first_model / "run")])

@@ -1,11 +1,11 @@
-"""The loss of a batch: summed cross-entropy of the next token."""
+"""The loss of a batch: cross-entropy of the next token, summed or of each token."""
 
 from typing import Any
 
 import jax
 
 from jaxlm.model.language_model import LanguageModel
-from jaxlm.ops.cross_entropy import cross_entropy_sum
+from jaxlm.ops.cross_entropy import cross_entropy_sum, token_cross_entropy
 from jaxlm.ops.ternary_linear import Params
 from shared_tokenizer.data.batches import Batch
 
@@ -19,11 +19,22 @@ def loss_sum(
     which the sum then includes (see `cross_entropy_sum`). Raises ValueError where `chunks` does not divide the
     sequence.
     """
-    operands: Any = model.apply(
-        {"params": params}, batch["inputs"], batch["positions"], batch.get("segment_ids"), method="head_operands"
-    )
-    x, weight = operands
-    name = model.head_modules()[1]
+    x, weight, name = _head_operands(model, params, batch)
     cap = model.config.logit_softcap
     rows = batch["targets"], batch["loss_mask"]
     return cross_entropy_sum(x, weight, *rows, chunks=chunks, name=name, soft_cap=cap, z_loss=z_loss)
+
+
+def batch_nats(model: LanguageModel, params: Params, batch: Batch, chunks: int = 0) -> jax.Array:
+    """Return the cross-entropy of each token of a batch in nats, `[B, L]`, in the mask or not; see `loss_sum`."""
+    x, weight, name = _head_operands(model, params, batch)
+    cap = model.config.logit_softcap
+    return token_cross_entropy(x, weight, batch["targets"], chunks=chunks, name=name, soft_cap=cap)
+
+
+def _head_operands(model: LanguageModel, params: Params, batch: Batch) -> tuple[Any, Any, str]:
+    """Return the inputs of the head, its weight and the name of its layer."""
+    operands: Any = model.apply(
+        {"params": params}, batch["inputs"], batch["positions"], batch.get("segment_ids"), method="head_operands"
+    )
+    return *operands, model.head_modules()[1]

@@ -13,7 +13,8 @@ For T tokens with inputs x `[T, D]` of the head, its matrix W `[V, D]`, targets 
 The z-loss keeps s near 0, so that logits stay small (PaLM, arXiv 2204.02311, section 5).
 
 The gradient of a chunk is computed while its logits exist (as in Liger Kernel, arXiv 2410.10989): nothing is computed
-twice, and the backward pass only multiplies by the gradient that comes from outside.
+twice, and the backward pass only multiplies by the gradient that comes from outside. Where the nats of each token are
+wanted, that gradient is a weight per token in the place of m, and the backward pass computes the logits once more.
 """
 
 import functools
@@ -62,11 +63,53 @@ def cross_entropy_sum(
     that of the logits, and `z_loss` the weight of the squared log of their normalizer, which the sum then includes.
     Raises ValueError where `chunks` does not divide L.
     """
+    return _nats(_Form(_resolved(chunks, x, weight), name, soft_cap, z_loss), x, weight, targets, mask), jnp.sum(mask)
+
+
+def token_cross_entropy(
+    x: Hidden, weight: HeadWeight, targets: Tokens, *, chunks: int = 0, name: str, soft_cap: float | None = None
+) -> Float[jax.Array, "B L"]:
+    """Return the cross-entropy of each token in nats, `[B, L]`; arguments and errors are those of `cross_entropy_sum`.
+
+    It costs one more product of the head than the sum does.
+    """
+    return _each_nats(_Form(_resolved(chunks, x, weight), name, soft_cap, 0.0), x, weight, targets)
+
+
+def _resolved(chunks: int, x: Any, weight: Any) -> int:
+    """Return the number of chunks that a setting means. Raises ValueError where it does not divide the sequence."""
     B, L, _ = x.shape
     chunks = chunks or _fewest_chunks(B, L, vocab_size=_shape(weight)[0])
     if L % chunks:
         raise ValueError(f"loss_chunks: found {chunks}, expected a divisor of seq_len {L}")
-    return _nats(_Form(chunks, name, soft_cap, z_loss), x, weight, targets, mask), jnp.sum(mask)
+    return chunks
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _each_nats(form: _Form, x: Any, weight: Any, targets: Any) -> jax.Array:
+    rows, weight = _cut((x, targets), form.chunks), _all_gathered(weight, form.name, x.dtype)
+
+    def of_chunk(carry, chunk):
+        x, targets = chunk
+        return carry, _token_nats(head_logits(x, weight, soft_cap=form.soft_cap), targets)[0]
+
+    return _join(jax.lax.scan(of_chunk, None, rows)[1], *targets.shape)[..., 0]
+
+
+def _each_forward(form, x, weight, targets):
+    return _each_nats(form, x, weight, targets), (x, weight, targets)
+
+
+def _each_backward(form, residuals, dnats):
+    x, weight, targets = residuals
+    # In the place of the mask, at most 1: a loss scale is beyond float16.
+    largest = jnp.max(jnp.abs(dnats))
+    largest = jnp.where(largest > 0, largest, 1)
+    _, found = _forward(form, x, weight, targets, dnats / largest)
+    return *_backward(form, found, largest)[:2], no_gradient(targets)
+
+
+_each_nats.defvjp(_each_forward, _each_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -126,12 +169,16 @@ _nats.defvjp(_forward, _backward)
 
 def _chunk_nats(logits: Any, targets: Any, mask: Any, z_loss: float) -> tuple[jax.Array, jax.Array]:
     """Return the summed nats `[P]` of logits `[P, T, V]`, and log sum_v exp(z) `[P, T, 1]`."""
-    log_sums = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    of_targets = jnp.take_along_axis(logits, targets[..., None], axis=-1)
-    nats = log_sums - of_targets
+    nats, log_sums = _token_nats(logits, targets)
     if z_loss:
         nats = nats + z_loss * jnp.square(log_sums)
     return jnp.sum(nats[..., 0] * mask, axis=-1), log_sums
+
+
+def _token_nats(logits: Any, targets: Any) -> tuple[jax.Array, jax.Array]:
+    """Return the nats `[P, T, 1]` of logits `[P, T, V]`, and log sum_v exp(z) `[P, T, 1]`."""
+    log_sums = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    return log_sums - jnp.take_along_axis(logits, targets[..., None], axis=-1), log_sums
 
 
 def _shape(weight: Any) -> tuple[int, ...]:

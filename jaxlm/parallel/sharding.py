@@ -76,8 +76,8 @@ def on_host(shardings: Any, tree: Any) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of arrays `[B, L]`: split by rows."""
-    return NamedSharding(mesh, mesh_axes("batch", None))
+    """Return the sharding of arrays `[B, ...]`: split by rows."""
+    return NamedSharding(mesh, mesh_axes("batch"))
 
 
 def batch_share(mesh: Mesh) -> tuple[int, int]:

@@ -104,6 +104,7 @@ def _open_sets(config: TrainConfig, seq_len: int, *, verify: bool) -> DataSets:
         packing=config.packing,
         document_mask=config.document_mask,
         verify=verify,
+        pairs=config.compares_pairs,
     )
 
 
@@ -174,5 +175,5 @@ def _open_data(config: TrainConfig, model_config: ModelConfig, sets: DataSets, m
         example=sets.train[0][0],
         val=val,
         unigram=unigram_evaluation(tokens, model_config.vocab_size, val, sets.tokenizer.token_bytes),
-        tokens_per_epoch=sets.train_examples * config.seq_len,
+        tokens_per_epoch=sets.train_examples * config.rows_per_example * config.seq_len,
     )

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,14 +18,15 @@ from jaxlm.checkpoints.weights import artifact_params
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.objectives.length_course import LengthCourse
 from jaxlm.common.objectives.quantization_course import Phase, QuantizationCourse
+from jaxlm.common.objectives.reference import reference_column
 from jaxlm.common.run.identity import read_identity
 from jaxlm.common.run.summary import format_bytes
-from jaxlm.evaluate import LossFunction, make_loss_function
+from jaxlm.evaluate import make_loss_function
 from jaxlm.load import model_fingerprint
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.ops.cpu import compiler_options
 from jaxlm.ops.ternary_linear import Params, TernaryWeight, quantize_params
-from jaxlm.parallel.distributed import SharedStop, all_or_none
+from jaxlm.parallel.distributed import SharedStop, all_or_none, is_first
 from jaxlm.parallel.sharding import batch_sharding, data_parallel_size, global_batch, place
 from jaxlm.training.abstract_step import batch_of, step_of_run, with_shardings
 from jaxlm.training.device_memory import (
@@ -38,11 +40,13 @@ from jaxlm.training.device_memory import (
 from jaxlm.training.host_allocator import release_freed_memory
 from jaxlm.training.inputs import TrainingInputs
 from jaxlm.training.known_answers import check_known_answers
-from jaxlm.training.objectives.objective import Extras
+from jaxlm.training.objectives.objective import Extras, make_sums_function
+from jaxlm.training.objectives.preference import answer_log_probs
 from jaxlm.training.optimizer import make_optimizer
 from jaxlm.training.resolve import training_model
 from jaxlm.training.train_step import Metrics, TrainState, init_state, step_weights
 from shared_tokenizer.data.batches import Batch
+from shared_tokenizer.data.data_sets import DataSets
 
 Result = TypeVar("Result")
 
@@ -56,6 +60,8 @@ class Kind:
 
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+# Sums of a held-out batch: nats and tokens, of pairs the `Sums` of the objective.
+HeldOutSums = Callable[[Params, Batch], Any]
 
 
 @dataclass(frozen=True)
@@ -66,13 +72,13 @@ class Program:
     course: QuantizationCourse
     lengths: LengthCourse
     steps: Mapping[Kind, Step]
-    losses: Mapping[Phase, LossFunction]
+    losses: Mapping[Phase, HeldOutSums]
 
     def take_step(self, number: int, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Take the step of this number, counted from 1."""
         return self.steps[_kind(self.course, self.lengths, number - 1)](state, batch)
 
-    def weights(self, state: TrainState) -> tuple[Params, LossFunction]:
+    def weights(self, state: TrainState) -> tuple[Params, HeldOutSums]:
         """Return the weights that the last step computed with, updated, and the loss of a batch for them."""
         last = max(0, int(state.step) - 1)
         phase = self.course.phase(last)
@@ -154,12 +160,12 @@ class ProgramBuilder:
             )
         # Evaluation may come before the next step: the phase of the last one counts too.
         first, last = max(0, int(state.step) - 1), self._config.total_steps - 1
-        extras = self._extras()
+        extras = self._extras(state)
         course, lengths = self._config.course, self._config.lengths
         kinds = kinds_of_steps(course, lengths, first, last)
         steps = {kind: self._compile_step(kind, state, extras) for kind in kinds}
-        losses: dict[Phase, LossFunction] = {
-            phase: self._compile_loss(phase, state) for phase in course.phases(first, last)
+        losses: dict[Phase, HeldOutSums] = {
+            phase: self._compile_loss(phase, state, extras) for phase in course.phases(first, last)
         }
         release_freed_memory()
         return Program(self.model, course, lengths, steps, losses)
@@ -180,22 +186,67 @@ class ProgramBuilder:
         self._print_memory(state, extras, compiled_memory(step).temporaries, free_bytes(device))
         return lambda state, batch: step(state, global_batch(mesh, batch), extras)
 
-    def _compile_loss(self, phase: Phase, state: TrainState) -> LossFunction:
+    def _compile_loss(self, phase: Phase, state: TrainState, extras: Extras) -> HeldOutSums:
         config, mesh = self._config, self._mesh
         name = "" if phase == "ternary" else f" ({phase})"
-        # Every process reads the loss.
-        loss = make_loss_function(self.model, NamedSharding(mesh, PartitionSpec()))
         weights = step_weights(state.params, state.ternary, config.course, phase, 0)
         val_batch = self._place(self._inputs.data.val[0])
-        compiled_loss = self._phase(f"compiling the evaluation{name}", lambda: loss.lower(weights, val_batch).compile())
-        return lambda weights, batch: compiled_loss(weights, self._place(batch))
+        # Every process reads the loss.
+        replicated = NamedSharding(mesh, PartitionSpec())
+        if config.compares_pairs:
+            sums, operands = make_sums_function(self._inputs.objective.function, self.model, replicated), (extras,)
+        else:
+            sums, operands = make_loss_function(self.model, replicated), ()
+        compiled_loss = self._phase(
+            f"compiling the evaluation{name}", lambda: sums.lower(weights, val_batch, *operands).compile()
+        )
+        return lambda weights, batch: compiled_loss(weights, self._place(batch), *operands)
 
-    def _extras(self) -> Extras:
+    def _extras(self, state: TrainState) -> Extras:
         """Return the extras of the objective on the mesh. Raises ValueError where they do not fit the devices."""
-        host = self._inputs.objective.read_extras()
+        host, pairs = self._inputs.objective.read_extras(), self._inputs.objective.reference
+        if pairs is not None:
+            host = {"reference": self._reference(state, pairs)}
         shapes = with_shardings(self._mesh, host)
         check_extras_fit(shapes, jax.local_devices()[0])
         return place(host, jax.tree.map(lambda leaf: leaf.sharding, shapes))
+
+    def _reference(self, state: TrainState, pairs: DataSets) -> np.ndarray:
+        """Return the log-probabilities `[pairs, 2]` of all answers under the weights of the first step."""
+        inputs, config = self._inputs, self._config
+        phase, identity = config.course.phase(0), read_identity(inputs.run.path)
+        assert identity is not None
+        origin = {
+            "reference": identity.fingerprints["init_from"],
+            "data": inputs.data.fingerprint,
+            "seq_len": config.seq_len,
+            "phase": phase,
+            "dtype": np.dtype(self.model.dtype).name,
+        }
+
+        def log_probs() -> Callable[[Batch], np.ndarray]:
+            params, ternary = state.params, state.ternary
+            if int(state.step) and (initial := self._initial()) is not None:
+                params = place(artifact_params(initial), self._shardings.params)
+                ternary = self._ternary(params)
+            weights = step_weights(params, ternary, config.course, phase, 0)
+            answers = jax.jit(
+                partial(answer_log_probs, self.model, loss_chunks=config.loss_chunks),
+                out_shardings=NamedSharding(self._mesh, PartitionSpec()),
+            )
+            return lambda batch: np.asarray(answers(weights, self._place(batch)))
+
+        return self._watch(
+            lambda: reference_column(
+                inputs.run.reference,
+                origin,
+                pairs,
+                config.sequences_per_step // config.grad_accumulation_steps,
+                log_probs,
+                is_writer=is_first(),
+                log=self._console.print,
+            )
+        )
 
     def _print_memory(self, state: TrainState, extras: Extras, step: int, free: int | None) -> None:
         parts = f"state {format_bytes(bytes_per_device(state))}, "

@@ -32,8 +32,8 @@ class TrainConfig(RunConfig):
     """Start from the latent weights of this artifact, transformers directory or run (its last checkpoint) instead of
     fresh ones."""
     batch_size: int | Literal["auto"] = setting(16, group="training", basic=True, at_least=1)
-    """Sequences per optimizer step, over all devices. auto picks a batch size from the compute budget (arXiv
-    2401.02954), then the largest micro-batch that fits the device."""
+    """Sequences, or pairs of answers, per optimizer step, over all devices. auto picks a batch size from the compute
+    budget (arXiv 2401.02954), then the largest micro-batch that fits the device."""
     seq_len: int = setting(256, group="training", basic=True, at_least=1)
     """Tokens per sequence."""
     seq_len_schedule: str | None = setting(None, group="training")
@@ -71,6 +71,16 @@ class TrainConfig(RunConfig):
         if self.num_train_steps is None and self.num_epochs is None:
             object.__setattr__(self, "num_train_steps", DEFAULT_STEPS)
         super().__post_init__()
+        if self.has_reference and self.init_from is None:
+            raise ValueError(
+                f"objective: found {self.objective} without init_from, expected the model to start from, with which it "
+                "compares; give init_from, or take orpo, which needs none"
+            )
+        if self.compares_pairs and "auto" in (self.preset, self.batch_size):
+            raise ValueError(
+                f"objective: found {self.objective} with an auto size, expected numbers, as sizes are chosen by text; "
+                "give preset and batch_size"
+            )
         if self.teacher is not None:
             raise ValueError("teacher: found one in a JAX run, expected none; distil with mlxlm finetune")
         if self.seq_len_schedule is not None:
@@ -135,4 +145,4 @@ class TrainConfig(RunConfig):
     @property
     def tokens_per_step(self) -> int:
         """Tokens per optimizer step, over all devices."""
-        return self.sequences_per_step * self.seq_len
+        return self.sequences_per_step * self.rows_per_example * self.seq_len

@@ -14,6 +14,7 @@ from jaxlm.checkpoints.export import export_artifact
 from jaxlm.common.architecture.config import recorded_fields
 from jaxlm.common.command_line import make_console
 from jaxlm.common.next_command import next_command
+from jaxlm.common.objectives.pair_evaluation import evaluate_pairs
 from jaxlm.common.run.result import new_result, place_result
 from jaxlm.common.run.same_run import check_same_settings, fixed_settings
 from jaxlm.common.run.stop_request import StopRequested
@@ -163,9 +164,13 @@ class _Run:
     def evaluate(self, step: int) -> Evaluation:
         with self.report.pause():
             weights, loss = self.program.weights(self.state)
-            token_bytes = self.inputs.tokenizer.token_bytes
-            found = evaluate(loss, weights, self.inputs.data.val, token_bytes, self.stop.check)
-            self.report.evaluation(step, found.loss, found.bits_per_byte, self._share(step))
+            token_bytes, val = self.inputs.tokenizer.token_bytes, self.inputs.data.val
+            if self.inputs.config.compares_pairs:
+                found = evaluate_pairs(lambda batch: loss(weights, batch), val, token_bytes, self.stop.check)
+                self.report.held_out(step, found.values | self._share(step), found.words)
+            else:
+                found = evaluate(loss, weights, val, token_bytes, self.stop.check)
+                self.report.evaluation(step, found.loss, found.bits_per_byte, self._share(step))
         return found
 
     def sample(self, step: int) -> str:
@@ -206,11 +211,11 @@ class _Run:
             place_result(new, inputs.run.artifact, inputs.config.schedule_changes, log)
         if text:
             log(f"--- sample\n{text}\n---")
-        unigram = inputs.data.unigram
-        log(f"held-out loss    {evaluation.loss:.4f} nats per token  {evaluation.bits_per_byte:.4f} bits per byte")
+        log(f"held-out loss    {evaluation}")
         if warning := self.report.overfitting(evaluation.loss):
             log(warning)
-        log(f"unigram model    {unigram.loss:.4f} nats per token  {unigram.bits_per_byte:.4f} bits per byte")
+        if not inputs.config.compares_pairs:
+            log(f"unigram model    {inputs.data.unigram}")
         log(f"{kind} artifact  {inputs.run.artifact}")
         log(f"loss curve       {inputs.run.loss_plot}")
         log(f"write with it:   {next_command('generate', '--model', str(inputs.run.path), '--prompt', '...')}")
@@ -229,7 +234,8 @@ def _print_start(inputs: TrainingInputs, console: Console) -> None:
             inputs.model_config,
             steps=config.total_steps,
             batch=", then ".join(
-                f"{config.lengths.sequences(stage.length, config.sequences_per_step)} x {stage.length}"
+                f"{config.lengths.sequences(stage.length, config.sequences_per_step)} "
+                f"{'pairs of 2 ' if config.compares_pairs else ''}x {stage.length}"
                 for stage in config.lengths.stages
             ),
             tokens_per_step=config.tokens_per_step,

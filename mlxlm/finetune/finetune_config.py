@@ -30,7 +30,7 @@ class FinetuneConfig(RunConfig, TextConfig):
     """lora trains adapters next to frozen weights; qat the latent weights of a ternary or quantized model; full the
     weights of a dense one."""
     batch_size: int = setting(4, group="training", basic=True, at_least=1)
-    """Sequences per optimizer step, over all processes."""
+    """Sequences, or pairs of answers, per optimizer step, over all processes."""
     seq_len: int | None = setting(None, group="training", basic=True, at_least=1)
     """Tokens per sequence, at most the model's context; by default 512, or the context where that is shorter."""
     latent_dtype: Literal["float32", "bfloat16"] = setting("float32", group="devices")

@@ -76,7 +76,7 @@ class FinetuneInputs:
     @property
     def tokens_per_step(self) -> int:
         """Tokens that an optimizer step sees, all processes together."""
-        return self.config.batch_size * self.seq_len
+        return self.config.batch_size * self.config.rows_per_example * self.seq_len
 
 
 def open_inputs(config: FinetuneConfig, console: Console, stack: contextlib.ExitStack) -> FinetuneInputs:
@@ -132,7 +132,7 @@ def open_inputs(config: FinetuneConfig, console: Console, stack: contextlib.Exit
         val=val,
         has_steps_of_data=has_steps_of_data,
         seq_len=seq_len,
-        tokens_per_epoch=sets.train_examples * seq_len,
+        tokens_per_epoch=sets.train_examples * config.rows_per_example * seq_len,
         run=run,
         stop=stack.enter_context(StopRequest()),
     )
@@ -237,6 +237,7 @@ def _open_data(
         packing=config.packing,
         document_mask=config.document_mask,
         verify=config.verify_data,
+        pairs=config.compares_pairs,
     )
     if tokenizer is not None and tokenizer.fingerprint != sets.tokenizer.fingerprint:
         raise ValueError(

@@ -2,17 +2,20 @@
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, SupportsFloat
 
 import mlx.core as mx
+import numpy as np
 from rich.console import Console
 
 from jaxlm.common.artifact.artifact import save_artifact
 from jaxlm.common.command_line import make_console
 from jaxlm.common.next_command import next_command
+from jaxlm.common.objectives.pair_evaluation import evaluate_pairs
+from jaxlm.common.objectives.reference import reference_column
 from jaxlm.common.run.result import new_result, place_result
 from jaxlm.common.run.same_run import check_same_settings, fixed_settings
 from jaxlm.common.run.stop_request import StopRequested
@@ -24,6 +27,7 @@ from mlxlm.finetune.checkpoint import Checkpoints
 from mlxlm.finetune.finetune_config import FinetuneConfig
 from mlxlm.finetune.inputs import SETTINGS, FinetuneInputs, open_inputs
 from mlxlm.finetune.memory import FinetuneMemory, finetune_memory
+from mlxlm.finetune.objectives.preference import answer_log_probs
 from mlxlm.finetune.optimizer import make_optimizer
 from mlxlm.finetune.processes import any_of, is_first
 from mlxlm.finetune.qat import ternary_paths
@@ -32,7 +36,7 @@ from mlxlm.finetune.trained_tensors import TrainedTensors
 from mlxlm.finetune.warm_start import QuantizationRamp
 from mlxlm.generate import generate
 from mlxlm.model.known_answers import check_known_answers
-from mlxlm.model.loss import loss_sum
+from mlxlm.model.loss import Batch, loss_sum
 from shared_tokenizer.data.evaluation import Evaluation, evaluate_batches
 from shared_tokenizer.data.examples import Example
 from shared_tokenizer.settings import with_defaults
@@ -84,7 +88,8 @@ class _Run:
         optimizer = make_optimizer(config.recipe, config.schedule_steps)
         self.step = TrainStep(model, optimizer, config.grad_accumulation_steps, ternary, inputs.objective.function)
         self.ramp = QuantizationRamp(model, config.course)
-        self.loss_sum = mx.compile(lambda batch: loss_sum(model, batch, config.loss_chunks), inputs=[model.state])
+        self.sums = mx.compile(self._held_out_sums, inputs=[model.state])
+        self.reference = self._reference()
         self.checkpoints = self._open_checkpoints()
         self._print_start()
         self._restore()
@@ -93,6 +98,48 @@ class _Run:
         )
         run = inputs.run if is_first() else None
         self.report = TrainingReport(plan, run, self.step.step, lambda: self.checkpoints.latest, console)
+
+    def _held_out_sums(self, batch: Batch) -> tuple[Any, ...]:
+        """Return the nats and tokens of a held-out batch, of pairs the sums of the objective."""
+        if self.config.compares_pairs:
+            return tuple(self.inputs.objective.function(self.model, batch))
+        return loss_sum(self.model, batch, self.config.loss_chunks)
+
+    def _reference(self) -> np.ndarray | None:
+        """Return the log-probabilities `[pairs, 2]` of all answers under the model before its first step, or None."""
+        inputs, config, pairs = self.inputs, self.config, self.inputs.objective.reference
+        if pairs is None:
+            return None
+        chunks = config.loss_chunks
+        origin = {
+            "reference": inputs.fingerprints["model"],
+            "data": inputs.fingerprints["data"],
+            "seq_len": inputs.seq_len,
+            "method": config.method,
+            "latent_dtype": config.latent_dtype,
+        }
+
+        def log_probs() -> Callable[[Example], np.ndarray]:
+            self.model.eval()
+            answers = mx.compile(lambda batch: answer_log_probs(self.model, batch, chunks), inputs=[self.model.state])
+            return lambda batch: np.array(answers({name: mx.array(batch[name]) for name in batch}))
+
+        return reference_column(
+            inputs.run.reference,
+            origin,
+            pairs,
+            config.batch_size // config.grad_accumulation_steps,
+            log_probs,
+            is_writer=is_first(),
+            log=self.console.print,
+        )
+
+    def _as_arrays(self, example: Example | Batch) -> Batch:
+        """Return a batch as MLX arrays, with the log-probabilities of its pairs under the reference."""
+        batch = {name: mx.array(example[name]) for name in example}
+        if self.reference is not None:
+            batch["reference"] = mx.array(self.reference[np.array(batch["pair"])])
+        return batch
 
     def _open_checkpoints(self) -> Checkpoints:
         inputs = self.inputs
@@ -125,7 +172,7 @@ class _Run:
                 config.model,
                 self.model.config,
                 steps=inputs.num_train_steps,
-                batch=f"{config.batch_size} x {inputs.seq_len}",
+                batch=f"{config.batch_size} {'pairs of 2 ' if config.compares_pairs else ''}x {inputs.seq_len}",
                 tokens_per_step=inputs.tokens_per_step,
                 tokens_per_epoch=inputs.tokens_per_epoch,
             )
@@ -145,7 +192,7 @@ class _Run:
             self.model,
             self.step.parameters,
             self.step.optimizer_state,
-            max(micro_batch, 1) * self.inputs.seq_len,
+            max(micro_batch, 1) * config.rows_per_example * self.inputs.seq_len,
             grad_checkpoint=config.grad_checkpoint,
             loss_chunks=config.loss_chunks,
             num_layers=config.num_layers or self.model.config.num_layers,
@@ -167,7 +214,7 @@ class _Run:
         group = mx.distributed.init()
         mx.random.seed((self.config.seed + step) * group.size() + group.rank())
         self.ramp.set_step(step)
-        metrics = dict[str, Any](self.step(next(self.inputs.train)))
+        metrics = dict[str, Any](self.step(self._as_arrays(next(self.inputs.train))))
         return metrics | self.ramp.metrics | {"perf/peak_memory_bytes": mx.get_peak_memory()}
 
     def check_stop(self) -> None:
@@ -179,13 +226,18 @@ class _Run:
         self.model.eval()
         with self.report.pause():
             batches, token_bytes = self.inputs.val, self.inputs.tokenizer.token_bytes
-            found = evaluate_batches(self._batch_loss, batches, token_bytes, self.check_stop)
-            self.report.evaluation(step, found.loss, found.bits_per_byte, self.ramp.metrics)
+            if self.config.compares_pairs:
+                found = evaluate_pairs(self._batch_sums, batches, token_bytes, self.check_stop)
+                self.report.held_out(step, found.values | self.ramp.metrics, found.words)
+            else:
+                found = evaluate_batches(self._batch_sums, batches, token_bytes, self.check_stop)
+                self.report.evaluation(step, found.loss, found.bits_per_byte, self.ramp.metrics)
         return found
 
-    def _batch_loss(self, batch: Example) -> tuple[float, int]:
-        nats, tokens = self.loss_sum({name: mx.array(batch[name]) for name in batch})
-        return float(nats), int(tokens)
+    def _batch_sums(self, batch: Example) -> Any:
+        sums = self.sums(self._as_arrays(batch))
+        mx.eval(sums)
+        return sums
 
     def sample(self, step: int) -> str:
         config, tokenizer = self.config, self.inputs.tokenizer
@@ -222,7 +274,7 @@ class _Run:
             place_result(new, result, self.config.schedule_changes, log)
         if text:
             log(f"--- sample\n{text}\n---")
-        log(f"held-out loss    {evaluation.loss:.4f} nats per token  {evaluation.bits_per_byte:.4f} bits per byte")
+        log(f"held-out loss    {evaluation}")
         if warning := self.report.overfitting(evaluation.loss):
             log(warning)
         log(f"peak memory      {mx.get_peak_memory() / 2**30:.2f} GiB")

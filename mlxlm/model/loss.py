@@ -47,6 +47,40 @@ def token_nats(logits: HeadOutputs, targets: mx.array, z_loss: float = 0.0) -> m
     return nats + z_loss * mx.square(mx.logsumexp(logits, axis=-1)) if z_loss else nats
 
 
+def batch_nats(model: LanguageModel, batch: Batch, chunks: int = 1) -> mx.array:
+    """Return the cross-entropy of each token of a batch in nats, `[B, L]`; `chunks` is as in `loss_sum`.
+
+    Of several chunks the backward pass computes the logits once more: before it, the weight of a token is not known.
+    """
+    hidden, targets = batch_hidden(model, batch), batch["targets"]
+    head = _head(model)
+    chunks = _resolved(chunks, model, head, hidden)
+    if chunks == 1:
+        return token_nats(model.head(hidden), targets)
+
+    def of_piece(head: Any, hidden: HeadInputs, piece: Sequence[mx.array]) -> mx.array:
+        model.update(head)
+        return token_nats(model.head(hidden), piece[0])
+
+    def forward(head: Any, hidden: Hidden) -> mx.array:
+        parts = zip(_cut(hidden, chunks), _cut(targets, chunks), strict=True)
+        return mx.concatenate([of_piece(head, part, [wanted]) for part, wanted in parts]).reshape(targets.shape)
+
+    def backward(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
+        pieces = list(zip(_cut(targets, chunks), _cut(cotangent, chunks), strict=True))
+
+        def weighted(head: Any, hidden: HeadInputs, piece: Sequence[mx.array]) -> mx.array:
+            return mx.sum(of_piece(head, hidden, piece) * piece[1])
+
+        return _summed_gradients(weighted, primals[0], primals[1], pieces)[1:]
+
+    nats: Any = mx.custom_function(forward)
+    nats.vjp(backward)
+    found = nats(head, hidden)
+    model.update(head)  # the forward pass, where it is differentiated, has put traced parameters into the model
+    return found
+
+
 def batch_hidden(model: LanguageModel, batch: Batch) -> Hidden:
     """Return the inputs of the head for a batch; its documents do not attend to each other."""
     return model.hidden(batch["inputs"], segment_ids=batch.get("segment_ids"))
@@ -59,10 +93,8 @@ def head_loss_sum(
 
     `chunks` is as in `loss_sum`. Gradients reach the head's parameters and `hidden`, and nothing else.
     """
-    head = {name: model[name].trainable_parameters() for name in model.head_modules()}
-    tokens = math.prod(hidden.shape[:-1])
-    trained = sum(array.size for array in flat_arrays(head).values())
-    chunks = min(chunks, tokens) or _chunks(tokens, model.config.vocab_size, trained)
+    head = _head(model)
+    chunks = _resolved(chunks, model, head, hidden)
     if chunks == 1:
         return mx.sum(losses(model.head(hidden), *rows))
     pieces = list(zip(*(_cut(array, chunks) for array in rows), strict=True))
@@ -79,19 +111,25 @@ def head_loss_sum(
     return total
 
 
+def _head(model: LanguageModel) -> dict[str, Any]:
+    """Return the trainable parameters of the head by module."""
+    return {name: model[name].trainable_parameters() for name in model.head_modules()}
+
+
+def _resolved(chunks: int, model: LanguageModel, head: Any, hidden: Hidden) -> int:
+    """Return the number of chunks that a setting means for the inputs of the head."""
+    tokens = math.prod(hidden.shape[:-1])
+    trained = sum(array.size for array in flat_arrays(head).values())
+    return min(chunks, tokens) or _chunks(tokens, model.config.vocab_size, trained)
+
+
 def _sum_with_gradients(
     of_piece: Callable[..., mx.array], head: Any, hidden: Hidden, pieces: Sequence[Sequence[mx.array]]
 ) -> mx.array:
     """Return the sum of `of_piece(head, part of hidden, piece)`, whose gradients the forward pass has computed too."""
 
     def forward(head: Any, hidden: Hidden) -> Any:
-        gradient, dhidden = mx.value_and_grad(of_piece, argnums=(0, 1)), []
-        total: Any = None
-        for part, piece in zip(_cut(hidden, len(pieces)), pieces, strict=True):
-            loss, (dhead, dpart) = gradient(head, part, piece)
-            total = (loss, dhead) if total is None else tree_map(mx.add, total, (loss, dhead))
-            dhidden.append(dpart)
-        return *total, mx.concatenate(dhidden).reshape(hidden.shape)
+        return _summed_gradients(of_piece, head, hidden, pieces)
 
     def backward(primals: Any, cotangents: Any, outputs: Any) -> Any:
         return tree_map(lambda gradient: gradient * cotangents[0], outputs[1:])
@@ -99,6 +137,19 @@ def _sum_with_gradients(
     with_gradients: Any = mx.custom_function(forward)
     with_gradients.vjp(backward)
     return with_gradients(head, hidden)[0]
+
+
+def _summed_gradients(
+    of_piece: Callable[..., mx.array], head: Any, hidden: Hidden, pieces: Sequence[Sequence[mx.array]]
+) -> tuple[mx.array, Any, mx.array]:
+    """Return the sum of `of_piece(head, part of hidden, piece)` and its gradients by the head and by `hidden`."""
+    gradient, dhidden = mx.value_and_grad(of_piece, argnums=(0, 1)), []
+    total: Any = None
+    for part, piece in zip(_cut(hidden, len(pieces)), pieces, strict=True):
+        loss, (dhead, dpart) = gradient(head, part, piece)
+        total = (loss, dhead) if total is None else tree_map(mx.add, total, (loss, dhead))
+        dhidden.append(dpart)
+    return *total, mx.concatenate(dhidden).reshape(hidden.shape)
 
 
 def _chunks(tokens: int, vocab_size: int, trained: int) -> int:

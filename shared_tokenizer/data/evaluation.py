@@ -43,6 +43,9 @@ class Evaluation:
             self.nats + other.nats, self.tokens + other.tokens, self.text_bytes + other.text_bytes, **counts
         )
 
+    def __str__(self) -> str:
+        return f"{self.loss:.4f} nats per token  {self.bits_per_byte:.4f} bits per byte"
+
     @property
     def accuracy(self) -> float | None:
         """Return the share of tokens that are the likeliest ones, None where this was not computed."""

@@ -32,6 +32,13 @@ class PairsReport:
         return line
 
 
+def pair_numbers(batch: Example) -> np.ndarray:
+    """Return the numbers of the pairs of a batch, int32 `[P]`."""
+    numbers = batch.get("pair")
+    assert numbers is not None
+    return numbers
+
+
 class Pairs:
     """Examples of two rows of `seq_len` tokens: document 2i of a set of pairs and document 2i + 1.
 

@@ -14,7 +14,7 @@ _DATA = re.compile(r"data(\.partial)?|\.data\.[a-z0-9_]{8}")
 # Temporary files and directories of atomic writes (`.NAME.` and eight random characters), and results not yet placed.
 _NAMES = (
     r"config\.yaml|finetune\.yaml|identity\.json|metrics\.jsonl|samples\.txt|loss\.png|reward\.png|"
-    r"tokenizer|artifact|adapters"
+    r"tokenizer|artifact|adapters|reference"
 )
 _TEMPORARY = re.compile(rf"\.({_NAMES})(\.new)?\.[a-z0-9_]{{8}}|\.removed-\d+|(artifact|adapters)\.new")
 

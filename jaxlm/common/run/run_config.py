@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import yaml
 
+from jaxlm.common.objectives.preference import PREFERENCES, WITH_REFERENCE
 from jaxlm.common.objectives.quantization_course import QuantizationCourse, quantization_course
 from jaxlm.common.run.optimizer_config import OptimizerConfig, fit_warmup
 from jaxlm.common.run.run_directory import CONFIG, is_run_directory, recorded_settings
@@ -14,7 +15,7 @@ from jaxlm.common.run.schedule_changes import ScheduleOnResume, check_schedule_c
 from shared_tokenizer.data.batches import Packing
 from shared_tokenizer.settings import check_bounds, check_unchanged, setting
 
-ObjectiveName = Literal["next_token", "sft"]
+ObjectiveName = Literal["next_token", "sft", "orpo", "dpo", "ipo"]
 TEACHER_SETTINGS = ("teacher_weight", "teacher_temperature")
 
 
@@ -107,7 +108,10 @@ class RunConfig(StepsConfig):
     )
     """Passes over the training data, in place of num_train_steps."""
     objective: ObjectiveName = setting("next_token", group="objective", basic=True)
-    """Loss to train on: next_token is that of every next token, sft that of the answers of chats alone."""
+    """Loss to train on: next_token is that of every next token, sft that of the answers of chats alone; orpo, dpo and
+    ipo that of pairs of a chosen and a rejected answer, dpo and ipo against the model that the run starts from."""
+    beta: float = setting(0.1, group="objective", more_than=0)
+    """orpo: weight of the odds ratio; dpo, ipo: strength of the pull to the model that the run starts from."""
     teacher: str | None = setting(None, group="objective")
     """Model of the same tokenizer to distil from; it stays frozen."""
     teacher_weight: float = setting(0.5, group="objective", more_than=0, at_most=1)
@@ -149,6 +153,26 @@ class RunConfig(StepsConfig):
             check_unchanged(self, ("insert_sub_norm",), "without quantize")
         if self.teacher is None:
             check_unchanged(self, TEACHER_SETTINGS, "without teacher")
+        if not self.compares_pairs:
+            check_unchanged(self, ("beta",), f"with objective {self.objective}, only with {', '.join(PREFERENCES)}")
+        else:
+            without_effect = ("teacher", "z_loss", "packing", "document_mask")
+            check_unchanged(self, without_effect, f"with objective {self.objective}")
+
+    @property
+    def compares_pairs(self) -> bool:
+        """True where an example is a pair of answers, in two rows of a batch."""
+        return self.objective in PREFERENCES
+
+    @property
+    def has_reference(self) -> bool:
+        """True where the objective compares with the model that the run starts from."""
+        return self.objective in WITH_REFERENCE
+
+    @property
+    def rows_per_example(self) -> int:
+        """Rows of `seq_len` tokens of one example."""
+        return 2 if self.compares_pairs else 1
 
     @property
     def course(self) -> QuantizationCourse:

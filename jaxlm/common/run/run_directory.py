@@ -70,6 +70,10 @@ class RunDirectory:
         return self.path / "data"
 
     @property
+    def reference(self) -> Path:
+        return self.path / "reference"
+
+    @property
     def steps_saved(self) -> int:
         """Step of the newest checkpoint, complete or not; 0 where there is none."""
         return max(checkpoint_steps(self.checkpoints), default=0)
@@ -251,7 +255,7 @@ def _take_away(run: RunDirectory, settings_file: str, *, with_folder: bool) -> N
     """Remove what a start that was refused has written, and nothing else."""
     for path in (run.path / settings_file, run.path / IDENTITY, run.metrics, run.samples, run.log, run.path / LOCK):
         path.unlink(missing_ok=True)
-    for path in (run.checkpoints, run.tokenizer, run.data):
+    for path in (run.checkpoints, run.tokenizer, run.data, run.reference):
         shutil.rmtree(path, ignore_errors=True)
     remove_leftovers(run.path, keep_data=False)
     if with_folder:

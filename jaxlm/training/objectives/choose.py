@@ -7,6 +7,7 @@ from jaxlm.common.objectives.chat_data import check_answers
 from jaxlm.common.run.run_config import RunConfig
 from jaxlm.training.objectives.next_token import next_token
 from jaxlm.training.objectives.objective import Extras, Objective
+from jaxlm.training.objectives.preference import preference
 from shared_tokenizer.data.data_sets import DataSets
 
 
@@ -19,6 +20,8 @@ class RunObjective:
     """sha256 of what the extras are made of, by name; a resumed run has the same."""
     read_extras: Callable[[], Extras] = lambda: None
     """Returns the extras, a tree of arrays whose leaves are placed as parameters of the same names are."""
+    reference: DataSets | None = None
+    """The pairs whose log-probabilities under the model that the run starts from are in the extras too."""
 
 
 def choose_objective(config: RunConfig, sets: DataSets, loss_chunks: int) -> RunObjective:
@@ -28,4 +31,7 @@ def choose_objective(config: RunConfig, sets: DataSets, loss_chunks: int) -> Run
     """
     if config.objective == "sft":
         check_answers(sets.directories)
+    if config.objective == "orpo" or config.objective == "dpo" or config.objective == "ipo":
+        function = preference(config.objective, config.beta, loss_chunks)
+        return RunObjective(function, reference=sets if config.has_reference else None)
     return RunObjective(next_token(loss_chunks, config.z_loss))

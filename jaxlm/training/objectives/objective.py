@@ -25,3 +25,8 @@ class Sums(NamedTuple):
 # where there are none.
 Extras = Any
 Objective = Callable[[LanguageModel, Params, Batch, Extras], Sums]
+
+
+def make_sums_function(objective: Objective, model: LanguageModel, out_shardings: Any = None) -> jax.stages.Wrapped:
+    """Return the jitted function (weights, batch, extras) -> sums, without a gradient, for held-out batches."""
+    return jax.jit(lambda weights, batch, extras: objective(model, weights, batch, extras), out_shardings=out_shardings)

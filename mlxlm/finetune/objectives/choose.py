@@ -11,6 +11,7 @@ from mlxlm.adapters.adapters import base_fingerprint
 from mlxlm.finetune.objectives.distillation import distillation, open_teacher
 from mlxlm.finetune.objectives.next_token import next_token
 from mlxlm.finetune.objectives.objective import Objective
+from mlxlm.finetune.objectives.preference import preference
 from shared_tokenizer.data.data_sets import DataSets
 
 
@@ -21,6 +22,8 @@ class RunObjective:
     function: Objective
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     """sha256 of a teacher, for example, by name; a resumed run has the same."""
+    reference: DataSets | None = None
+    """The pairs whose log-probabilities under the model that the run starts from every batch has too."""
 
 
 def choose_objective(
@@ -32,6 +35,9 @@ def choose_objective(
     """
     if config.objective == "sft":
         check_answers(sets.directories)
+    if config.objective == "orpo" or config.objective == "dpo" or config.objective == "ipo":
+        function = preference(config.objective, config.beta, loss_chunks)
+        return RunObjective(function, reference=sets if config.has_reference else None)
     if config.teacher is None:
         return RunObjective(next_token(loss_chunks, config.z_loss))
     teacher = open_teacher(Path(config.teacher), model, sets.tokenizer, seq_len)

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from jaxlm.model.language_model import LanguageModel, init_params
-from jaxlm.model.loss import loss_sum
+from jaxlm.model.loss import batch_nats, loss_sum
 from jaxlm.ops.cross_entropy import _fewest_chunks
 from jaxlm.ops.ternary_linear import quantize_params, with_ternary
 from tests.conftest import VARIANTS
@@ -33,12 +33,17 @@ def initial_params(config):
     return jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
 
 
-def reference_loss_sum(model, params, batch, z_loss):
-    """Return the summed nats and the number of tokens, from all logits at once."""
+def reference_nats(model, params, batch, z_loss):
+    """Return the nats of each token, from all logits at once."""
     arguments = (batch[name] for name in ("inputs", "positions", "segment_ids"))
     logits = model.apply({"params": params}, *arguments)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
-    nats += z_loss * jax.nn.logsumexp(logits, axis=-1) ** 2
+    return nats + z_loss * jax.nn.logsumexp(logits, axis=-1) ** 2
+
+
+def reference_loss_sum(model, params, batch, z_loss):
+    """Return the summed nats and the number of tokens, from all logits at once."""
+    nats = reference_nats(model, params, batch, z_loss)
     return jnp.sum(nats * batch["loss_mask"]), jnp.sum(batch["loss_mask"])
 
 
@@ -91,6 +96,22 @@ def test_z_loss_and_soft_cap_in_chunks_are_those_of_all_logits(tiny_config, soft
     np.testing.assert_allclose(value(model, 4, z_loss), expected[0], rtol=1e-6)
     plain = LanguageModel(dataclasses.replace(config, logit_softcap=None))
     assert abs(value(plain, 4) - expected[0]) > 1e-3
+
+
+@pytest.mark.parametrize("head", [*HEADS, "mlgru"])
+def test_nats_of_each_token_have_the_gradient_of_all_logits(tiny_config, head):
+    config = dataclasses.replace(tiny_config, **(VARIANTS[head] if head == "mlgru" else HEADS[head]))
+    model = LanguageModel(config)
+
+    def found(nats):
+        def loss(params):  # whose gradient by a token depends on the others of its row
+            rows = jnp.sum(nats(with_ternary(params, quantize_params(params, config))) * batch()["loss_mask"], axis=1)
+            return jnp.sum(jnp.square(rows - 20))
+
+        return jax.jit(jax.value_and_grad(loss))(initial_params(config))
+
+    expected = found(lambda params: reference_nats(model, params, batch(), 0.0))
+    assert_equal_but_for_rounding(found(lambda params: batch_nats(model, params, batch(), 4)), expected)
 
 
 def test_a_batch_without_segments_is_one_segment_a_row(tiny_config):

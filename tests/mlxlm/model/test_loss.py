@@ -10,7 +10,7 @@ from jaxlm.common.formats.open_model import open_model
 from mlxlm.adapters.adapters import AdapterConfig, add_adapters
 from mlxlm.finetune.qat import latent_model
 from mlxlm.load import built_model
-from mlxlm.model.loss import _chunks, loss_sum
+from mlxlm.model.loss import _chunks, batch_nats, loss_sum
 from mlxlm.model.trees import flat_arrays
 from tests.conftest import VARIANTS
 
@@ -38,13 +38,25 @@ def value_and_gradient(model, chunks):
     return {"loss": loss} | flat_arrays(gradients)
 
 
+def value_and_gradient_of_rows(model, chunks):
+    def loss(model, batch):  # whose gradient by a token depends on the others of its row
+        return mx.sum(mx.square(mx.sum(batch_nats(model, batch, chunks) * batch["loss_mask"], axis=1) - 20))
+
+    value, gradients = nn.value_and_grad(model, loss)(model, batch())
+    return {"loss": value} | flat_arrays(gradients)
+
+
 def assert_a_loss_in_chunks_is_that_of_all_logits(model):
     expected, found = value_and_gradient(model, 1), value_and_gradient(model, 5)
     assert found.keys() == expected.keys()
+    rows = value_and_gradient_of_rows(model, 5), value_and_gradient_of_rows(model, 1)
+    for path, array in rows[1].items():
+        np.testing.assert_allclose(rows[0][path], array, atol=1e-5 * max(1, mx.abs(array).max().item()), err_msg=path)
     for path, array in expected.items():
         np.testing.assert_allclose(found[path], array, atol=1e-5 * max(1, mx.abs(array).max().item()), err_msg=path)
     model.eval()
     np.testing.assert_allclose(loss_sum(model, batch(), 5)[0], loss_sum(model, batch(), 1)[0], rtol=1e-6)
+    np.testing.assert_allclose(batch_nats(model, batch(), 5), batch_nats(model, batch(), 1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("variant", ["ternary", "dense", "ternary_head", "int8_embedding", "ternary_embedding"])

@@ -49,7 +49,7 @@ class RLConfig(StepsConfig, TaskSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", group="devices")
     """Precision of activations over float32 weights; auto is float32 on CPU, bfloat16 elsewhere."""
     optimizer: OptimizerConfig = setting(
-        factory=lambda: OptimizerConfig(learning_rate=3e-4, warmup_steps=10, weight_decay=0.0)
+        factory=lambda: OptimizerConfig(learning_rate=1e-4, warmup_steps=10, weight_decay=0.0)
     )
     """The optimizer and its schedule."""
 

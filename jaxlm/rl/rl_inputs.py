@@ -13,6 +13,7 @@ from jaxlm.checkpoints.init_from import initial_config, open_initial
 from jaxlm.common.architecture.config import ModelConfig, config_from_dict, fields_of, recorded_fields
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.common.formats.open_model import find_model_tokenizer, open_model
+from jaxlm.common.rewards.games import GAMES
 from jaxlm.common.rewards.open_task import open_task
 from jaxlm.common.run.run_directory import RunDirectory, is_run_directory
 from jaxlm.common.run.schedule_changes import log_warmup
@@ -22,9 +23,11 @@ from jaxlm.model.language_model import LanguageModel
 from jaxlm.rl.rl_config import RLConfig
 from jaxlm.rl.rollouts import Source, TaskSource
 from jaxlm.rl.sampler import Sampler
+from jaxlm.rl.self_play import GameSource
 from jaxlm.training.open_run import check_tokenizer, open_run, resumed_config
 from jaxlm.training.resolve import activation_dtype, check_model_fields, choose_remat
 from shared_tokenizer.load import load_tokenizer
+from shared_tokenizer.settings import check_unchanged
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 
@@ -92,6 +95,16 @@ def open_rl_inputs(config: RLConfig, console: Console, stack: contextlib.ExitSta
 
 
 def _open_source(config: RLConfig, tokenizer: Tokenizer) -> Source:
+    if config.task in GAMES:
+        check_unchanged(config, ("prompts", "held_out_prompts", "verifier"), f"with the game {config.task}")
+        return GameSource(
+            config.task,
+            GAMES[config.task],
+            tokenizer,
+            starts=config.prompts_per_step,
+            samples=config.samples_per_prompt,
+            seed=config.seed,
+        )
     return TaskSource(
         open_task(config),
         tokenizer,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jaxlm.common.help import nearest
 from jaxlm.common.rewards.built_in import TASKS, shuffled_rows
+from jaxlm.common.rewards.games import GAMES
 from jaxlm.common.rewards.own_verifier import OwnVerifier
 from jaxlm.common.rewards.task import Row, Task, Verifier
 from jaxlm.common.rewards.unit_tests import UnitTests
@@ -28,8 +29,8 @@ VERIFIERS: dict[str, tuple[Callable[[float], Verifier], str]] = {
 class TaskSettings:
     """The prompts that are sampled and the verifier of the answers."""
 
-    task: str | None = setting(None, group="task", basic=True, more_help=f" One of {', '.join(TASKS)}.")
-    """Task that is built in, with its prompts and its verifier."""
+    task: str | None = setting(None, group="task", basic=True, more_help=f" One of {', '.join((*TASKS, *GAMES))}.")
+    """Task that is built in, with its prompts and its verifier; or a game that the model plays with itself."""
     prompts: str | None = setting(None, group="task", basic=True)
     """Prompts of your own in place of a task: a jsonl file, whose rows have a "prompt" and what the verifier reads."""
     held_out_prompts: str | None = setting(None, group="task")
@@ -51,7 +52,7 @@ def open_task(settings: TaskSettings) -> Task:
     if settings.prompts is None:
         assert settings.task is not None
         if settings.task not in TASKS:
-            hint = nearest(settings.task, TASKS) or f", expected one of {', '.join(TASKS)}"
+            hint = nearest(settings.task, (*TASKS, *GAMES)) or f", expected one of {', '.join(TASKS)}"
             raise ValueError(f"task: found {settings.task!r}{hint}")
         check_unchanged(settings, ("held_out_prompts",), "without prompts")
         name, rows = settings.task, shuffled_rows(settings.task)

@@ -118,3 +118,12 @@ def test_what_does_not_fit_is_named_and_leaves_nothing(place, settings, reason):
     with pytest.raises((ValueError, OSError), match=reason):
         train_rl(config(place, "refused", **settings))
     assert not (place / "refused").exists()
+
+
+@pytest.mark.parametrize("game", ["tic_tac_toe", "guess_the_rule"])
+def test_a_model_plays_a_game_with_itself(place, game, capsys):
+    settings = {"task": game, "prompts": None, "verifier": None, "samples_per_prompt": 2, "num_train_steps": 1}
+    assert train_rl(config(place, game, model={"max_seq_len": 128}, **settings))
+    assert "(rewards " in capsys.readouterr().out
+    (line,) = read_metrics(place / game / "metrics.jsonl")
+    assert 1 <= line["game/turns"] <= 9 and 0 <= line["val/reward"] <= 1

@@ -1,5 +1,7 @@
 """Advantages, the order of prompts, and the batch that is made of answers."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -22,7 +24,7 @@ def test_advantages_of_grpo_and_of_expert_iteration():
 
 
 def test_a_batch_holds_answers_behind_their_prompts():
-    batch = make_batch(TURNS, np.array([0.5, -1, 0, 2], np.float32), rows=5, length=5, method="grpo")
+    batch: Any = make_batch(TURNS, np.array([0.5, -1, 0, 2], np.float32), rows=5, length=5, method="grpo")
     assert batch["inputs"][0].tolist() == [7, 8, 9, 1, 0]
     assert batch["targets"][0].tolist() == [8, 9, 1, 2, 0]
     assert batch["loss_mask"].sum(axis=1).tolist() == [2, 1, 2, 3, 0]

@@ -1,6 +1,7 @@
 """Answers depend on their own numbers alone, and sampler and trainer give tokens the same log-probabilities."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,7 +37,7 @@ def sampled(request):
 def test_the_importance_ratio_of_sampler_and_trainer_is_1(sampled):
     model, _, weights, samples = sampled
     turns = [Turn("", prompt, sample, "", 0.0, 0) for prompt, sample in zip(PROMPTS, samples, strict=True)]
-    batch = make_batch(turns, np.zeros(4, np.float32), 4, 10, "grpo")
+    batch: Any = make_batch(turns, np.zeros(4, np.float32), 4, 10, "grpo")
     logprobs, entropy = jax.jit(lambda weights, batch: token_logprobs(model, weights, batch, 0.7))(weights, batch)
     mask = batch["loss_mask"]
     ratio = np.exp(np.asarray(logprobs) - batch["sampler_logprobs"])[mask]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.initial_weights import initial_std
 from jaxlm.model.layers import BitLinear, Embedding, FeedForward, Linear, RMSNorm
-from jaxlm.model.mixers import MLGRU, Attention, Context, KVCache, RecurrentState, layer_bounds
+from jaxlm.model.mixers import MLGRU, Attention, Context, KVCache, Projections, RecurrentState, layer_bounds
 from jaxlm.ops.attention import CUDNN_FORWARD, AttentionKernel
 from jaxlm.ops.logits import head_logits
 from jaxlm.ops.shapes import Hidden, LastLogits, Logits, LowerBound, Positions, SegmentIds, Tokens
@@ -103,7 +103,7 @@ class PatternOfBlocks(nn.Module):
                 lower_bound, recurrent = lower_bounds[recurrent], recurrent + 1
             block = self.block(self.config, token_mixer, name=name)
             x, written = block(x, context, caches.get(name), repeat, lower_bound)
-            if cache is not None:
+            if name in caches:
                 caches[name] = written
         return x, None if cache is None else caches
 
@@ -220,6 +220,19 @@ class LanguageModel(nn.Module):
         """Return the operands of `head_logits`: normed hidden states `[B, L, D]`, and the head's matrix `[V, D]`."""
         return self._head_operands(self.hidden(token_ids, positions, segment_ids))
 
+    def operands_and_projections(
+        self, token_ids: Tokens, positions: Positions | None, segment_ids: SegmentIds | None, layer: int
+    ) -> tuple[tuple[Hidden, jax.Array | TernaryWeight], Projections]:
+        """Return `head_operands`, and the outputs of the linear layers before the attention of a layer."""
+        x, lower_bounds, context = self.embed(token_ids, positions, segment_ids)
+        repeat, place = divmod(layer, len(self.config.token_mixer))
+        B, L = token_ids.shape
+        found: Any = empty_projections(self.config, B, L, self.dtype, repeat)
+        name, is_pattern = f"place_{place}", len(self.config.token_mixer) > 1
+        layers = jnp.arange(self.config.num_repeats)
+        x, found = self._run_layers(x, context, {name: found} if is_pattern else found, layers, lower_bounds)
+        return self._head_operands(x), found[name] if is_pattern else found
+
     def _head_operands(self, x: Hidden) -> tuple[Hidden, jax.Array | TernaryWeight]:
         x = _times(self.config.logit_multiplier, self.norm(x))
         if self.config.tie_word_embeddings:
@@ -266,6 +279,16 @@ def init_cache(config: ModelConfig, batch_size: int, length: int, dtype: Any = j
     """Return an empty cache: keys and values of `length` positions for attention, one state for recurrent layers."""
     caches = [_init_cache(config, mixer, batch_size, length, dtype) for mixer in config.token_mixer]
     return caches[0] if len(caches) == 1 else {f"place_{position}": cache for position, cache in enumerate(caches)}
+
+
+def empty_projections(config: ModelConfig, batch_size: int, length: int, dtype: Any, layer: int) -> Projections:
+    """Return the projections of one layer of a stack before they are computed."""
+    heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+    queries, keys, values = (
+        constrain(jnp.zeros((batch_size, length, number, config.head_dim), dtype), "batch", None, None, None)
+        for number in heads
+    )
+    return Projections(queries, keys, values, layer)
 
 
 def _init_cache(config: ModelConfig, token_mixer: str, batch_size: int, length: int, dtype: Any) -> Cache:

@@ -42,6 +42,23 @@ class KVCache(flax.struct.PyTreeNode):
         return KVCache(self.keys.at[index].set(keys), self.values.at[index].set(values))
 
 
+class Projections(flax.struct.PyTreeNode):
+    """The outputs of q_proj, k_proj and v_proj in one layer, `[B, L, heads, H]`; carried as a cache is, while training.
+
+    Until that layer they are zeros.
+    """
+
+    queries: Any
+    keys: Any
+    values: Any
+    layer: int = flax.struct.field(pytree_node=False)
+
+    def write(self, layer: jax.Array, queries: jax.Array, keys: jax.Array, values: jax.Array) -> "Projections":
+        """Return them with what a layer has projected, if it is the one."""
+        new = Projections(queries, keys, values, self.layer)
+        return jax.tree.map(lambda found, before: jnp.where(layer == self.layer, found, before), new, self)
+
+
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions.
 
@@ -52,19 +69,22 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Hidden, context: Context, cache: KVCache | None, layer: jax.Array | None
-    ) -> tuple[Hidden, KVCache | None]:
+        self, x: Hidden, context: Context, cache: KVCache | Projections | None, layer: jax.Array | None
+    ) -> tuple[Hidden, KVCache | Projections | None]:
         config, positions = self.config, context.positions
         B, L, _ = x.shape
         shared = shared_input(config, x)
         queries = self._heads("q_proj", config.num_heads, shared)
         keys = self._heads("k_proj", config.num_kv_heads, shared)
         values = self._heads("v_proj", config.num_kv_heads, shared)
+        if isinstance(cache, Projections):
+            assert layer is not None
+            cache = cache.write(layer, queries, keys, values)
         if config.qk_norm:
             queries = RMSNorm(config.norm_eps, name="q_norm")(queries)
             keys = RMSNorm(config.norm_eps, name="k_norm")(keys)
         queries, keys = rotary(queries, positions, config), rotary(keys, positions, config)
-        if cache is None:
+        if not isinstance(cache, KVCache):
             attention_output = causal_attention(queries, keys, values, context.segment_ids, context.attention)
         else:
             assert layer is not None

@@ -63,7 +63,9 @@ def cross_entropy_sum(
     that of the logits, and `z_loss` the weight of the squared log of their normalizer, which the sum then includes.
     Raises ValueError where `chunks` does not divide L.
     """
-    return _nats(_Form(_resolved(chunks, x, weight), name, soft_cap, z_loss), x, weight, targets, mask), jnp.sum(mask)
+    return _nats(_Form(number_of_chunks(chunks, x, weight), name, soft_cap, z_loss), x, weight, targets, mask), jnp.sum(
+        mask
+    )
 
 
 def token_cross_entropy(
@@ -73,10 +75,10 @@ def token_cross_entropy(
 
     It costs one more product of the head than the sum does.
     """
-    return _each_nats(_Form(_resolved(chunks, x, weight), name, soft_cap, 0.0), x, weight, targets)
+    return _each_nats(_Form(number_of_chunks(chunks, x, weight), name, soft_cap, 0.0), x, weight, targets)
 
 
-def _resolved(chunks: int, x: Any, weight: Any) -> int:
+def number_of_chunks(chunks: int, x: Hidden, weight: HeadWeight) -> int:
     """Return the number of chunks that a setting means. Raises ValueError where it does not divide the sequence."""
     B, L, _ = x.shape
     chunks = chunks or _fewest_chunks(B, L, vocab_size=_shape(weight)[0])
@@ -87,13 +89,13 @@ def _resolved(chunks: int, x: Any, weight: Any) -> int:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _each_nats(form: _Form, x: Any, weight: Any, targets: Any) -> jax.Array:
-    rows, weight = _cut((x, targets), form.chunks), _all_gathered(weight, form.name, x.dtype)
+    rows, weight = cut_tokens((x, targets), form.chunks), all_gathered_head(weight, form.name, x.dtype)
 
     def of_chunk(carry, chunk):
         x, targets = chunk
         return carry, _token_nats(head_logits(x, weight, soft_cap=form.soft_cap), targets)[0]
 
-    return _join(jax.lax.scan(of_chunk, None, rows)[1], *targets.shape)[..., 0]
+    return join_tokens(jax.lax.scan(of_chunk, None, rows)[1], *targets.shape)[..., 0]
 
 
 def _each_forward(form, x, weight, targets):
@@ -114,7 +116,7 @@ _each_nats.defvjp(_each_forward, _each_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _nats(form: _Form, x: Any, weight: Any, targets: Any, mask: Any) -> jax.Array:
-    rows, weight = _cut((x, targets, mask), form.chunks), _all_gathered(weight, form.name, x.dtype)
+    rows, weight = cut_tokens((x, targets, mask), form.chunks), all_gathered_head(weight, form.name, x.dtype)
 
     def add(nats, chunk):
         x, targets, mask = chunk
@@ -125,7 +127,7 @@ def _nats(form: _Form, x: Any, weight: Any, targets: Any, mask: Any) -> jax.Arra
 
 
 def _forward(form, x, weight, targets, mask):
-    rows, gathered = _cut((x, targets, mask), form.chunks), _all_gathered(weight, form.name, x.dtype)
+    rows, gathered = cut_tokens((x, targets, mask), form.chunks), all_gathered_head(weight, form.name, x.dtype)
     V, D = _shape(weight)
 
     def add(sums, chunk):
@@ -148,7 +150,7 @@ def _forward(form, x, weight, targets, mask):
         return (nats + chunk_nats, dweight), dx
 
     (nats, dweight), dx = jax.lax.scan(add, (_zeros(rows), _zeros(rows, V, D)), rows)
-    return jnp.sum(nats), (_join(dx, *targets.shape), jnp.sum(dweight, axis=0), weight, targets, mask)
+    return jnp.sum(nats), (join_tokens(dx, *targets.shape), jnp.sum(dweight, axis=0), weight, targets, mask)
 
 
 def _backward(form, residuals, dnats):
@@ -185,7 +187,7 @@ def _shape(weight: Any) -> tuple[int, ...]:
     return (weight.codes if isinstance(weight, TernaryWeight) else weight).shape
 
 
-def _all_gathered(weight: Any, name: str, dtype: Any) -> Any:
+def all_gathered_head(weight: Any, name: str, dtype: Any) -> Any:
     """Return the weight all-gathered along `fsdp`, floats in the precision of x.
 
     This is done once for all chunks: inside their loop, XLA for CPUs would repeat it for each.
@@ -203,7 +205,7 @@ def _dequantized(x: Any, weight: Any) -> tuple[Any, Any]:
     return dequantized_features(features, x.dtype), weight.dequantized(x.dtype)
 
 
-def _cut(rows: Any, chunks: int) -> Any:
+def cut_tokens(rows: Any, chunks: int) -> Any:
     """Return arrays `[B, L, ...]` as `[chunks, P, T, ...]`: chunks of T tokens on each of the P devices of the batch.
 
     Each device sums up its own nats and dW, so that they are reduced once and not once per chunk.
@@ -220,7 +222,7 @@ def _cut(rows: Any, chunks: int) -> Any:
     return jax.tree.map(cut, rows)
 
 
-def _join(array: jax.Array, B: int, L: int) -> jax.Array:
+def join_tokens(array: jax.Array, B: int, L: int) -> jax.Array:
     """Return `[chunks, P, T, D]` as `[B, L, D]`."""
     chunks, P, _, D = array.shape
     array = jnp.moveaxis(array.reshape(chunks, P, B // P, L // chunks, D), 0, 2)

@@ -125,6 +125,7 @@ def open_inputs(
     assert config.lengths  # which checks its steps
     model_config = resolve_model(config, tokenizer)
     _validate(config, model_config, mesh, tokenizer)
+    objective.check_model(model_config)
     stop = stack.enter_context(StopRequest())
     for line in sets.packing_reports():
         console.print(line)

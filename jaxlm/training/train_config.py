@@ -81,8 +81,6 @@ class TrainConfig(RunConfig):
                 f"objective: found {self.objective} with an auto size, expected numbers, as sizes are chosen by text; "
                 "give preset and batch_size"
             )
-        if self.teacher is not None:
-            raise ValueError("teacher: found one in a JAX run, expected none; distil with mlxlm finetune")
         if self.seq_len_schedule is not None:
             self._check_lengths(self.seq_len_schedule)
         if not 0 <= self.seed <= LARGEST_SEED - (self.num_train_steps or 0):

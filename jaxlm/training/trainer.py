@@ -56,7 +56,7 @@ def train(config: TrainConfig) -> bool:
         mesh = all_or_none(lambda: make_mesh(config.mesh))
         sets = all_or_none(lambda: open_sets(config, mesh))
         with_steps = resolve_steps(config, sets.train_examples)
-        objective = all_or_none(lambda: choose_objective(config, sets, config.loss_chunks))
+        objective = all_or_none(lambda: choose_objective(config, sets, config.seq_len, config.loss_chunks))
         resolved = all_or_none(lambda: choose_sizes(with_steps, sets, objective, mesh, console.print))
         inputs = all_or_none(lambda: open_inputs(resolved, sets, objective, mesh, console, stack))
         checkpoints = stack.enter_context(contextlib.closing(_open_checkpoints(inputs, console)))

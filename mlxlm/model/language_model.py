@@ -100,8 +100,14 @@ class LanguageModel(nn.Module):
         """Return the logits of every position. Raises ValueError if the cache belongs to another model."""
         return self.head(self.hidden(inputs, cache))
 
-    def hidden(self, inputs: Tokens, cache: list[Any] | None = None, segment_ids: SegmentIds | None = None) -> Hidden:
-        """Return the output of the last block, before the final norm.
+    def hidden(
+        self,
+        inputs: Tokens,
+        cache: list[Any] | None = None,
+        segment_ids: SegmentIds | None = None,
+        block_inputs: list[Hidden] | None = None,
+    ) -> Hidden:
+        """Return the output of the last block, before the final norm; `block_inputs` receives the input of every block.
 
         Positions of different segments do not attend to each other. Raises ValueError if the cache belongs to another
         model.
@@ -113,9 +119,17 @@ class LanguageModel(nn.Module):
         is_document_start = None if segment_ids is None else is_segment_start(segment_ids)
         masks = self._cache_masks(x, caches) if segment_ids is None else {"attention": segment_mask(segment_ids)}
         for layer, mixer, layer_cache in zip(self.layers, self._mixers, caches, strict=True):
+            if block_inputs is not None:
+                block_inputs.append(x)
             block = checkpoint(layer) if self.grad_checkpoint and self.training else layer
             x = block(x, masks.get(mixer), layer_cache, next(bounds) if mixer == "mlgru" else None, is_document_start)
         return x
+
+    def projections(self, x: Hidden, layer: int) -> list[mx.array]:
+        """Return the outputs `[B, L, O]` of q_proj, k_proj and v_proj of a layer for the input of its block."""
+        block = self.layers[layer]
+        normed, mixer = block.input_layernorm(x), block.self_attn
+        return [project(normed) for project in (mixer.q_proj, mixer.k_proj, mixer.v_proj)]
 
     def head(self, x: HeadInputs) -> HeadOutputs:
         """Return the logits `[..., V]`, float32, of outputs `[..., D]` of the last block."""

@@ -19,8 +19,9 @@ from mlxlm.model.trees import flat_arrays
 # Arrays `[B, L]` by the names of `shared_tokenizer.data.examples.Example`.
 Batch = dict[str, mx.array]
 
-# Returns losses `[...]` of logits `[..., V]` and of further arrays `[..., *]` of the same tokens.
-TokenLosses = Callable[..., mx.array]
+# Returns losses `[...]` of logits `[..., V]` and of further arrays `[..., *]` of the same tokens, and then any further
+# numbers `[...]` of these tokens.
+TokenLosses = Callable[..., tuple[mx.array, ...]]
 # Bytes of the float32 logits of a chunk. MLX runs ahead of a CPU by some hundred operations, which is several chunks.
 LARGEST_CHUNK_BYTES = 8 * 2**20
 # As in jaxlm/ops/cross_entropy.py on an accelerator; a CPU loses no time to short chunks.
@@ -33,12 +34,19 @@ def loss_sum(model: LanguageModel, batch: Batch, chunks: int = 1, z_loss: float 
     `chunks` is the number of parts in which the logits of the batch are computed: 1 computes all at once, 0 takes the
     fewest parts whose logits are small. `z_loss` is the weight of the z-loss, which the sum then includes.
     """
+    nats = loss_of_hidden(model, batch_hidden(model, batch), batch, chunks, z_loss)
+    return nats, mx.sum(batch["loss_mask"])
 
-    def masked_nats(logits: HeadOutputs, targets: mx.array, mask: mx.array) -> mx.array:
-        return token_nats(logits, targets, z_loss) * mask
 
-    rows = batch["targets"], batch["loss_mask"]
-    return head_loss_sum(model, batch_hidden(model, batch), rows, masked_nats, chunks), mx.sum(batch["loss_mask"])
+def loss_of_hidden(
+    model: LanguageModel, hidden: Hidden, batch: Batch, chunks: int = 1, z_loss: float = 0.0
+) -> mx.array:
+    """Return the same sum for the inputs of the head (see `batch_hidden`)."""
+
+    def masked_nats(logits: HeadOutputs, targets: mx.array, mask: mx.array) -> tuple[mx.array]:
+        return (token_nats(logits, targets, z_loss) * mask,)
+
+    return head_loss_sums(model, hidden, (batch["targets"], batch["loss_mask"]), masked_nats, chunks)[0]
 
 
 def token_nats(logits: HeadOutputs, targets: mx.array, z_loss: float = 0.0) -> mx.array:
@@ -81,34 +89,43 @@ def batch_nats(model: LanguageModel, batch: Batch, chunks: int = 1) -> mx.array:
     return found
 
 
-def batch_hidden(model: LanguageModel, batch: Batch) -> Hidden:
-    """Return the inputs of the head for a batch; its documents do not attend to each other."""
-    return model.hidden(batch["inputs"], segment_ids=batch.get("segment_ids"))
+def batch_hidden(model: LanguageModel, batch: Batch, block_inputs: list[Hidden] | None = None) -> Hidden:
+    """Return the inputs of the head for a batch; its documents do not attend to each other.
+
+    `block_inputs` receives the input of every block.
+    """
+    return model.hidden(batch["inputs"], segment_ids=batch.get("segment_ids"), block_inputs=block_inputs)
 
 
-def head_loss_sum(
+def head_loss_sums(
     model: LanguageModel, hidden: Hidden, rows: Sequence[mx.array], losses: TokenLosses, chunks: int
-) -> mx.array:
-    """Return the sum of `losses(logits, *rows)`, where `hidden` is the head's input and rows are `[B, L, ...]`.
+) -> tuple[mx.array, ...]:
+    """Return the sums of `losses(logits, *rows)`, where `hidden` is the head's input and rows are `[B, L, ...]`.
 
-    `chunks` is as in `loss_sum`. Gradients reach the head's parameters and `hidden`, and nothing else.
+    `chunks` is as in `loss_sum`. Gradients are those of the first sum; they reach the head's parameters and `hidden`,
+    and nothing else.
     """
     head = _head(model)
     chunks = _resolved(chunks, model, head, hidden)
     if chunks == 1:
-        return mx.sum(losses(model.head(hidden), *rows))
+        return _sums(losses(model.head(hidden), *rows))
     pieces = list(zip(*(_cut(array, chunks) for array in rows), strict=True))
 
-    def of_piece(head: Any, hidden: HeadInputs, piece: Sequence[mx.array]) -> mx.array:
+    def of_piece(head: Any, hidden: HeadInputs, piece: Sequence[mx.array]) -> tuple[mx.array, ...]:
         model.update(head)
-        return mx.sum(losses(model.head(hidden), *piece))
+        return _sums(losses(model.head(hidden), *piece))
 
     if not model.training:
-        return sum(map(of_piece, [head] * len(pieces), _cut(hidden, chunks), pieces), mx.array(0.0))
+        found = map(of_piece, [head] * len(pieces), _cut(hidden, chunks), pieces)
+        return tuple(sum(numbers, mx.array(0.0)) for numbers in zip(*found, strict=True))
 
-    total = _sum_with_gradients(of_piece, head, hidden, pieces)
+    totals = _sums_with_gradients(of_piece, head, hidden, pieces)
     model.update(head)  # the gradients have put traced parameters into the model
-    return total
+    return totals
+
+
+def _sums(arrays: Sequence[mx.array]) -> tuple[mx.array, ...]:
+    return tuple(map(mx.sum, arrays))
 
 
 def _head(model: LanguageModel) -> dict[str, Any]:
@@ -123,16 +140,19 @@ def _resolved(chunks: int, model: LanguageModel, head: Any, hidden: Hidden) -> i
     return min(chunks, tokens) or _chunks(tokens, model.config.vocab_size, trained)
 
 
-def _sum_with_gradients(
-    of_piece: Callable[..., mx.array], head: Any, hidden: Hidden, pieces: Sequence[Sequence[mx.array]]
-) -> mx.array:
-    """Return the sum of `of_piece(head, part of hidden, piece)`, whose gradients the forward pass has computed too."""
+def _sums_with_gradients(
+    of_piece: Callable[..., tuple[mx.array, ...]], head: Any, hidden: Hidden, pieces: Sequence[Sequence[mx.array]]
+) -> tuple[mx.array, ...]:
+    """Return the sums of `of_piece(head, part of hidden, piece)`.
+
+    The forward pass has computed the gradients of the first one too.
+    """
 
     def forward(head: Any, hidden: Hidden) -> Any:
         return _summed_gradients(of_piece, head, hidden, pieces)
 
     def backward(primals: Any, cotangents: Any, outputs: Any) -> Any:
-        return tree_map(lambda gradient: gradient * cotangents[0], outputs[1:])
+        return tree_map(lambda gradient: gradient * cotangents[0][0], outputs[1:])
 
     with_gradients: Any = mx.custom_function(forward)
     with_gradients.vjp(backward)
@@ -140,9 +160,12 @@ def _sum_with_gradients(
 
 
 def _summed_gradients(
-    of_piece: Callable[..., mx.array], head: Any, hidden: Hidden, pieces: Sequence[Sequence[mx.array]]
-) -> tuple[mx.array, Any, mx.array]:
-    """Return the sum of `of_piece(head, part of hidden, piece)` and its gradients by the head and by `hidden`."""
+    of_piece: Callable[..., Any], head: Any, hidden: Hidden, pieces: Sequence[Sequence[mx.array]]
+) -> tuple[Any, Any, mx.array]:
+    """Return the sum of `of_piece(head, part of hidden, piece)` and its gradients by the head and by `hidden`.
+
+    Of several numbers these are the sums of all, and the gradients of the first.
+    """
     gradient, dhidden = mx.value_and_grad(of_piece, argnums=(0, 1)), []
     total: Any = None
     for part, piece in zip(_cut(hidden, len(pieces)), pieces, strict=True):

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import yaml
 
+from jaxlm.common.objectives.distillation import Distillation
 from jaxlm.common.objectives.preference import PREFERENCES, WITH_REFERENCE
 from jaxlm.common.objectives.quantization_course import QuantizationCourse, quantization_course
 from jaxlm.common.run.optimizer_config import OptimizerConfig, fit_warmup
@@ -16,7 +17,8 @@ from shared_tokenizer.data.batches import Packing
 from shared_tokenizer.settings import check_bounds, check_unchanged, setting
 
 ObjectiveName = Literal["next_token", "sft", "orpo", "dpo", "ipo"]
-TEACHER_SETTINGS = ("teacher_weight", "teacher_temperature")
+TEACHER_SETTINGS = ("teacher_weight", "teacher_temperature", "teacher_top_k", "teacher_relations_weight")
+RELATIONS_SETTINGS = ("teacher_relations_layer", "teacher_layer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +116,20 @@ class RunConfig(StepsConfig):
     """orpo: weight of the odds ratio; dpo, ipo: strength of the pull to the model that the run starts from."""
     teacher: str | None = setting(None, group="objective")
     """Model of the same tokenizer to distil from; it stays frozen."""
-    teacher_weight: float = setting(0.5, group="objective", more_than=0, at_most=1)
+    teacher_weight: float = setting(0.5, group="objective", at_least=0, at_most=1)
     """Share of the teacher's distribution in the training loss; the rest is the text's."""
     teacher_temperature: float = setting(2.0, group="objective", more_than=0)
     """Divisor of the logits where teacher and model are compared."""
+    teacher_top_k: int = setting(0, group="objective", at_least=0)
+    """Compare the probabilities of so many likeliest tokens of the teacher, and of all others together; 0 compares
+    those of all tokens."""
+    teacher_relations_weight: float = setting(0.0, group="objective", at_least=0)
+    """Weight of the relations between tokens (BitDistill) in the training loss: similarities of queries, of keys and
+    of values in one layer, brought close to the teacher's."""
+    teacher_relations_layer: int | None = setting(None, group="objective", at_least=0)
+    """Layer of the model whose relations are compared, counted from 0; by default the last."""
+    teacher_layer: int | None = setting(None, group="objective", at_least=0)
+    """Layer of the teacher that they are compared with; by default that of the same relative depth."""
     z_loss: float = setting(0.0, group="objective", at_least=0)
     """Weight of the z-loss: log(sum(exp(logits)))^2 of every token is added to the training loss, which keeps logits
     small (PaLM, 1e-4)."""
@@ -153,6 +165,12 @@ class RunConfig(StepsConfig):
             check_unchanged(self, ("insert_sub_norm",), "without quantize")
         if self.teacher is None:
             check_unchanged(self, TEACHER_SETTINGS, "without teacher")
+        elif self.teacher_weight == self.teacher_relations_weight == 0:
+            raise ValueError(
+                "teacher_weight, teacher_relations_weight: found 0 for both, expected one above 0; or leave teacher out"
+            )
+        if self.teacher_relations_weight == 0:
+            check_unchanged(self, RELATIONS_SETTINGS, "without teacher_relations_weight")
         if not self.compares_pairs:
             check_unchanged(self, ("beta",), f"with objective {self.objective}, only with {', '.join(PREFERENCES)}")
         else:
@@ -183,6 +201,18 @@ class RunConfig(StepsConfig):
             mixed_steps=self.quantize_steps,
             has_new_norms=self.insert_sub_norm,
             num_train_steps=self.schedule_changes[0]["from"] if self.schedule_changes else self.total_steps,
+        )
+
+    @property
+    def distillation(self) -> Distillation:
+        """What is learned from the teacher."""
+        return Distillation(
+            self.teacher_weight,
+            self.teacher_temperature,
+            self.teacher_top_k,
+            self.teacher_relations_weight,
+            self.teacher_relations_layer,
+            self.teacher_layer,
         )
 
 

@@ -2,9 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import jax
+
+from jaxlm.checkpoints.weights import artifact_params
+from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.formats.files_fingerprint import files_fingerprint
+from jaxlm.common.formats.open_model import model_path
 from jaxlm.common.objectives.chat_data import check_answers
+from jaxlm.common.objectives.teacher import check_student, open_teacher
 from jaxlm.common.run.run_config import RunConfig
+from jaxlm.ops.ternary_linear import ternarize
+from jaxlm.training.objectives.distillation import TEACHER, distillation
 from jaxlm.training.objectives.next_token import next_token
 from jaxlm.training.objectives.objective import Extras, Objective
 from jaxlm.training.objectives.preference import preference
@@ -18,20 +28,39 @@ class RunObjective:
     function: Objective
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     """sha256 of what the extras are made of, by name; a resumed run has the same."""
+    check_model: Callable[[ModelConfig], None] = lambda config: None
+    """Raises ValueError where the objective does not fit the model to train."""
     read_extras: Callable[[], Extras] = lambda: None
     """Returns the extras, a tree of arrays whose leaves are placed as parameters of the same names are."""
     reference: DataSets | None = None
     """The pairs whose log-probabilities under the model that the run starts from are in the extras too."""
 
 
-def choose_objective(config: RunConfig, sets: DataSets, loss_chunks: int) -> RunObjective:
+def choose_objective(config: RunConfig, sets: DataSets, seq_len: int, loss_chunks: int) -> RunObjective:
     """Return the objective of a run on some shard sets; `loss_chunks` cuts the sequence, see `loss_sum`.
 
-    Raises ValueError where the data does not fit the objective.
+    Raises ValueError where the data or a model that the settings name does not fit the objective.
     """
     if config.objective == "sft":
         check_answers(sets.directories)
     if config.objective == "orpo" or config.objective == "dpo" or config.objective == "ipo":
         function = preference(config.objective, config.beta, loss_chunks)
         return RunObjective(function, reference=sets if config.has_reference else None)
-    return RunObjective(next_token(loss_chunks, config.z_loss))
+    if config.teacher is None:
+        return RunObjective(next_token(loss_chunks, config.z_loss))
+    path, settings = Path(config.teacher), config.distillation
+    teacher = open_teacher(path, sets.tokenizer, seq_len)
+
+    def read_extras() -> Extras:
+        # The ternary matrices of latent weights are quantized here, and not in every step.
+        params = artifact_params(teacher)
+        if teacher.kind == "latent" and teacher.config.has_packed_form:
+            params = jax.jit(ternarize, static_argnums=1)(params, teacher.config)
+        return {TEACHER: params}
+
+    return RunObjective(
+        distillation(teacher.config, settings, loss_chunks, config.z_loss),
+        {TEACHER: files_fingerprint(model_path(path))},
+        lambda student: check_student(path, teacher.config, student, settings),
+        read_extras,
+    )

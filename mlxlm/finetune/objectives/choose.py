@@ -6,12 +6,14 @@ from pathlib import Path
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.objectives.chat_data import check_answers
+from jaxlm.common.objectives.teacher import check_student, open_teacher
 from jaxlm.common.run.run_config import RunConfig
 from mlxlm.adapters.adapters import base_fingerprint
-from mlxlm.finetune.objectives.distillation import distillation, open_teacher
+from mlxlm.finetune.objectives.distillation import distillation
 from mlxlm.finetune.objectives.next_token import next_token
 from mlxlm.finetune.objectives.objective import Objective
 from mlxlm.finetune.objectives.preference import preference
+from mlxlm.load import built_model
 from shared_tokenizer.data.data_sets import DataSets
 
 
@@ -40,6 +42,10 @@ def choose_objective(
         return RunObjective(function, reference=sets if config.has_reference else None)
     if config.teacher is None:
         return RunObjective(next_token(loss_chunks, config.z_loss))
-    teacher = open_teacher(Path(config.teacher), model, sets.tokenizer, seq_len)
-    function = distillation(teacher, config.teacher_weight, config.teacher_temperature, loss_chunks, config.z_loss)
+    artifact, settings = open_teacher(Path(config.teacher), sets.tokenizer, seq_len), config.distillation
+    check_student(Path(config.teacher), artifact.config, model, settings)
+    teacher = built_model(artifact)
+    teacher.freeze()
+    teacher.eval()
+    function = distillation(teacher, settings, loss_chunks, config.z_loss)
     return RunObjective(function, {"teacher": base_fingerprint(teacher)})

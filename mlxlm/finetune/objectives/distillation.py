@@ -1,68 +1,99 @@
-"""Distillation: a student learns from the distribution of a frozen teacher and from the text (arXiv 1503.02531)."""
+"""Distillation from a frozen teacher, by the formulas of jaxlm/common/objectives/distillation.py."""
 
-from pathlib import Path
+import math
+from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from jaxlm.common.architecture.config import ModelConfig
-from jaxlm.common.formats.open_model import open_model
+from jaxlm.common.objectives.distillation import Distillation, relation_heads
 from mlxlm.finetune.objectives.objective import Objective, Sums
-from mlxlm.load import built_model
 from mlxlm.model.language_model import LanguageModel
-from mlxlm.model.loss import Batch, batch_hidden, head_loss_sum, token_nats
-from shared_tokenizer.load import find_tokenizer
-from shared_tokenizer.tokenizers.tokenizer import Tokenizer
+from mlxlm.model.loss import Batch, batch_hidden, head_loss_sums, loss_of_hidden, token_nats
 
 
 def distillation(
-    teacher: LanguageModel, weight: float, temperature: float, chunks: int = 1, z_loss: float = 0.0
+    teacher: LanguageModel, settings: Distillation, loss_chunks: int = 1, z_loss: float = 0.0
 ) -> Objective:
-    """Return (1 - weight) * cross-entropy + weight * T^2 * KL(teacher || student), of logits divided by T in the KL."""
+    """Return the objective of a student of this teacher.
 
-    def losses(logits: mx.array, targets: mx.array, mask: mx.array, teacher_hidden: mx.array) -> mx.array:
-        taught = log_softmax(teacher.head(teacher_hidden))
-        divergence = mx.sum(mx.exp(taught) * (taught - log_softmax(logits)), axis=-1)
+    `loss_chunks` cuts the tokens, `z_loss` is the weight of the z-loss in the cross-entropy, see `loss_sum`.
+    """
+
+    def losses(logits: mx.array, targets: mx.array, mask: mx.array, teacher_hidden: mx.array) -> tuple[mx.array, ...]:
         nats = token_nats(logits, targets, z_loss)
-        # T^2 keeps the gradient of the softened divergence as large as that of the cross-entropy.
-        return ((1 - weight) * nats + weight * temperature**2 * divergence) * mask
-
-    def log_softmax(logits: mx.array) -> mx.array:
-        return nn.log_softmax(logits / temperature, axis=-1)
+        divergence = logits_divergence(mx.stop_gradient(teacher.head(teacher_hidden)), logits, settings)
+        loss = (1 - settings.weight) * nats + settings.weight * settings.temperature**2 * divergence
+        return loss * mask, nats * mask, divergence * mask
 
     def objective(model: LanguageModel, batch: Batch) -> Sums:
-        rows = batch["targets"], batch["loss_mask"], mx.stop_gradient(batch_hidden(teacher, batch))
-        loss = head_loss_sum(model, batch_hidden(model, batch), rows, losses, chunks)
-        return Sums(loss, mx.sum(batch["loss_mask"]), {})
+        learned_inputs: list[mx.array] = []
+        taught_inputs: list[mx.array] = []
+        hidden = batch_hidden(model, batch, learned_inputs)
+        mask, metrics = batch["loss_mask"], {}
+        teacher_hidden = mx.stop_gradient(batch_hidden(teacher, batch, taught_inputs))
+        if settings.weight:
+            rows = batch["targets"], mask, teacher_hidden
+            loss, nats, divergence = head_loss_sums(model, hidden, rows, losses, loss_chunks)
+            metrics = {"next_token": nats, "teacher_divergence": divergence}
+        else:
+            loss = loss_of_hidden(model, hidden, batch, loss_chunks, z_loss)
+            metrics = {"next_token": loss}
+        if settings.relations_weight:
+            layer, theirs = settings.layers(model.config, teacher.config)
+            taught = [mx.stop_gradient(array) for array in teacher.projections(taught_inputs[theirs], theirs)]
+            learned = model.projections(learned_inputs[layer], layer)
+            heads = relation_heads(model.config, teacher.config)
+            divergence = relations_divergence(taught, learned, heads, batch.get("segment_ids"), mask)
+            loss, metrics = loss + settings.relations_weight * divergence, metrics | {"relations": divergence}
+        return Sums(loss, mx.sum(mask), metrics)
 
     return objective
 
 
-def open_teacher(path: Path, student: ModelConfig, tokenizer: Tokenizer, seq_len: int) -> LanguageModel:
-    """Open the frozen teacher of a student that is trained on sequences of `seq_len` tokens.
+def logits_divergence(teacher: mx.array, student: mx.array, settings: Distillation) -> mx.array:
+    """Return KL(teacher || student) in nats `[...]` of logits `[..., V]`."""
+    teacher, student = teacher / settings.temperature, student / settings.temperature
+    if settings.top_k and settings.top_k < teacher.shape[-1]:
+        ids = mx.argpartition(-teacher, settings.top_k - 1, axis=-1)[..., : settings.top_k]
+        teacher, student = _with_rest(teacher, ids), _with_rest(student, ids)
+    taught, learned = nn.log_softmax(teacher, axis=-1), nn.log_softmax(student, axis=-1)
+    return mx.sum(mx.exp(taught) * (taught - learned), axis=-1)
 
-    Raises ValueError where it is no dense model, has another vocabulary or cannot see a whole sequence.
+
+def _with_rest(logits: mx.array, ids: mx.array) -> mx.array:
+    """Return the logits of some ids `[..., k]`, and that of all others together, as `[..., k + 1]`."""
+    others = mx.put_along_axis(logits, ids, mx.array(-mx.inf), axis=-1)
+    rest = mx.logsumexp(others, axis=-1, keepdims=True)
+    return mx.concatenate([mx.take_along_axis(logits, ids, axis=-1), rest], axis=-1)
+
+
+def relations_divergence(
+    teacher: Sequence[mx.array],
+    student: Sequence[mx.array],
+    heads: int,
+    segment_ids: mx.array | None,
+    mask: mx.array,
+) -> mx.array:
+    """Return KL(teacher || student) of the relations in nats, the mean over projections and heads, summed over a mask.
+
+    The projections are `[B, L, width]`, the mask is `[B, L]`.
     """
-    artifact = open_model(path)
-    config = artifact.config
-    if config.has_packed_form:
-        raise ValueError(f"teacher: {path}: found a quantized model, expected a dense one")
-    if config.vocab_size != student.vocab_size:
-        raise ValueError(
-            f"teacher: {path}: found a vocabulary of {config.vocab_size} tokens, expected the model's "
-            f"{student.vocab_size}"
+    B, L = mask.shape
+    visible = mx.tril(mx.ones((L, L), mx.bool_))[None, None]
+    if segment_ids is not None:
+        visible = visible & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
+    total = mx.array(0.0)
+    for pair in zip(teacher, student, strict=True):
+        taught, learned = (
+            nn.log_softmax(mx.where(visible, _relations(array.reshape(B, L, heads, -1)), -1e30), axis=-1)
+            for array in pair
         )
-    found = find_tokenizer(path, artifact.tokenizer_metadata)
-    if found is not None and found.fingerprint != tokenizer.fingerprint:
-        raise ValueError(
-            f"teacher: {path}: found tokenizer {found.fingerprint[:12]}..., expected the data's "
-            f"{tokenizer.fingerprint[:12]}...; name a teacher with the same tokenizer"
-        )
-    if config.max_seq_len < seq_len:
-        raise ValueError(
-            f"teacher: {path}: found a context of {config.max_seq_len}, expected at least seq_len {seq_len}"
-        )
-    teacher = built_model(artifact)
-    teacher.freeze()
-    teacher.eval()
-    return teacher
+        total = total + mx.sum(mx.sum(mx.exp(taught) * (taught - learned), axis=(1, 3)) * mask)
+    return total / (3 * heads)
+
+
+def _relations(features: mx.array) -> mx.array:
+    """Return A A^T / sqrt(d) `[B, heads, L, L]` of features `[B, L, heads, d]`, in float32."""
+    features = features.astype(mx.float32).transpose(0, 2, 1, 3)
+    return features @ features.transpose(0, 1, 3, 2) / math.sqrt(features.shape[-1])

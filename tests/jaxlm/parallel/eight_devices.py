@@ -12,11 +12,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.checkpoints.checkpoint import Checkpoints, restore_params
 from jaxlm.common.architecture.ternary import TernaryForm
+from jaxlm.common.objectives.distillation import Distillation
 from jaxlm.common.run.optimizer_config import OptimizerConfig
-from jaxlm.model.language_model import LanguageModel
-from jaxlm.ops.ternary_linear import ternarize_weight, ternary_linear
+from jaxlm.model.language_model import LanguageModel, init_params
+from jaxlm.ops.ternary_linear import ternarize, ternarize_weight, ternary_linear
 from jaxlm.parallel.mesh import MeshConfig, make_mesh
 from jaxlm.parallel.sharding import batch_sharding, global_batch, place, tree_shardings
+from jaxlm.training.objectives.distillation import distillation
 from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.training.train_step import init_state, make_train_step
 from tests.conftest import TINY, VARIANTS
@@ -99,6 +101,28 @@ def test_a_mesh_trains_as_one_device_does(model, mesh, grad_accumulation_steps):
     # A last bit of a norm can push an activation over a rounding border, so ternary models drift apart a little.
     assert difference < (1e-5 if model in ("dense", "muon") else 1e-3)
     assert losses[-1] < losses[0]
+
+
+def test_a_teacher_on_a_mesh_teaches_as_on_one_device():
+    student, teacher = MODELS["dense"], MODELS["ternary"]
+    objective = distillation(teacher, Distillation(relations_weight=1.0, top_k=4), loss_chunks=2)
+    params = jax.jit(lambda: [init_params(config, jax.random.key(1)) for config in (student, teacher)])()
+    params[1] = ternarize(params[1], teacher)
+
+    def loss(params, teacher, batch):
+        return objective(LanguageModel(student), params, batch, {"teacher": teacher})[:2]
+
+    found = []
+    for name in ("one device", "data 2 fsdp 2 tensor 2"):
+        mesh = mesh_of(name)
+        placed = place(params, tree_shardings(mesh, params))
+        with jax.set_mesh(mesh):
+            run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+            found.append(run(*placed, global_batch(mesh, make_batch(rows=16))))
+    ((loss_alone, _), alone), ((loss_on_mesh, _), on_mesh) = found
+    assert float(loss_on_mesh) == pytest.approx(float(loss_alone), rel=1e-4)  # of a teacher whose roundings may flip
+    close = functools.partial(np.testing.assert_allclose, rtol=0, atol=0.02)
+    jax.tree.map(close, jax.device_get(on_mesh), jax.device_get(alone))
 
 
 def collectives(text):

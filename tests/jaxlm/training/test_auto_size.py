@@ -39,7 +39,7 @@ def choose(**settings):
     said = []
     mesh = make_mesh(config.mesh)
     sets = open_sets(config, mesh)
-    return choose_sizes(config, sets, choose_objective(config, sets, 0), mesh, said.append), said
+    return choose_sizes(config, sets, choose_objective(config, sets, 32, 0), mesh, said.append), said
 
 
 def has_free(monkeypatch, nbytes):

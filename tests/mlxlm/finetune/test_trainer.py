@@ -79,7 +79,7 @@ METHODS = {
     "full": {"model": "dense", "method": "full", "num_layers": 1},
     "qat-packed": {"model": "grouped", "method": "qat", "latent_dtype": "bfloat16", "num_layers": 1},
     "quantize": {"model": "dense", "method": "qat", "quantize": "ternary", "eval_every_steps": 2, "teacher": "dense"}
-    | {"loss_chunks": 3},
+    | {"loss_chunks": 3, "teacher_relations_weight": 1.0},
     "muon": {"model": "latent", "method": "qat", "optimizer": {"name": "muon", "warmup_steps": 0}},
 }
 
@@ -218,7 +218,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(pl
             {"model": "dense", "method": "qat", "quantize": "ternary", "quantize_steps": 6},
             "quantize_steps: found 6, expected at most 5",
         ),
-        ({"teacher": "packed"}, "teacher: .*packed: found a quantized model, expected a dense one"),
+        (
+            {"teacher": "packed", "teacher_relations_weight": 1.0, "teacher_layer": 2},
+            "teacher_layer: found 2, expected 0 to 1",
+        ),
         ({"rank": 9}, "rank: found 9, expected at most 8, the smaller side of"),
         ({"keys": ["c_attn"]}, "keys: found 'c_attn', expected linear layers of the blocks"),
         ({"model": "latent", "method": "qat", "num_layers": 5}, "num_layers: found 5, expected at most the model's 2"),

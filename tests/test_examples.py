@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.conftest import TEXT
 from tests.pages import ROOT, read_command
@@ -90,11 +91,34 @@ def test_training_examples(name, first_model, tmp_path):
     assert (tmp_path / "run" / "artifact" / "MANIFEST.sha256").is_file()
 
 
-def test_chat_example(first_model, tmp_path):
-    chats = tmp_path / "chats.jsonl"
-    turns = [[("user", f"{number} and 1?"), ("assistant", f"{number + 1}")] for number in range(20)]
+def save_chats(path: Path) -> Path:
+    turns = [[("user", f"{number} and 1?"), ("assistant", f"{number + 1}")] * 2 for number in range(20)]
     messages = [[{"role": role, "content": content} for role, content in chat] for chat in turns]
-    chats.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in messages), "utf-8")
+    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in messages), "utf-8")
+    return path
+
+
+def test_sft_example(first_model, tmp_path):
+    data, base, run = tmp_path / "data", first_model / "run", tmp_path / "run"
+    chats = ["--input", save_chats(tmp_path / "chats.jsonl"), "--tokenizer", base, "--output_dir", data]
+    call("jaxlm", "prepare", *chats, "--val_fraction", 0.3, "--num_workers", 1)
+    where = {"init_from": base, "data_dir": data, "output_dir": run, "preset": "ternary-tiny"}
+    small = TINY_RUN | TINY_MODEL | {"num_train_steps": 2, "seq_len": 64}
+    call("jaxlm", "train", "--config", "examples/sft.yaml", *flags(where | small))
+    settings = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
+    assert settings["objective"] == "sft" and settings["init_from"] == str(base)
+    assert (run / "artifact" / "chat_template.jinja").is_file()
+
+
+def test_distillation_example(first_model, tmp_path):
+    where = {"teacher": first_model / "run", "data_dir": first_model / "data", "output_dir": tmp_path / "run"}
+    call("jaxlm", "train", "--config", "examples/distill.yaml", *flags(where | TINY_RUN | TINY_MODEL))
+    (line,) = (json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines())
+    assert line["train/relations"] > 0 and line["train/teacher_divergence"] > 0
+
+
+def test_chat_example(first_model, tmp_path):
+    chats = save_chats(tmp_path / "chats.jsonl")
     where = {"model": first_model / "run" / "artifact", "data": chats, "output_dir": tmp_path / "tuned"}
     small = {"num_epochs": 0.5, "batch_size": 2, "seq_len": 48, "rank": 2, "val_fraction": 0.3, "sample_tokens": 2}
     call("mlxlm", "finetune", "--config", "examples/chat.yaml", *flags(where | small))

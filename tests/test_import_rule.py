@@ -85,7 +85,6 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "jaxlm.common.architecture",
         "jaxlm.common.objectives",
     ),
-    "jaxlm.common.rewards": ("shared_tokenizer.*", "jaxlm.common"),
     "jaxlm.common.known_answers": ("jaxlm.common.architecture", "jaxlm.common.run"),
     "jaxlm.common.grammar": ("shared_tokenizer.sandbox", "shared_tokenizer.tokenizers"),
     "jaxlm.common.openai_api": ("shared_tokenizer.*", "jaxlm.common", "jaxlm.common.grammar"),

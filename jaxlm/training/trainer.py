@@ -4,6 +4,7 @@ import contextlib
 import json
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, SupportsFloat
 
 import jax
@@ -56,7 +57,8 @@ def train(config: TrainConfig) -> bool:
         mesh = all_or_none(lambda: make_mesh(config.mesh))
         sets = all_or_none(lambda: open_sets(config, mesh))
         with_steps = resolve_steps(config, sets.train_examples)
-        objective = all_or_none(lambda: choose_objective(config, sets, config.seq_len, config.loss_chunks))
+        base = None if config.init_from is None else Path(config.init_from)
+        objective = all_or_none(lambda: choose_objective(config, sets, config.seq_len, config.loss_chunks, base))
         resolved = all_or_none(lambda: choose_sizes(with_steps, sets, objective, mesh, console.print))
         inputs = all_or_none(lambda: open_inputs(resolved, sets, objective, mesh, console, stack))
         checkpoints = stack.enter_context(contextlib.closing(_open_checkpoints(inputs, console)))

@@ -100,7 +100,7 @@ def open_inputs(config: FinetuneConfig, console: Console, stack: contextlib.Exit
             f"model's vocab_size {artifact.config.vocab_size}"
         )
     fingerprints = {"model": fingerprint, "tokenizer": sets.tokenizer.fingerprint, "data": sets.fingerprint}
-    objective = choose_objective(config, artifact.config, sets, seq_len, config.loss_chunks)
+    objective = choose_objective(config, Path(config.model), artifact.config, sets, seq_len, config.loss_chunks)
     fingerprints |= objective.fingerprints
     for line in sets.packing_reports():
         console.print(line)

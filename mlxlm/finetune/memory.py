@@ -31,13 +31,17 @@ class FinetuneMemory:
     activations: int
     quantizer: int
     """Copies of the largest latent matrix while it is quantized."""
+    teacher: int = 0
+    """Weights of the model that is learned from."""
 
     @property
     def total(self) -> int:
-        return self.weights + self.optimizer + self.activations + self.quantizer
+        return self.weights + self.optimizer + self.activations + self.quantizer + self.teacher
 
     def __str__(self) -> str:
         parts = {"weights": self.weights, "optimizer": self.optimizer, "activations": self.activations + self.quantizer}
+        if self.teacher:
+            parts["teacher"] = self.teacher
         shown = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
         return f"memory: about {self.total / 2**30:.2f} GiB ({shown})"
 
@@ -52,6 +56,7 @@ def finetune_memory(
     loss_chunks: int,
     num_layers: int,
     is_latent: bool,
+    teacher_bytes: int = 0,
 ) -> FinetuneMemory:
     """Return the memory of steps of so many tokens a micro-batch, through which gradients flow in the last layers.
 
@@ -65,6 +70,7 @@ def finetune_memory(
         optimizer=moment_bytes + gradients,
         quantizer=_QUANTIZER_ARRAYS * _FLOAT32_BYTES * max(array.size for array in trained.values()) * is_latent,
         activations=_activations(model.config, tokens, grad_checkpoint, loss_chunks, num_layers),
+        teacher=teacher_bytes,
     )
 
 

@@ -197,6 +197,7 @@ class _Run:
             loss_chunks=config.loss_chunks,
             num_layers=config.num_layers or self.model.config.num_layers,
             is_latent=config.method == "qat",
+            teacher_bytes=self.inputs.objective.teacher_bytes,
         )
 
     def _restore(self) -> None:

@@ -10,7 +10,7 @@ from jaxlm.checkpoints.weights import artifact_params
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.formats.files_fingerprint import files_fingerprint
 from jaxlm.common.formats.open_model import model_path
-from jaxlm.common.objectives.chat_data import check_answers
+from jaxlm.common.objectives.chat_data import check_chat_data
 from jaxlm.common.objectives.teacher import check_student, open_teacher
 from jaxlm.common.run.run_config import RunConfig
 from jaxlm.ops.ternary_linear import ternarize
@@ -36,13 +36,16 @@ class RunObjective:
     """The pairs whose log-probabilities under the model that the run starts from are in the extras too."""
 
 
-def choose_objective(config: RunConfig, sets: DataSets, seq_len: int, loss_chunks: int) -> RunObjective:
+def choose_objective(
+    config: RunConfig, sets: DataSets, seq_len: int, loss_chunks: int, base: Path | None = None
+) -> RunObjective:
     """Return the objective of a run on some shard sets; `loss_chunks` cuts the sequence, see `loss_sum`.
 
-    Raises ValueError where the data or a model that the settings name does not fit the objective.
+    `base` is the model that the run starts from. Raises ValueError where the data or a model
+    that the settings name does not fit the objective.
     """
     if config.objective == "sft":
-        check_answers(sets.directories)
+        check_chat_data(sets, base)
     if config.objective == "orpo" or config.objective == "dpo" or config.objective == "ipo":
         function = preference(config.objective, config.beta, loss_chunks)
         return RunObjective(function, reference=sets if config.has_reference else None)

@@ -21,6 +21,8 @@ def test_the_parts_are_those_of_the_arrays():
         assert finetune_memory(model, trained, moments, 128, **settings | {name: value}).total < found.total
     latent = finetune_memory(model, trained, moments, 128, **settings | {"is_latent": True})
     assert latent.total - found.total == latent.quantizer >= 4 * 64 * 32
+    taught = finetune_memory(model, trained, moments, 128, **settings, teacher_bytes=2**30)
+    assert taught.total - found.total == 2**30 and "teacher 1.00)" in str(taught)
     assert f"about {found.total / 2**30:.2f} GiB" in str(found)
 
 

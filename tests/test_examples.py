@@ -113,8 +113,8 @@ def test_sft_example(first_model, tmp_path):
 def test_distillation_example(first_model, tmp_path):
     where = {"teacher": first_model / "run", "data_dir": first_model / "data", "output_dir": tmp_path / "run"}
     call("jaxlm", "train", "--config", "examples/distill.yaml", *flags(where | TINY_RUN | TINY_MODEL))
-    (line,) = (json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines())
-    assert line["train/relations"] > 0 and line["train/teacher_divergence"] > 0
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()[0])
+    assert first["train/relations"] > 0 and first["train/teacher_divergence"] > 0
 
 
 def test_chat_example(first_model, tmp_path):

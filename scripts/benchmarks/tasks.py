@@ -24,6 +24,7 @@ from jaxlm.common.evaluation.evaluated_model import EvaluatedModel
 from jaxlm.common.evaluation.harness import load_harness_tasks, run_harness_tasks
 from jaxlm.common.evaluation.probes import write_tasks
 from jaxlm.common.formats.open_model import model_path
+from jaxlm.conversion.convert import Conversion, convert
 from shared_tokenizer.settings import check_bounds, setting
 
 # The log-likelihoods of all choices by task, `[rows][choices]`.
@@ -50,7 +51,7 @@ class TasksBenchmark:
 
 
 def benchmark(settings: TasksBenchmark) -> None:
-    """Run tasks on models with our adapters, through our server and with transformers; print what differs."""
+    """Run tasks with our adapters, through our server, with transformers and llama.cpp; print what differs."""
     console = make_console()
     with tempfile.TemporaryDirectory() as place:
         known = write_tasks(Path(place) / "tasks")
@@ -83,7 +84,14 @@ def _run(settings: TasksBenchmark, model: Path, place: Path, name: str, log: Any
     else:
         arguments = [f"pretrained={model}", "dtype=float32"]
         found["transformers"] = _asked(settings, sys.executable, "hf", arguments, place / f"hf-{name}", "cpu")
-    log("llama.cpp: not run here; what it computes of GGUF files is compared by make gguf-test")
+    if importlib.util.find_spec("llama_cpp") is None:
+        log("llama.cpp: not run, llama-cpp-python is not installed")
+    else:
+        from benchmarks.llama_cpp_model import llama_cpp_model
+
+        file = place / f"model-{name}.gguf"
+        convert(model, file, Conversion(form="gguf"), lambda *_: None)
+        found["llama.cpp"] = _adapted(settings, llama_cpp_model(file, tokenizer, jax_model.config.max_seq_len), place)
     return found
 
 

@@ -83,8 +83,7 @@ def train_tokenizer(
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
             split_digits=True,
-            # In tokenizer.json a special token differs from its spelling only if its characters are pieces.
-            required_chars="".join(sorted(set("".join((*special, *BYTE_PIECES))))) if model_type == "unigram" else "",
+            required_chars=_required_characters(special, model_type),
             control_symbols=control,
             unk_id=0,
             bos_id=1,
@@ -101,6 +100,19 @@ def train_tokenizer(
         raise ValueError(_reason(str(error), vocab_size)) from error
     trained = model.getvalue()
     return SentencePieceTokenizer(trained if model_type == "bpe" else _round_scores(trained))
+
+
+def _required_characters(special: Sequence[str], model_type: str) -> str:
+    """Return the characters that are pieces whatever the corpus holds.
+
+    Without a piece for the space, which a corpus may lack, sentencepiece spells a space in bytes of another character
+    than tokenizer.json does. In a unigram tokenizer.json a special token differs from its spelling only if its
+    characters are pieces.
+    """
+    characters = {SPACE_MARKER}
+    if model_type == "unigram":
+        characters.update("".join((*special, *BYTE_PIECES)))
+    return "".join(sorted(characters))
 
 
 def sample_texts(texts: Iterable[str], size_bytes: int) -> list[str]:

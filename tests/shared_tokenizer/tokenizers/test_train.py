@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared_tokenizer.load import load_tokenizer
 from shared_tokenizer.tokenizers.train import (
     PIECE_CHARACTERS,
     SMALLEST_VOCAB,
@@ -132,3 +133,13 @@ def test_a_huge_text_neither_fills_the_sample_nor_is_left_out():
     assert 1_500_000 < sum(len(piece.encode()) for piece in sample) <= 2_000_000
     with pytest.raises(ValueError, match="size_bytes: found 0, expected at least 1"):
         sample_texts(["a"], 0)
+
+
+@pytest.mark.parametrize(("model_type", "vocab_size"), [("bpe", 289), ("unigram", 320)])
+def test_a_corpus_without_spaces_gives_a_tokenizer_that_writes_them(model_type, vocab_size, tmp_path):
+    sums = [f"{a}+{b}={a + b}" for a in range(60) for b in range(60)]
+    trained = train_tokenizer(sums, vocab_size, model_type=model_type)
+    trained.save(tmp_path)
+    read = load_tokenizer(tmp_path)
+    assert read.fingerprint == trained.fingerprint
+    assert read.decode(read.encode("1 2  x")) == "1 2  x" and len(read.encode("1 2")) == 3

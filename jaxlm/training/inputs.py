@@ -8,8 +8,8 @@ import contextlib
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from rich.console import Console
@@ -84,7 +84,7 @@ def open_sets(config: TrainConfig, mesh: Mesh) -> DataSets:
     return _open_sets(config, config.seq_len, verify=config.verify_data)
 
 
-def _check_offload(config: TrainConfig, device: jax.Device) -> None:
+def _check_offload(config: TrainConfig, device: Any) -> None:
     """Raise ValueError where the optimizer's state cannot be in the memory of the host."""
     if config.offload is None:
         return

@@ -8,7 +8,7 @@ RUN := runs/$(shell date +%Y%m%d-%H%M%S)
 endif
 ARGS ?=
 
-.PHONY: setup data train test faults witness gguf-test lint bench docs
+.PHONY: setup data train test integration faults witness gguf-test lint bench docs
 
 setup: $(VENV)/.dev
 
@@ -43,7 +43,11 @@ train: data
 	$(BIN)/python scripts/same_text.py --run $(RUN)
 
 test: setup
-	$(BIN)/python -m pytest tests --ignore tests/witness --durations 10
+	$(BIN)/python -m pytest tests --ignore tests/witness --ignore tests/integration --ignore tests/faults --durations 10
+
+# Whole commands in processes of their own: killed, resumed, several at once, attacked.
+integration: setup
+	$(BIN)/python -m pytest tests/integration tests/faults --durations 10
 
 # Kills, signals, flipped bits, full disks and damaged files, until MINUTES are over (docs/reliability.md).
 # make faults ONLY="kill train" TRIAL=7 repeats one trial.

@@ -40,6 +40,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("patient")
 
+# Each compiled program takes memory maps, of which Linux gives a process 65,530; beyond them XLA aborts.
+MAPS = Path("/proc/self/maps")
+MOST_MAPS = 30_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_maps() -> Iterator[None]:
+    """Forget compiled programs after a file of tests, where a process has many."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+
+
 # Few characters: a vocabulary of 300 leaves 24 to them and to what they make up. Others are written as bytes.
 TEXT = "def add(a, b):\n    return a + b\n\n"
 

@@ -148,7 +148,7 @@ def ask_wrongly(client: Client, rng: random.Random) -> str:
         "stop": ("", [1], ["a"] * 65, {}),
         "tools": ([{"type": "function"}],),
         "logprobs": (21, -1, "yes"),
-        "response_format": ({"type": "json_object"},),
+        "response_format": ({"type": "xml"}, "json", {"type": "json_schema"}),
         "stream": ("yes", 1),
         "unheard_of": (1, "x", [0]),
         "repetition_penalty": (0, 11, "1"),

@@ -132,7 +132,7 @@ def test_a_signal_at_the_end_of_the_process_does_not_disturb_it(tmp_path):
 def test_help_shows_every_field_with_its_text():
     command = [sys.executable, "scripts/train_jax.py", "--help"]
     shown = " ".join(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
-    assert "Sequences per optimizer step, over all devices." in shown
+    assert "Sequences, or pairs of answers, per optimizer step, over all devices." in shown
     assert "--optimizer.learning_rate LEARNING_RATE Peak learning rate." in shown
 
 

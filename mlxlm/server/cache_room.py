@@ -45,7 +45,9 @@ def cache_room(model: LanguageModel, prompt_cache_bytes: int, memory_bytes: int 
     """Return the room beside a model that is in memory and the caches of earlier prompts, on this machine."""
     memory = device_bytes() if memory_bytes is None else memory_bytes
     cache: list[Any] = model.make_cache()
-    model(mx.array([[0]]), cache)  # never computed: only shapes and dtypes are read
+    # Computed, though only shapes and dtypes are read: what a model keeps of its first call, such as frequencies, could
+    # otherwise not be computed by the engine's thread, as arrays belong to the streams of the thread that made them.
+    mx.eval(model(mx.array([[0]]), cache))
     states = [layer for layer in cache if isinstance(layer, ArraysCache)]
     keys = [layer for layer in cache if not isinstance(layer, ArraysCache)]
     tokens = sum(array.nbytes // array.shape[2] for layer in keys for array in (layer.keys, layer.values))

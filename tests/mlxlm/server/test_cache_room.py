@@ -1,6 +1,8 @@
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from jaxlm.common.openai_api.reply_text import ReplyText
@@ -65,3 +67,12 @@ def test_texts_wait_for_room_and_one_that_is_too_large_runs_alone(models, tokeni
 
     assert asyncio.run(ask()) == [10, 10, 10, 10, 120, 10]
     assert most > 1
+
+
+@pytest.mark.parametrize("variant", ["ternary", "mlgru"])
+def test_another_thread_computes_with_the_model_afterwards(tokenizer, tmp_path, variant):
+    model = open_model(tmp_path / variant, tokenizer, variant)  # which nothing has computed with
+    cache_room(model, 0)
+    with ThreadPoolExecutor(1) as thread:
+        found = thread.submit(lambda: np.array(model(mx.array([[1, 2]])))).result()
+    assert found.shape[:2] == (1, 2) and np.isfinite(found).all()

@@ -43,11 +43,11 @@ train: data
 	$(BIN)/python scripts/same_text.py --run $(RUN)
 
 test: setup
-	$(BIN)/python -m pytest tests --ignore tests/witness --ignore tests/integration --ignore tests/faults --durations 10
+	$(BIN)/python -m pytest tests --ignore tests/witness -m "not whole" --durations 10
 
-# Whole commands in processes of their own: killed, resumed, several at once, attacked.
+# Whole runs and commands: examples, many devices, killed, resumed, several at once, attacked.
 integration: setup
-	$(BIN)/python -m pytest tests/integration tests/faults --durations 10
+	$(BIN)/python -m pytest tests --ignore tests/witness -m whole --durations 10
 
 # Kills, signals, flipped bits, full disks and damaged files, until MINUTES are over (docs/reliability.md).
 # make faults ONLY="kill train" TRIAL=7 repeats one trial.

@@ -40,6 +40,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("patient")
 
+_WHOLE = ("integration", "faults")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of whole commands, by their folder."""
+    for item in items:
+        if Path(item.path).relative_to(Path(__file__).parent).parts[0] in _WHOLE:
+            item.add_marker("whole")
+
+
 # Each compiled program takes memory maps, of which Linux gives a process 65,530; beyond them XLA aborts.
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 30_000

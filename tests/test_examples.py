@@ -16,6 +16,8 @@ import yaml
 from tests.conftest import TEXT
 from tests.pages import ROOT, read_command
 
+pytestmark = pytest.mark.whole
+
 TINY_MODEL = {
     "model.hidden_size": 32,
     "model.intermediate_size": 32,

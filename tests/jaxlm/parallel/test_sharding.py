@@ -11,6 +11,8 @@ from jaxlm.parallel.mesh import MeshConfig, check_batch, check_model
 from jaxlm.parallel.sharding import batch_share
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.whole
+
 ROOT = Path(__file__).parents[3]
 
 

@@ -17,6 +17,8 @@ from jaxlm.rl.rl_trainer import train_rl
 from shared_tokenizer.manifest import verify_manifest
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.whole
+
 VERIFIER = """
 import pathlib
 calls = 0

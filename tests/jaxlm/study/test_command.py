@@ -16,6 +16,8 @@ from jaxlm.training.train_config import TrainConfig
 from jaxlm.training.trainer import train
 from tests.conftest import prepare_texts
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory, tokenizer):

@@ -45,7 +45,7 @@ class RunResult:
     curve: list[tuple[int, float]] = field(repr=False)
     """Tokens seen and held-out bits per byte at each evaluation."""
     evaluation: dict[str, Any] | None = field(default=None, repr=False)
-    """What `jaxlm evaluate --json` wrote, if the study evaluates."""
+    """Numbers of `jaxlm evaluate --json`, if the study evaluates."""
 
 
 def read_result(job: Job) -> RunResult:

@@ -39,7 +39,7 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What a step of a run is compiled for, whatever its sizes."""
+    """Parts of a step that are the same for all sizes of a run."""
 
     objective: Objective
     example: Example

@@ -53,7 +53,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Kind:
-    """What sets programs apart: the phase of quantization and the length of the sequences."""
+    """Key of a compiled program: the phase of quantization and the length of the sequences."""
 
     phase: Phase
     length: int

@@ -27,7 +27,7 @@ class _Text:
     raw: RawLogits | None
     """The logits before they were processed; None where nothing changes them."""
     processors: "_Guarded | None"
-    """What changes the logits."""
+    """Functions that change the logits."""
 
 
 class _Guarded:

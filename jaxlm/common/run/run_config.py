@@ -205,7 +205,7 @@ class RunConfig(StepsConfig):
 
     @property
     def distillation(self) -> Distillation:
-        """What is learned from the teacher."""
+        """Settings of the distillation from the teacher."""
         return Distillation(
             self.teacher_weight,
             self.teacher_temperature,

@@ -1,4 +1,4 @@
-"""What is known of a request once it is answered, or its client has left."""
+"""The facts of a request once it is answered, or its client has left."""
 
 import time
 from collections.abc import Callable, Sequence

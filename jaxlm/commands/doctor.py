@@ -114,7 +114,7 @@ def _training() -> list[tuple[str, str]]:
     from jaxlm.common.architecture.presets import preset
     from jaxlm.ops.attention import choose_kernel
     from jaxlm.ops.cpu import compiler_options, has_vnni
-    from jaxlm.training.resolve import activation_dtype, choose_remat
+    from jaxlm.training.resolve import activation_dtype, remat_forms
 
     device, model = jax.devices()[0], preset("ternary-25m")
     dtype = activation_dtype("auto", device)
@@ -126,7 +126,7 @@ def _training() -> list[tuple[str, str]]:
         ("int8 products", bytes_by),
         ("oneDNN", onednn),
         ("XLA_FLAGS", os.environ.get("XLA_FLAGS", "")),
-        ("remat", f"{choose_remat('auto', model, device)} for ternary-25m (--remat)"),
+        ("remat", f"the first that fits of {', '.join(remat_forms('auto', model))} (--remat)"),
     ]
 
 

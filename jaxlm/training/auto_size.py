@@ -1,11 +1,12 @@
-"""The sizes that a run leaves to its device: `--preset auto` and `--batch_size auto`.
+"""Settings that a run leaves to its device: `--preset auto`, `--batch_size auto` and `--remat auto`.
 
 They are chosen by compiling: the compiler knows the memory of a step, so nothing is allocated, and nothing crashes.
+Where a formula leaves no doubt that a step fits, it is not compiled for that.
 """
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from jaxlm.common.architecture.model_flops import model_flops
 from jaxlm.common.architecture.model_size import TOKENS_PER_PARAMETER
 from jaxlm.common.architecture.parameters import parameter_count
 from jaxlm.common.architecture.presets import PRESETS
+from jaxlm.common.architecture.training_memory import training_memory
 from jaxlm.common.run.run_directory import is_run_directory, read_run_config
 from jaxlm.parallel.distributed import least_of_all
 from jaxlm.parallel.mesh import check_model
@@ -26,7 +28,7 @@ from jaxlm.training.abstract_step import batch_of, step_of_run, with_shardings
 from jaxlm.training.device_memory import GIB, bytes_per_device, compiled_memory, free_bytes
 from jaxlm.training.objectives.choose import RunObjective
 from jaxlm.training.objectives.objective import Objective
-from jaxlm.training.resolve import resolve_model, training_model
+from jaxlm.training.resolve import activation_dtype, remat_forms, resolve_model, training_model
 from jaxlm.training.train_config import TrainConfig
 from shared_tokenizer.data.data_sets import DataSets
 from shared_tokenizer.data.examples import Example
@@ -34,6 +36,8 @@ from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 # Share of the free memory; the rest is for samples, programs and other work on the machine.
 _SHARE = 0.9
+# Share of the budget up to which the formula of a step's memory is trusted; its error is far below the rest.
+_SURE_SHARE = 0.5
 _MIB = 2**20
 
 
@@ -72,12 +76,13 @@ def choose_sizes(
     the batch in the fewest micro-batches that fit. A resumed run keeps its sizes. Raises ValueError where no step fits,
     or where the device does not report its memory.
     """
-    if "auto" not in (config.preset, config.batch_size):
+    if "auto" not in (config.preset, config.batch_size, config.remat):
         return config
     if config.resume and is_run_directory(Path(config.output_dir)):
         return _as_recorded(config)
-    extras = with_shardings(mesh, jax.tree.map(np.asarray, objective.read_extras()))
-    device = Device(mesh, _budget(), StepInputs(objective.function, sets.train[0][0], extras))
+    if "auto" not in (config.preset, config.batch_size):
+        return _choose_remat(config, sets, objective, mesh, log)
+    device = Device(mesh, _budget(), _step_inputs(sets, objective, mesh))
     candidates = _candidates(config, sets.tokenizer, device.mesh)
     larger = "there is none larger"
     for name, model_config in candidates.items():
@@ -88,7 +93,8 @@ def choose_sizes(
         if config.preset == "auto" and tokens_each < TOKENS_PER_PARAMETER and name != list(candidates)[-1]:
             larger = f"{name} would get {tokens_each:.3g}, expected {TOKENS_PER_PARAMETER}"
             continue
-        found = _split_to_fit(named, model_config, sequences, device)
+        fitting = (_split_to_fit(form, model_config, sequences, device) for form in _forms(named, model_config))
+        found = next((each for each in fitting if each is not None), None)
         if found is None:
             larger = f"{name} does not fit the device"
             continue
@@ -103,12 +109,71 @@ def choose_sizes(
                 f"{chosen.grad_accumulation_steps} micro-batch(es) of {micro_batch}: {nbytes / GIB:.2f} of "
                 f"{device.budget / GIB:.2f} GiB on each device"
             )
+        if config.remat == "auto":
+            log(_remat_line(chosen.remat, f"{nbytes / GIB:.2f} of {device.budget / GIB:.2f} GiB on each device"))
         return chosen
     raise ValueError(
         f"memory: found {device.budget / GIB:.2f} GiB for a run on each device, too little for the smallest step of "
-        f"{'every preset' if config.preset == 'auto' else config.preset}; set --remat blocks, a shorter seq_len, a "
-        "smaller preset or batch_size, or a larger --mesh.fsdp"
+        f"{'every preset' if config.preset == 'auto' else config.preset}; set "
+        f"{'' if config.remat in ('auto', 'blocks') else '--remat auto, '}a shorter seq_len, a smaller preset or "
+        "batch_size, or a larger --mesh.fsdp"
     )
+
+
+def _choose_remat(
+    config: TrainConfig, sets: DataSets, objective: RunObjective, mesh: Mesh, log: Callable[[str], None]
+) -> TrainConfig:
+    """Return the settings, whose sizes are given, with the fastest form of gradient checkpointing that fits.
+
+    Where none fits it is the smallest; the trainer refuses that step.
+    """
+    model_config = resolve_model(config, sets.tokenizer)
+    forms = list(_forms(config, model_config))
+    if (budget := _budget_if_known()) is None:
+        log(_remat_line(forms[0].remat, "the device does not report its memory"))
+        return forms[0]
+    if (nbytes := _surely_enough(config, model_config, mesh)) <= _SURE_SHARE * budget:
+        log(_remat_line(forms[0].remat, f"about {nbytes / GIB:.2f} of {budget / GIB:.2f} GiB on each device"))
+        return forms[0]
+    device = Device(mesh, budget, _step_inputs(sets, objective, mesh))
+    for form in forms:
+        nbytes = _step_bytes(form, model_config, device)
+        if nbytes <= budget:
+            log(_remat_line(form.remat, f"{nbytes / GIB:.2f} of {budget / GIB:.2f} GiB on each device"))
+            return form
+        log(f"remat auto: not {form.remat}, a step needs {nbytes / GIB:.2f} of {budget / GIB:.2f} GiB on each device")
+    return forms[-1]
+
+
+def _forms(config: TrainConfig, model_config: ModelConfig) -> Iterator[TrainConfig]:
+    """Yield the settings with each form of gradient checkpointing that they allow, the fastest first."""
+    for remat in remat_forms(config.remat, model_config):
+        yield replace(config, remat=remat)
+
+
+def _remat_line(remat: str, reason: str) -> str:
+    return f"remat auto: {remat}, the fastest that fits: {reason}"
+
+
+def _surely_enough(config: TrainConfig, model_config: ModelConfig, mesh: Mesh) -> float:
+    """Return the bytes of a step with `products` by the formula; infinite where it does not hold.
+
+    It holds for one device, and the state that several devices share is counted as if each had all of it.
+    """
+    if len(model_config.token_mixer) > 1 or config.objective not in ("next_token", "sft"):
+        return math.inf
+    rows = config.sequences_per_step // config.grad_accumulation_steps
+    activation_bytes = np.dtype(activation_dtype(config.dtype, mesh.devices.flat[0])).itemsize
+    each = -(-rows // (mesh.shape["data"] * mesh.shape["fsdp"]))
+    has_muon = config.optimizer.name == "muon"
+    return training_memory(model_config, each, config.seq_len, activation_bytes, has_muon=has_muon).total
+
+
+def _step_inputs(sets: DataSets, objective: RunObjective, mesh: Mesh) -> StepInputs:
+    extras = jax.tree.map(np.asarray, objective.read_extras())
+    if objective.reference is not None:
+        extras = {"reference": np.zeros((sets.train_examples, 2), np.float32)}
+    return StepInputs(objective.function, sets.train[0][0], with_shardings(mesh, extras))
 
 
 def suitable_batch(config: ModelConfig, seq_len: int, num_train_steps: int) -> float:
@@ -143,10 +208,12 @@ def largest_fitting(most: int, needed: Callable[[int], float], budget: float) ->
 
 
 def _as_recorded(config: TrainConfig) -> TrainConfig:
-    """Return the settings with the sizes that were chosen when the run began."""
+    """Return the settings with what was chosen when the run began."""
     recorded = read_run_config(Path(config.output_dir))
     if config.preset == "auto":
         config = replace(config, preset=recorded["preset"])
+    if config.remat == "auto":
+        config = replace(config, remat=recorded["remat"])
     if config.batch_size == "auto":
         names = ("batch_size", "grad_accumulation_steps")
         config = replace(config, **{name: recorded[name] for name in names})
@@ -155,11 +222,15 @@ def _as_recorded(config: TrainConfig) -> TrainConfig:
 
 def _budget() -> float:
     """Return the bytes that a run may need of each device, the same on every process."""
+    if (known := _budget_if_known()) is None:
+        raise ValueError("auto: found a device that does not say what memory it has; set preset and batch_size")
+    return known
+
+
+def _budget_if_known() -> float | None:
     free = [free_bytes(device) for device in jax.local_devices()]
     least = least_of_all(min(-1 if nbytes is None else nbytes // _MIB for nbytes in free))
-    if least < 0:
-        raise ValueError("auto: found a device that does not say what memory it has; set preset and batch_size")
-    return _SHARE * least * _MIB
+    return None if least < 0 else _SHARE * least * _MIB
 
 
 def _candidates(config: TrainConfig, tokenizer: Tokenizer, mesh: Mesh) -> dict[str, ModelConfig]:

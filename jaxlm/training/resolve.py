@@ -15,7 +15,6 @@ from jaxlm.common.help import hint_for
 from jaxlm.common.run.run_config import steps_of_epochs
 from jaxlm.model.language_model import LanguageModel, Remat
 from jaxlm.ops.attention import choose_kernel
-from jaxlm.ops.cpu import has_vnni
 from jaxlm.ops.gpu import compute_capability, is_ampere
 from jaxlm.training.train_config import TrainConfig
 from jaxlm.training.train_step import ALL_TERNARY
@@ -109,7 +108,7 @@ def training_model(config: TrainConfig, model: ModelConfig, device: Any) -> Lang
     """Return the model as it is trained on a device. Raises ValueError where the device cannot do it."""
     dtype = activation_dtype(config.dtype, device)
     kernel = choose_kernel(config.attention, dtype, model.head_dim, device) if model.has_attention else "xla"
-    return LanguageModel(model, dtype, config.unroll_layers, choose_remat(config.remat, model, device), kernel)
+    return LanguageModel(model, dtype, config.unroll_layers, remat_forms(config.remat, model)[0], kernel)
 
 
 def describe_model(model: LanguageModel) -> str:
@@ -119,11 +118,15 @@ def describe_model(model: LanguageModel) -> str:
     return f"{jnp.dtype(model.dtype).name}{scaled}{attention}, remat {model.remat}"
 
 
-def choose_remat(remat: Remat | Literal["auto"], model: ModelConfig, device: Any) -> Remat:
-    """Return the gradient checkpointing that a `remat` setting means for a model on a device."""
+def remat_forms(remat: Remat | Literal["auto"], model: ModelConfig) -> tuple[Remat, ...]:
+    """Return the forms of gradient checkpointing that a `remat` setting leaves open, the fastest first.
+
+    Without int8 inputs, `ternary` saves what `blocks` does.
+    """
     if remat != "auto":
-        return remat
-    return "ternary" if model.linear == "ternary" and device.platform == "cpu" and has_vnni() else "products"
+        return (remat,)
+    has_int8_inputs = model.linear == "ternary" and model.activation_bits is not None
+    return ("products", "ternary", "blocks") if has_int8_inputs else ("products", "blocks")
 
 
 def activation_dtype(name: str, device: Any) -> Any:

@@ -47,10 +47,10 @@ class TrainConfig(RunConfig):
     xla."""
     unroll_layers: bool = setting(False, group="devices")
     """Compile the layers one after another instead of as a loop: slower to compile, sometimes faster to run."""
-    remat: Remat | Literal["auto"] = setting("auto", group="devices")
+    remat: Remat | Literal["auto"] = setting("auto", group="devices", resumable=True)
     """Gradient checkpointing: none saves all activations; products saves the outputs of the linear layers and the
     int8 inputs of o_proj and down_proj; ternary saves the int8 inputs of ternary layers; blocks saves the inputs of
-    blocks only. The rest is recomputed. auto is ternary where int8 products are fast, else products."""
+    blocks only. The rest is recomputed. auto is the first of products, ternary and blocks, fastest first, that fits."""
     loss_chunks: int = setting(0, group="devices", at_least=0)
     """Chunks of the sequence that the loss is computed in, so that the logits of all tokens never exist; 0 picks as few
     as keep them small, 1 computes all at once."""

@@ -71,7 +71,7 @@ def _candidates(settings: TrainBenchmark, ternary: ModelConfig, dense: ModelConf
     shape, dtype = (settings.batch_size, settings.seq_len), settings.dtype
     candidates: dict[str, Setup] = {
         "jaxlm ternary": functools.partial(training_step, ternary, *shape, dtype=dtype),
-        "jaxlm ternary, --remat products": functools.partial(training_step, ternary, *shape, "products", dtype),
+        "jaxlm ternary, --remat ternary": functools.partial(training_step, ternary, *shape, "ternary", dtype),
         "jaxlm float": functools.partial(training_step, dense, *shape, dtype=dtype),
     }
     for config, kind in ((ternary, "bitnet"), (dense, "fake")):

@@ -14,7 +14,7 @@ from jaxlm.model.language_model import LanguageModel, Remat
 from jaxlm.ops.attention import choose_kernel
 from jaxlm.training.host_allocator import keep_freed_memory, release_freed_memory
 from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
-from jaxlm.training.resolve import choose_remat
+from jaxlm.training.resolve import remat_forms
 from jaxlm.training.train_step import init_state, make_train_step
 from shared_tokenizer.data.examples import Example
 
@@ -44,7 +44,7 @@ def compiled_step(
     optimizer, schedule = make_optimizer(recipe, 10**6), learning_rate_schedule(recipe, 10**6)
     device = jax.devices()[0]
     kernel = choose_kernel("auto", dtype, config.head_dim, device)
-    remat = remat or choose_remat("auto", config, device)
+    remat = remat or remat_forms("auto", config)[0]
     model = LanguageModel(config, jnp.dtype(dtype), remat=remat, attention=kernel)
     state = jax.jit(lambda: init_state(model, optimizer, 0))()
     batch = example_batch(config.vocab_size, batch_size, seq_len)

@@ -96,7 +96,8 @@ def test_the_batch_that_suits_a_run_follows_the_law():
 def test_a_batch_is_split_into_the_largest_micro_batches_that_fit(monkeypatch, settings):
     has_free(monkeypatch, 2 * GIB)  # 9/10 of it are given to the run: 8 sequences and not 9
     asked = needs(monkeypatch, of_micro_batch)
-    chosen, [said] = choose(**settings, batch_size="auto", model=SHAPE)
+    chosen, [said, of_remat] = choose(**settings, batch_size="auto", model=SHAPE)
+    assert chosen.remat == "products" and of_remat.startswith("remat auto: products")
     model = resolve_model(chosen, open_sets(chosen, make_mesh(chosen.mesh)).tokenizer)
     wanted = round(suitable_batch(model, 32, 1000) / 32)
     parts, rows = chosen.grad_accumulation_steps, chosen.sequences_per_step // chosen.grad_accumulation_steps
@@ -115,8 +116,10 @@ def test_what_fits_nowhere_is_refused(monkeypatch, settings):
     needs(monkeypatch, of_micro_batch)
     with pytest.raises(ValueError, match=r"memory: found 0.90 GiB .* too little for the smallest step of ternary-tiny"):
         choose(**settings, batch_size="auto")
-    with pytest.raises(ValueError, match=r"too little for the smallest step of every preset; set --remat blocks"):
+    with pytest.raises(ValueError, match=r"too little for the smallest step of every preset; set a shorter seq_len"):
         choose(**settings, preset="auto")
+    with pytest.raises(ValueError, match=r"smallest step of ternary-tiny; set --remat auto, a shorter seq_len"):
+        choose(**settings, batch_size="auto", remat="products")
     has_free(monkeypatch, None)
     with pytest.raises(ValueError, match="found a device that does not say what memory it has; set preset and batch"):
         choose(**settings, preset="auto")
@@ -135,7 +138,7 @@ def test_the_largest_preset_that_fits_and_that_the_tokens_suffice_for(monkeypatc
     has_free(monkeypatch, int(gib * GIB))
     sizes = {"ternary-tiny": 0.1, "ternary-5m": 0.2, "ternary-25m": 0.5}
     needs(monkeypatch, lambda config, model: GIB * sizes.get(config.preset, 50))
-    chosen, [said] = choose(**settings | {"num_train_steps": steps}, preset="auto")
+    chosen, [said] = choose(**settings | {"num_train_steps": steps}, preset="auto", remat="products")
     assert (chosen.preset, chosen.batch_size) == (expected, 16)
     assert said.startswith(f"preset auto: {expected}, ") and why in said
 
@@ -162,6 +165,47 @@ def test_a_run_that_is_resumed_keeps_its_sizes(monkeypatch, settings):
     assert again == dataclasses.replace(chosen, resume=True) and said == []
     with open_run(again, model):
         pass
+
+
+def of_form(config, model):
+    return GIB * {"products": 3, "ternary": 2, "blocks": 1}[config.remat]
+
+
+@pytest.mark.parametrize(
+    ("gib", "linear", "expected", "reason"),
+    [
+        (2.5, "ternary", "ternary", "remat auto: not products, a step needs 3.00 of 2.25 GiB on each device"),
+        (2.5, "dense", "blocks", "remat auto: blocks, the fastest that fits: 1.00 of 2.25 GiB on each device"),
+        (1.5, "ternary", "blocks", "remat auto: not ternary, a step needs 2.00 of 1.35 GiB on each device"),
+        (0.5, "ternary", "blocks", "remat auto: not blocks, a step needs 1.00 of 0.45 GiB on each device"),
+    ],
+)
+def test_checkpointing_takes_the_fastest_form_that_fits(monkeypatch, settings, gib, linear, expected, reason):
+    has_free(monkeypatch, int(gib * GIB))
+    monkeypatch.setattr(jaxlm.training.auto_size, "_surely_enough", lambda *_: math.inf)
+    needs(monkeypatch, of_form)
+    chosen, said = choose(**settings, model=SHAPE | {"linear": linear})
+    assert chosen.remat == expected and reason in said
+
+
+def test_where_memory_is_not_short_nothing_is_compiled(monkeypatch, settings):
+    has_free(monkeypatch, GIB)
+    asked = needs(monkeypatch, of_form)
+    chosen, [said] = choose(**settings, model=SHAPE)
+    assert (chosen.remat, asked) == ("products", [])
+    assert said.startswith("remat auto: products, the fastest that fits: about 0.0")
+    # A pattern of token mixers has no formula.
+    choose(**settings, model=SHAPE | {"token_mixer": ["mlgru", "attention"]})
+    assert asked
+    has_free(monkeypatch, None)
+    assert choose(**settings, model=SHAPE)[1] == [
+        "remat auto: products, the fastest that fits: the device does not report its memory"
+    ]
+
+
+def test_a_given_form_of_checkpointing_is_taken(settings):
+    chosen, said = choose(**settings, remat="blocks")
+    assert (chosen.remat, said) == ("blocks", [])
 
 
 def test_the_compiler_is_asked(settings):

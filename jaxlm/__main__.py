@@ -14,6 +14,7 @@ COMMANDS = {
     "train-rl": ("jaxlm.rl.command:main", "a model and rewards for its answers -> model"),
     "write-task": ("jaxlm.commands.write_task:main", "a task that train-rl has -> texts to pre-train on, prompts"),
     "runs": ("jaxlm.commands.runs:main", "list runs with their state and loss"),
+    "report": ("jaxlm.common.trackers.command:main", "send a run to TensorBoard, Weights & Biases or Trackio"),
     "study": ("jaxlm.study.command:main", "training runs that answer a question, compared with intervals"),
     "generate": ("jaxlm.commands.generate:main", "text from a model"),
     "evaluate": ("jaxlm.commands.evaluate:main", "loss, perplexity and bits per byte of models on the same text"),

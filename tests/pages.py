@@ -28,6 +28,7 @@ FOREIGN_FLAGS = {
     "apply_chat_template",
     "backend",
     "check",
+    "logdir",
     "trust-remote-code",
     "xla_force_host_platform_device_count",
 }

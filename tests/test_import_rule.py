@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxlm.common.tracker_names import TRACKERS
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("shared_tokenizer", "jaxlm", "mlxlm", "scripts")
 MOST_FILES = 15
@@ -85,6 +87,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "jaxlm.common.architecture",
         "jaxlm.common.objectives",
     ),
+    "jaxlm.common.trackers": ("shared_tokenizer.*", "jaxlm.common", "jaxlm.common.run"),
     "jaxlm.common.known_answers": ("jaxlm.common.architecture", "jaxlm.common.run"),
     "jaxlm.common.grammar": ("shared_tokenizer.sandbox", "shared_tokenizer.tokenizers"),
     "jaxlm.common.openai_api": ("shared_tokenizer.*", "jaxlm.common", "jaxlm.common.grammar"),
@@ -256,11 +259,17 @@ def test_the_table_allows_nothing_that_is_not_used(room):
     assert not idle, f"{room} does not import {', '.join(idle)}: take it out of the table"
 
 
+# Each needs a package that no extra but its own installs, and is imported where it is chosen.
+CHOSEN = tuple(f"jaxlm.common.trackers.{name}_tracker" for name in TRACKERS)
+
+
 def run_with_blocked(blocked: tuple[str, ...], packages: tuple[str, ...]) -> None:
     modules = [
         name
         for name in MODULES
-        if any(f"{name}.".startswith(f"{package}.") for package in packages) and not name.endswith("__main__")
+        if any(f"{name}.".startswith(f"{package}.") for package in packages)
+        and not name.endswith("__main__")
+        and name not in CHOSEN
     ]
     assert modules
     program = (
@@ -274,12 +283,12 @@ def run_with_blocked(blocked: tuple[str, ...], packages: tuple[str, ...]) -> Non
 
 
 def test_common_and_tokenizer_need_neither_jax_nor_mlx():
-    run_with_blocked(("jax", "flax", "mlx", "mlx_lm"), ("jaxlm.common", "shared_tokenizer"))
+    run_with_blocked(("jax", "flax", "mlx", "mlx_lm", *TRACKERS), ("jaxlm.common", "shared_tokenizer"))
 
 
 def test_mlx_needs_no_jax():
-    run_with_blocked(("jax", "flax", "optax", "orbax"), ("mlxlm",))
+    run_with_blocked(("jax", "flax", "optax", "orbax", *TRACKERS), ("mlxlm",))
 
 
 def test_jax_needs_no_mlx():
-    run_with_blocked(("mlx", "mlx_lm", "transformers"), ("jaxlm",))
+    run_with_blocked(("mlx", "mlx_lm", "transformers", *TRACKERS), ("jaxlm",))

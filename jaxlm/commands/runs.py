@@ -10,11 +10,8 @@ from rich.table import Table
 from jaxlm.common.command_line import make_console
 from jaxlm.common.run.complete_checkpoints import checkpoint_steps
 from jaxlm.common.run.metrics_log import read_metrics
-from jaxlm.common.run.run_directory import CONFIG, LOCK, RunDirectory, read_settings
+from jaxlm.common.run.run_directory import LOCK, SETTINGS_FILES, RunDirectory, read_settings
 from shared_tokenizer.settings import setting
-
-# The settings files of a training run and of a fine-tuning run.
-_SETTINGS = (CONFIG, "finetune.yaml")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +66,7 @@ def main(config: RunsConfig) -> None:
 
 def list_runs(root: Path) -> list[RunSummary]:
     """Return the runs below a folder, sorted by path."""
-    files = sorted(path for name in _SETTINGS for path in root.rglob(name) if path.is_file())
+    files = sorted(path for name in SETTINGS_FILES for path in root.rglob(name) if path.is_file())
     return [summarize(path.parent, path.name) for path in files]
 
 

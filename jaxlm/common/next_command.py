@@ -17,6 +17,7 @@ SCRIPTS = {
     "convert": "convert.py",
     "new-model": "new_model.py",
     "doctor": "doctor.py",
+    "report": "report.py",
 }
 _MLX = "mlx-"
 

@@ -24,6 +24,7 @@ from jaxlm.common.run.same_run import check_same_settings, fixed_settings
 from jaxlm.common.run.stop_request import StopRequested
 from jaxlm.common.run.training_loop import train_steps, write_event, write_sample
 from jaxlm.common.run.training_report import ReportPlan, TrainingReport
+from jaxlm.common.trackers.trackers import Trackers, open_trackers
 from jaxlm.ops.ternary_linear import Params, quantize_params, ternarize, with_ternary
 from jaxlm.parallel.mesh import MeshConfig, describe_mesh, make_mesh
 from jaxlm.parallel.sharding import place
@@ -74,8 +75,11 @@ def train_rl(config: RLConfig) -> bool:
     with contextlib.ExitStack() as stack:
         inputs = open_rl_inputs(config, console, stack)
         checkpoints = stack.enter_context(contextlib.closing(_open_checkpoints(inputs, console)))
+        trackers = stack.enter_context(
+            open_trackers(config.report_to, inputs.run, RLConfig.settings_file, console.print)
+        )
         stack.enter_context(jax.set_mesh(mesh))
-        return _train(inputs, checkpoints, console)
+        return _train(inputs, checkpoints, trackers, console)
 
 
 def _open_checkpoints(inputs: RLInputs, console: Console) -> Checkpoints:
@@ -99,14 +103,14 @@ def _open_checkpoints(inputs: RLInputs, console: Console) -> Checkpoints:
     )
 
 
-def _train(inputs: RLInputs, checkpoints: Checkpoints, console: Console) -> bool:
+def _train(inputs: RLInputs, checkpoints: Checkpoints, trackers: Trackers, console: Console) -> bool:
     """Do all steps that are left. Returns False where a stop was asked for."""
     config, run = inputs.config, None
     try:
         if not (inputs.run.tokenizer.is_dir() and any(inputs.run.tokenizer.iterdir())):
             with sealed_directory(inputs.run.tokenizer) as directory:
                 inputs.tokenizer.save(directory)
-        run = _Run(inputs, checkpoints, console)
+        run = _Run(inputs, checkpoints, trackers, console)
         write_event(inputs.run, f"training from step {int(run.state.step)} to {config.total_steps}")
         if run.first_step == 1:
             run.evaluate(0)
@@ -136,7 +140,7 @@ def _train(inputs: RLInputs, checkpoints: Checkpoints, console: Console) -> bool
 class _Run:
     """The state between two steps, and what is done there (see `TrainingRun` in jaxlm/common/run/training_loop.py)."""
 
-    def __init__(self, inputs: RLInputs, checkpoints: Checkpoints, console: Console):
+    def __init__(self, inputs: RLInputs, checkpoints: Checkpoints, trackers: Trackers, console: Console):
         self._inputs, self._checkpoints, self._console = inputs, checkpoints, console
         self._mesh = jax.sharding.get_mesh()
         config, model = inputs.config, inputs.model
@@ -159,7 +163,9 @@ class _Run:
         self.first_step = first + 1
         tokens = config.samples_per_step * inputs.length
         plan = ReportPlan(config.total_steps, config.log_every_steps, tokens, tokens * inputs.source.steps_per_epoch)
-        self.report = TrainingReport(plan, inputs.run, first, lambda: checkpoints.latest, console, draw_rewards)
+        self.report = TrainingReport(
+            plan, inputs.run, first, lambda: checkpoints.latest, console, draw_rewards, trackers
+        )
 
     def take_step(self, step: int) -> Mapping[str, SupportsFloat]:
         self._checkpoints.poll()

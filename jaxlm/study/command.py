@@ -10,6 +10,7 @@ from rich.console import Console
 
 from jaxlm.common.command_line import make_console
 from jaxlm.common.run.training_report import duration
+from jaxlm.common.tracker_names import check_trackers
 from jaxlm.study.report import RESULTS, terminal_table, write_report
 from jaxlm.study.results import RunResult, read_result, read_results
 from jaxlm.study.study import Study, read_study
@@ -32,9 +33,14 @@ class StudyConfig:
     """Folder of the run directories; by default runs/ and the name of the study."""
     results_dir: str | None = None
     """Folder for results.json, the table and the pictures; by default the study's file without its ending."""
+    report_to: list[str] = setting(factory=list)
+    """Trackers that get the runs too: tensorboard, wandb, trackio, or several of them."""
     executor: Literal["local", "ray", "slurm"] = "local"
     """local does one run after another here; ray one on each worker of a running Ray cluster; slurm those of this task
     of a job array, as sbatch --array starts it. Workers must see the same files."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "report_to", check_trackers(self.report_to))
 
 
 def main(config: StudyConfig) -> None:
@@ -45,7 +51,7 @@ def main(config: StudyConfig) -> None:
     runs = Path(config.output_dir or Path("runs") / study.name).absolute()
     results = Path(config.results_dir) if config.results_dir else path.with_suffix("")
     refuse_inside_sealed(results)
-    jobs = [Job(run, runs) for run in study.runs()]
+    jobs = [Job(run, runs, tuple(config.report_to)) for run in study.runs()]
     for job in jobs:
         job.run.check(runs)
     console.print(

@@ -31,6 +31,8 @@ class Job:
 
     run: StudyRun
     runs: Path
+    report_to: tuple[str, ...] = ()
+    """Trackers that the training reports to."""
 
     @property
     def directory(self) -> Path:
@@ -58,8 +60,10 @@ def do_run(job: Job) -> float:
         settings = job.run.settings(job.runs)
         job.settings_file.parent.mkdir(parents=True, exist_ok=True)
         write_file(job.settings_file, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode())
-        resume = ["--resume", "true"] if (job.directory / CONFIG).is_file() else []
-        error = _timed(job, "train", ["--config", str(job.settings_file), *resume])
+        flags = ["--resume", "true"] if (job.directory / CONFIG).is_file() else []
+        if job.report_to:
+            flags += ["--report_to", ",".join(job.report_to)]
+        error = _timed(job, "train", ["--config", str(job.settings_file), *flags])
         if error is not None:
             if not error.startswith("step "):  # so begins what the trainer says of a run that diverges
                 raise ValueError(f"{job.directory}: {error}")

@@ -22,6 +22,7 @@ from jaxlm.common.run.stop_request import StopRequested
 from jaxlm.common.run.summary import run_table
 from jaxlm.common.run.training_loop import sample_settings, train_steps, write_event, write_sample
 from jaxlm.common.run.training_report import ReportPlan, TrainingReport
+from jaxlm.common.trackers.trackers import Trackers, open_trackers
 from jaxlm.evaluate import evaluate
 from jaxlm.generate import generate
 from jaxlm.parallel.distributed import SharedStop, all_or_none, is_first
@@ -62,8 +63,10 @@ def train(config: TrainConfig) -> bool:
         resolved = all_or_none(lambda: choose_sizes(with_steps, sets, objective, mesh, console.print))
         inputs = all_or_none(lambda: open_inputs(resolved, sets, objective, mesh, console, stack))
         checkpoints = stack.enter_context(contextlib.closing(_open_checkpoints(inputs, console)))
+        run = inputs.run if is_first() else None
+        trackers = stack.enter_context(open_trackers(config.report_to, run, TrainConfig.settings_file, console.print))
         stack.enter_context(jax.set_mesh(inputs.mesh))
-        return _train(inputs, checkpoints, console)
+        return _train(inputs, checkpoints, trackers, console)
 
 
 def _open_checkpoints(inputs: TrainingInputs, console: Console) -> Checkpoints:
@@ -87,7 +90,7 @@ def _open_checkpoints(inputs: TrainingInputs, console: Console) -> Checkpoints:
     )
 
 
-def _train(inputs: TrainingInputs, checkpoints: Checkpoints, console: Console) -> bool:
+def _train(inputs: TrainingInputs, checkpoints: Checkpoints, trackers: Trackers, console: Console) -> bool:
     """Do all steps that are left. Returns False where a stop was asked for."""
     config, stop, run = inputs.config, SharedStop(inputs.stop), None
     try:
@@ -95,7 +98,7 @@ def _train(inputs: TrainingInputs, checkpoints: Checkpoints, console: Console) -
         builder = ProgramBuilder(inputs, stop, console)
         console.print(f"{describe_mesh(inputs.mesh)}; {describe_model(builder.model)}")
         builder.check_device()
-        run = _Run(inputs, checkpoints, stop, builder.first_state(checkpoints), console)
+        run = _Run(inputs, checkpoints, stop, builder.first_state(checkpoints), trackers, console)
         run.program = builder.compile(run.state)
         _log_event(inputs, f"training from step {int(run.state.step)} to {config.total_steps}")
         train_steps(run, config, run.report, int(run.state.step) + 1, config.total_steps)
@@ -131,7 +134,13 @@ class _Run:
     program: Program
 
     def __init__(
-        self, inputs: TrainingInputs, checkpoints: Checkpoints, stop: SharedStop, state: TrainState, console: Console
+        self,
+        inputs: TrainingInputs,
+        checkpoints: Checkpoints,
+        stop: SharedStop,
+        state: TrainState,
+        trackers: Trackers,
+        console: Console,
     ):
         self.inputs, self.checkpoints, self.stop, self.console = inputs, checkpoints, stop, console
         self.state = state
@@ -141,7 +150,7 @@ class _Run:
             config.total_steps, config.log_every_steps, config.tokens_per_step, inputs.data.tokens_per_epoch
         )
         run = inputs.run if is_first() else None
-        self.report = TrainingReport(plan, run, first, lambda: checkpoints.latest, console)
+        self.report = TrainingReport(plan, run, first, lambda: checkpoints.latest, console, follower=trackers)
 
     def take_step(self, step: int) -> Mapping[str, SupportsFloat]:
         self.checkpoints.poll()

@@ -22,6 +22,7 @@ from jaxlm.common.run.stop_request import StopRequested
 from jaxlm.common.run.summary import run_table
 from jaxlm.common.run.training_loop import sample_settings, train_steps, write_event, write_sample
 from jaxlm.common.run.training_report import ReportPlan, TrainingReport
+from jaxlm.common.trackers.trackers import Trackers, open_trackers
 from mlxlm.adapters.adapter_directory import save_adapters
 from mlxlm.finetune.checkpoint import Checkpoints
 from mlxlm.finetune.finetune_config import FinetuneConfig
@@ -56,7 +57,9 @@ def finetune(config: FinetuneConfig) -> bool:
     with contextlib.ExitStack() as stack:
         inputs = open_inputs(config, console, stack)
         check_known_answers()
-        run = _Run(inputs, console)
+        tracked = inputs.run if is_first() else None
+        trackers = stack.enter_context(open_trackers(config.report_to, tracked, SETTINGS, console.print))
+        run = _Run(inputs, trackers, console)
         mx.reset_peak_memory()
         try:
             run.log_event(f"training from step {run.step.step} to {inputs.num_train_steps}")
@@ -80,7 +83,7 @@ def finetune(config: FinetuneConfig) -> bool:
 class _Run:
     """The state between two steps, and what is done there (see `TrainingRun` in jaxlm/common/run/training_loop.py)."""
 
-    def __init__(self, inputs: FinetuneInputs, console: Console):
+    def __init__(self, inputs: FinetuneInputs, trackers: Trackers, console: Console):
         config, model = inputs.config, inputs.model
         self.inputs, self.config, self.model, self.console = inputs, config, model, console
         model.grad_checkpoint = config.grad_checkpoint
@@ -97,7 +100,9 @@ class _Run:
             inputs.num_train_steps, config.log_every_steps, inputs.tokens_per_step, inputs.tokens_per_epoch
         )
         run = inputs.run if is_first() else None
-        self.report = TrainingReport(plan, run, self.step.step, lambda: self.checkpoints.latest, console)
+        self.report = TrainingReport(
+            plan, run, self.step.step, lambda: self.checkpoints.latest, console, follower=trackers
+        )
 
     def _held_out_sums(self, batch: Batch) -> tuple[Any, ...]:
         """Return the nats and tokens of a held-out batch, of pairs the sums of the objective."""

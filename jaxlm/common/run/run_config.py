@@ -13,6 +13,7 @@ from jaxlm.common.objectives.quantization_course import QuantizationCourse, quan
 from jaxlm.common.run.optimizer_config import OptimizerConfig, fit_warmup
 from jaxlm.common.run.run_directory import CONFIG, is_run_directory, recorded_settings
 from jaxlm.common.run.schedule_changes import ScheduleOnResume, check_schedule_changes, schedule_steps
+from jaxlm.common.tracker_names import check_trackers
 from shared_tokenizer.data.batches import Packing
 from shared_tokenizer.settings import check_bounds, check_unchanged, setting
 
@@ -49,6 +50,8 @@ class StepsConfig:
     """Steps between lines of metrics.jsonl."""
     eval_every_steps: int = setting(100, group="evaluation", basic=True, resumable=True, at_least=0)
     """Steps between evaluations on the held-out split; 0 evaluates only at the end."""
+    report_to: list[str] = setting(factory=list, group="evaluation", resumable=True)
+    """Trackers that get the metrics, samples and pictures too: tensorboard, wandb, trackio, or several of them."""
     sample_every_steps: int = setting(0, group="evaluation", resumable=True, at_least=0)
     """Steps between text samples; 0 samples only at the end."""
     checkpoint_every_steps: int = setting(200, group="checkpoints", resumable=True, at_least=0)
@@ -60,6 +63,7 @@ class StepsConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        object.__setattr__(self, "report_to", check_trackers(self.report_to))
         check_schedule_changes(self.schedule_changes)
 
     @property

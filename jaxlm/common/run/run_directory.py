@@ -14,11 +14,14 @@ from jaxlm.common.run.begun_files import holds_only_begun_files, remove_leftover
 from jaxlm.common.run.complete_checkpoints import checkpoint_fingerprints, checkpoint_steps, directory_id
 from jaxlm.common.run.identity import IDENTITY, RunIdentity, read_identity, write_identity
 from jaxlm.common.run.same_run import check_same_settings, check_settings_file
+from jaxlm.common.tracker_names import TRACKERS
 from shared_tokenizer.locks import LockedError, locked_file
 from shared_tokenizer.manifest import refuse_inside_sealed, write_file
 from shared_tokenizer.settings import resumable_fields, with_defaults, with_new_names
 
 CONFIG = "config.yaml"
+# The settings files of a training run and of a fine-tuning run.
+SETTINGS_FILES = (CONFIG, "finetune.yaml")
 LOCK = "run.lock"
 _NO_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
@@ -82,6 +85,14 @@ class RunDirectory:
 def is_run_directory(path: Path, settings_file: str = CONFIG) -> bool:
     """Return True if a directory holds the settings of a run."""
     return (path / settings_file).is_file()
+
+
+def settings_file_of(path: Path) -> str:
+    """Return the name of the settings file of a training or fine-tuning run. Raises ValueError where there is none."""
+    found = next((name for name in SETTINGS_FILES if (path / name).is_file()), None)
+    if found is None:
+        raise ValueError(f"{path}: found no {' and no '.join(SETTINGS_FILES)}, expected the directory of a run")
+    return found
 
 
 def read_settings(path: Path, settings_file: str = CONFIG) -> dict[str, Any]:
@@ -255,7 +266,7 @@ def _take_away(run: RunDirectory, settings_file: str, *, with_folder: bool) -> N
     """Remove what a start that was refused has written, and nothing else."""
     for path in (run.path / settings_file, run.path / IDENTITY, run.metrics, run.samples, run.log, run.path / LOCK):
         path.unlink(missing_ok=True)
-    for path in (run.checkpoints, run.tokenizer, run.data, run.reference):
+    for path in (run.checkpoints, run.tokenizer, run.data, run.reference, *(run.path / name for name in TRACKERS)):
         shutil.rmtree(path, ignore_errors=True)
     remove_leftovers(run.path, keep_data=False)
     if with_folder:

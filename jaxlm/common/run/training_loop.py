@@ -70,17 +70,26 @@ def sample_settings(config: RunConfig, step: int) -> Sampling:
 
 def write_sample(path: Path, step: int, text: str) -> None:
     """Add a text to a run's samples.txt, in place of those of this step and later ones that a resumed run repeats."""
+    kept = "".join(_block(before, said) for before, said in read_samples(path) if before < step)
+    write_file(path, f"{kept}{_block(step, text)}".encode())
+
+
+def read_samples(path: Path) -> list[tuple[int, str]]:
+    """Return the steps and texts of a run's samples.txt."""
     before = path.read_text("utf-8", "replace") if path.is_file() else ""
-    kept, last = "", 0
+    found: list[tuple[int, str]] = []
     for block in re.split(r"(?m)^(?==== step \d+$)", before):
-        found = re.match(r"=== step (\d+)\n", block)
+        head = re.match(r"=== step (\d+)\n", block)
         # A text may hold such a line too; the steps of the trainer rise.
-        if found and int(found[1]) > last:
-            if int(found[1]) >= step:
-                break
-            last = int(found[1])
-        kept += block
-    write_file(path, f"{kept}=== step {step}\n{text}\n".encode())
+        if head and int(head[1]) > (found[-1][0] if found else 0):
+            found.append((int(head[1]), block[head.end() :].removesuffix("\n")))
+        elif found:
+            found[-1] = (found[-1][0], f"{found[-1][1]}\n{block}".removesuffix("\n"))
+    return found
+
+
+def _block(step: int, text: str) -> str:
+    return f"=== step {step}\n{text}\n"
 
 
 def write_event(run: RunDirectory, text: str) -> None:

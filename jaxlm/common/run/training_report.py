@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsFloat
+from typing import Any, Protocol, SupportsFloat
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -33,6 +33,18 @@ class ReportPlan:
     """Tokens of one pass over the training data."""
 
 
+class Follower(Protocol):
+    """Gets every line of metrics.jsonl once it is written."""
+
+    def begin(self) -> None:
+        """Take up what the file holds: it is in order, and the first step is still to come."""
+        ...
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Take a line; of a step that had one already, what is new of it."""
+        ...
+
+
 def draw_losses(run: RunDirectory, lines: Sequence[dict[str, Any]]) -> None:
     """Draw loss.png of the lines of metrics.jsonl."""
     plot_losses(lines, run.loss_plot)
@@ -44,7 +56,7 @@ class TrainingReport:
     Speed is counted between the moments when steps are dispatched, less the pauses: the moment when numbers are read
     tells little, because some devices work while the next step is dispatched and others before. `metrics` and
     `loss_plot` are the files to write, None for none; `last_checkpoint` returns the step of the newest checkpoint, for
-    the message of a run that has diverged. `draw` draws the curves of a run.
+    the message of a run that has diverged. `draw` draws the curves of a run. `follower` gets the lines too.
     """
 
     def __init__(
@@ -55,9 +67,10 @@ class TrainingReport:
         last_checkpoint: Callable[[], int | None],
         console: Console,
         draw: Callable[[RunDirectory, Sequence[dict[str, Any]]], None] = draw_losses,
+        follower: Follower | None = None,
     ):
         self._plan, self._console, self._last_checkpoint = plan, console, last_checkpoint
-        self._run, self._draw = run, draw
+        self._run, self._draw, self._follower = run, draw, follower
         self._metrics = None if run is None else MetricsLog(run.metrics, first_step)
         if run is not None and self._metrics is not None:
             ends = self._metrics.last_step
@@ -78,6 +91,8 @@ class TrainingReport:
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
         """Count time as training and show the progress bar while entered."""
+        if self._follower is not None:
+            self._follower.begin()
         self._last_log = (self._last_log[0], time.perf_counter())
         self._next_plot = time.monotonic() + _FIRST_PLOT_SECONDS
         with self._progress:
@@ -215,6 +230,8 @@ class TrainingReport:
     def _write(self, line: dict[str, Any]) -> None:
         if self._metrics is not None:
             self._metrics.write(line)
+        if self._follower is not None:
+            self._follower.write(line)
 
 
 def duration(seconds: float) -> str:

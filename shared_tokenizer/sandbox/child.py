@@ -20,7 +20,7 @@ import jinja2.ext
 import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from shared_tokenizer.sandbox.child_loop import answer_requests
+from shared_tokenizer.sandbox.child_loop import answer_within_limits
 
 # Modules that jinja2 and Python import when a template needs them, which is after files are forbidden.
 IMPORTED_LATE = (encodings.unicode_escape, html, jinja2.debug, pprint, textwrap, unicodedata)
@@ -120,7 +120,7 @@ def main() -> None:
     for text in (r"{{ 'a\n' ~ 1 | tojson ~ strftime_now('%d') }}", "{{ 1 / 0 }}"):  # imports what rendering needs
         request = {"key": text, "template": text, "longest": 1, "chats": [{}]}
         answer(json.dumps(request).encode(), environment, templates)
-    answer_requests(lambda content: answer(content, environment, templates))
+    answer_within_limits(lambda content: answer(content, environment, templates))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The loop of an isolated child (`isolated`): a request from standard input, its answer to standard output.
+"""The loop of a child process (`child_process`): a request from standard input, its answer to standard output.
 
 It needs the standard library and `limits` alone, so that starting it is cheap.
 """
@@ -8,7 +8,7 @@ import signal
 import struct
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 from shared_tokenizer.sandbox.limits import limit_process
 
@@ -18,14 +18,18 @@ def limit_time(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
-def answer_requests(answer: Callable[[bytes], dict[str, Any]]) -> None:
-    """Answer requests until standard input ends: each in its time, and in that to read it.
+def answer_requests(
+    answer: Callable[[bytes], dict[str, Any]],
+    source: BinaryIO | None = None,
+    sink: BinaryIO | None = None,
+    *,
+    before: Callable[[int], None] = lambda length: None,
+) -> None:
+    """Answer requests until the source ends, by default standard input; `before` gets the length of each.
 
-    The arguments of the process are its limits: bytes of memory, seconds, bytes per second.
+    `child_process` tells the form of a message.
     """
-    memory_bytes, seconds, bytes_per_s = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
-    limit_process(memory_bytes)
-    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    source, sink = source or sys.stdin.buffer, sink or sys.stdout.buffer
     reply: dict[str, Any] = {"ready": True}
     while True:
         content = json.dumps(reply).encode()
@@ -35,5 +39,15 @@ def answer_requests(answer: Callable[[bytes], dict[str, Any]]) -> None:
         if len(head) < 4:
             return
         (length,) = struct.unpack(">I", head)
-        limit_time(seconds + length / bytes_per_s)
+        before(length)
         reply = answer(source.read(length))
+
+
+def answer_within_limits(answer: Callable[[bytes], dict[str, Any]]) -> None:
+    """Answer requests until standard input ends: each in its time, and in that to read it.
+
+    The arguments of the process are its limits: bytes of memory, seconds, bytes per second.
+    """
+    memory_bytes, seconds, bytes_per_s = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
+    limit_process(memory_bytes)
+    answer_requests(answer, before=lambda length: limit_time(seconds + length / bytes_per_s))

@@ -6,7 +6,7 @@ from typing import Any
 from llguidance import LLTokenizer
 
 from jaxlm.common.grammar.compiled import compile_grammar, grammar_tokenizer
-from shared_tokenizer.sandbox.child_loop import answer_requests
+from shared_tokenizer.sandbox.child_loop import answer_within_limits
 
 
 def answer(content: bytes, known: dict[str, LLTokenizer]) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def main() -> None:
     tiny = {"key": "", "tokens": ["", "a"], "special": [0], "ends": [0]}
     for request in (tiny, {"key": "", "grammar": 'start: "a"'}):  # imports what compiling needs
         answer(json.dumps(request).encode(), known)
-    answer_requests(lambda content: answer(content, known))
+    answer_within_limits(lambda content: answer(content, known))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""The process that `own_verifier` starts: it imports a function and calls it. It needs the standard library alone."""
+"""The process that `own_verifier` starts: it imports a function and calls it. It needs `child_loop` alone."""
 
 import importlib
 import importlib.util
 import json
 import math
 import os
-import struct
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from shared_tokenizer.sandbox.child_loop import answer_requests
 
 LONGEST_MESSAGE = 500
 
@@ -18,15 +19,14 @@ LONGEST_MESSAGE = 500
 def load(place: str, name: str) -> Callable[..., Any]:
     """Import a function from a file, or from a module by its name."""
     if place.endswith(".py"):
-        sys.path[0] = str(Path(place).resolve().parent)
+        sys.path.insert(0, str(Path(place).resolve().parent))
         spec = importlib.util.spec_from_file_location(Path(place).stem, place)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
     else:
-        sys.path[0] = os.getcwd()
-        sys.path.append(str(Path(__file__).resolve().parents[3]))  # for verifiers of this project
+        sys.path.insert(0, os.getcwd())
         module = importlib.import_module(place)
     function = getattr(module, name, None)
     if not callable(function):
@@ -57,22 +57,19 @@ def main(place: str, name: str) -> None:
     for descriptor in (0, 1):
         os.dup2(nowhere, descriptor)
     function: Callable[..., Any] | None = None
-    reply: dict[str, Any] = {}
-    while True:
-        content = json.dumps(reply).encode()
-        sink.write(struct.pack(">I", len(content)) + content)
-        sink.flush()
-        head = source.read(4)
-        if len(head) < 4:
-            return
-        request = json.loads(source.read(struct.unpack(">I", head)[0]))
+
+    def answer(content: bytes) -> dict[str, Any]:
+        nonlocal function
+        request = json.loads(content)
         try:
             if function is None:
-                function, reply = load(place, name), {}
-            else:
-                reply = as_reply(function(request["prompt"], request["answer"], request["row"]))
+                function = load(place, name)
+                return {}
+            return as_reply(function(request["prompt"], request["answer"], request["row"]))
         except BaseException as error:
-            reply = {"raised": describe(error)}
+            return {"raised": describe(error)}
+
+    answer_requests(answer, source, sink)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ import re
 import select
 import signal
 import string
-import struct
 import sys
 import time
 import typing
 
+from shared_tokenizer.sandbox.child_loop import answer_requests
 from shared_tokenizer.sandbox.limits import limit_process
 
 # What a program may import: no file can be opened in its process.
@@ -89,17 +89,12 @@ def _run(source: str, tests: list[str], write: int, memory_bytes: int) -> None:
 
 def main(memory_bytes: int, seconds: float) -> None:
     """Answer requests until standard input ends."""
-    source, sink = sys.stdin.buffer, sys.stdout.buffer
-    reply: dict[str, int] = {}
-    while True:
-        content = json.dumps(reply).encode()
-        sink.write(struct.pack(">I", len(content)) + content)
-        sink.flush()
-        head = source.read(4)
-        if len(head) < 4:
-            return
-        request = json.loads(source.read(struct.unpack(">I", head)[0]))
-        reply = {"passed": count_passed(request["source"], request["tests"], memory_bytes, seconds)}
+
+    def answer(content: bytes) -> dict[str, int]:
+        request = json.loads(content)
+        return {"passed": count_passed(request["source"], request["tests"], memory_bytes, seconds)}
+
+    answer_requests(answer)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ COMMANDS = {
     "new-model": ("jaxlm.commands.new_model:main", "a model of a wanted size: bytes, memory, flags"),
     "train": ("jaxlm.commands.train:main", "token shards -> model; --resume continues a run"),
     "train-rl": ("jaxlm.rl.command:main", "a model and rewards for its answers -> model"),
+    "store-teacher": ("jaxlm.training.store_teacher:main", "a teacher's likeliest tokens, which runs learn from"),
     "write-task": ("jaxlm.commands.write_task:main", "a task that train-rl has -> texts to pre-train on, prompts"),
     "runs": ("jaxlm.commands.runs:main", "list runs with their state and loss"),
     "report": ("jaxlm.common.trackers.command:main", "send a run to TensorBoard, Weights & Biases or Trackio"),

@@ -14,7 +14,7 @@ from jaxlm.common.architecture.packing import unpack
 from jaxlm.common.architecture.parameters import Parameter, parameters, scale_name
 from jaxlm.common.artifact.artifact import Artifact
 from jaxlm.model.layers import QuantizedRows
-from jaxlm.ops.ternary_linear import Params, TernaryWeight, ternarize_weight
+from jaxlm.ops.ternary_linear import Params, TernaryWeight, ternarize, ternarize_weight
 from jaxlm.parallel.distributed import to_host
 
 Weight = np.ndarray | TernaryWeight | QuantizedRows
@@ -54,6 +54,14 @@ def artifact_weights(artifact: Artifact) -> Weights:
 def artifact_params(artifact: Artifact) -> Params:
     """Return the parameter tree of an artifact: float leaves, and of a packed artifact ternary and int8 leaves too."""
     return stack_weights(artifact_weights(artifact), parameters(artifact.config))
+
+
+def frozen_params(artifact: Artifact) -> Params:
+    """Return `artifact_params` of a model that is not trained: its latent ternary matrices are quantized once."""
+    params = artifact_params(artifact)
+    if artifact.kind == "latent" and artifact.config.has_packed_form:
+        params = jax.jit(ternarize, static_argnums=1)(params, artifact.config)
+    return params
 
 
 def ternary_weights(weights: Weights, config: ModelConfig) -> Weights:

@@ -81,7 +81,14 @@ def open_sets(config: TrainConfig, mesh: Mesh) -> DataSets:
     _check_offload(config, mesh.devices.flat[0])
     if config.batch_size != "auto":
         check_batch(mesh, config.batch_size, config.grad_accumulation_steps)
-    return _open_sets(config, config.seq_len, verify=config.verify_data)
+    sets = _open_sets(config, config.seq_len, verify=config.verify_data)
+    taught = config.with_stored_teacher(sets, config.seq_len)
+    if taught is not sets and config.seq_len_schedule is not None:
+        raise ValueError(
+            f"seq_len_schedule: found with the stored teacher {config.teacher}, whose examples have one length; name "
+            "the teacher itself, or leave the schedule out"
+        )
+    return taught
 
 
 def _check_offload(config: TrainConfig, device: Any) -> None:

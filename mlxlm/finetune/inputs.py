@@ -244,7 +244,7 @@ def _open_data(
             f"data: shards were made with tokenizer {sets.tokenizer.fingerprint[:12]}..., expected the model's "
             f"{tokenizer.fingerprint[:12]}...; name the text itself, or prepare it with the model's tokenizer"
         )
-    return sets
+    return config.with_stored_teacher(sets, seq_len)
 
 
 def _prepare(

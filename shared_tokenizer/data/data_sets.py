@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shared_tokenizer.chat.template import read_chat_template
 from shared_tokenizer.data.batches import Packing, evaluation_batches, open_examples
-from shared_tokenizer.data.examples import Example, Examples, PackedDocuments
+from shared_tokenizer.data.examples import Example, Examples
 from shared_tokenizer.data.pairs import Pairs
 from shared_tokenizer.data.shards import MANIFEST, TOKENIZER, Split, TokenShards, read_manifest
 from shared_tokenizer.load import load_tokenizer
@@ -86,10 +86,10 @@ class DataSets:
     def packing_reports(self) -> list[str]:
         """Return one line of statistics per split that is packed or holds pairs."""
         return [
-            f"{directory} ({split}): {examples.report}"
+            f"{directory} ({split}): {report}"
             for split, sets in (("train", self.train), ("val", self.val))
             for directory, examples in zip(self.directories, sets, strict=True)
-            if isinstance(examples, PackedDocuments | Pairs)
+            if (report := getattr(examples, "report", None)) is not None
         ]
 
     def evaluation_batches(self, batch_size: int, max_batches: int) -> list[Example]:

@@ -13,7 +13,7 @@ MUCH_DROPPED = 0.05
 
 
 class Example(TypedDict):
-    """Arrays `[L]`, or `[B, L]` in a batch: all int32, but for `loss_mask`, bool.
+    """Arrays `[L]`, or `[B, L]` in a batch: all int32, but for `loss_mask`, bool, and floats of a teacher.
 
     Attention and recurrent state stay within a segment; positions count from its start.
     """
@@ -24,6 +24,10 @@ class Example(TypedDict):
     segment_ids: NotRequired[np.ndarray]  # left out where every row is one segment, which has faster kernels
     loss_mask: np.ndarray
     pair: NotRequired[np.ndarray]  # of a pair of rows `[2, L]` (see `pairs.Pairs`) its number, `[]`
+    # Of a stored teacher: its likeliest tokens `[L, k]`, their log-probabilities, and the others together `[L]`.
+    teacher_ids: NotRequired[np.ndarray]
+    teacher_log_probs: NotRequired[np.ndarray]
+    teacher_rest: NotRequired[np.ndarray]
 
 
 class Examples(Protocol):

@@ -10,11 +10,13 @@ import yaml
 from jaxlm.common.objectives.distillation import Distillation
 from jaxlm.common.objectives.preference import PREFERENCES, WITH_REFERENCE
 from jaxlm.common.objectives.quantization_course import QuantizationCourse, quantization_course
+from jaxlm.common.objectives.stored_teacher import is_stored_teacher, taught_sets
 from jaxlm.common.run.optimizer_config import OptimizerConfig, fit_warmup
 from jaxlm.common.run.run_directory import CONFIG, is_run_directory, recorded_settings
 from jaxlm.common.run.schedule_changes import ScheduleOnResume, check_schedule_changes, schedule_steps
 from jaxlm.common.tracker_names import check_trackers
 from shared_tokenizer.data.batches import Packing
+from shared_tokenizer.data.data_sets import DataSets
 from shared_tokenizer.settings import check_bounds, check_unchanged, setting
 
 ObjectiveName = Literal["next_token", "sft", "orpo", "dpo", "ipo"]
@@ -119,14 +121,15 @@ class RunConfig(StepsConfig):
     beta: float = setting(0.1, group="objective", more_than=0)
     """orpo: weight of the odds ratio; dpo, ipo: strength of the pull to the model that the run starts from."""
     teacher: str | None = setting(None, group="objective")
-    """Model of the same tokenizer to distil from; it stays frozen."""
+    """Model of the same tokenizer to distil from, frozen; or the directory of jaxlm store-teacher, which holds its
+    likeliest tokens."""
     teacher_weight: float = setting(0.5, group="objective", at_least=0, at_most=1)
     """Share of the teacher's distribution in the training loss; the rest is the text's."""
     teacher_temperature: float = setting(2.0, group="objective", more_than=0)
     """Divisor of the logits where teacher and model are compared."""
     teacher_top_k: int = setting(0, group="objective", at_least=0)
     """Compare the probabilities of so many likeliest tokens of the teacher, and of all others together; 0 compares
-    those of all tokens."""
+    those of all tokens, or all that are stored."""
     teacher_relations_weight: float = setting(0.0, group="objective", at_least=0)
     """Weight of the relations between tokens (BitDistill) in the training loss: similarities of queries, of keys and
     of values in one layer, brought close to the teacher's."""
@@ -143,7 +146,7 @@ class RunConfig(StepsConfig):
     document_mask: bool = setting(True, group="data")
     """Keep attention and recurrent state inside each document of a window."""
     verify_data: bool = setting(True, group="data", resumable=True)
-    """Check the sha256 of every shard at the start."""
+    """Check the sha256 of every shard, and of a stored teacher, at the start."""
     eval_batches: int = setting(20, group="evaluation", resumable=True, at_least=1)
     """Batches of the held-out split to evaluate on, at most."""
     sample_prompt: str = setting("", group="evaluation", resumable=True)
@@ -205,6 +208,22 @@ class RunConfig(StepsConfig):
             mixed_steps=self.quantize_steps,
             has_new_norms=self.insert_sub_norm,
             num_train_steps=self.schedule_changes[0]["from"] if self.schedule_changes else self.total_steps,
+        )
+
+    def with_stored_teacher(self, sets: DataSets, seq_len: int) -> DataSets:
+        """Return the sets, with the records of a stored teacher where `teacher` is one.
+
+        Raises ValueError as `taught_sets` does.
+        """
+        if self.teacher is None or not is_stored_teacher(Path(self.teacher)):
+            return sets
+        return taught_sets(
+            Path(self.teacher),
+            sets,
+            seq_len,
+            self.distillation,
+            document_mask=self.document_mask,
+            verify=self.verify_data,
         )
 
     @property

@@ -4,17 +4,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import jax
-
-from jaxlm.checkpoints.weights import artifact_params
+from jaxlm.checkpoints.weights import frozen_params
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.formats.files_fingerprint import files_fingerprint
 from jaxlm.common.formats.open_model import model_path
 from jaxlm.common.objectives.chat_data import check_chat_data
+from jaxlm.common.objectives.stored_teacher import (
+    DESCRIPTION,
+    check_vocabulary,
+    is_stored_teacher,
+    read_description,
+)
 from jaxlm.common.objectives.teacher import check_student, open_teacher
 from jaxlm.common.run.run_config import RunConfig
-from jaxlm.ops.ternary_linear import ternarize
-from jaxlm.training.objectives.distillation import TEACHER, distillation
+from jaxlm.training.objectives.distillation import TEACHER, distillation, stored_distillation
 from jaxlm.training.objectives.next_token import next_token
 from jaxlm.training.objectives.objective import Extras, Objective
 from jaxlm.training.objectives.preference import preference
@@ -52,18 +55,17 @@ def choose_objective(
     if config.teacher is None:
         return RunObjective(next_token(loss_chunks, config.z_loss))
     path, settings = Path(config.teacher), config.distillation
+    if is_stored_teacher(path):
+        stored = read_description(path / DESCRIPTION)
+        return RunObjective(
+            stored_distillation(settings, loss_chunks, config.z_loss),
+            {TEACHER: files_fingerprint(path)},
+            lambda student: check_vocabulary(path, stored, student.vocab_size),
+        )
     teacher = open_teacher(path, sets.tokenizer, seq_len)
-
-    def read_extras() -> Extras:
-        # The ternary matrices of latent weights are quantized here, and not in every step.
-        params = artifact_params(teacher)
-        if teacher.kind == "latent" and teacher.config.has_packed_form:
-            params = jax.jit(ternarize, static_argnums=1)(params, teacher.config)
-        return {TEACHER: params}
-
     return RunObjective(
         distillation(teacher.config, settings, loss_chunks, config.z_loss),
         {TEACHER: files_fingerprint(model_path(path))},
         lambda student: check_student(path, teacher.config, student, settings),
-        read_extras,
+        lambda: {TEACHER: frozen_params(teacher)},
     )

@@ -40,7 +40,8 @@ def distillation(
         if settings.weight:
             rows = {"targets": batch["targets"], "mask": mask, "teacher_x": operands[0]}
             matrix = all_gathered_head(operands[1], teacher.head_modules()[1], operands[0].dtype)
-            losses = functools.partial(_losses, settings, teacher_config.logit_softcap, z_loss)
+            divergence = functools.partial(_live_divergence, settings, teacher_config.logit_softcap)
+            losses = functools.partial(_losses, settings, z_loss, divergence)
             loss, metrics = summed_losses(
                 losses, x, weight, rows, matrix, chunks=loss_chunks, name=name, soft_cap=model.config.logit_softcap
             )
@@ -65,6 +66,30 @@ def distillation(
     return objective
 
 
+def stored_distillation(settings: Distillation, loss_chunks: int = 0, z_loss: float = 0.0) -> Objective:
+    """Return the objective on batches that have the likeliest tokens of a stored teacher (`stored_teacher`)."""
+
+    def objective(model: LanguageModel, weights: Params, batch: Batch, extras: Extras) -> Sums:
+        (x, weight), _ = _forward(model, weights, batch, None)
+        names = ("targets", "teacher_ids", "teacher_log_probs", "teacher_rest")
+        arrays: Any = batch
+        rows = {name: arrays[name] for name in names} | {"mask": jnp.asarray(batch["loss_mask"])}
+        losses = functools.partial(_losses, settings, z_loss, functools.partial(_stored_divergence, settings))
+        loss, metrics = summed_losses(
+            losses,
+            x,
+            weight,
+            rows,
+            (),
+            chunks=loss_chunks,
+            name=model.head_modules()[1],
+            soft_cap=model.config.logit_softcap,
+        )
+        return Sums(loss, jnp.sum(rows["mask"]), jax.lax.stop_gradient(metrics))
+
+    return objective
+
+
 def _teacher_model(config: ModelConfig, student: LanguageModel) -> LanguageModel:
     """Return the teacher's model, which computes as the student's does; its kernel of attention may not fit it."""
     attention = student.attention if config.head_dim == student.config.head_dim else "xla"
@@ -81,16 +106,25 @@ def _forward(model: LanguageModel, weights: Params, batch: Batch, layer: int | N
 
 
 def _losses(
-    settings: Distillation, teacher_cap: float | None, z_loss: float, logits: Any, rows: Any, matrix: Any
+    settings: Distillation, z_loss: float, divergence_of: Any, logits: Any, rows: Any, matrix: Any
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     mask = rows["mask"]
     log_sums = jax.nn.logsumexp(logits, axis=-1)
     nats = log_sums - jnp.take_along_axis(logits, rows["targets"][..., None], axis=-1)[..., 0]
     if z_loss:
         nats += z_loss * jnp.square(log_sums)
-    divergence = logits_divergence(head_logits(rows["teacher_x"], matrix, soft_cap=teacher_cap), logits, settings)
+    divergence = divergence_of(logits, rows, matrix)
     loss = (1 - settings.weight) * nats + settings.weight * settings.temperature**2 * divergence
     return loss * mask, {"next_token": nats * mask, "teacher_divergence": divergence * mask}
+
+
+def _live_divergence(settings: Distillation, soft_cap: float | None, logits: Any, rows: Any, matrix: Any) -> jax.Array:
+    return logits_divergence(head_logits(rows["teacher_x"], matrix, soft_cap=soft_cap), logits, settings)
+
+
+def _stored_divergence(settings: Distillation, logits: Any, rows: Any, _: Any) -> jax.Array:
+    taught = jnp.concatenate([rows["teacher_log_probs"] / settings.temperature, rows["teacher_rest"][..., None]], -1)
+    return _divergence(taught, _with_rest(logits / settings.temperature, rows["teacher_ids"]))
 
 
 def logits_divergence(teacher: Logits, student: Logits, settings: Distillation) -> jax.Array:
@@ -99,6 +133,10 @@ def logits_divergence(teacher: Logits, student: Logits, settings: Distillation) 
     if settings.top_k and settings.top_k < teacher.shape[-1]:
         _, ids = jax.lax.top_k(teacher, settings.top_k)
         teacher, student = _with_rest(teacher, ids), _with_rest(student, ids)
+    return _divergence(teacher, student)
+
+
+def _divergence(teacher: Any, student: Any) -> jax.Array:
     taught, learned = jax.nn.log_softmax(teacher), jax.nn.log_softmax(student)
     return jnp.sum(jnp.exp(taught) * (taught - learned), axis=-1)
 

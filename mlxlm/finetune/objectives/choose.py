@@ -5,11 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.formats.files_fingerprint import files_fingerprint
 from jaxlm.common.objectives.chat_data import check_chat_data
+from jaxlm.common.objectives.stored_teacher import (
+    DESCRIPTION,
+    check_vocabulary,
+    is_stored_teacher,
+    read_description,
+)
 from jaxlm.common.objectives.teacher import check_student, open_teacher
 from jaxlm.common.run.run_config import RunConfig
 from mlxlm.adapters.adapters import base_fingerprint
-from mlxlm.finetune.objectives.distillation import distillation
+from mlxlm.finetune.objectives.distillation import distillation, stored_distillation
 from mlxlm.finetune.objectives.next_token import next_token
 from mlxlm.finetune.objectives.objective import Objective
 from mlxlm.finetune.objectives.preference import preference
@@ -46,8 +53,13 @@ def choose_objective(
         return RunObjective(function, reference=sets if config.has_reference else None)
     if config.teacher is None:
         return RunObjective(next_token(loss_chunks, config.z_loss))
-    artifact, settings = open_teacher(Path(config.teacher), sets.tokenizer, seq_len), config.distillation
-    check_student(Path(config.teacher), artifact.config, model, settings)
+    path = Path(config.teacher)
+    if is_stored_teacher(path):
+        check_vocabulary(path, read_description(path / DESCRIPTION), model.vocab_size)
+        function = stored_distillation(config.distillation, loss_chunks, config.z_loss)
+        return RunObjective(function, {"teacher": files_fingerprint(path)})
+    artifact, settings = open_teacher(path, sets.tokenizer, seq_len), config.distillation
+    check_student(path, artifact.config, model, settings)
     teacher = built_model(artifact)
     teacher.freeze()
     teacher.eval()

@@ -21,10 +21,8 @@ def distillation(
     """
 
     def losses(logits: mx.array, targets: mx.array, mask: mx.array, teacher_hidden: mx.array) -> tuple[mx.array, ...]:
-        nats = token_nats(logits, targets, z_loss)
         divergence = logits_divergence(mx.stop_gradient(teacher.head(teacher_hidden)), logits, settings)
-        loss = (1 - settings.weight) * nats + settings.weight * settings.temperature**2 * divergence
-        return loss * mask, nats * mask, divergence * mask
+        return _token_losses(logits, targets, mask, divergence, settings, z_loss)
 
     def objective(model: LanguageModel, batch: Batch) -> Sums:
         learned_inputs: list[mx.array] = []
@@ -51,12 +49,43 @@ def distillation(
     return objective
 
 
+def stored_distillation(settings: Distillation, loss_chunks: int = 1, z_loss: float = 0.0) -> Objective:
+    """Return the objective on batches that have the likeliest tokens of a stored teacher (`stored_teacher`)."""
+
+    def losses(
+        logits: mx.array, targets: mx.array, mask: mx.array, ids: mx.array, log_probs: mx.array, rest: mx.array
+    ) -> tuple[mx.array, ...]:
+        taught = mx.concatenate([log_probs / settings.temperature, rest[..., None]], axis=-1)
+        divergence = _divergence(taught, _with_rest(logits / settings.temperature, ids))
+        return _token_losses(logits, targets, mask, divergence, settings, z_loss)
+
+    def objective(model: LanguageModel, batch: Batch) -> Sums:
+        names = ("targets", "loss_mask", "teacher_ids", "teacher_log_probs", "teacher_rest")
+        rows = [batch[name] for name in names]
+        loss, nats, divergence = head_loss_sums(model, batch_hidden(model, batch), rows, losses, loss_chunks)
+        return Sums(loss, mx.sum(batch["loss_mask"]), {"next_token": nats, "teacher_divergence": divergence})
+
+    return objective
+
+
+def _token_losses(
+    logits: mx.array, targets: mx.array, mask: mx.array, divergence: mx.array, settings: Distillation, z_loss: float
+) -> tuple[mx.array, ...]:
+    nats = token_nats(logits, targets, z_loss)
+    loss = (1 - settings.weight) * nats + settings.weight * settings.temperature**2 * divergence
+    return loss * mask, nats * mask, divergence * mask
+
+
 def logits_divergence(teacher: mx.array, student: mx.array, settings: Distillation) -> mx.array:
     """Return KL(teacher || student) in nats `[...]` of logits `[..., V]`."""
     teacher, student = teacher / settings.temperature, student / settings.temperature
     if settings.top_k and settings.top_k < teacher.shape[-1]:
         ids = mx.argpartition(-teacher, settings.top_k - 1, axis=-1)[..., : settings.top_k]
         teacher, student = _with_rest(teacher, ids), _with_rest(student, ids)
+    return _divergence(teacher, student)
+
+
+def _divergence(teacher: mx.array, student: mx.array) -> mx.array:
     taught, learned = nn.log_softmax(teacher, axis=-1), nn.log_softmax(student, axis=-1)
     return mx.sum(mx.exp(taught) * (taught - learned), axis=-1)
 

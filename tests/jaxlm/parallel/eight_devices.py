@@ -13,12 +13,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxlm.checkpoints.checkpoint import Checkpoints, restore_params
 from jaxlm.common.architecture.ternary import TernaryForm
 from jaxlm.common.objectives.distillation import Distillation
+from jaxlm.common.objectives.quantization_course import QuantizationCourse
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.model.language_model import LanguageModel, init_params
 from jaxlm.ops.ternary_linear import ternarize, ternarize_weight, ternary_linear
 from jaxlm.parallel.mesh import MeshConfig, make_mesh
 from jaxlm.parallel.sharding import batch_sharding, global_batch, place, tree_shardings
+from jaxlm.training.abstract_step import abstract_step
 from jaxlm.training.objectives.distillation import distillation
+from jaxlm.training.objectives.preference import preference
 from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.training.train_step import init_state, make_train_step
 from tests.conftest import TINY, VARIANTS
@@ -123,6 +126,49 @@ def test_a_teacher_on_a_mesh_teaches_as_on_one_device():
     assert float(loss_on_mesh) == pytest.approx(float(loss_alone), rel=1e-4)  # of a teacher whose roundings may flip
     close = functools.partial(np.testing.assert_allclose, rtol=0, atol=0.02)
     jax.tree.map(close, jax.device_get(on_mesh), jax.device_get(alone))
+
+
+def losses_of(model, mesh_name, phases, batch, *, extras=None, **settings):
+    """Losses of steps of these phases."""
+    mesh, losses = mesh_of(mesh_name), []
+    steps = {
+        phase: abstract_step(
+            LanguageModel(MODELS[model]), mesh, recipe=OPTIMIZER, num_train_steps=STEPS, phase=phase, **settings
+        )
+        for phase in phases
+    }
+    shapes = steps[phases[0]][1]
+    state = place(fresh_state(model), jax.tree.map(lambda leaf: leaf.sharding, shapes))
+    with jax.set_mesh(mesh):
+        for phase in phases:
+            state, metrics = steps[phase][0](state, global_batch(mesh, batch), extras)
+            losses.append(float(metrics["train/loss"]))
+    return losses
+
+
+def test_a_mesh_quantizes_little_by_little_as_one_device_does():
+    course = QuantizationCourse(float_steps=1, mixed_steps=2, has_new_norms=True)
+    phases = [course.phase(step) for step in range(4)]
+    assert phases == ["float", "float", "mixed", "ternary"]
+    expected = losses_of("ternary", "one device", phases, make_batch(rows=16), course=course)
+    losses = losses_of("ternary", "data 2 fsdp 2 tensor 2", phases, make_batch(rows=16), course=course)
+    np.testing.assert_allclose(losses[:2], expected[:2], rtol=1e-5)  # no activation is rounded
+    np.testing.assert_allclose(losses, expected, rtol=1e-3)
+    assert len(set(expected)) == 4
+
+
+@pytest.mark.parametrize("kind", ["orpo", "dpo"])
+def test_a_mesh_learns_from_pairs_as_one_device_does(kind):
+    arrays = {name: array.reshape(8, 2, -1) for name, array in make_batch(rows=16).items() if name != "segment_ids"}
+    # Not in the order of the batch: every device finds the reference of its own pairs.
+    batch = arrays | {"pair": np.array([5, 3, 1, 7, 0, 2, 4, 6], np.int32)}
+    extras = {"reference": -10 * np.random.default_rng(0).random((8, 2), np.float32)}
+    settings = {"objective": preference(kind, 0.5, loss_chunks=2), "extras": extras, "grad_accumulation_steps": 1}
+    phases = ["ternary"] * 3
+    expected = losses_of("dense", "one device", phases, batch, **settings)
+    losses = losses_of("dense", "data 2 fsdp 2 tensor 2", phases, batch, **settings)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert expected[-1] < expected[0]
 
 
 def collectives(text):

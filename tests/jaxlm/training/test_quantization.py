@@ -20,13 +20,19 @@ COURSE = {"quantize": "ternary", "quantize_from_step": 1.0, "quantize_steps": 3}
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, tokenizer):
-    """A folder with a shard set, and a finished run of a dense model."""
+    """A folder with a shard set, and a ternary model."""
     path = tmp_path_factory.mktemp("quantization")
     texts = [f"def f{number}(x):\n    return x + {number * 7}\n" * 4 for number in range(40)]
     prepare_texts(path / "data", texts, tokenizer)
-    assert train(config(path, "dense", preset="dense-tiny", model=SIZES, num_train_steps=2))
     save_blank_artifact(path / "ternary", dataclasses.replace(TINY, num_layers=1))
     return path
+
+
+@pytest.fixture(scope="module")
+def dense(place):
+    """A finished run of a dense model."""
+    assert train(config(place, "dense", preset="dense-tiny", model=SIZES, num_train_steps=2))
+    return place / "dense"
 
 
 def config(place, name, **settings):
@@ -50,17 +56,18 @@ def shares(run):
     return [line["quantize/lambda"] for line in read_metrics(run / "metrics.jsonl") if "train/loss" in line]
 
 
-def test_a_float_model_becomes_ternary_and_a_resumed_run_is_equal_to_the_bit(place, capsys):
-    settings = config(place, "whole", init_from=str(place / "dense"), insert_sub_norm=True, **COURSE)
+@pytest.mark.whole
+def test_a_float_model_becomes_ternary_and_a_resumed_run_is_equal_to_the_bit(place, dense, capsys):
+    settings = config(place, "whole", init_from=str(dense), insert_sub_norm=True, **COURSE)
     assert train(settings)
     printed = capsys.readouterr().out
     assert all(f"compiling the training step{phase} ..." in printed for phase in (" (float)", " (mixed)", ""))
     lines = read_metrics(place / "whole" / "metrics.jsonl")
     assert shares(place / "whole") == pytest.approx([0, 0, 1 / 3, 2 / 3, 1, 1])
     # The first step computes what the dense model does.
-    dense = [line["val/loss"] for line in read_metrics(place / "dense" / "metrics.jsonl") if "val/loss" in line][-1]
+    before = [line["val/loss"] for line in read_metrics(dense / "metrics.jsonl") if "val/loss" in line][-1]
     first = next(line["val/loss"] for line in lines if "val/loss" in line)
-    assert abs(first - dense) < 0.1
+    assert abs(first - before) < 0.1
     artifact = load_artifact(place / "whole" / "artifact")
     assert artifact.kind == "packed" and artifact.config.sub_norm and artifact.config.hidden_size == 16
 

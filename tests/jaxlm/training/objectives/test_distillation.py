@@ -37,6 +37,7 @@ def config(place, name, teacher="teacher", **settings):
     return run_config(place, name, teacher=str(place / teacher), **settings)
 
 
+@pytest.mark.whole
 def test_a_run_with_a_teacher_resumes_equal_to_the_bit_and_knows_its_teacher(place, capsys):
     settings = {"teacher_relations_weight": 2.0, "teacher_top_k": 5, "grad_accumulation_steps": 2}
     whole = config(place, "whole", **settings)

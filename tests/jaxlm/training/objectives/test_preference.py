@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.common.architecture.presets import preset
 from jaxlm.common.run.metrics_log import read_metrics
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.model.language_model import LanguageModel, init_params
@@ -18,17 +19,21 @@ from jaxlm.training.trainer import train
 from shared_tokenizer.data.batches import evaluation_batches
 from shared_tokenizer.data.data_sets import DataSets
 from tests.conftest import prepare_pairs, prepare_texts
+from tests.mlxlm.small_models import save_model
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, tokenizer):
-    """A folder with a set of pairs, one of texts, and a finished run of texts."""
+    """A folder with a set of pairs, one of texts, and a model that was never trained."""
     path = tmp_path_factory.mktemp("preference")
     prepare_pairs(path / "pairs", 30, tokenizer)
     prepare_texts(path / "data", [f"def f{i}(x):\n    return x + {i}\n" * 4 for i in range(40)], tokenizer)
-    assert train(config(path, "start", objective="next_token", data_dir=[str(path / "data")], num_train_steps=1))
+    shape = dataclasses.replace(preset("ternary-tiny"), **SIZES, head_dim=8)
+    save_model(
+        path / "start", shape, tokenizer, **SIZES, vocab_size=tokenizer.vocab_size, max_seq_len=shape.max_seq_len
+    )
     return path
 
 
@@ -78,6 +83,7 @@ def test_dpo_starts_at_its_reference_and_prefers_more_and_more(place, finished):
     assert held_out["data/tokens_seen"] == 4 * 4 * 2 * 32
 
 
+@pytest.mark.whole
 def test_a_resumed_run_is_equal_to_the_bit_with_the_stored_reference_and_without(place, finished, capsys):
     expected = logged(place / "dpo")
     for name, is_kept in (("kept", True), ("lost", False)):

@@ -29,18 +29,18 @@ def answer_requests(
 
     `child_process` tells the form of a message.
     """
-    source, sink = source or sys.stdin.buffer, sink or sys.stdout.buffer
+    requests, replies = source or sys.stdin.buffer, sink or sys.stdout.buffer
     reply: dict[str, Any] = {"ready": True}
     while True:
         content = json.dumps(reply).encode()
-        sink.write(struct.pack(">I", len(content)) + content)
-        sink.flush()
-        head = source.read(4)
+        replies.write(struct.pack(">I", len(content)) + content)
+        replies.flush()
+        head = requests.read(4)
         if len(head) < 4:
             return
         (length,) = struct.unpack(">I", head)
         before(length)
-        reply = answer(source.read(length))
+        reply = answer(requests.read(length))
 
 
 def answer_within_limits(answer: Callable[[bytes], dict[str, Any]]) -> None:

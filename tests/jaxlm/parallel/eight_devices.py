@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -159,7 +160,8 @@ def test_a_mesh_quantizes_little_by_little_as_one_device_does():
 
 @pytest.mark.parametrize("kind", ["orpo", "dpo"])
 def test_a_mesh_learns_from_pairs_as_one_device_does(kind):
-    arrays = {name: array.reshape(8, 2, -1) for name, array in make_batch(rows=16).items() if name != "segment_ids"}
+    rows: Any = make_batch(rows=16)
+    arrays = {name: array.reshape(8, 2, -1) for name, array in rows.items() if name != "segment_ids"}
     # Not in the order of the batch: every device finds the reference of its own pairs.
     batch = arrays | {"pair": np.array([5, 3, 1, 7, 0, 2, 4, 6], np.int32)}
     extras = {"reference": -10 * np.random.default_rng(0).random((8, 2), np.float32)}

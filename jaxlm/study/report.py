@@ -22,10 +22,15 @@ from jaxlm.study.study import Study
 from shared_tokenizer.manifest import write_file
 
 RESULTS, TABLE = "results.json", "table.md"
+# In a cell of the table: no number, and the variant that the others are compared with.
+NONE, BASE = "-", "base"
 HEADINGS = (
     "variant",
     "runs",
     "bits per byte",
+    "deviation",
+    "to base",
+    "test text",
     "deviation",
     "to base",
     "tokens/s",
@@ -63,21 +68,22 @@ def write_report(study: Study, found: Sequence[RunResult], directory: Path) -> N
 def terminal_table(study: Study, found: Sequence[RunResult]) -> Table:
     """Return the table for a terminal."""
     table = Table(title=study.question, box=None, pad_edge=False)
-    for heading in HEADINGS:
+    headings, *rows = _rows(study, by_variant(study, found))
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "variant" else "right")
-    for row in _rows(study, by_variant(study, found)):
+    for row in rows:
         table.add_row(*row)
     return table
 
 
 def _rows(study: Study, variants: Sequence[VariantResult]) -> list[list[str]]:
-    return [
+    """Return the headings and a row for each variant, without the columns that no variant has a number for."""
+    rows = [
         [
             variant.name,
             f"{len(variant.runs)} of {len(study.seeds)}" + (f", {variant.failed} failed" if variant.failed else ""),
-            _text("{:.4f}", variant.bits_per_byte and variant.bits_per_byte.mean),
-            _text("{:.4f}", variant.bits_per_byte and variant.bits_per_byte.deviation),
-            "base" if variant.name == study.base else _text("{}", variant.difference),
+            *_compared(study, variant, "bits_per_byte"),
+            *_compared(study, variant, "test_bits_per_byte"),
             _text("{:,.0f}", variant.mean("tokens_per_second")),
             duration(variant.mean("seconds") or 0.0),
             _text("{}", _bytes(variant.mean("peak_bytes"))),
@@ -87,10 +93,21 @@ def _rows(study: Study, variants: Sequence[VariantResult]) -> list[list[str]]:
         ]
         for variant in variants
     ]
+    columns = [column for column in zip(HEADINGS, *rows, strict=True) if set(column[1:]) != {NONE}]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _compared(study: Study, variant: VariantResult, name: str) -> list[str]:
+    """Return the mean of bits per byte, its deviation, and the difference to the base."""
+    found = variant.sample(name)
+    if found is None:
+        return [NONE] * 3
+    to_base = BASE if variant.name == study.base else _text("{}", variant.difference(name))
+    return [f"{found.mean:.4f}", _text("{:.4f}", found.deviation), to_base]
 
 
 def _text(form: str, value: Any) -> str:
-    return "-" if value is None else form.format(value)
+    return NONE if value is None else form.format(value)
 
 
 def _bytes(value: float | None) -> str | None:
@@ -98,14 +115,21 @@ def _bytes(value: float | None) -> str | None:
 
 
 def _markdown(study: Study, variants: Sequence[VariantResult]) -> str:
-    rows = [list(HEADINGS), ["---"] + ["---:"] * (len(HEADINGS) - 1), *_rows(study, variants)]
+    headings, *rows = _rows(study, variants)
+    rows = [headings, ["---"] + ["---:"] * (len(headings) - 1), *rows]
     table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
     return (
         f"# {study.question}\n\n{table}\n\n"
         f"Mean over seeds {', '.join(map(str, study.seeds))}. To base: difference in bits per byte to "
-        f"`{study.base}`, paired by seed, with the {CONFIDENCE:.0%} confidence interval. {_machine()}, "
-        f"{datetime.date.today().isoformat()}.\n"
+        f"`{study.base}`, paired by seed, with the {CONFIDENCE:.0%} confidence interval.{_test_text(study)} "
+        f"{_machine()}, {datetime.date.today().isoformat()}.\n"
     )
+
+
+def _test_text(study: Study) -> str:
+    """Return the sentence that names the text of the evaluation."""
+    names = (study.evaluate or {}).get("input")
+    return f" Test text: {', '.join([names] if isinstance(names, str) else names)}." if names else ""
 
 
 def _machine() -> str:

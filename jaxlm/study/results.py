@@ -1,6 +1,5 @@
 """The results of a study: its runs read back, and compared variant by variant."""
 
-import functools
 import json
 import statistics
 from collections.abc import Sequence
@@ -46,6 +45,12 @@ class RunResult:
     """Tokens seen and held-out bits per byte at each evaluation."""
     evaluation: dict[str, Any] | None = field(default=None, repr=False)
     """Numbers of `jaxlm evaluate --json`, if the study evaluates."""
+
+    @property
+    def test_bits_per_byte(self) -> float | None:
+        """Bits per byte on the text that the study evaluates on; None where it names none, and for a failed run."""
+        models = {} if self.evaluation is None or self.error is not None else self.evaluation.get("models", {})
+        return next((numbers.get("bits_per_byte") for numbers in models.values()), None)
 
 
 def read_result(job: Job) -> RunResult:
@@ -94,14 +99,19 @@ class VariantResult:
     runs: Sequence[RunResult]
     base: Sequence[RunResult]
 
-    @functools.cached_property
+    @property
     def bits_per_byte(self) -> Sample | None:
-        return sample(list(_by_seed(self.runs).values()))
+        return self.sample("bits_per_byte")
 
-    @functools.cached_property
-    def difference(self) -> Sample | None:
-        """Bits per byte less those of the base, paired by seed; None for the base itself."""
-        return None if self.runs is self.base else paired_difference(_by_seed(self.runs), _by_seed(self.base))
+    def sample(self, name: str) -> Sample | None:
+        """Return a number of the runs, with its deviation over the seeds; None where no run has it."""
+        return sample(list(_by_seed(self.runs, name).values()))
+
+    def difference(self, name: str) -> Sample | None:
+        """Return a number less that of the base, paired by seed; None for the base itself."""
+        if self.runs is self.base:
+            return None
+        return paired_difference(_by_seed(self.runs, name), _by_seed(self.base, name))
 
     @property
     def failed(self) -> int:
@@ -120,8 +130,8 @@ def by_variant(study: Study, found: Sequence[RunResult]) -> list[VariantResult]:
     return [VariantResult(name, runs, base) for name, runs in groups.items() if runs]
 
 
-def _by_seed(runs: Sequence[RunResult]) -> dict[int, float]:
-    return {run.seed: run.bits_per_byte for run in runs if run.bits_per_byte is not None}
+def _by_seed(runs: Sequence[RunResult], name: str) -> dict[int, float]:
+    return {run.seed: value for run in runs if (value := getattr(run, name)) is not None}
 
 
 def as_fields(run: RunResult) -> dict[str, Any]:

@@ -86,6 +86,7 @@ def test_a_study_trains_compares_and_is_not_done_twice(content, started, tmp_pat
     assert fast["loss"] == json.loads(metrics[-1])["val/loss"]
     table = (tmp_path / "rates" / "table.md").read_text()
     assert f"{fast['bits_per_byte'] - slow['bits_per_byte']:+.4f}" in table and "Does \\| a rate" not in table
+    assert "test text" not in table
     pictures = {path.name for path in (tmp_path / "rates").glob("*.png")}
     assert pictures == {"curves.png", "bytes.png", "time.png", "learning_rate.png"}
     main(config)
@@ -101,7 +102,9 @@ def test_a_finished_run_is_evaluated_once(content, started, tmp_path):
     main(config)
     assert [command for command, *_ in started] == ["train", "evaluate"]
     (run,) = json.loads((tmp_path / "rates" / "results.json").read_text())["runs"]
-    assert run["evaluation"] is not None and "bits_per_byte" in json.dumps(run["evaluation"])
+    (numbers,) = run["evaluation"]["models"].values()
+    table = (tmp_path / "rates" / "table.md").read_text()
+    assert f"| {numbers['bits_per_byte']:.4f} | base |" in table and f"Test text: {text}." in table
 
 
 def test_a_run_that_diverges_is_a_result_and_the_study_goes_on(content, started, tmp_path, capsys):

@@ -1,7 +1,7 @@
 """The command `jaxlm study`: the training runs of a study, one after another, and their comparison."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ from jaxlm.common.command_line import make_console
 from jaxlm.common.run.training_report import duration
 from jaxlm.common.tracker_names import check_trackers
 from jaxlm.study.report import RESULTS, terminal_table, write_report
-from jaxlm.study.results import RunResult, read_result, read_results
+from jaxlm.study.results import RunResult, read_recorded, read_result, read_results
 from jaxlm.study.study import Study, read_study
 from jaxlm.study.train_run import Job, do_run, has_ended
 from shared_tokenizer.manifest import refuse_inside_sealed
@@ -57,16 +57,24 @@ def main(config: StudyConfig) -> None:
     console.print(
         f"{study.question}\n{len(study.variants)} variants, {len(study.seeds)} seeds: {len(jobs)} runs in {runs}"
     )
-    _do_runs(study, jobs, config, results, console)
-    found = read_results(jobs)
+    recorded = read_recorded(study, results / RESULTS)
+    _do_runs(study, jobs, recorded, config, results, console)
+    found = read_results(jobs, recorded)
     write_report(study, found, results)
     console.print(terminal_table(study, found))
     console.print(f"results: {results / RESULTS}")
 
 
-def _do_runs(study: Study, jobs: Sequence[Job], config: StudyConfig, results: Path, console: Console) -> None:
-    """Do the runs that have not ended; on this machine, write the report after each."""
-    left = [job for job in jobs if not has_ended(job)]
+def _do_runs(
+    study: Study,
+    jobs: Sequence[Job],
+    recorded: Mapping[tuple[str, int], RunResult],
+    config: StudyConfig,
+    results: Path,
+    console: Console,
+) -> None:
+    """Do the runs that are left; on this machine, write the report after each."""
+    left = _left(jobs, recorded)
     if len(left) < len(jobs):
         console.print(f"{len(jobs) - len(left)} of them have ended already")
     if config.executor == "slurm":
@@ -75,7 +83,18 @@ def _do_runs(study: Study, jobs: Sequence[Job], config: StudyConfig, results: Pa
     for job, seconds in zip(left, run_jobs(do_run, left, executor, 1), strict=True):
         console.print(_line(read_result(job), seconds))
         if executor == "local" and config.executor != "slurm":
-            write_report(study, read_results(jobs), results)
+            write_report(study, read_results(jobs, recorded), results)
+
+
+def _left(jobs: Sequence[Job], recorded: Mapping[tuple[str, int], RunResult]) -> list[Job]:
+    """Return the runs to do: those that have not ended, and recorded ones whose directory a run to do names."""
+    open_jobs = [job for job in jobs if not has_ended(job)]
+    left = [job for job in open_jobs if (job.run.variant, job.run.seed) not in recorded]
+    while needed := [
+        job for job in open_jobs if job not in left and any(other.run.names(job.run.variant) for other in left)
+    ]:
+        left += needed
+    return [job for job in open_jobs if job in left]
 
 
 def _part_of_array(left: Sequence[Job], jobs: Sequence[Job]) -> list[Job]:

@@ -1,20 +1,14 @@
 """The report of a study: results.json, a table in markdown, and pictures."""
 
-import datetime
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from jaxlm import __version__
 from jaxlm.common.run.summary import format_bytes
 from jaxlm.common.run.training_report import duration
-from jaxlm.ops.cpu import processor_features
 from jaxlm.study.pictures import draw
 from jaxlm.study.results import RunResult, VariantResult, as_fields, by_variant
 from jaxlm.study.statistics import CONFIDENCE
@@ -53,10 +47,6 @@ def write_report(study: Study, found: Sequence[RunResult], directory: Path) -> N
         "base": study.base,
         "seeds": study.seeds,
         "evaluate": study.evaluate,
-        "machine": _machine(),
-        "date": datetime.date.today().isoformat(),
-        "commit": _commit(),
-        "version": __version__,
         "seconds": round(sum(run.seconds for run in found), 1),
         "runs": [as_fields(run) for run in found],
     }
@@ -122,27 +112,17 @@ def _markdown(study: Study, variants: Sequence[VariantResult]) -> str:
         f"# {study.question}\n\n{table}\n\n"
         f"Mean over seeds {', '.join(map(str, study.seeds))}. To base: difference in bits per byte to "
         f"`{study.base}`, paired by seed, with the {CONFIDENCE:.0%} confidence interval.{_test_text(study)} "
-        f"{_machine()}, {datetime.date.today().isoformat()}.\n"
+        f"{_origins(variants)}.\n"
     )
+
+
+def _origins(variants: Sequence[VariantResult]) -> str:
+    """Return machines and dates of the runs, each once."""
+    runs = [run for variant in variants for run in variant.runs]
+    return "; ".join(sorted({f"{run.machine}, {run.date}" for run in runs}))
 
 
 def _test_text(study: Study) -> str:
     """Return the sentence that names the text of the evaluation."""
     names = (study.evaluate or {}).get("input")
     return f" Test text: {', '.join([names] if isinstance(names, str) else names)}." if names else ""
-
-
-def _machine() -> str:
-    """Return what tells one machine's speed from another's."""
-    features = " ".join(processor_features()) or "no known features"
-    return f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, {features}"
-
-
-def _commit() -> str | None:
-    """Return the commit of the checkout that this code runs from; None without git or in an installed package."""
-    try:
-        asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-        answer = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None

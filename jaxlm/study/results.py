@@ -2,8 +2,9 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from jaxlm.common.architecture.config import config_from_dict
@@ -41,6 +42,10 @@ class RunResult:
     """Share of zero codes at the last step."""
     flip_rate: float | None
     """Share of codes that a step changes, mean of the last tenth of the steps."""
+    machine: str | None
+    date: str | None
+    commit: str | None
+    """Where, when and by which code the run was done."""
     curve: list[tuple[int, float]] = field(repr=False)
     """Tokens seen and held-out bits per byte at each evaluation."""
     evaluation: dict[str, Any] | None = field(default=None, repr=False)
@@ -67,6 +72,7 @@ def read_result(job: Job) -> RunResult:
         line["ternary/flip_rate"] for line in trained[-max(1, len(trained) // 10) :] if "ternary/flip_rate" in line
     ]
     evaluation = job.directory / EVALUATION
+    origin = costs[-1] if costs else {}
     return RunResult(
         variant=job.run.variant,
         seed=job.run.seed,
@@ -81,14 +87,41 @@ def read_result(job: Job) -> RunResult:
         peak_bytes=max((cost["peak_bytes"] for cost in costs), default=None),
         zero_fraction=trained[-1].get("ternary/zero_fraction") if trained else None,
         flip_rate=statistics.fmean(flips) if flips else None,
+        machine=origin.get("machine"),
+        date=origin.get("date"),
+        commit=origin.get("commit"),
         curve=[(line["data/tokens_seen"], line["val/bits_per_byte"]) for line in evaluated],
         evaluation=json.loads(evaluation.read_text("utf-8")) if evaluation.is_file() else None,
     )
 
 
-def read_results(jobs: Sequence[Job]) -> list[RunResult]:
-    """Return the numbers of all runs that have ended."""
-    return [read_result(job) for job in jobs if has_ended(job)]
+def read_recorded(study: Study, path: Path) -> dict[tuple[str, int], RunResult]:
+    """Return the runs in the results.json of an earlier report, by variant and seed.
+
+    Those whose settings the study has changed since are left out. Raises ValueError where the file is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if (content["settings"], content["evaluate"]) != (study.settings, study.evaluate):
+            return {}
+        known = [name for name, settings in study.variants.items() if content["variants"].get(name) == settings]
+        runs = [RunResult(**row) for row in content["runs"] if row["variant"] in known and row["seed"] in study.seeds]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: no results of a study ({error}); restore the file, or remove it") from error
+    return {(run.variant, run.seed): run for run in runs}
+
+
+def read_results(jobs: Sequence[Job], recorded: Mapping[tuple[str, int], RunResult]) -> list[RunResult]:
+    """Return the numbers of all runs that have ended, from their directories or else as they were recorded."""
+    found = []
+    for job in jobs:
+        if has_ended(job):
+            found.append(read_result(job))
+        elif (job.run.variant, job.run.seed) in recorded:
+            found.append(recorded[job.run.variant, job.run.seed])
+    return found
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,11 @@ class StudyRun:
         }
         return _nested(filled | {"output_dir": str(self.directory(runs)), "seed": self.seed})
 
+    def names(self, variant: str) -> bool:
+        """Return True if the settings name a run of another variant."""
+        settings = {**self.study.settings, **self.study.variants[self.variant]}
+        return f"{{runs}}/{variant}/" in json.dumps(settings, ensure_ascii=False)
+
     def check(self, runs: Path) -> None:
         """Raise ValueError, naming the variant, where `jaxlm train` would refuse the settings."""
         try:

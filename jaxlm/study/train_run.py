@@ -1,8 +1,11 @@
 """One run of a study, in a process of its own: trained, resumed where it was interrupted, then evaluated."""
 
 import contextlib
+import datetime
+import functools
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -16,6 +19,7 @@ import yaml
 
 from jaxlm.commands.runs import summarize
 from jaxlm.common.run.run_directory import CONFIG
+from jaxlm.ops.cpu import processor_features
 from jaxlm.study.study import StudyRun
 from shared_tokenizer.manifest import write_file
 
@@ -122,7 +126,7 @@ def _timed(job: Job, command: str, flags: Sequence[str]) -> str | None:
             process.returncode = os.waitstatus_to_exitcode(status)
     if job.directory.is_dir():
         peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # kilobytes on Linux
-        cost = {"command": command, "seconds": round(time.monotonic() - start, 1), "peak_bytes": peak}
+        cost = {"command": command, "seconds": round(time.monotonic() - start, 1), "peak_bytes": peak} | _origin()
         with (job.directory / COSTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(cost) + "\n")
     if process.returncode == 0:
@@ -152,8 +156,24 @@ def _ended_with_this(process: subprocess.Popen) -> Iterator[None]:
         raise
 
 
+@functools.cache
+def _origin() -> dict[str, Any]:
+    """Return what tells one machine's speed from another's, the date, and the commit that the code is of.
+
+    The commit is None without git or in an installed package.
+    """
+    features = " ".join(processor_features()) or "no known features"
+    try:
+        asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+        commit = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=False).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        commit = None
+    machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, {features}"
+    return {"machine": machine, "date": datetime.date.today().isoformat(), "commit": commit}
+
+
 def read_costs(directory: Path) -> list[dict[str, Any]]:
-    """Return the time in seconds and the peak memory in bytes of each command that worked on a run."""
+    """Return time in seconds, peak memory in bytes, machine, date and commit of each command that worked on a run."""
     path = directory / COSTS
     found = []
     for line in path.read_text("utf-8").splitlines() if path.is_file() else []:

@@ -1,6 +1,7 @@
 """Whole studies of tiny runs. Their commands run in this process, unless a test is about processes."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -68,7 +69,7 @@ def started(monkeypatch):
 
 def write(folder, content):
     path = folder / "rates.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return StudyConfig(study=str(path), output_dir=str(folder / "runs"))
 
 
@@ -150,3 +151,43 @@ def test_a_run_that_cannot_begin_ends_the_study_in_a_process_of_its_own(content,
         main(config)
     run = read_study(tmp_path / "rates.yaml").runs()[0]
     assert not has_ended(Job(run, tmp_path / "runs"))
+
+
+def test_recorded_runs_are_not_done_again_without_their_directories(content, started, tmp_path):
+    config = write(tmp_path, content)
+    main(config)
+    before = json.loads((tmp_path / "rates" / "results.json").read_text())
+    shutil.rmtree(tmp_path / "runs")
+    main(config)
+    assert len(started) == 2 and json.loads((tmp_path / "rates" / "results.json").read_text()) == before
+    write(tmp_path, content | {"seeds": [3, 4]})
+    main(config)
+    after = json.loads((tmp_path / "rates" / "results.json").read_text())["runs"]
+    assert len(started) == 4 and [run["seed"] for run in after] == [3, 3, 4, 4] and after[:2] == before["runs"]
+    write(tmp_path, content | {"settings": content["settings"] | {"num_train_steps": 3}})
+    (tmp_path / "runs").rename(tmp_path / "kept")
+    main(config)
+    assert len(started) == 6, "runs of other settings were taken for those of the study"
+
+
+def test_a_recorded_run_that_a_new_one_names_is_done_again(content, started, tmp_path):
+    variants = {"teacher": {}, "other": {}}
+    named = {name: value for name, value in content.items() if name != "grid"}
+    config = write(tmp_path, named | {"variants": variants})
+    main(config)
+    shutil.rmtree(tmp_path / "runs")
+    pupil = {"teacher": "{runs}/teacher/seed-{seed}"}
+    write(tmp_path, named | {"variants": variants | {"pupil": pupil}})
+    main(config)
+    directories = sorted(path.parent.name for path in (tmp_path / "runs").glob("*/seed-3"))
+    assert directories == ["pupil", "teacher"] and len(started) == 4
+
+
+def test_damaged_results_are_refused_and_stay(content, started, tmp_path):
+    config = write(tmp_path, content)
+    results = tmp_path / "rates" / "results.json"
+    results.parent.mkdir()
+    results.write_text('{"runs": ')
+    with pytest.raises(ValueError, match=r"results.json: no results of a study .*restore the file, or remove it"):
+        main(config)
+    assert results.read_text() == '{"runs": ' and not started

@@ -4,6 +4,8 @@ import sys
 
 from jaxlm import __version__
 from jaxlm.common.command_line import choose_command
+from jaxlm.common.shelf.command_names import COMMANDS as SHELF
+from jaxlm.common.shelf.command_names import POSITIONAL as SHELF_POSITIONAL
 
 COMMANDS = {
     "tokenizer": ("jaxlm.commands.tokenizer:main", "text -> tokenizer"),
@@ -23,10 +25,11 @@ COMMANDS = {
     "inspect": ("jaxlm.commands.inspect:main", "what a model is: ternary or not, the forms that fit it, the memory"),
     "convert": ("jaxlm.commands.convert:main", "a model -> another form of it, compared with its source"),
     "verify": ("jaxlm.commands.convert:verify", "compare two models, in any forms"),
+    **{f"models {name}": command for name, command in SHELF.items()},
     "doctor": ("jaxlm.commands.doctor:main", "what this machine can do, and whether it computes right"),
 }
 # Their settings without a default are given by position.
-POSITIONAL = ("inspect", "convert", "verify")
+POSITIONAL = ("inspect", "convert", "verify", *(f"models {name}" for name in SHELF_POSITIONAL))
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from jaxlm.common.architecture.config import ModelConfig, config_from_dict
 from jaxlm.common.formats.as_ternary import TernaryReading
 from jaxlm.common.formats.files_fingerprint import files_fingerprint
 from jaxlm.common.formats.open_model import find_model_tokenizer, open_model
+from jaxlm.common.model_name import find_model
 from jaxlm.common.run.run_directory import RunDirectory, is_run_directory, read_run_config
 from jaxlm.model.language_model import LanguageModel, init_params
 from jaxlm.ops.ternary_linear import Params
@@ -30,7 +31,7 @@ def load_model(
     damaged checkpoint. `verify=False` skips the check of every file's sha256. Raises ValueError where the model cannot
     be read.
     """
-    path = Path(path)
+    path = find_model(path)
     if is_run_directory(path):
         config, params = load_run(path, log)
         return LanguageModel(config, dtype), params, load_tokenizer(RunDirectory(path).tokenizer, verify=verify)
@@ -51,7 +52,7 @@ def open_weights(
     Weights are read one at a time; only those of a run are in memory together. With `reading` a dense model is read as
     ternary (`open_model`). Raises ValueError as `load_model` does.
     """
-    path = Path(path)
+    path = find_model(path)
     if is_run_directory(path):
         if reading is not None:
             raise ValueError(f"{path}: found a run, whose config says what is ternary; leave --as ternary out")
@@ -78,7 +79,7 @@ def model_fingerprint(path: str | Path) -> str:
 
     Raises ValueError where the run has none.
     """
-    path = Path(path)
+    path = find_model(path)
     if is_run_directory(path):
         checkpoints = RunDirectory(path).checkpoints
         path = checkpoints / str(newest_complete_step(checkpoints, lambda line: None))

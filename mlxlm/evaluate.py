@@ -26,6 +26,7 @@ from shared_tokenizer.data.evaluation_text import (
     write_evaluations,
 )
 from shared_tokenizer.data.examples import Example
+from shared_tokenizer.settings import setting
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 
@@ -33,7 +34,7 @@ from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 class EvaluateConfig(EvaluationSettings, TaskSettings):
     """The models to evaluate, and the text or the tasks."""
 
-    model: list[str]
+    model: list[str] = setting(is_model=True)
     """Artifacts, transformers or MLX directories or GGUF files, compared in one table."""
     adapter_path: str | None = None
     """Directory of adapters to add to each model."""

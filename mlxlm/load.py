@@ -18,7 +18,8 @@ def load_model(
 ) -> tuple[LanguageModel, Tokenizer | None]:
     """Return the model and its tokenizer, or None if it has none.
 
-    `path` is an artifact, a run directory's artifact, a transformers or MLX directory, or a GGUF file (`open_model`).
+    `path` is an artifact, a run directory's artifact, a transformers or MLX directory, a GGUF file (`open_model`), or
+    the name of a model on the shelf.
     `model(token_ids)` returns logits `[B, L, V]` of ids `[B, L]`. Ternary weights are packed to 2 bits in memory, in
     whatever form they are stored. `adapter_path` is a directory of adapters to add. `verify=False` skips the check of
     every file's sha256. Raises ValueError if the model or the adapters are damaged, unknown, or do not fit each other.

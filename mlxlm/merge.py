@@ -26,7 +26,7 @@ from shared_tokenizer.data.evaluation import Evaluation
 from shared_tokenizer.data.evaluation_text import EvaluationText, as_texts, evaluation_table
 from shared_tokenizer.load import tokenizer_directory
 from shared_tokenizer.manifest import sealed_directory, verify_where_sealed
-from shared_tokenizer.settings import default_of
+from shared_tokenizer.settings import default_of, setting
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 REPORT = "merge.json"
@@ -36,7 +36,7 @@ REPORT = "merge.json"
 class MergeConfig(EvaluationText):
     """The model and the adapters to merge, and text to measure the loss on."""
 
-    model: str
+    model: str = setting(is_model=True)
     """Model that the adapters were trained on; for a ternary model its latent artifact."""
     adapter_path: str
     """Directory of the adapters."""
@@ -50,10 +50,10 @@ class MergeConfig(EvaluationText):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for setting in dataclasses.fields(EvaluationText):
-            if not self.data and getattr(self, setting.name) != default_of(setting):
+        for each in dataclasses.fields(EvaluationText):
+            if not self.data and getattr(self, each.name) != default_of(each):
                 raise ValueError(
-                    f"{setting.name}: found {getattr(self, setting.name)} without data to evaluate on; give --data too"
+                    f"{each.name}: found {getattr(self, each.name)} without data to evaluate on; give --data too"
                 )
 
 

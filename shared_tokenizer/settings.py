@@ -37,6 +37,8 @@ class Setting:
     """True takes the first word that is no flag."""
     also: str = ""
     """Another name of the flag, which may be a word that no field can have, such as `as`."""
+    is_model: bool = False
+    """True takes a model: a path, or its name on the shelf, which is replaced by its path."""
 
     def allows(self, value: object) -> bool:
         """Return True if a value is in bounds. None and words such as auto always are."""
@@ -91,10 +93,13 @@ def setting(
     more_help: str = "",
     by_position: bool = False,
     also: str = "",
+    is_model: bool = False,
 ) -> Any:
     """Return a dataclass field with the metadata of a `Setting`. Numbers with a bound have to be finite too."""
     bounds = (at_least, more_than, at_most, less_than)
-    metadata = {_KEY: Setting(group, basic, resumable, *bounds, formerly, instead_of, more_help, by_position, also)}
+    metadata = {
+        _KEY: Setting(group, basic, resumable, *bounds, formerly, instead_of, more_help, by_position, also, is_model)
+    }
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

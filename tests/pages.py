@@ -116,6 +116,8 @@ def _train(words: list[str]) -> Command:
 
 def _named(package: str, name: str, words: list[str]) -> Command:
     commands = {"jaxlm": JAX_COMMANDS, "mlxlm": MLX_COMMANDS}[package]
+    if words and f"{name} {words[0]}" in commands:
+        name, words = f"{name} {words[0]}", words[1:]
     if name not in commands:
         raise ValueError(f"{package} {name}: no such command")
     return Command(commands[name][0], _existing_config(words), package == "jaxlm" and name in POSITIONAL)
@@ -125,6 +127,8 @@ def _script(path: str, words: list[str]) -> Command:
     if path == "scripts/benchmark.py":
         sys.path[:] = [str(ROOT / "scripts"), *(place for place in sys.path if place != str(ROOT / "scripts"))]
         return Command(f"benchmarks.{words[0]}:benchmark", tuple(words[1:]))
+    if path == "scripts/models.py":
+        return _named("jaxlm", "models", words)
     calls = [
         node
         for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8")))

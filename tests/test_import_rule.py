@@ -14,6 +14,8 @@ from jaxlm.common.tracker_names import TRACKERS
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("shared_tokenizer", "jaxlm", "mlxlm", "scripts")
 MOST_FILES = 15
+# A script that only starts a command has so many lines, and is nothing to read.
+STUB_LINES = 12
 
 # Room -> rooms that it may import, from the lowest room up. A room is a folder, or one file where that is named; it may
 # import itself. A name that ends with ".*" stands for all rooms of that package.
@@ -70,6 +72,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "jaxlm.common.formats": (
         "shared_tokenizer.*",
+        "jaxlm.common",
         "jaxlm.common.architecture",
         "jaxlm.common.artifact",
         "jaxlm.common.recognition",
@@ -88,10 +91,18 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "jaxlm.common.objectives",
     ),
     "jaxlm.common.trackers": ("shared_tokenizer.*", "jaxlm.common", "jaxlm.common.run"),
+    "jaxlm.common.shelf": (
+        "shared_tokenizer.*",
+        "jaxlm.common",
+        "jaxlm.common.architecture",
+        "jaxlm.common.artifact",
+        "jaxlm.common.formats",
+        "jaxlm.common.run",
+    ),
     "jaxlm.common.known_answers": ("jaxlm.common.architecture", "jaxlm.common.run"),
     "jaxlm.common.grammar": ("shared_tokenizer.sandbox", "shared_tokenizer.tokenizers"),
     "jaxlm.common.openai_api": ("shared_tokenizer.*", "jaxlm.common", "jaxlm.common.grammar"),
-    "jaxlm.common.serving": ("shared_tokenizer.*", "jaxlm.common.openai_api"),
+    "jaxlm.common.serving": ("shared_tokenizer.*", "jaxlm.common", "jaxlm.common.openai_api"),
     "jaxlm.parallel": ("jaxlm.common.*",),
     "jaxlm.ops": ("jaxlm.common.*", "jaxlm.parallel"),
     "jaxlm.model": ("shared_tokenizer.*", "jaxlm.common.*", "jaxlm.parallel", "jaxlm.ops"),
@@ -229,7 +240,8 @@ def test_every_file_is_in_a_room():
 
 
 def test_no_room_has_too_many_files():
-    too_full = {room: count for room, count in Counter(map(room_of, MODULES)).items() if count > MOST_FILES}
+    counted = [module for module, path in MODULES.items() if len(path.read_text("utf-8").splitlines()) > STUB_LINES]
+    too_full = {room: count for room, count in Counter(map(room_of, counted)).items() if count > MOST_FILES}
     assert not too_full, f"split these, at most {MOST_FILES} files are a room: {too_full}"
 
 

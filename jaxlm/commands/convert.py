@@ -30,9 +30,9 @@ from shared_tokenizer.settings import setting
 class ConvertConfig:
     """A model and the form that it is converted into."""
 
-    source: str
+    source: str = setting(is_model=True)
     """Run directory, artifact, transformers or MLX directory, or GGUF file."""
-    destination: str
+    destination: str = setting()
     """Directory to create, or with --to gguf the file."""
     to: Form = "packed"
     """packed: an artifact of ternary codes in 2 bits and their scales; latent: one of float weights that training can
@@ -67,9 +67,9 @@ class ConvertConfig:
 class VerifyConfig:
     """Two models to compare."""
 
-    first: str
+    first: str = setting(is_model=True)
     """Run directory, artifact, transformers or MLX directory, or GGUF file."""
-    second: str
+    second: str = setting(is_model=True)
     """Another one."""
     tolerance: float = 1e-3
     """Largest mean difference of logits."""

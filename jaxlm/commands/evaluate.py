@@ -13,13 +13,14 @@ from jaxlm.evaluate import evaluate_documents
 from jaxlm.load import load_model, model_fingerprint
 from jaxlm.tasks import evaluated_model
 from shared_tokenizer.data.evaluation_text import EvaluationSettings, evaluation_table, write_evaluations
+from shared_tokenizer.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(EvaluationSettings, TaskSettings):
     """The models to evaluate, and the text or the tasks."""
 
-    model: list[str]
+    model: list[str] = setting(is_model=True)
     """Run directories, artifacts, transformers or MLX directories or GGUF files, compared in one table."""
 
 

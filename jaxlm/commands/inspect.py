@@ -12,6 +12,7 @@ from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import parameter_count, ternary_parameter_count
 from jaxlm.common.command_line import make_console
 from jaxlm.conversion.inspection import Inspection, Matrix, inspect_model, lora_memory, our_forms, qat_memory
+from shared_tokenizer.settings import setting
 
 _TOKENS = 512
 # What an inspection reads of a repository; other forms of the same weights are left there.
@@ -22,7 +23,7 @@ _HUB_FILES = ("*.json", "*.safetensors")
 class InspectConfig:
     """A model to look at."""
 
-    source: str
+    source: str = setting(is_model=True)
     """Run directory, artifact, transformers or MLX directory, GGUF or safetensors file; or the name of a model on the
     Hugging Face hub (OWNER/NAME), whose weights are downloaded to its cache."""
     verbose: bool = False

@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from jaxlm.common.help import arrange_help, explain_mistake, nearest
+from jaxlm.common.model_name import find_model
 from shared_tokenizer.settings import metadata_of, with_new_names
 
 Settings = TypeVar("Settings")
@@ -92,15 +93,24 @@ def choose_command(
     """Run the command that the first word names, with the words after it.
 
     `commands` maps a name to ("module:function", one line of help). Without a name, or with an unknown one, the list
-    of commands is shown. `elsewhere` maps commands of another program to how they are called.
+    of commands is shown. The name of a command may be two words, as that of each command of a group is. `elsewhere`
+    maps commands of another program to how they are called.
     """
     name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    group = {command: told for command, told in commands.items() if command.startswith(f"{name} ")}
+    if group:
+        word = rest[0] if rest else "--help"
+        if word in ("--help", "-h", "help"):
+            name, commands = "--help", group
+        else:
+            name, rest = f"{name} {word}", rest[1:]
     if name in ("--version", "-V"):
         print(f"{program} {version}")
     elif name in ("--help", "-h", "help"):
         print(f"usage: {program} COMMAND [settings]\n\ncommands:")
+        width = max(10, *map(len, group or [command for command in commands if " " not in command]))
         for command, (_, text) in commands.items():
-            print(f"  {command:<10} {text}")
+            print(f"  {command:<{width}} {text}")
         print(f"\n{program} COMMAND --help shows the settings of a command.")
     elif name in commands:
         sys.argv[1:] = rest
@@ -153,13 +163,24 @@ def parse(
     words = _with_settings_of_run(words, settings_class)
     try:
         values = parser.parse_args(_with_new_names(words, settings_class))
-        fields = parser.instantiate(values).as_dict()
+        fields = _with_models(parser.instantiate(values).as_dict(), settings_class)
         return settings_class(**{name: value for name, value in fields.items() if name not in _COMMON_FLAGS})
     except jsonargparse.ArgumentError as error:
         message = explain_mistake(parser, _one_line(error), settings_class) or f"{_one_line(error)}; see --help"
         raise ValueError(_with_config_file(message, words)) from error
     except ValueError as error:
         raise ValueError(_with_config_file(str(error), words)) from error
+
+
+def _with_models(values: dict[str, Any], settings_class: type) -> dict[str, Any]:
+    """Return settings with the paths of models in place of their names on the shelf."""
+    for field in dataclasses.fields(settings_class):
+        given = values.get(field.name)
+        if metadata_of(field).is_model and isinstance(given, str):
+            values[field.name] = str(find_model(given))
+        elif metadata_of(field).is_model and isinstance(given, list):
+            values[field.name] = [str(find_model(each)) for each in given]
+    return values
 
 
 def _with_config_file(message: str, words: list[str]) -> str:

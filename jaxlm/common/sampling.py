@@ -52,7 +52,7 @@ class GenerateConfig(Sampling):
     """0 takes the likeliest token; higher is more varied."""
     top_p: float = setting(0.95, at_least=SMALLEST_TOP_P, at_most=1)
     """Choose among the likeliest tokens that together reach this probability; 1 does not limit."""
-    model: str
+    model: str = setting(is_model=True)
     """Artifact, transformers or MLX directory or GGUF file; JAX opens a run directory too."""
     prompt: str = ""
     """Start of the text."""

@@ -15,7 +15,7 @@ from shared_tokenizer.settings import check_unchanged, setting
 class RLConfig(StepsConfig, TaskSettings):
     """One run of training by rewards. Raises ValueError on a value out of range or without effect."""
 
-    init_from: str = setting(group="model", basic=True)
+    init_from: str = setting(group="model", basic=True, is_model=True)
     """Model to start from: a run (its last checkpoint), a latent artifact or a transformers directory."""
     model: dict[str, Any] = setting(factory=dict, group="model")
     """Fields of the model that replace those of init_from, for example --model.max_seq_len 256."""

@@ -31,7 +31,7 @@ from shared_tokenizer.settings import check_bounds, setting
 class StoreTeacherConfig:
     """A teacher, and the training examples that it is asked about: as the runs that read the directory have them."""
 
-    teacher: str = setting(group="objective", basic=True)
+    teacher: str = setting(group="objective", basic=True, is_model=True)
     """Model to learn from, of the tokenizer of the shards; it may be float or ternary."""
     data_dir: list[str] = setting(group="data", basic=True)
     """Token shards to train on, in the order of the run."""

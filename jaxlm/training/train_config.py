@@ -28,7 +28,7 @@ class TrainConfig(RunConfig):
     takes the largest ternary one that fits the device and gets 20 tokens for each of its parameters."""
     model: dict[str, Any] = setting(factory=dict, group="model", basic=True)
     """Fields of the model that replace the preset's, for example --model.num_layers 6."""
-    init_from: str | None = setting(None, group="model", basic=True)
+    init_from: str | None = setting(None, group="model", basic=True, is_model=True)
     """Start from the latent weights of this artifact, transformers directory or run (its last checkpoint) instead of
     fresh ones."""
     batch_size: int | Literal["auto"] = setting(16, group="training", basic=True, at_least=1)

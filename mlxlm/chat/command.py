@@ -12,6 +12,7 @@ from mlxlm.load import load_model
 from shared_tokenizer.chat.formats import ChatFormatChoice
 from shared_tokenizer.manifest import refuse_inside_sealed, write_file
 from shared_tokenizer.model_chat_format import choose_chat_format
+from shared_tokenizer.settings import setting
 
 HELP = """\
 /system TEXT  set the system prompt; without a text remove it
@@ -26,7 +27,7 @@ Ctrl-C stops an answer. A line that starts with a space before / is a message.""
 class ChatConfig(Sampling):
     """The model to talk with, and the choice of its tokens."""
 
-    model: str
+    model: str = setting(is_model=True)
     """Artifact, transformers or MLX directory or GGUF file, of a model that was trained on chats."""
     adapter_path: str | None = None
     """Directory of adapters to add to the model."""

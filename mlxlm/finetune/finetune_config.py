@@ -22,7 +22,7 @@ class FinetuneConfig(RunConfig, TextConfig):
 
     settings_file: ClassVar[str] = "finetune.yaml"
 
-    model: str = setting(group="model", basic=True, resumable=True)
+    model: str = setting(group="model", basic=True, resumable=True, is_model=True)
     """Artifact, transformers or MLX directory or GGUF file of the model."""
     data: list[str] = setting(group="data", basic=True, resumable=True)
     """Text or chats (txt, json, jsonl, csv, parquet, folders of them), or token shards of scripts/prepare_data.py."""

@@ -22,7 +22,7 @@ class ServerConfig(ServingConfig):
     """Directory of adapters to add to the model."""
     adapter: list[str] = field(default_factory=list)
     """Adapters that requests may choose, as name=directory; clients ask for the name in the place of the model's."""
-    draft_model: str | None = None
+    draft_model: str | None = setting(None, is_model=True)
     """Smaller model with the same tokenizer that guesses tokens of a text that is generated alone at temperature 0;
     both need attention in all layers."""
     max_batch: int = setting(32, at_least=1)

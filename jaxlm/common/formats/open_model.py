@@ -19,6 +19,7 @@ from jaxlm.common.formats.explain import (
 from jaxlm.common.formats.hub import open_hub
 from jaxlm.common.formats.mlx import open_mlx
 from jaxlm.common.formats.mlx_quantized import is_quantized_mlx, open_quantized_mlx
+from jaxlm.common.model_name import find_model
 from shared_tokenizer.load import find_tokenizer, log_line
 from shared_tokenizer.manifest import MANIFEST, verify_manifest
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
@@ -27,7 +28,7 @@ from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 def open_model(
     path: Path, *, verify: bool = True, reading: TernaryReading | None = None, log: Callable[[str], None] = log_line
 ) -> Artifact:
-    """Open an artifact, a run's artifact, a transformers directory, an MLX directory, or a GGUF file.
+    """Open an artifact, that of a run, a transformers directory, an MLX directory, a GGUF file, or a name of the shelf.
 
     `verify=False` skips the check of every file's sha256. Of directories without a manifest only artifacts are refused,
     unless transformers has saved them again; `log` receives a line then, one on each assumption about a GGUF, and one
@@ -58,8 +59,8 @@ def _open(path: Path, verify: bool, log: Callable[[str], None]) -> Artifact:
 
 
 def model_path(path: Path) -> Path:
-    """Return the directory or file of a model: for the directory of a run its artifact."""
-    path = Path(path)
+    """Return the directory or file of a model: of a run its artifact, of a name on the shelf what lies there."""
+    path = find_model(path)
     is_run = any((path / name).is_file() for name in RUN_SETTINGS)
     return path / ARTIFACT if is_run and (path / ARTIFACT / CONFIG).is_file() else path
 
@@ -72,6 +73,7 @@ def find_model_tokenizer(
     `log` receives a line where it has ids that the embedding has not: they are refused wherever they occur. Raises
     ValueError where it cannot be read, or where it begins texts with such an id.
     """
+    path = find_model(path)
     tokenizer = find_tokenizer(path, artifact.tokenizer_metadata, verify=verify)
     rows = artifact.config.vocab_size
     if tokenizer is None or tokenizer.vocab_size <= rows:

@@ -120,7 +120,7 @@ class RunConfig(StepsConfig):
     ipo that of pairs of a chosen and a rejected answer, dpo and ipo against the model that the run starts from."""
     beta: float = setting(0.1, group="objective", more_than=0)
     """orpo: weight of the odds ratio; dpo, ipo: strength of the pull to the model that the run starts from."""
-    teacher: str | None = setting(None, group="objective")
+    teacher: str | None = setting(None, group="objective", is_model=True)
     """Model of the same tokenizer to distil from, frozen; or the directory of jaxlm store-teacher, which holds its
     likeliest tokens."""
     teacher_weight: float = setting(0.5, group="objective", at_least=0, at_most=1)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jaxlm.common.model_name import shown_name
 from jaxlm.common.openai_api.requests import ServedModel
 from jaxlm.common.serving.app import make_app
 from jaxlm.common.serving.connections import run
@@ -29,10 +30,10 @@ KEY_VARIABLE = "MLXLM_API_KEY"
 class ServingConfig:
     """The model that is served, the address, and the limits. Raises ValueError on a value out of range."""
 
-    model: str
+    model: str = setting(is_model=True)
     """Artifact, transformers or MLX directory, or GGUF file."""
     model_name: str | None = None
-    """Name that clients ask for; the last part of the path by default."""
+    """Name that clients ask for; the last part of the path by default, of the shelf name@version."""
     chat_format: ChatFormatChoice = "auto"
     """Chat format that the model was trained with; auto is that of the chat template of the adapters or the model."""
     host: str = "127.0.0.1"
@@ -165,7 +166,7 @@ def served_model(
     if tokenizer is None:
         raise ValueError(f"{path}: found no tokenizer, so there is no text to continue")
     return ServedModel(
-        name=path.resolve().name if config.model_name is None else config.model_name,
+        name=shown_name(path) if config.model_name is None else config.model_name,
         tokenizer=tokenizer,
         chat_format=_served_format(config, path, tokenizer, adapter_path),
         vocab_size=vocab_size,

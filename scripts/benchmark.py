@@ -15,6 +15,7 @@ BENCHMARKS = {
     "serve": "our server and mlx-lm's: tokens/s and time to the first token by the number of clients",
     "tasks": "the same tasks of lm-evaluation-harness in several runtimes: accuracies, log-likelihoods one by one",
     "soak": "many clients of our server for minutes: equal answers, flat memory, no errors",
+    "objectives": "the step of each objective beside that of plain training: time and memory",
     "samples": "accuracy on a task by the number of samples: the best by a verifier, the majority",
     "scaling": "the cost of a step when the sequence, batch, layers or devices double",
 }

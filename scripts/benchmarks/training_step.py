@@ -13,6 +13,7 @@ from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.model.language_model import LanguageModel, Remat
 from jaxlm.ops.attention import choose_kernel
 from jaxlm.training.host_allocator import keep_freed_memory, release_freed_memory
+from jaxlm.training.objectives.objective import Extras, Objective
 from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.training.resolve import remat_forms
 from jaxlm.training.train_step import init_state, make_train_step
@@ -39,6 +40,20 @@ def compiled_step(
 
     So it is with gradient checkpointing, where `remat` is None.
     """
+    batch = example_batch(config.vocab_size, batch_size, seq_len)
+    compiled, state = compiled_objective_step(config, batch, remat=remat, dtype=dtype)
+    return compiled, state, batch
+
+
+def compiled_objective_step(
+    config: ModelConfig,
+    batch: Any,
+    objective: Objective | None = None,
+    *extras: Extras,
+    remat: Remat | None = None,
+    dtype: str = "float32",
+) -> tuple[Any, Any]:
+    """Return the compiled step of an objective, by default plain training, and its state; see `compiled_step`."""
     keep_freed_memory()
     recipe = OptimizerConfig()
     optimizer, schedule = make_optimizer(recipe, 10**6), learning_rate_schedule(recipe, 10**6)
@@ -47,9 +62,8 @@ def compiled_step(
     remat = remat or remat_forms("auto", config)[0]
     model = LanguageModel(config, jnp.dtype(dtype), remat=remat, attention=kernel)
     state = jax.jit(lambda: init_state(model, optimizer, 0))()
-    batch = example_batch(config.vocab_size, batch_size, seq_len)
-    step = make_train_step(model, optimizer, schedule, 1)
-    return step.lower(state, batch).compile(), state, batch
+    step = make_train_step(model, optimizer, schedule, 1, objective)
+    return step.lower(state, batch, *extras).compile(), state
 
 
 def training_step(

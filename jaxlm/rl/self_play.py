@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.common.rewards.games import Game
+from jaxlm.common.rewards.games import HELD_OUT, Game, played_by_chance
 from jaxlm.ops.ternary_linear import Params
 from jaxlm.rl.rollouts import Rollouts, Turn, decode_answer
 from jaxlm.rl.sampler import Sample, Sampler
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
-# Starts that are held out for evaluation: those of the first numbers.
-HELD_OUT = 64
 # Games that tell how long the prompts become.
 _TRIED = 500
 _LARGEST_START = 2**30
@@ -30,7 +28,9 @@ class GameSource:
         self._game, self._tokenizer, self._seed = game, tokenizer, seed
         self._starts, self._samples = starts, samples
         self._rows, self.max_turns = starts * samples, game.max_turns
-        self.prompt_tokens = max(len(self._ids(prompt)) for prompt in self._prompts_by_chance())
+        self.prompt_tokens = max(
+            len(self._ids(prompt)) for number in range(_TRIED) for prompt, _ in played_by_chance(game, number)
+        )
         self.fingerprint = hashlib.sha256(f"game {name}".encode()).hexdigest()
 
     def rollouts(self, sampler: Sampler, weights: Params, step: int, check: Callable[[], None]) -> Rollouts:
@@ -49,13 +49,21 @@ class GameSource:
         return Rollouts(turns, metrics={"game/turns": len(turns) / len(games)})
 
     def evaluate(self, sampler: Sampler, weights: Params, check: Callable[[], None]) -> dict[str, float]:
-        """Return the mean reward from held-out starts: against random moves, as either player, or of both together."""
+        """Return numbers of games from held-out starts: against random moves, as either player, or of both together.
+
+        They are the mean reward, the share of games that are won, and of those in which the model kept to the rules.
+        """
         games = [(number, number % 2) for number in range(min(HELD_OUT, self._rows))]
         _, states = self._play(sampler, weights, 0, games, check, random_opponents=self._game.has_opponents)
         rewards = [
             (self._game.rewards(state) or (0.0, 0.0))[side] for (_, side), state in zip(games, states, strict=True)
         ]
-        return {"val/reward": float(np.mean(rewards)), "val/wins": float(np.mean(np.array(rewards) == 1))}
+        kept = [self._game.broken_by(state) is None for state in states]
+        return {
+            "val/reward": float(np.mean(rewards)),
+            "val/wins": float(np.mean(np.array(rewards) == 1)),
+            "val/allowed": float(np.mean(kept)),
+        }
 
     def show(self, sampler: Sampler, weights: Params) -> str:
         """Return the moves of some games of the model with itself."""
@@ -104,13 +112,3 @@ class GameSource:
 
     def _ids(self, prompt: str) -> list[int]:
         return self._tokenizer.encode_to_continue(prompt)
-
-    def _prompts_by_chance(self) -> list[str]:
-        """Return the prompts of games that are played by chance."""
-        found = list[str]()
-        for number in range(_TRIED):
-            state, rng = self._game.start(number), random.Random(number)
-            while self._game.rewards(state) is None:
-                found.append(self._game.prompt(state))
-                state = self._game.play(state, self._game.random_answer(state, rng))
-        return found

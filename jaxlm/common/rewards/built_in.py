@@ -16,7 +16,7 @@ _DRAWN_ROWS = 4000
 def addition() -> list[Row]:
     """Return all sums of two numbers of two digits."""
     numbers = range(10, 100)
-    return [{"prompt": f"{a} + {b} =", "answer": f" {a + b}"} for a, b in itertools.product(numbers, numbers)]
+    return [{"prompt": f"{a}+{b}=", "answer": f"{a + b}"} for a, b in itertools.product(numbers, numbers)]
 
 
 def reversing() -> list[Row]:

@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+# Starts that are held out for evaluation: those of the first numbers.
+HELD_OUT = 256
 LINES = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6))
 
 
@@ -33,6 +35,10 @@ class Game(Protocol):
 
     def rewards(self, state: Any) -> tuple[float, float] | None:
         """Return the reward of each player, None while the game goes on."""
+        ...
+
+    def broken_by(self, state: Any) -> int | None:
+        """Return the player whose answer the rules did not allow, None where all were allowed."""
         ...
 
     def random_answer(self, state: Any, rng: random.Random) -> str:
@@ -86,6 +92,9 @@ class TicTacToe:
                 return (1.0, 0.0) if state.fields[line[0]] == "X" else (0.0, 1.0)
         return None if "." in state.fields else (0.5, 0.5)
 
+    def broken_by(self, state: Board) -> int | None:
+        return state.broken_by
+
     def random_answer(self, state: Board, rng: random.Random) -> str:
         return str(1 + rng.choice([at for at, mark in enumerate(state.fields) if mark == "."]))
 
@@ -131,10 +140,22 @@ class GuessTheRule:
     def rewards(self, state: Rule) -> tuple[float, float] | None:
         return None if state.outcome is None else (state.outcome, state.outcome)
 
+    def broken_by(self, state: Rule) -> int | None:
+        return 0 if state.outcome is not None and not state.shown else None
+
     def random_answer(self, state: Rule, rng: random.Random) -> str:
         if state.shown:
             return str(rng.randint(0, 36))
         return " ".join(str(x) for x in rng.sample([x for x in range(10) if x != state.asked], 2))
+
+
+def played_by_chance(game: Game, number: int) -> list[tuple[str, str]]:
+    """Return the moves of a game by chance, always the same: what the player sees, and an allowed answer."""
+    state, rng, moves = game.start(number), random.Random(number), list[tuple[str, str]]()
+    while game.rewards(state) is None:
+        moves.append((game.prompt(state), game.random_answer(state, rng)))
+        state = game.play(state, moves[-1][1])
+    return moves
 
 
 GAMES: dict[str, Game] = {"tic_tac_toe": TicTacToe(), "guess_the_rule": GuessTheRule()}

@@ -1,8 +1,10 @@
 """The files of a task: texts without held-out prompts, and prompts that train-rl takes back."""
 
+import json
+
 import pytest
 
-from jaxlm.commands.write_task import WriteTaskConfig, main
+from jaxlm.commands.write_task import GAMES_BY_CHANCE, WriteTaskConfig, main
 from jaxlm.common.rewards.open_task import TaskSettings, open_task, read_rows
 
 
@@ -21,6 +23,18 @@ def test_files_of_a_task(tmp_path, capsys):
         )
     )
     assert ours.fingerprint == open_task(TaskSettings(task="addition")).fingerprint
+
+
+def test_a_game_is_written_as_moves_by_chance(tmp_path):
+    main(WriteTaskConfig(task="tic_tac_toe", output_dir=str(tmp_path / "moves")))
+    texts = [row["text"] for row in map(json.loads, (tmp_path / "moves" / "texts.jsonl").read_text().splitlines())]
+    assert len(texts) > 4 * GAMES_BY_CHANCE
+    for text in texts[:100]:
+        board, field = text.split()[0].replace("/", ""), text.split(":")[1]
+        assert board[int(field) - 1] == "."
+    assert [path.name for path in (tmp_path / "moves").iterdir()] == ["texts.jsonl"]
+    with pytest.raises(ValueError, match="num_held_out: has no effect with the game tic_tac_toe"):
+        WriteTaskConfig(task="tic_tac_toe", num_held_out=3, output_dir="out")
 
 
 def test_an_unknown_task_is_named(tmp_path):

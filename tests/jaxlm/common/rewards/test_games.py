@@ -1,22 +1,21 @@
 """The rules of the games that a model plays with itself."""
 
-import random
-
 import pytest
 
-from jaxlm.common.rewards.games import GAMES, Board, GuessTheRule, Rule, TicTacToe
+from jaxlm.common.rewards.games import GAMES, Board, GuessTheRule, Rule, TicTacToe, played_by_chance
 
 
 @pytest.mark.parametrize("name", GAMES)
 def test_games_by_chance_end_in_time_with_rewards(name):
     game = GAMES[name]
     for number in range(50):
-        state, rng, turns = game.start(number), random.Random(number), 0
-        assert state == game.start(number)
-        while game.rewards(state) is None:
-            state, turns = game.play(state, game.random_answer(state, rng)), turns + 1
+        state, moves = game.start(number), played_by_chance(game, number)
+        assert moves == played_by_chance(game, number) and len(moves) <= game.max_turns
+        for prompt, answer in moves:
+            assert game.rewards(state) is None and prompt == game.prompt(state)
+            state = game.play(state, answer)
         rewards = game.rewards(state)
-        assert turns <= game.max_turns and rewards is not None
+        assert rewards is not None and game.broken_by(state) is None
         assert sum(rewards) == 1 if game.has_opponents else rewards[0] == rewards[1]
 
 
@@ -34,7 +33,9 @@ def test_games_by_chance_end_in_time_with_rewards(name):
 def test_tic_tac_toe(fields, answer, rewards):
     game, board = TicTacToe(), Board(fields, 4)
     assert game.prompt(board) == f"{fields[:3]}/{fields[3:6]}/{fields[6:]} X:"
-    assert game.rewards(game.play(board, answer)) == rewards
+    after = game.play(board, answer)
+    assert game.rewards(after) == rewards
+    assert game.broken_by(after) == (0 if rewards == (0.0, 0.5) else None)
 
 
 def test_guess_the_rule():
@@ -43,6 +44,8 @@ def test_guess_the_rule():
     shown = game.play(rule, "0 5")
     assert (game.player(shown), game.prompt(shown)) == (1, "0->3, 5->13, 7->")
     assert game.rewards(game.play(shown, "17")) == (1.0, 1.0)
-    assert game.rewards(game.play(shown, "16")) == (0.0, 0.0)
+    wrong = game.play(shown, "16")
+    assert game.rewards(wrong) == (0.0, 0.0) and game.broken_by(wrong) is None
     for proposal in ("7 1", "12", "show"):
-        assert game.rewards(game.play(rule, proposal)) == (0.0, 0.0)
+        after = game.play(rule, proposal)
+        assert game.rewards(after) == (0.0, 0.0) and game.broken_by(after) == 0

@@ -21,7 +21,7 @@ class RLConfig(StepsConfig, TaskSettings):
     """Fields of the model that replace those of init_from, for example --model.max_seq_len 256."""
     method: Method = setting("grpo", group="objective", basic=True)
     """grpo raises the log-probability of answers above the mean of their prompt and lowers the others; expert_iteration
-    trains on the answers that pass, each once."""
+    trains on the answers that pass, each once, and is faster where an answer is right or wrong."""
     prompts_per_step: int = setting(16, group="training", basic=True, at_least=1)
     """Prompts of a step."""
     samples_per_prompt: int = setting(16, group="training", basic=True, at_least=1)
@@ -49,9 +49,9 @@ class RLConfig(StepsConfig, TaskSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", group="devices")
     """Precision of activations over float32 weights; auto is float32 on CPU, bfloat16 elsewhere."""
     optimizer: OptimizerConfig = setting(
-        factory=lambda: OptimizerConfig(learning_rate=1e-4, warmup_steps=10, weight_decay=0.0)
+        factory=lambda: OptimizerConfig(name="muon", learning_rate=4e-4, warmup_steps=10, weight_decay=0.0)
     )
-    """The optimizer and its schedule."""
+    """The optimizer and its schedule. Muon, because AdamW's steps along noise flip codes at random."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -160,8 +160,8 @@ def decode_answer(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
 def advantages_of(turns: Sequence[Turn], method: Method, pass_reward: float) -> np.ndarray:
     """Return the advantage of each turn, float32 `[N]`.
 
-    In GRPO it is the reward minus the mean of the group. In expert iteration it is 1 for what passes, once per prompt
-    and answer, and 0 for the rest.
+    In GRPO it is that of `group_advantages`. In expert iteration it is 1 for what passes, once per prompt and answer,
+    and 0 for the rest.
     """
     rewards = np.array([turn.reward for turn in turns], np.float32)
     if method == "grpo":

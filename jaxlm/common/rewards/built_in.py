@@ -14,9 +14,9 @@ _DRAWN_ROWS = 4000
 
 
 def addition() -> list[Row]:
-    """Return all sums of two numbers of two digits."""
+    """Return all sums of two numbers of two digits, written with three digits: every answer is as long."""
     numbers = range(10, 100)
-    return [{"prompt": f"{a}+{b}=", "answer": f"{a + b}"} for a, b in itertools.product(numbers, numbers)]
+    return [{"prompt": f"{a}+{b}=", "answer": f"{a + b:03}"} for a, b in itertools.product(numbers, numbers)]
 
 
 def reversing() -> list[Row]:

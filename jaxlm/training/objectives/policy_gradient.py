@@ -1,7 +1,7 @@
 """The policy gradient of GRPO in its small form, and expert iteration as the same sum with other advantages.
 
 For the tokens t of answers that were sampled from the policy itself, with log-probability l_t, and the advantage A of
-their answer (reward minus the mean of its group, arXiv 2402.03300):
+their answer (the reward's distance from the mean of its group, in standard deviations, arXiv 2402.03300):
 
     loss = -sum_t A l_t / number of tokens  +  kl_weight * sum_t k_t / number of tokens
 

@@ -18,7 +18,7 @@ TURNS = [turn([1, 2], 1.0, 0), turn([3], 0.0, 0), turn([1, 2], 1.0, 0), turn([5,
 
 
 def test_advantages_of_grpo_and_of_expert_iteration():
-    np.testing.assert_allclose(advantages_of(TURNS, "grpo", 1.0), [1 / 3, -2 / 3, 1 / 3, 0], atol=1e-6)
+    np.testing.assert_allclose(advantages_of(TURNS, "grpo", 1.0), [2**-0.5, -(2**0.5), 2**-0.5, 0], atol=1e-6)
     assert advantages_of(TURNS, "expert_iteration", 1.0).tolist() == [1, 0, 0, 0]
     assert advantages_of(TURNS, "expert_iteration", 0.5).tolist() == [1, 0, 0, 1]
 

@@ -8,13 +8,15 @@ import pytest
 from jaxlm.common.rewards.estimates import group_advantages, majority, mean_majority, mean_pass_at_k, pass_at_k
 
 
-def test_advantages_are_rewards_less_the_mean_of_their_group():
-    rewards = np.array([1, 0, 0, 0, 1, 1, 0.5], np.float32)
-    groups = np.array([7, 7, 7, 7, 2, 2, 9])
+def test_advantages_are_distances_from_the_mean_of_a_group_in_its_deviations():
+    rewards = np.array([1, 0, 0, 0, 1, 0.2, 0.1, 0.1, 0.1, 0.5], np.float32)
+    groups = np.array([7, 7, 7, 7, 2, 2, 4, 4, 4, 9])
     found = group_advantages(rewards, groups)
-    expected = [reward - rewards[groups == group].mean() for reward, group in zip(rewards, groups, strict=True)]
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=1e-7)
+    for group in (7, 2):
+        those = rewards[groups == group]
+        np.testing.assert_allclose(found[groups == group], (those - those.mean()) / those.std(), rtol=1e-6)
+    assert not found[groups == 4].any() and not found[groups == 9].any()
 
 
 @pytest.mark.parametrize(("samples", "passed"), [(5, 0), (5, 1), (5, 3), (5, 5), (1, 1)])

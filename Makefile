@@ -8,7 +8,7 @@ RUN := runs/$(shell date +%Y%m%d-%H%M%S)
 endif
 ARGS ?=
 
-.PHONY: setup data train test integration faults witness gguf-test lint bench docs
+.PHONY: setup data train studio test integration faults witness gguf-test browser-test lint bench docs
 
 setup: $(VENV)/.dev
 
@@ -29,6 +29,14 @@ $(VENV)/.gguf-test: pyproject.toml $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[gguf-test]'
 	touch $@
 
+$(VENV)/.studio: pyproject.toml $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[studio]'
+	touch $@
+
+$(VENV)/.browser-test: pyproject.toml $(VENV)/.studio
+	$(BIN)/python -m pip install --quiet --editable '.[browser-test]'
+	touch $@
+
 $(VENV)/.docs: pyproject.toml $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
@@ -41,6 +49,11 @@ data: setup
 train: data
 	$(BIN)/python scripts/train_jax.py --config scripts/tiny.yaml --data_dir $(DATA) --output_dir $(RUN) $(ARGS)
 	$(BIN)/python scripts/same_text.py --run $(RUN)
+
+# Text, training, live curves and talk in a browser: it prints an address. Data, runs and models are below ROOT.
+ROOT ?= .
+studio: $(VENV)/.studio
+	$(BIN)/python scripts/studio.py --root $(ROOT) $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest tests --ignore tests/witness -m "not whole" --durations 10
@@ -65,7 +78,11 @@ witness: $(VENV)/.witness
 gguf-test: $(VENV)/.gguf-test
 	$(BIN)/python -m pytest tests/witness/test_llama_cpp.py
 
-lint: setup
+# The studio in the system's own Chromium: from an empty folder to a model that answers (docs/studio.md).
+browser-test: $(VENV)/.browser-test
+	$(BIN)/python -m pytest tests/browser -m "browser" --durations 10
+
+lint: $(VENV)/.studio
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright

@@ -26,6 +26,7 @@ COMMANDS = {
     "convert": ("jaxlm.commands.convert:main", "a model -> another form of it, compared with its source"),
     "verify": ("jaxlm.commands.convert:verify", "compare two models, in any forms"),
     **{f"models {name}": command for name, command in SHELF.items()},
+    "studio": ("jaxlm.studio.command:main", "all of this in a browser: text, training, curves, talk"),
     "doctor": ("jaxlm.commands.doctor:main", "what this machine can do, and whether it computes right"),
 }
 # Their settings without a default are given by position.

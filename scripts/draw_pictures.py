@@ -34,7 +34,7 @@ SPINE = (
     ("jaxlm/common/run/training_loop.py", "the loop: step, log, evaluate, sample, save; the same for MLX"),
 )
 # Packages that the small graph shows as one node each; the large one shows all rooms.
-FOLDED = ("shared_tokenizer", "jaxlm.common", "jaxlm.training", "mlxlm.finetune", "scripts")
+FOLDED = ("shared_tokenizer", "jaxlm.common", "jaxlm.training", "jaxlm.studio", "mlxlm.finetune", "scripts")
 
 TEXT, LINE, SEAL = "#24292f", "#57606a", "#1a7f37"
 STAGES = (

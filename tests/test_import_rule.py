@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib.util
 import subprocess
 import sys
 from collections import Counter
@@ -189,6 +190,38 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "mlxlm",
     ),
     "jaxlm.study": ("shared_tokenizer.*", "jaxlm.common.*", "jaxlm.ops", "jaxlm.training", "jaxlm.commands"),
+    "jaxlm.studio.reading": (
+        "shared_tokenizer.*",
+        "jaxlm.common.architecture",
+        "jaxlm.common.run",
+    ),
+    "jaxlm.studio.processes": (
+        "shared_tokenizer.*",
+        "jaxlm.common",
+        "jaxlm.common.run",
+        "jaxlm.common.serving",
+        "jaxlm.studio.reading",
+    ),
+    "jaxlm.studio": (
+        "shared_tokenizer.*",
+        "jaxlm.common.serving",
+        "jaxlm.studio.reading",
+        "jaxlm.studio.processes",
+    ),
+    "jaxlm.studio.parts": (
+        "shared_tokenizer.*",
+        "jaxlm.studio.reading",
+        "jaxlm.studio.processes",
+        "jaxlm.studio",
+    ),
+    "jaxlm.studio.pages": (
+        "shared_tokenizer.*",
+        "jaxlm.common.serving",
+        "jaxlm.studio.reading",
+        "jaxlm.studio.processes",
+        "jaxlm.studio",
+        "jaxlm.studio.parts",
+    ),
     "scripts": ("shared_tokenizer.*", "jaxlm.*", "mlxlm.*"),
     "scripts.benchmarks": ("shared_tokenizer.*", "jaxlm.*", "mlxlm.*"),
 }
@@ -271,17 +304,27 @@ def test_the_table_allows_nothing_that_is_not_used(room):
     assert not idle, f"{room} does not import {', '.join(idle)}: take it out of the table"
 
 
+<<<<<<< HEAD
 # Each needs a package that no extra but its own installs, and is imported where it is chosen.
 CHOSEN = tuple(f"jaxlm.common.trackers.{name}_tracker" for name in TRACKERS)
+=======
+# Rooms whose library is an extra that `make test` does without.
+EXTRAS = {"jaxlm.studio.parts": "nicegui", "jaxlm.studio.pages": "nicegui"}
+>>>>>>> 5ec41d5 (A window for people without a terminal: make studio trains, watches, stops and talks to a model in a browser)
 
 
 def run_with_blocked(blocked: tuple[str, ...], packages: tuple[str, ...]) -> None:
     modules = [
         name
         for name in MODULES
+<<<<<<< HEAD
         if any(f"{name}.".startswith(f"{package}.") for package in packages)
         and not name.endswith("__main__")
         and name not in CHOSEN
+=======
+        if any(f"{name}.".startswith(f"{package}.") for package in packages) and not name.endswith("__main__")
+        if room_of(name) not in EXTRAS or importlib.util.find_spec(EXTRAS[room_of(name)])
+>>>>>>> 5ec41d5 (A window for people without a terminal: make studio trains, watches, stops and talks to a model in a browser)
     ]
     assert modules
     program = (

@@ -1,0 +1,165 @@
+"""The path to a new model: text, tokenizer, model and training, talk, on one line; one click trains."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from nicegui import run, ui
+
+from jaxlm.studio.parts.frame import (
+    command_lines,
+    complain,
+    frame,
+    pick,
+)
+from jaxlm.studio.parts.model_step import ModelStep
+from jaxlm.studio.parts.text_step import TextStep
+from jaxlm.studio.parts.tokenizer_step import TokenizerStep
+from jaxlm.studio.processes.recipes import STDLIB
+from jaxlm.studio.reading.shown_text import shown_line
+from jaxlm.studio.studio import Draft, Studio
+
+STEPS = ("Text", "Tokenizer", "Model", "Talk")
+
+
+def add_page(studio: Studio, most_bytes: int) -> None:
+    """Add the page."""
+
+    @ui.page("/")
+    def page(step: int = 0) -> None:
+        with frame(studio, "New model", "/"):
+            _at_work(studio)
+            PathPage(studio, studio.draft(), most_bytes, step if 0 <= step < 3 else 0)
+
+
+def _at_work(studio: Studio) -> None:
+    """Show what trains now."""
+    running = [each for each in studio.runs.all() if each.state == "training"]
+    if running:
+        with ui.element("div").classes("line"):
+            ui.label("Training now:").classes("soft")
+            for each in running[:6]:
+                ui.link(each.name, f"/run?path={each.name}").classes("chip training")
+
+
+class PathPage:
+    """The four steps and the bar that starts the run."""
+
+    def __init__(self, studio: Studio, draft: Draft, most_bytes: int, step: int):
+        self._studio, self._draft, self._most_bytes = studio, draft, most_bytes
+        self._step = step
+        self._steps = ui.element("nav").classes("steps").props('aria-label="Steps"')
+        with ui.element("section").classes("card"):
+            self._bar()
+        self._panel = ui.element("div").classes("stack")
+        self._show(step)
+
+    def _bar(self) -> None:
+        draft = self._draft
+        with ui.element("div").classes("line"):
+            self._name = ui.input("Name of the run", value=self._studio.next_name(draft), validation=lambda _: None)
+            self._name.without_auto_validation()
+            self._name.props("outlined dense").classes("grow").style("min-width: 150px; max-width: 300px")
+            self._name.on_value_change(lambda event: self._rename(event.value))
+            self._button = ui.button("Train", icon="play_arrow", on_click=self._start).props("unelevated size=lg")
+            self._words = ui.label().classes("soft grow").style("min-width: 200px")
+        self._lines = ui.element("div").classes("w-full")
+        self._describe()
+
+    def _rename(self, name: str | None) -> None:
+        self._draft.name = (name or "").strip()
+        self._changed()
+
+    def _changed(self) -> None:
+        self._studio.keep(self._draft)
+        self._describe()
+        self._headings()
+
+    def _describe(self) -> None:
+        """Show the commands, or the mistake that keeps them from starting."""
+        self._name.error = None
+        self._lines.clear()
+        try:
+            _, commands = self._studio.commands(self._draft)
+        except ValueError as error:
+            self._words.text, message = "", str(error)
+            if message.startswith("name:"):
+                self._name.error = shown_line(message, 300)
+            else:
+                self._words.text = shown_line(message, 300)
+            self._words.classes(add="bad")
+            self._button.disable()
+            return
+        self._button.enable()
+        self._words.classes(remove="bad")
+        self._words.text = self._outlook()
+        with self._lines:
+            command_lines([command.line for command in commands])
+
+    def _outlook(self) -> str:
+        return ModelStep.outlook(self._studio, self._draft)
+
+    async def _start(self) -> None:
+        """Start the run once the command line would take it."""
+        self._button.disable()
+        try:
+            _, commands = self._studio.commands(self._draft)
+            command = commands[-1]
+            mistake = await run.io_bound(self._studio.settings.check, command.name, list(command.words))
+            if mistake is not None:
+                raise ValueError(mistake.message)
+            job = self._studio.start(self._draft)
+        except (ValueError, OSError) as error:
+            complain(error)
+            self._button.enable()
+            return
+        self._draft.name = ""
+        self._studio.keep(self._draft)
+        ui.navigate.to(f"/run?path={self._studio.folders.short(Path(job.record['subject']))}")
+
+    def _headings(self) -> None:
+        summaries = (self._text_words(), self._tokenizer_words(), self._model_words(), "with any checkpoint")
+        self._steps.clear()
+        with self._steps:
+            for index, (title, summary) in enumerate(zip(STEPS, summaries, strict=True)):
+                with pick(lambda index=index: self._show(index), chosen=index == self._step) as button:
+                    ui.label(f"{index + 1}  {title}").classes("title")
+                    ui.label(summary).classes("soft small summary")
+                button.props(f'aria-current="{"step" if index == self._step else "false"}"')
+
+    def _text_words(self) -> str:
+        draft = self._draft
+        if draft.data_dir:
+            return shown_line(", ".join(draft.data_dir), 60)
+        if draft.hub:
+            return shown_line(draft.hub, 60)
+        if draft.input == [STDLIB]:
+            return "Python's own library"
+        return shown_line(", ".join(Path(name).name for name in draft.input), 60)
+
+    def _tokenizer_words(self) -> str:
+        draft = self._draft
+        if draft.data_dir:
+            return "of the shards"
+        return f"of {shown_line(draft.tokenizer, 50)}" if draft.tokenizer else f"new, {draft.vocab_size} tokens"
+
+    def _model_words(self) -> str:
+        train = self._draft.train
+        model = train.get("preset") or (
+            f"goes on from {train['init_from']}" if "init_from" in train else "ternary-tiny"
+        )
+        return f"{model}, {train.get('num_train_steps', '1000')} steps"
+
+    def _show(self, index: int) -> None:
+        if index == 3:
+            ui.navigate.to("/talk")
+            return
+        self._step = index
+        self._headings()
+        self._panel.clear()
+        makers: tuple[Callable[[], object], ...] = (
+            lambda: TextStep(self._studio, self._draft, self._changed, self._most_bytes),
+            lambda: TokenizerStep(self._studio, self._draft, self._changed),
+            lambda: ModelStep(self._studio, self._draft, self._changed),
+        )
+        with self._panel:
+            makers[index]()

@@ -56,11 +56,11 @@ studio: $(VENV)/.studio
 	$(BIN)/python scripts/studio.py --root $(ROOT) $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest tests --ignore tests/witness -m "not whole" --durations 10
+	$(BIN)/python -m pytest tests --ignore tests/witness --ignore tests/browser -m "not whole" --durations 10
 
 # Whole runs and commands: examples, many devices, killed, resumed, several at once, attacked.
 integration: setup
-	$(BIN)/python -m pytest tests --ignore tests/witness -m whole --durations 10
+	$(BIN)/python -m pytest tests --ignore tests/witness --ignore tests/browser -m whole --durations 10
 
 # Kills, signals, flipped bits, full disks and damaged files, until MINUTES are over (docs/reliability.md).
 # make faults ONLY="kill train" TRIAL=7 repeats one trial.
@@ -80,7 +80,7 @@ gguf-test: $(VENV)/.gguf-test
 
 # The studio in the system's own Chromium: from an empty folder to a model that answers (docs/studio.md).
 browser-test: $(VENV)/.browser-test
-	$(BIN)/python -m pytest tests/browser -m "browser" --durations 10
+	$(BIN)/python -m pytest tests/browser -n 0 --durations 10
 
 lint: $(VENV)/.studio
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """The path to a new model: text, tokenizer, model and training, talk, on one line; one click trains."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from nicegui import run, ui
@@ -47,7 +48,9 @@ class PathPage:
     def __init__(self, studio: Studio, draft: Draft, most_bytes: int, step: int):
         self._studio, self._draft, self._most_bytes = studio, draft, most_bytes
         self._step = step
-        self._steps = ui.element("nav").classes("steps").props('aria-label="Steps"')
+        self._buttons: list[ui.element] = []
+        self._summaries: list[ui.label] = []
+        self._build_steps()
         with ui.element("section").classes("card"):
             self._bar()
         self._panel = ui.element("div").classes("stack")
@@ -116,15 +119,22 @@ class PathPage:
         self._studio.keep(self._draft)
         ui.navigate.to(f"/run?path={self._studio.folders.short(Path(job.record['subject']))}")
 
-    def _headings(self) -> None:
-        summaries = (self._text_words(), self._tokenizer_words(), self._model_words(), "with any checkpoint")
-        self._steps.clear()
-        with self._steps:
-            for index, (title, summary) in enumerate(zip(STEPS, summaries, strict=True)):
-                with pick(lambda index=index: self._show(index), chosen=index == self._step) as button:
+    def _build_steps(self) -> None:
+        with ui.element("nav").classes("steps").props('aria-label="Steps"'):
+            for index, title in enumerate(STEPS):
+                with pick(partial(self._show, index)) as button:
                     ui.label(f"{index + 1}  {title}").classes("title")
-                    ui.label(summary).classes("soft small summary")
-                button.props(f'aria-current="{"step" if index == self._step else "false"}"')
+                    self._summaries.append(ui.label().classes("soft small summary"))
+                self._buttons.append(button)
+
+    def _headings(self) -> None:
+        """Write the summaries of the steps. The buttons stay, so that a click during a change is not lost."""
+        summaries = (self._text_words(), self._tokenizer_words(), self._model_words(), "with any checkpoint")
+        for index, summary in enumerate(summaries):
+            self._summaries[index].text = summary
+            is_here = index == self._step
+            self._buttons[index].classes(replace="pick chosen" if is_here else "pick")
+            self._buttons[index].props(f'aria-current="{"step" if is_here else "false"}"')
 
     def _text_words(self) -> str:
         draft = self._draft

@@ -1,0 +1,107 @@
+"""The studio in a process of its own, and the browser of the system: `make browser-test`."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxlm.studio.processes.jobs import Jobs
+from jaxlm.studio.reading.folders import STATE
+
+ROOT = Path(__file__).parent.parent.parent
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+_HOW = "install it: apt-get install chromium (Debian), snap install chromium (Ubuntu), brew install chromium (a Mac)"
+_MAC = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
+
+
+class StudioProcess:
+    """A studio of a root, which can be killed and started again at the same port."""
+
+    def __init__(self, root: Path, log: Path):
+        self.root, self._log, self._port = root, log, 0
+        self.address = ""
+        """Link with the token."""
+        self.seconds = 0.0
+        """Seconds from the start to the address."""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def base(self) -> str:
+        """Address without the token."""
+        return self.address.partition("/?")[0]
+
+    def start(self) -> None:
+        """Start it, and wait for its address."""
+        self._log.write_text("")
+        begin = time.monotonic()
+        words = [sys.executable, "scripts/studio.py", "--root", str(self.root), "--port", str(self._port)]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        while not (found := re.search(r"http://\S+", self._log.read_text())):
+            assert self._process.poll() is None, self._log.read_text()
+            assert time.monotonic() - begin < 60, "the studio did not open"
+            time.sleep(0.02)
+        self.seconds = time.monotonic() - begin
+        self.address = found[0]
+        self._port = int(self.base.rpartition(":")[2])
+
+    def kill(self) -> None:
+        """Kill it, and nothing that it has started."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    @property
+    def memory(self) -> int:
+        """Bytes of its resident memory."""
+        assert self._process is not None
+        return int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]) * 4096
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Iterator[StudioProcess]:
+    """A studio of an empty root."""
+    (tmp_path / "root").mkdir()
+    found = StudioProcess(tmp_path / "root", tmp_path / "studio.log")
+    found.start()
+    yield found
+    found.kill()
+    for job in Jobs(tmp_path / "root" / STATE / "jobs").all():
+        job.kill()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """The Chromium of the system."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        pytest.fail("playwright is not installed: make browser-test installs it")
+    found = next((path for name in _BROWSERS if (path := shutil.which(name))), str(_MAC) if _MAC.exists() else None)
+    if found is None:
+        pytest.fail(f"found no Chromium or Chrome on this machine; {_HOW}")
+    with sync_playwright() as driver:
+        # A sandbox of the browser needs rights that containers do not give; the pages are our own.
+        chromium = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A page without cookies, which fails the test on an error of a script."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(60_000)
+    found, errors = context.new_page(), list[str]()
+    found.on("pageerror", lambda error: errors.append(str(error)))
+    yield found
+    context.close()
+    assert not errors, errors

@@ -304,27 +304,20 @@ def test_the_table_allows_nothing_that_is_not_used(room):
     assert not idle, f"{room} does not import {', '.join(idle)}: take it out of the table"
 
 
-<<<<<<< HEAD
 # Each needs a package that no extra but its own installs, and is imported where it is chosen.
 CHOSEN = tuple(f"jaxlm.common.trackers.{name}_tracker" for name in TRACKERS)
-=======
 # Rooms whose library is an extra that `make test` does without.
 EXTRAS = {"jaxlm.studio.parts": "nicegui", "jaxlm.studio.pages": "nicegui"}
->>>>>>> 5ec41d5 (A window for people without a terminal: make studio trains, watches, stops and talks to a model in a browser)
 
 
 def run_with_blocked(blocked: tuple[str, ...], packages: tuple[str, ...]) -> None:
     modules = [
         name
         for name in MODULES
-<<<<<<< HEAD
         if any(f"{name}.".startswith(f"{package}.") for package in packages)
         and not name.endswith("__main__")
         and name not in CHOSEN
-=======
-        if any(f"{name}.".startswith(f"{package}.") for package in packages) and not name.endswith("__main__")
-        if room_of(name) not in EXTRAS or importlib.util.find_spec(EXTRAS[room_of(name)])
->>>>>>> 5ec41d5 (A window for people without a terminal: make studio trains, watches, stops and talks to a model in a browser)
+        and (room_of(name) not in EXTRAS or importlib.util.find_spec(EXTRAS[room_of(name)]))
     ]
     assert modules
     program = (

@@ -17,6 +17,7 @@ COMMANDS = {
     "store-teacher": ("jaxlm.training.store_teacher:main", "a teacher's likeliest tokens, which runs learn from"),
     "write-task": ("jaxlm.commands.write_task:main", "a task that train-rl has -> texts to pre-train on, prompts"),
     "runs": ("jaxlm.commands.runs:main", "list runs with their state and loss"),
+    "plot": ("jaxlm.common.plots.command:main", "curves of runs in one picture: losses, zeros, flips"),
     "report": ("jaxlm.common.trackers.command:main", "send a run to TensorBoard, Weights & Biases or Trackio"),
     "study": ("jaxlm.study.command:main", "training runs that answer a question, compared with intervals"),
     "generate": ("jaxlm.commands.generate:main", "text from a model"),

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from shared_tokenizer.picture import colour, drawn_picture
+
 ROOT = Path(__file__).parent.parent
 PIPELINE = Path("docs/images/pipeline.svg")
 LOSS = Path("docs/images/loss.svg")
@@ -128,28 +130,19 @@ def measured_digest() -> str:
 
 def draw_losses() -> None:
     """Write picture B: held-out bits per byte of a ternary model and its float twin on the same tokens."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
     measured = json.loads((ROOT / MEASURED).read_text("utf-8"))
-    colors = {"ternary-tiny": "#1a7f37", "dense-tiny": "#0969da"}
-    with plt.rc_context({"svg.hashsalt": "jaxlm", "svg.fonttype": "none", "font.size": 10}):
-        figure, axes = plt.subplots(figsize=(7.2, 3.4), layout="constrained")
-        for run in measured["runs"]:
+    description: dict[str, str | None] = {"Description": f"drawn from {MEASURED}, sha256 {measured_digest()}"}
+    with drawn_picture(ROOT / LOSS, (7.2, 3.4), metadata=description) as (axes,):
+        for number, run in enumerate(measured["runs"]):
             tokens = [point["tokens"] / 1000 for point in run["held_out"]]
             losses = [point["bits_per_byte"] for point in run["held_out"]]
             label = f"{run['preset']}, {run['learning_rate']:g}: {losses[-1]:.3f}"
-            axes.plot(tokens, losses, marker="o", markersize=3, color=colors[run["preset"]], label=label)
+            axes.plot(tokens, losses, marker="o", markersize=3, color=colour(number), label=label)
         axes.set_xlabel("thousand training tokens, the same for both")
         axes.set_ylabel("held-out bits per byte")
         axes.legend(title="preset, learning rate: at the end", frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-        metadata = {"Date": None, "Description": f"drawn from {MEASURED}, sha256 {measured_digest()}"}
-        figure.savefig(ROOT / LOSS, metadata=metadata)
-        plt.close(figure)
 
 
 def read_rooms() -> dict[str, set[str]]:

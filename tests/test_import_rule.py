@@ -23,6 +23,7 @@ STUB_LINES = 12
 ROOMS: dict[str, tuple[str, ...]] = {
     "shared_tokenizer.manifest": (),
     "shared_tokenizer.settings": (),
+    "shared_tokenizer.picture": ("shared_tokenizer.manifest",),
     "shared_tokenizer.tokenizers": (),
     "shared_tokenizer.sandbox": (),
     "shared_tokenizer.chat": ("shared_tokenizer.tokenizers", "shared_tokenizer.sandbox"),
@@ -91,6 +92,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "jaxlm.common.architecture",
         "jaxlm.common.objectives",
     ),
+    "jaxlm.common.plots": ("shared_tokenizer.*", "jaxlm.common", "jaxlm.common.run"),
     "jaxlm.common.trackers": ("shared_tokenizer.*", "jaxlm.common", "jaxlm.common.run"),
     "jaxlm.common.shelf": (
         "shared_tokenizer.*",

@@ -5,16 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
 from jaxlm.common.run.summary import highest_shown
 from jaxlm.study.results import VariantResult
 from jaxlm.study.study import Study
-from shared_tokenizer.manifest import replaced_file
+from shared_tokenizer.picture import COLOURS, drawn_picture
 
 BITS = "held-out bits per byte"
-# Colours that people with any colour vision tell apart (Okabe and Ito, 2008).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7f7f7f")
 # A setting whose values span a larger factor has a logarithmic axis.
 LOGARITHMIC = 8
 
@@ -35,20 +31,11 @@ def draw(study: Study, variants: Sequence[VariantResult], directory: Path) -> No
 
 
 def _save(path: Path, title: str, fill: Callable[[Any], None]) -> None:
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    try:
+    with drawn_picture(path, (7, 4.5)) as (axes,):
         fill(axes)
         axes.set_title(title, fontsize=10, wrap=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-        with replaced_file(path) as temporary:
-            # Without the date of the file and the version of the library, the same numbers give the same bytes.
-            figure.savefig(temporary, dpi=100, bbox_inches="tight", format="png", metadata={"Software": None})
-    finally:
-        pyplot.close(figure)
 
 
 def _curves(axes: Any, variants: Sequence[VariantResult]) -> None:

@@ -80,7 +80,7 @@ gguf-test: $(VENV)/.gguf-test
 
 # The studio in the system's own Chromium: from an empty folder to a model that answers (docs/studio.md).
 browser-test: $(VENV)/.browser-test
-	$(BIN)/python -m pytest tests/browser -n 0 --durations 10
+	$(BIN)/python -m pytest tests/browser -n 0 --durations 10 $(ARGS)
 
 lint: $(VENV)/.studio
 	$(BIN)/ruff check .

@@ -219,6 +219,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "jaxlm.studio.pages": (
         "shared_tokenizer.*",
         "jaxlm.common.serving",
+        "jaxlm.common.shelf",
         "jaxlm.studio.reading",
         "jaxlm.studio.processes",
         "jaxlm.studio",

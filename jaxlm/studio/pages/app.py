@@ -45,7 +45,7 @@ def make_app(studio: Studio, config: StudioConfig, port: int, key: str | None) -
     from nicegui import app as pages
     from nicegui import background_tasks, ui
 
-    from jaxlm.studio.pages import compare, job_list, new_model, run_view, runs_table, talk
+    from jaxlm.studio.pages import compare, job_list, new_model, run_view, runs_table, shelf, talk
 
     logging.getLogger("nicegui").setLevel(logging.ERROR)
 
@@ -61,6 +61,7 @@ def make_app(studio: Studio, config: StudioConfig, port: int, key: str | None) -
     talk.add_page(studio)
     compare.add_page(studio)
     job_list.add_page(studio)
+    shelf.add_page(studio)
     pages.on_startup(lambda: background_tasks.create(_close_idle(studio)))
     ui.run_with(
         app, title="jaxlm studio", favicon="🜂", dark=studio.dark, show_welcome_message=False, reconnect_timeout=20.0

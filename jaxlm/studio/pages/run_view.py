@@ -21,7 +21,7 @@ from jaxlm.studio.processes.jobs import Job
 from jaxlm.studio.reading.log_tail import last_error
 from jaxlm.studio.reading.process_memory import memory_bytes
 from jaxlm.studio.reading.runs import Run, settings_file, write_notes
-from jaxlm.studio.reading.samples import Sample, read_samples
+from jaxlm.studio.reading.samples import Sample, read_samples, samples_stamp
 from jaxlm.studio.reading.shown_text import shown, shown_line
 from jaxlm.studio.studio import Studio
 
@@ -65,6 +65,7 @@ class RunPage:
         self._job_boxes: dict[str, JobBox] = {}
         self._shown: tuple[str, bool] | None = None
         self._log_path, self._samples = Path(), list[Sample]()
+        self._samples_stamp: tuple[int, int] | None = None
         self._head()
         self._curves = RunCurves(studio, place)
         with ui.element("div").classes("two"):
@@ -151,8 +152,11 @@ class RunPage:
             self._numbers[name].text = text
 
     def _refresh_samples(self) -> None:
-        samples = read_samples(self._place)
-        if samples == self._samples:
+        stamp = samples_stamp(self._place)
+        if stamp is None or stamp == self._samples_stamp:
+            return
+        self._samples_stamp, samples = stamp, read_samples(self._place)
+        if not samples:
             return
         follows = not self._samples or self._step.value == self._samples[-1].step
         self._samples = samples

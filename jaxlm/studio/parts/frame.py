@@ -10,7 +10,7 @@ from jaxlm.studio.parts.style import STYLE
 from jaxlm.studio.reading.shown_text import shown
 from jaxlm.studio.studio import Studio
 
-WAYS = (("/", "New model"), ("/runs", "Runs"), ("/talk", "Talk"), ("/jobs", "Jobs"))
+WAYS = (("/", "New model"), ("/runs", "Runs"), ("/talk", "Talk"), ("/shelf", "Shelf"), ("/jobs", "Jobs"))
 
 
 @contextlib.contextmanager

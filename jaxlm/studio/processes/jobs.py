@@ -33,7 +33,7 @@ KEY_VARIABLE = "JAXLM_STUDIO_KEY"
 
 @dataclass(frozen=True)
 class Command:
-    """One command of jaxlm or mlxlm: its name, such as `train` or `mlx-finetune`, and its words."""
+    """One command of jaxlm or mlxlm: its name, such as `train`, `models add` or `mlx-finetune`, and its words."""
 
     name: str
     words: tuple[str, ...]
@@ -44,12 +44,13 @@ class Command:
         package, name = (
             ("mlxlm", self.name.removeprefix("mlx-")) if self.name.startswith("mlx-") else ("jaxlm", self.name)
         )
-        return [sys.executable, "-m", package, name, *self.words]
+        return [sys.executable, "-m", package, *name.split(), *self.words]
 
     @property
     def line(self) -> str:
         """The command as a person types it in a shell."""
-        return next_command(self.name, *self.words)
+        first, *others = self.name.split()
+        return next_command(first, *others, *self.words)
 
 
 @dataclass(frozen=True)

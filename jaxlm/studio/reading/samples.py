@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxlm.studio.reading.metrics_tail import tail_of
 from jaxlm.studio.reading.shown_text import shown
 
-_MOST_BYTES = 1 << 18
+_MOST_BYTES = 1 << 22
 _HEAD = re.compile(r"(?m)^=== step (\d+)$\n?")
 
 
@@ -17,6 +17,15 @@ class Sample:
 
     step: int
     text: str
+
+
+def samples_stamp(run: Path) -> tuple[int, int] | None:
+    """Return what changes with the texts of a run, None where there are none."""
+    try:
+        found = (run / "samples.txt").stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def read_samples(run: Path, most: int = 60) -> list[Sample]:

@@ -29,7 +29,7 @@ def wait_for(condition, seconds=120.0):
 
 def state(page, *words):
     page.wait_for_function(
-        "words => words.includes(document.querySelector('.chip')?.innerText)", arg=list(words), timeout=180_000
+        "words => words.includes(document.querySelector('.chip')?.innerText)", arg=list(words), timeout=900_000
     )
 
 
@@ -76,7 +76,7 @@ def test_a_newcomer_trains_stops_talks_and_converts(studio, page, tmp_path):
     page.get_by_label("Write a begin, or a question").fill("def function_")
     page.get_by_role("button", name="Send").click()
     page.wait_for_function(
-        "document.querySelector('.said.assistant')?.innerText.length > 'def function_'.length", timeout=180_000
+        "document.querySelector('.said.assistant')?.innerText.length > 'def function_'.length", timeout=900_000
     )
 
     # Reload, kill the studio, start it again: the training goes on, and so does the tab.

@@ -20,7 +20,7 @@ from jaxlm.studio.processes.recipes import (
 )
 from jaxlm.studio.processes.settings_check import to_words
 from jaxlm.studio.reading.folders import MODELS, free_name, plain_name
-from jaxlm.studio.reading.runs import Run, settings_file
+from jaxlm.studio.reading.runs import Run, settings_file, settings_to_take
 from jaxlm.studio.studio import Studio
 
 FORMS = {
@@ -146,7 +146,7 @@ class RunActions:
     def _ask_fork(self) -> None:
         """Take the settings and the last checkpoint of the run for a new one."""
         run, draft = self._studio.runs.read(self._place), self._studio.draft()
-        draft.train = {name: value for name, value in _flat(run.settings).items() if name not in _NOT_TAKEN}
+        draft.train = settings_to_take(run)
         draft.train["init_from"] = self._studio.folders.short(self._place)
         draft.name = ""
         data = run.settings.get("data_dir")
@@ -224,19 +224,3 @@ class RunActions:
             self._studio.jobs.start(kind, title, self._place, commands, cwd=self._studio.cwd)
         except OSError as error:
             complain(error)
-
-
-# Settings of a run that a new one does not take over.
-_NOT_TAKEN = frozenset(["output_dir", "data_dir", "resume", "schedule_changes", "init_from", "preset", "model"])
-
-
-def _flat(settings: object, prefix: str = "") -> dict[str, str]:
-    """Return settings as words by dotted name, without those that are None or empty."""
-    found: dict[str, str] = {}
-    if isinstance(settings, dict):
-        for name, value in settings.items():
-            if isinstance(value, dict):
-                found |= _flat(value, f"{prefix}{name}.") if name in ("optimizer",) else {}
-            elif value not in (None, "", []) and not isinstance(value, list):
-                found[f"{prefix}{name}"] = str(value).lower() if isinstance(value, bool) else str(value)
-    return found

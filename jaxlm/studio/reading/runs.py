@@ -5,12 +5,13 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from jaxlm.common.architecture.presets import PRESETS
 from jaxlm.common.run.complete_checkpoints import checkpoint_steps
 from jaxlm.common.run.identity import differences
 from jaxlm.common.run.run_directory import CONFIG, LOCK, RunDirectory
@@ -30,6 +31,9 @@ _NO_RUNS = frozenset(
 _LONGEST_NOTE = 4000
 # Settings that say where a run is or how far it went, not what it is.
 _PLACES = ("output_dir", "resume", "schedule_changes")
+# Settings of a run that one from its weights does not take over; fields of a model that its tokenizer gives.
+_NOT_TAKEN = frozenset([*_PLACES, "data_dir", "init_from", "model"])
+_TOKENIZERS = frozenset(["vocab_size", "bos_id", "eos_id", "pad_id"])
 
 
 @dataclass(frozen=True)
@@ -221,6 +225,38 @@ def setting_differences(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
     names = {name for run in runs[1:] for name, _, _ in differences(runs[0].settings, run.settings)}
     shown = sorted(name for name in names if name.partition(".")[0] not in _PLACES)
     return [(name, [_at(run.settings, name) for run in runs]) for name in shown]
+
+
+def settings_to_take(run: Run) -> dict[str, str]:
+    """Return the settings of a training as words for a new one from its weights: what is its own place is left out.
+
+    Of the model only fields are named that differ from its preset, without those of the tokenizer.
+    """
+    model = run.settings.get("model")
+    base = PRESETS.get(str(run.settings.get("preset")))
+    found = _words({name: value for name, value in run.settings.items() if name not in _NOT_TAKEN})
+    if base is not None and isinstance(model, Mapping):
+        fields = json.loads(json.dumps(asdict(base)))
+        own = {name: value for name, value in model.items() if fields.get(name) != value and name not in _TOKENIZERS}
+        found |= {f"model.{name}": _word(value) for name, value in own.items()}
+    return found
+
+
+def _words(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return settings as words by dotted name, without lists, mappings and those that are None or empty."""
+    found: dict[str, str] = {}
+    for name, value in settings.items():
+        if name == "optimizer" and isinstance(value, Mapping):
+            found |= {f"{name}.{inner}": words for inner, words in _words(value).items()}
+        elif value is not None and value != "" and not isinstance(value, list | Mapping):
+            found[name] = _word(value)
+    return found
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return json.dumps(value) if isinstance(value, list | Mapping) else str(value)
 
 
 def _at(settings: Mapping[str, Any], name: str) -> Any:

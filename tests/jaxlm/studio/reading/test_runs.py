@@ -1,3 +1,4 @@
+import dataclasses
 import fcntl
 import json
 import os
@@ -8,8 +9,17 @@ import time
 
 import pytest
 
+from jaxlm.common.architecture.presets import preset
 from jaxlm.studio.reading.folders import Folders
-from jaxlm.studio.reading.runs import Runs, kill_run, read_notes, setting_differences, stop_run, write_notes
+from jaxlm.studio.reading.runs import (
+    Runs,
+    kill_run,
+    read_notes,
+    setting_differences,
+    settings_to_take,
+    stop_run,
+    write_notes,
+)
 
 
 def make_run(root, name, *, steps=100, step=50, loss=3.0, **settings):
@@ -122,3 +132,17 @@ def test_a_path_outside_is_no_run(runs):
         runs.get("../other")
     with pytest.raises(ValueError, match="found no run there"):
         runs.get("nothing")
+
+
+def test_a_new_run_takes_the_settings_of_another_as_words(tmp_path, runs):
+    model = dataclasses.asdict(preset("ternary-tiny")) | {"num_layers": 3, "vocab_size": 400, "pad_id": 3}
+    optimizer = {"learning_rate": 1e-3, "num_cycles": None}
+    make_run(tmp_path, "a", model=model, optimizer=optimizer, document_mask=True, data_dir=["d"], teacher=None)
+    assert settings_to_take(runs.get("a")) == {
+        "preset": "ternary-tiny",
+        "num_train_steps": "100",
+        "seed": "0",
+        "optimizer.learning_rate": "0.001",
+        "document_mask": "true",
+        "model.num_layers": "3",
+    }

@@ -107,7 +107,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "jaxlm.common.openai_api": ("shared_tokenizer.*", "jaxlm.common", "jaxlm.common.grammar"),
     "jaxlm.common.serving": ("shared_tokenizer.*", "jaxlm.common", "jaxlm.common.openai_api"),
     "jaxlm.parallel": ("jaxlm.common.*",),
-    "jaxlm.ops": ("jaxlm.common.*", "jaxlm.parallel"),
+    "jaxlm.ops.native": (),
+    "jaxlm.ops": ("jaxlm.common.*", "jaxlm.parallel", "jaxlm.ops.native"),
     "jaxlm.model": ("shared_tokenizer.*", "jaxlm.common.*", "jaxlm.parallel", "jaxlm.ops"),
     "jaxlm.checkpoints": ("shared_tokenizer.*", "jaxlm.common.*", "jaxlm.parallel", "jaxlm.ops", "jaxlm.model"),
     "jaxlm": (

@@ -113,6 +113,7 @@ def _training() -> list[tuple[str, str]]:
 
     from jaxlm.common.architecture.presets import preset
     from jaxlm.ops.attention import choose_kernel
+    from jaxlm.ops.backward_products import native_route
     from jaxlm.ops.cpu import compiler_options, has_vnni
     from jaxlm.training.resolve import activation_dtype, remat_forms
 
@@ -124,6 +125,7 @@ def _training() -> list[tuple[str, str]]:
         ("precision", f"{np.dtype(dtype).name} (--dtype): float32 on CPUs, bfloat16 or float16 on accelerators"),
         ("attention", f"{choose_kernel('auto', dtype, model.head_dim, device)} (--attention)"),
         ("int8 products", bytes_by),
+        ("bfloat16 gradients' products", native_route().reason),
         ("oneDNN", onednn),
         ("XLA_FLAGS", os.environ.get("XLA_FLAGS", "")),
         ("remat", f"the first that fits of {', '.join(remat_forms('auto', model))} (--remat)"),

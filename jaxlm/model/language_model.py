@@ -148,6 +148,9 @@ class LanguageModel(nn.Module):
     """Gradient checkpointing: the activations that training saves."""
     attention: AttentionKernel = "xla"
     """Kernel for the attention of whole sequences; see `jaxlm.ops.attention.choose_kernel`."""
+    backward_dtype: str | None = None
+    """Precision that the operands of the gradients' products of ternary linears and of the head are rounded to while
+    training, their sums in float32; None is that of the activations."""
 
     def setup(self) -> None:
         config = self.config

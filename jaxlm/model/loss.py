@@ -22,7 +22,9 @@ def loss_sum(
     x, weight, name = _head_operands(model, params, batch)
     cap = model.config.logit_softcap
     rows = batch["targets"], batch["loss_mask"]
-    return cross_entropy_sum(x, weight, *rows, chunks=chunks, name=name, soft_cap=cap, z_loss=z_loss)
+    return cross_entropy_sum(
+        x, weight, *rows, chunks=chunks, name=name, soft_cap=cap, z_loss=z_loss, backward_dtype=model.backward_dtype
+    )
 
 
 def batch_nats(model: LanguageModel, params: Params, batch: Batch, chunks: int = 0) -> jax.Array:

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
+from jaxlm.ops.backward_products import features_gradient, weight_gradient
 from jaxlm.ops.logits import head_logits
 from jaxlm.ops.shapes import AnyArray, Hidden, LossMask, Tokens
 from jaxlm.ops.ternary_linear import TernaryWeight, all_gathered, dequantized_features, no_gradient, quantize_features
@@ -43,6 +44,7 @@ class _Form(NamedTuple):
     name: str
     soft_cap: float | None
     z_loss: float
+    backward_dtype: str | None = None
 
 
 def cross_entropy_sum(
@@ -55,17 +57,18 @@ def cross_entropy_sum(
     name: str,
     soft_cap: float | None = None,
     z_loss: float = 0.0,
+    backward_dtype: str | None = None,
 ) -> tuple[Float[jax.Array, ""], Int[jax.Array, ""]]:
     """Return the cross-entropy in nats, summed over the tokens of the mask, and the number of these tokens.
 
     x is `[B, L, D]`, targets and mask `[B, L]`; W `[V, D]` is a float matrix or a ternary one, of the layer `name`.
     `chunks` cuts the sequence: 0 takes as few as keep the logits of one small, 1 computes all at once. `soft_cap` is
     that of the logits, and `z_loss` the weight of the squared log of their normalizer, which the sum then includes.
-    Raises ValueError where `chunks` does not divide L.
+    The operands of the gradients' products are rounded to `backward_dtype`; None is the precision of x. Raises
+    ValueError where `chunks` does not divide L.
     """
-    return _nats(_Form(number_of_chunks(chunks, x, weight), name, soft_cap, z_loss), x, weight, targets, mask), jnp.sum(
-        mask
-    )
+    form = _Form(number_of_chunks(chunks, x, weight), name, soft_cap, z_loss, backward_dtype)
+    return _nats(form, x, weight, targets, mask), jnp.sum(mask)
 
 
 def token_cross_entropy(
@@ -143,10 +146,13 @@ def _forward(form, x, weight, targets, mask):
         dlogits = (softmax - is_target) * mask[..., None]
         if form.soft_cap is not None:
             dlogits = dlogits * (1 - jnp.square(logits / form.soft_cap))
-        # In the precision of x, summed in float32.
         dlogits = dlogits.astype(x.dtype)
-        dx = jnp.einsum("ptv,vd->ptd", dlogits, matrix)
-        dweight += jnp.einsum("ptv,ptd->pvd", dlogits, x, preferred_element_type=jnp.float32)
+        if len(dlogits) == 1:  # one device
+            dx = features_gradient(dlogits[0], matrix, dtype=form.backward_dtype)[None]
+            dweight += weight_gradient(dlogits[0], x[0], dtype=form.backward_dtype)[None]
+        else:
+            dx = jnp.einsum("ptv,vd->ptd", dlogits, matrix)
+            dweight += jnp.einsum("ptv,ptd->pvd", dlogits, x, preferred_element_type=jnp.float32)
         return (nats + chunk_nats, dweight), dx
 
     (nats, dweight), dx = jax.lax.scan(add, (_zeros(rows), _zeros(rows, V, D)), rows)

@@ -19,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import parameters
 from jaxlm.common.architecture.ternary import TernaryForm, dequantize, quantize_activation, quantize_weight, spread
+from jaxlm.ops.backward_products import features_gradient, weight_gradient
 from jaxlm.ops.int8_product import scaled_product
 from jaxlm.ops.shapes import Features, LatentWeight, Outputs
 from jaxlm.parallel.sharding import all_gather_codes
@@ -49,6 +50,8 @@ class TernaryWeight(flax.struct.PyTreeNode):
     scale: Any  # Float [*layers, blocks, groups]
     activation_bits: int | None = flax.struct.field(pytree_node=False)
     latent: Any = None  # Float [*layers, O, I]
+    # Precision that the operands of the gradients' products are rounded to; None is that of the activations.
+    backward_dtype: str | None = flax.struct.field(pytree_node=False, default=None)
 
     def dequantized(self, dtype: Any) -> jax.Array:
         """Return codes * scales `[*layers, O, I]`, rounded to a precision."""
@@ -71,10 +74,15 @@ def quantize_params(params: Params, config: ModelConfig) -> dict[str, TernaryWei
     }
 
 
-def with_ternary(params: Params, ternary: dict[str, TernaryWeight]) -> Params:
-    """Replace each latent matrix by its TernaryWeight. Straight-through: gradients flow to the latent matrix."""
+def with_ternary(params: Params, ternary: dict[str, TernaryWeight], backward_dtype: str | None = None) -> Params:
+    """Replace each latent matrix by its TernaryWeight. Straight-through: gradients flow to the latent matrix.
+
+    `backward_dtype` is the precision of the gradients' products (see TernaryWeight).
+    """
     flat = flatten_dict(params, sep=".")
-    joined = {path: weight.replace(latent=flat[path]) for path, weight in ternary.items()}
+    joined = {
+        path: weight.replace(latent=flat[path], backward_dtype=backward_dtype) for path, weight in ternary.items()
+    }
     return unflatten_dict(flat | joined, sep=".")
 
 
@@ -172,14 +180,14 @@ def all_gathered(weight: TernaryWeight, name: str) -> TernaryWeight:
 
 def _backward(name, residuals, dy):
     x, weight = residuals
+    gathered, dtype = all_gathered(weight, name), weight.backward_dtype
     # dx = dy W~: [..., O] @ [O, I]
-    dx = dy @ all_gathered(weight, name).dequantized(dy.dtype)
+    dx = features_gradient(dy, gathered.codes, gathered.scale, dtype)
     dweight = None
     if weight.latent is not None:
         # dW = dy^T x~: [tokens, O], [tokens, I] -> [O, I]
-        dy_TO, x_TI = (each.reshape(-1, each.shape[-1]) for each in (dy, dequantized_features(x, dy.dtype)))
-        contract_tokens = (((0,), (0,)), ((), ()))
-        dweight = jax.lax.dot_general(dy_TO, x_TI, contract_tokens, preferred_element_type=jnp.float32)
+        operand = (x.codes, x.scale) if isinstance(x, QuantizedFeatures) else (x, None)
+        dweight = weight_gradient(dy, *operand, dtype)
     if isinstance(x, QuantizedFeatures):
         dx = QuantizedFeatures(dx, no_gradient(x.codes), jnp.zeros_like(x.scale))
     return dx, weight.replace(codes=no_gradient(weight.codes), scale=jnp.zeros_like(weight.scale), latent=dweight)

@@ -51,8 +51,8 @@ Part = Callable[[], Iterator[Answer]]
 
 
 @functools.cache
-def check_known_answers(device: Any, dtype: Any, kernel: AttentionKernel) -> int:
-    """Compare the parts of a training step with numpy's, in the precision and with the attention kernel of a run.
+def check_known_answers(device: Any, dtype: Any, kernel: AttentionKernel, backward_dtype: str | None = None) -> int:
+    """Compare the parts of a training step with numpy's, in the precisions and with the attention kernel of a run.
 
     Returns the number of arrays that were compared. Raises WrongAnswerError (a ValueError), which names the parts that
     are wrong, the version of jaxlib and the way out. A process checks each combination once.
@@ -66,7 +66,7 @@ def check_known_answers(device: Any, dtype: Any, kernel: AttentionKernel) -> int
 
     # Together, because compiling takes nearly all of the time, mostly on one core.
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = list(pool.map(answers, parts(mesh, dtype, kernel).values()))
+        found = list(pool.map(answers, parts(mesh, dtype, kernel, backward_dtype).values()))
     name = f"jaxlib {importlib.metadata.version('jaxlib')} on {device.device_kind} in {dtype.name}"
     return check_answers(itertools.chain.from_iterable(found), name, _remedy(device.platform))
 
@@ -81,7 +81,7 @@ def _remedy(platform: str) -> str:
     )
 
 
-def parts(mesh: Mesh, dtype: Any, kernel: AttentionKernel) -> dict[str, Part]:
+def parts(mesh: Mesh, dtype: Any, kernel: AttentionKernel, backward_dtype: str | None = None) -> dict[str, Part]:
     """Return the parts by name, those that take longest first. Each is to be called in the mesh, of one device."""
     platform = mesh.devices.flat[0].platform
     run = partial(_run, mesh, compiler_options(platform) or None)
@@ -89,8 +89,8 @@ def parts(mesh: Mesh, dtype: Any, kernel: AttentionKernel) -> dict[str, Part]:
     return {
         "dense block": partial(_dense_block, run, dtype, tolerance, kernel),
         "attention": partial(_attention, run, dtype, tolerance, kernel),
-        "loss": partial(_loss, run, dtype, tolerance),
-        "ternary layer": partial(_ternary_layer, run, dtype, tolerance),
+        "loss": partial(_loss, run, dtype, tolerance, backward_dtype),
+        "ternary layer": partial(_ternary_layer, run, dtype, tolerance, backward_dtype),
         "linear recurrence": partial(_recurrence, run),
         "optimizer step": partial(_optimizer, run),
         # Without options, as programs other than the training step are compiled.
@@ -124,7 +124,7 @@ def _products_with_sums(run: Run) -> Iterator[Answer]:
         yield Answer("product with a sum", name, array, expected)
 
 
-def _ternary_layer(run: Run, dtype: Any, tolerance: float) -> Iterator[Answer]:
+def _ternary_layer(run: Run, dtype: Any, tolerance: float, backward_dtype: str | None) -> Iterator[Answer]:
     """Yield a ternary layer and its gradients; its integers, for few rows too, are exact."""
     rng = np.random.default_rng(1)
     # Far from the ties of rounding, whose side is a matter of the last bit.
@@ -139,18 +139,20 @@ def _ternary_layer(run: Run, dtype: Any, tolerance: float) -> Iterator[Answer]:
         integers, _ = quantize_activation(x, jnp)
         product = int8_product(integers.astype(jnp.int8), weight.codes)
         of_few = int8_product(integers[:3].astype(jnp.int8), weight.codes)
-        y, gradients = jax.vjp(lambda x, latent: ternary_linear(x, weight.replace(latent=latent)), x, latent)
+        with_latent = partial(weight.replace, backward_dtype=backward_dtype)
+        y, gradients = jax.vjp(lambda x, latent: ternary_linear(x, with_latent(latent=latent)), x, latent)
         return (weight.codes, weight.scale, integers, product, y, *gradients(dy)), of_few
 
     right = references.ternary_linear(x.astype(np.float32), latent, dy.astype(np.float64))
     found, of_few = run(layer, x, latent, dy)
     exact = {"codes", "weight scale", "int8 activations", "int8 product"}
     for (name, expected), each in zip(right.items(), found, strict=True):
-        yield Answer("ternary layer", name, each, expected, 0 if name in exact else tolerance)
+        allowed = _TOLERANCES[backward_dtype] if backward_dtype and name in ("dx", "dW") else tolerance
+        yield Answer("ternary layer", name, each, expected, 0 if name in exact else allowed)
     yield Answer("ternary layer", "int8 product of 3 rows", of_few, right["int8 product"][:3])
 
 
-def _loss(run: Run, dtype: Any, tolerance: float) -> Iterator[Answer]:
+def _loss(run: Run, dtype: Any, tolerance: float, backward_dtype: str | None) -> Iterator[Answer]:
     rng = np.random.default_rng(2)
     x = rng.standard_normal((2, 64, 48)).astype(dtype)
     weight = rng.standard_normal((320, 48)).astype(dtype).astype(np.float32)
@@ -158,7 +160,7 @@ def _loss(run: Run, dtype: Any, tolerance: float) -> Iterator[Answer]:
     mask = rng.random((2, 64)) < 0.8
 
     def nats(x: Any, weight: Any, targets: Any, mask: Any) -> Any:
-        return cross_entropy_sum(x, weight, targets, mask, chunks=2, name="lm_head")[0]
+        return cross_entropy_sum(x, weight, targets, mask, chunks=2, name="lm_head", backward_dtype=backward_dtype)[0]
 
     found, gradients = run(jax.value_and_grad(nats, argnums=(0, 1)), x, weight, targets, mask)
     arguments = x.astype(np.float64).reshape(-1, 48), weight.astype(np.float64), targets.ravel(), mask.ravel()
@@ -167,7 +169,8 @@ def _loss(run: Run, dtype: Any, tolerance: float) -> Iterator[Answer]:
     for name, array, expected in zip(
         ("nats", "gradient of its input", "gradient of the head"), found, right, strict=True
     ):
-        yield Answer("loss", name, array, expected, tolerance)
+        allowed = _TOLERANCES[backward_dtype] if backward_dtype and "gradient" in name else tolerance
+        yield Answer("loss", name, array, expected, allowed)
 
 
 def _attention(run: Run, dtype: Any, tolerance: float, kernel: AttentionKernel) -> Iterator[Answer]:

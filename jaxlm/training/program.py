@@ -108,7 +108,8 @@ class ProgramBuilder:
     def check_device(self) -> None:
         """Compare known answers on a device of this process. Raises ValueError where one is wrong, on all processes."""
         device = self._mesh.local_devices[0]
-        count = all_or_none(lambda: check_known_answers(device, self.model.dtype, self.model.attention))
+        model = self.model
+        count = all_or_none(lambda: check_known_answers(device, model.dtype, model.attention, model.backward_dtype))
         self._console.print(f"known answers: {count} arrays of a training step are as numpy computes them")
 
     def first_state(self, checkpoints: Checkpoints) -> TrainState:

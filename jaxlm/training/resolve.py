@@ -108,14 +108,16 @@ def training_model(config: TrainConfig, model: ModelConfig, device: Any) -> Lang
     """Return the model as it is trained on a device. Raises ValueError where the device cannot do it."""
     dtype = activation_dtype(config.dtype, device)
     kernel = choose_kernel(config.attention, dtype, model.head_dim, device) if model.has_attention else "xla"
-    return LanguageModel(model, dtype, config.unroll_layers, remat_forms(config.remat, model)[0], kernel)
+    remat, backward = remat_forms(config.remat, model)[0], backward_dtype(config.backward_dtype, dtype)
+    return LanguageModel(model, dtype, config.unroll_layers, remat, kernel, backward)
 
 
 def describe_model(model: LanguageModel) -> str:
     """Return a line on precision, attention kernel and gradient checkpointing."""
     scaled = " with dynamic loss scale" if model.dtype == jnp.float16 else ""
     attention = f", attention {model.attention}" if model.config.has_attention else ""
-    return f"{jnp.dtype(model.dtype).name}{scaled}{attention}, remat {model.remat}"
+    backward = f", gradients' products {model.backward_dtype}" if model.backward_dtype else ""
+    return f"{jnp.dtype(model.dtype).name}{scaled}{backward}{attention}, remat {model.remat}"
 
 
 def remat_forms(remat: Remat | Literal["auto"], model: ModelConfig) -> tuple[Remat, ...]:
@@ -127,6 +129,21 @@ def remat_forms(remat: Remat | Literal["auto"], model: ModelConfig) -> tuple[Rem
         return (remat,)
     has_int8_inputs = model.linear == "ternary" and model.activation_bits is not None
     return ("products", "ternary", "blocks") if has_int8_inputs else ("products", "blocks")
+
+
+def backward_dtype(name: str, dtype: Any) -> str | None:
+    """Return the `backward_dtype` of a model with activations in `dtype`: None where it is theirs.
+
+    Raises ValueError where activations are of 16 bits already and it is not theirs.
+    """
+    activations = jnp.dtype(dtype).name
+    if name in ("auto", activations):
+        return None
+    if activations != "float32":
+        raise ValueError(
+            f"backward_dtype: found {name} with activations in {activations}, expected that or auto; it is for float32"
+        )
+    return name
 
 
 def activation_dtype(name: str, device: Any) -> Any:

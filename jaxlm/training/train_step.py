@@ -103,7 +103,8 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch, extras: Extras = None) -> tuple[TrainState, Metrics]:
         def summed_loss(params: Params, ternary: TernaryTree, step: jax.Array, batch: Batch) -> Sums:
-            return sums(model, step_weights(params, ternary, course, phase, step), batch, extras)
+            weights = step_weights(params, ternary, course, phase, step, model.backward_dtype)
+            return sums(model, weights, batch, extras)
 
         return scaled_step(state, batch, summed_loss)
 
@@ -112,11 +113,19 @@ def make_train_step(
 
 
 def step_weights(
-    params: Params, ternary: TernaryTree, course: QuantizationCourse, phase: Phase, step: jax.Array | int
+    params: Params,
+    ternary: TernaryTree,
+    course: QuantizationCourse,
+    phase: Phase,
+    step: jax.Array | int,
+    backward_dtype: str | None = None,
 ) -> Params:
-    """Return the weights that a step of a phase computes with; `step` counts the steps taken."""
+    """Return the weights that a step of a phase computes with; `step` counts the steps taken.
+
+    `backward_dtype` is the precision of the gradients' products of ternary matrices (see TernaryWeight).
+    """
     if phase == "ternary":
-        return with_ternary(params, ternary)
+        return with_ternary(params, ternary, backward_dtype)
     share = (step - course.float_steps) / jnp.float32(course.mixed_steps) if phase == "mixed" else None
     return with_share(params, ternary, share, new_norms=course.has_new_norms)
 

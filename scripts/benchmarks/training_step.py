@@ -34,7 +34,12 @@ def example_batch(vocab_size: int, batch_size: int, seq_len: int) -> Example:
 
 
 def compiled_step(
-    config: ModelConfig, batch_size: int, seq_len: int, remat: Remat | None = None, dtype: str = "float32"
+    config: ModelConfig,
+    batch_size: int,
+    seq_len: int,
+    remat: Remat | None = None,
+    dtype: str = "float32",
+    backward_dtype: str | None = None,
 ) -> tuple[Any, Any, Example]:
     """Return the compiled step, its state and a batch, with the attention kernel that training takes on this device.
 
@@ -60,7 +65,7 @@ def compiled_objective_step(
     device = jax.devices()[0]
     kernel = choose_kernel("auto", dtype, config.head_dim, device)
     remat = remat or remat_forms("auto", config)[0]
-    model = LanguageModel(config, jnp.dtype(dtype), remat=remat, attention=kernel)
+    model = LanguageModel(config, jnp.dtype(dtype), remat=remat, attention=kernel, backward_dtype=backward_dtype)
     state = jax.jit(lambda: init_state(model, optimizer, 0))()
     step = make_train_step(model, optimizer, schedule, 1, objective)
     return step.lower(state, batch, *extras).compile(), state

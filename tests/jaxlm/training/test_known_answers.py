@@ -24,6 +24,10 @@ def test_this_compiler_is_right(dtype):
     assert check_known_answers(jax.devices()[0], jnp.dtype(dtype), "xla") == 36
 
 
+def test_gradients_of_rounded_operands_are_right_too():
+    assert check_known_answers(jax.devices()[0], jnp.dtype("float32"), "xla", "bfloat16") == 36
+
+
 def wrong(module, name, change):
     """Return a change of one function of a module: its result goes through `change`."""
 

@@ -1,0 +1,59 @@
+"""C++ source -> a shared library in the user's cache, built once per source, compiler, flags and processor."""
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+COMPILERS = ("g++", "clang++", "c++")
+FLAGS = ("-O3", "-std=c++17", "-march=native", "-shared", "-fPIC", "-w")
+_TIMEOUT_S = 300
+_MESSAGE_CHARACTERS = 300
+
+
+class NoLibraryError(Exception):
+    """There is no library; the text is the reason."""
+
+
+def find_compiler() -> str | None:
+    """Return the path of a C++ compiler: that of $CXX, else the first of COMPILERS; None where there is none."""
+    given = os.environ.get("CXX")
+    return next(filter(None, map(shutil.which, (given,) if given else COMPILERS)), None)
+
+
+def cache_directory() -> Path:
+    """Return the directory of libraries: `jaxlm` in $XDG_CACHE_HOME or `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlm"
+
+
+def build_library(source: Path, processor: Sequence[str], flags: Sequence[str] = FLAGS) -> Path:
+    """Return the library of a source that uses XLA's FFI, built if it is not in the cache.
+
+    `processor` names the features of this processor, for which it is built. Raises NoLibraryError where there is no
+    compiler, where it fails, or where the cache cannot be written.
+    """
+    key = "\0".join([source.read_text(), *processor, *flags, importlib.metadata.version("jaxlib")])
+    library = cache_directory() / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    if library.is_file():
+        return library
+    if (compiler := find_compiler()) is None:
+        raise NoLibraryError(f"no C++ compiler: found none of {', '.join(COMPILERS)}, nor $CXX")
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as folder:
+            built = Path(folder) / library.name
+            command = [compiler, *flags, f"-I{jax.ffi.include_dir()}", str(source), "-o", str(built)]
+            subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S, check=True)
+            built.replace(library)  # in one step: other processes may build it too
+    except subprocess.CalledProcessError as error:
+        words = " ".join(error.stderr.split())[:_MESSAGE_CHARACTERS]
+        raise NoLibraryError(f"{compiler} ended with code {error.returncode}: {words}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoLibraryError(f"{compiler}: {error}") from error
+    return library

@@ -1,0 +1,142 @@
+"""The products of products.cc as functions of jax: operands in bfloat16, sums in float32.
+
+They are used where the processor has AVX512_BF16, the library can be built, its answers are exact, and a product takes
+less time than XLA's.
+"""
+
+import contextlib
+import ctypes
+import functools
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from jaxlm.ops.native.build import FLAGS, NoLibraryError, build_library
+
+SOURCE = Path(__file__).with_name("products.cc")
+FEATURE = "avx512_bf16"
+_TARGETS = ("jaxlm_d_weight", "jaxlm_d_features")
+# Tokens, outputs and inputs of the product that is timed, and how often.
+_TIMED_SHAPE = (1024, 512, 512)
+_TURNS = 7
+
+
+@dataclass(frozen=True)
+class Native:
+    """The products on this machine."""
+
+    is_used: bool
+    reason: str
+    """Why, for people."""
+
+
+def d_weight(
+    dy: Float[jax.Array, "T O"], factors: Float[jax.Array, " T"], x: Shaped[jax.Array, "T I"]
+) -> Float[jax.Array, "O I"]:
+    """Return `(factors dy)^T x`, of x in int8, bfloat16 or float32."""
+    shape = jax.ShapeDtypeStruct((dy.shape[1], x.shape[1]), jnp.float32)
+    return jax.ffi.ffi_call("jaxlm_d_weight", shape, vmap_method="sequential")(dy, factors, x)
+
+
+def d_features(
+    dy: Float[jax.Array, "T O"], weight: Shaped[jax.Array, "O I"], factor: Float[jax.Array, ""]
+) -> Float[jax.Array, "T I"]:
+    """Return `factor dy W`, of W in int8, bfloat16 or float32."""
+    shape = jax.ShapeDtypeStruct((dy.shape[0], weight.shape[1]), jnp.float32)
+    return jax.ffi.ffi_call("jaxlm_d_features", shape, vmap_method="sequential")(dy, weight, factor)
+
+
+@functools.cache
+def native_products(processor: tuple[str, ...]) -> Native:
+    """Return whether the products are used on a processor of these features, and why.
+
+    The first call on a machine builds the library and times it; both results are kept in the user's cache.
+    """
+    if FEATURE not in processor:
+        return Native(False, f"off: the processor has no {FEATURE}")
+    try:
+        library = load_library(processor)
+        with jax.ensure_compile_time_eval(), jax.default_device(jax.devices("cpu")[0]):
+            check_exact()
+            seconds = _seconds(library)
+    except NoLibraryError as error:
+        return Native(False, f"off: {error}")
+    ours, xla = (f"{1000 * seconds[name]:.2f} ms" for name in ("native", "xla"))
+    is_used = seconds["native"] < seconds["xla"]
+    return Native(is_used, f"{'on' if is_used else 'off'}: {ours}, XLA's {xla} ({library})")
+
+
+def load_library(processor: Sequence[str], flags: Sequence[str] = FLAGS) -> Path:
+    """Build the library if need be, make its products known to jax, and return its path. Raises NoLibraryError."""
+    path = build_library(SOURCE, processor, flags)
+    try:
+        library = ctypes.cdll.LoadLibrary(str(path))
+        for name in _TARGETS:
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    except (OSError, AttributeError) as error:
+        raise NoLibraryError(f"{path}: {error}") from error
+    return path
+
+
+def check_exact() -> None:
+    """Raise NoLibraryError where products of small integers, which are exact in any order, are not those of numpy."""
+    rng = np.random.default_rng(0)
+    dy, factors = rng.integers(-8, 8, (131, 77)), 2.0 ** rng.integers(-2, 3, 131)
+    x, weight = rng.integers(-127, 128, (131, 51)), rng.integers(-1, 2, (77, 51))
+    right = (factors[:, None] * dy).T @ x, 0.5 * dy @ weight
+    for dtype in (jnp.float32, jnp.bfloat16):
+        gradient = jnp.asarray(dy, dtype)
+        for kind in (jnp.int8, jnp.float32, jnp.bfloat16):
+            found = (
+                jax.jit(d_weight)(gradient, jnp.asarray(factors, jnp.float32), jnp.asarray(x, kind)),
+                jax.jit(d_features)(gradient, jnp.asarray(weight, kind), jnp.float32(0.5)),
+            )
+            if not all(np.array_equal(each, expected) for each, expected in zip(found, right, strict=True)):
+                raise NoLibraryError(f"products of {dtype.__name__} and {kind.__name__} are wrong on this processor")
+
+
+def _seconds(library: Path) -> dict[str, float]:
+    """Return the seconds of the two products of a backward pass, the library's and XLA's; measured once a machine."""
+    record = library.with_suffix(".json")
+    # Not measured yet, or the file is damaged.
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads(record.read_text())
+        return {name: float(found[name]) for name in ("native", "xla")}
+    T, O, I = _TIMED_SHAPE  # noqa: E741
+    rng = np.random.default_rng(0)
+    dy = jnp.asarray(rng.standard_normal((T, O)), jnp.bfloat16)
+    codes, x = (jnp.asarray(rng.integers(-1, 2, shape), jnp.int8) for shape in ((O, I), (T, I)))
+
+    def native(dy: Any) -> Any:
+        return d_features(dy, codes, jnp.float32(1)), d_weight(dy, jnp.ones(T, jnp.float32), x)
+
+    def xla(dy: Any) -> Any:
+        by_token = (((0,), (0,)), ((), ()))
+        return (
+            jnp.matmul(dy, codes.astype(dy.dtype), preferred_element_type=jnp.float32),
+            jax.lax.dot_general(dy, x.astype(dy.dtype), by_token, preferred_element_type=jnp.float32),
+        )
+
+    found = {"native": _fastest(jax.jit(native), dy), "xla": _fastest(jax.jit(xla), dy)}
+    with contextlib.suppress(OSError):  # measured anew at the next start
+        record.write_text(json.dumps(found))
+    return found
+
+
+def _fastest(function: Callable[[Any], Any], argument: Any) -> float:
+    """Return the seconds of the fastest of some calls, after one that compiles."""
+    jax.block_until_ready(function(argument))
+    seconds = []
+    for _ in range(_TURNS):
+        start = time.perf_counter()
+        jax.block_until_ready(function(argument))
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

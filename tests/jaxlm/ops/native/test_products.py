@@ -1,0 +1,102 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.ops.cpu import processor_features
+from jaxlm.ops.native import products
+from jaxlm.ops.native.build import FLAGS, NoLibraryError, find_compiler
+from jaxlm.ops.native.products import FEATURE, check_exact, d_features, d_weight, load_library, native_products
+
+needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
+
+
+@pytest.fixture(scope="module")
+def library():
+    """Make the kernel known to jax: with its instructions where the processor has them, else with the plain steps."""
+    return load_library(processor_features(), FLAGS)
+
+
+@needs_compiler
+def test_products_of_integers_are_exact(library):
+    check_exact()
+
+
+@needs_compiler
+@pytest.mark.parametrize(("T", "O", "I"), [(1, 1, 1), (37, 19, 23), (600, 200, 65), (515, 33, 112)])
+@pytest.mark.parametrize("kind", [jnp.int8, jnp.bfloat16, jnp.float32])
+def test_products_are_those_of_operands_in_bfloat16(library, T, O, I, kind):  # noqa: E741
+    rng = np.random.default_rng(0)
+    dy = jnp.asarray(rng.standard_normal((T, O)), jnp.float32)
+    factors = jnp.asarray(rng.uniform(0.5, 2, T), jnp.float32)
+    x, weight = (jnp.asarray(rng.uniform(-100, 100, shape), kind) for shape in ((T, I), (O, I)))
+
+    def rounded(array):
+        return np.asarray(array.astype(jnp.bfloat16), np.float64)
+
+    right = rounded(dy * factors[:, None]).T @ rounded(x)
+    np.testing.assert_allclose(jax.jit(d_weight)(dy, factors, x), right, rtol=1e-4, atol=1e-3 * np.abs(right).max())
+    right = 0.25 * rounded(dy) @ rounded(weight)
+    found = jax.jit(d_features)(dy, weight, jnp.float32(0.25))
+    np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-3 * np.abs(right).max())
+
+
+@needs_compiler
+def test_what_is_not_a_number_stays_so(library):
+    dy = jnp.full((4, 16), jnp.nan)
+    assert np.isnan(d_features(dy, jnp.ones((16, 16), jnp.int8), jnp.float32(1))).all()
+    assert np.isnan(d_weight(dy, jnp.ones(4), jnp.ones((4, 16)))).all()
+
+
+@needs_compiler
+def test_batches_are_multiplied_one_by_one(library):
+    dy, weight = jnp.ones((3, 4, 16)), jnp.arange(16.0 * 8).reshape(16, 8)
+    found = jax.vmap(lambda dy: d_features(dy, weight, jnp.float32(1)))(dy)
+    np.testing.assert_array_equal(found, np.broadcast_to(np.asarray(weight).sum(axis=0), (3, 4, 8)))
+
+
+def test_a_processor_without_the_instruction_keeps_to_xla():
+    found = native_products.__wrapped__(("avx2",))
+    assert (found.is_used, found.reason) == (False, f"off: the processor has no {FEATURE}")
+
+
+def test_a_library_that_cannot_be_built_or_loaded_is_a_reason(tmp_path, monkeypatch):
+    def no_library(*_):
+        raise NoLibraryError("no C++ compiler")
+
+    monkeypatch.setattr(products, "build_library", no_library)
+    assert native_products.__wrapped__((FEATURE,)).reason == "off: no C++ compiler"
+    damaged = tmp_path / "products.so"
+    damaged.write_text("not a library")
+    monkeypatch.setattr(products, "build_library", lambda *_: damaged)
+    found = native_products.__wrapped__((FEATURE,))
+    assert not found.is_used and found.reason.startswith(f"off: {damaged}: ")
+
+
+def test_a_kernel_that_is_wrong_or_slower_is_not_used(tmp_path, monkeypatch):
+    library = tmp_path / "products.so"
+    monkeypatch.setattr(products, "load_library", lambda processor: library)
+    monkeypatch.setattr(products, "check_exact", lambda: None)
+    library.with_suffix(".json").write_text(json.dumps({"native": 0.002, "xla": 0.001}))
+    found = native_products.__wrapped__((FEATURE,))
+    assert (found.is_used, found.reason) == (False, f"off: 2.00 ms, XLA's 1.00 ms ({library})")
+    library.with_suffix(".json").write_text(json.dumps({"native": 0.001, "xla": 0.002}))
+    assert native_products.__wrapped__((FEATURE,)).is_used
+    monkeypatch.undo()
+    monkeypatch.setattr(products, "load_library", lambda processor: library)
+    monkeypatch.setattr(products, "d_weight", lambda dy, factors, x: jnp.zeros((dy.shape[1], x.shape[1])))
+    monkeypatch.setattr(products, "d_features", lambda dy, weight, factor: dy.astype(jnp.float32) @ weight * factor)
+    found = native_products.__wrapped__((FEATURE,))
+    assert found.reason == "off: products of float32 and int8 are wrong on this processor"
+
+
+@needs_compiler
+def test_both_are_timed_once_on_a_machine(library, tmp_path, monkeypatch):
+    monkeypatch.setattr(products, "_TIMED_SHAPE", (8, 16, 16))
+    path = tmp_path / "products.so"
+    path.with_suffix(".json").write_text("{")  # damaged
+    measured = products._seconds(path)
+    assert set(measured) == {"native", "xla"} and min(measured.values()) > 0
+    assert products._seconds(path) == measured

@@ -1,0 +1,85 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxlm.ops.backward_products as module
+from jaxlm.ops.backward_products import features_gradient, weight_gradient
+from jaxlm.ops.cpu import processor_features
+from jaxlm.ops.native.build import find_compiler
+from jaxlm.ops.native.products import Native, load_library
+from jaxlm.parallel.mesh import MeshConfig, make_mesh
+
+SHAPE = (4, 64, 48)  # batch, length, outputs
+
+
+@pytest.fixture(params=[True, False])
+def route(request, monkeypatch):
+    """The kernel of our own, and XLA's products."""
+    if request.param:
+        if find_compiler() is None:
+            pytest.skip("no C++ compiler")
+        load_library(processor_features())
+    monkeypatch.setattr(module, "native_route", lambda: Native(request.param, ""))
+    return request.param
+
+
+def operands(scale_shape):
+    rng = np.random.default_rng(0)
+    dy, codes = rng.standard_normal(SHAPE), rng.integers(-1, 2, (48, 80))
+    x, x_scale = rng.integers(-127, 128, (*SHAPE[:2], 80)), rng.uniform(1, 9, (*SHAPE[:2], 1))
+    scale = rng.uniform(0.1, 1, scale_shape)
+    return [
+        jnp.asarray(array, kind)
+        for array, kind in ((dy, "float32"), (codes, "int8"), (scale, "float32"), (x, "int8"), (x_scale, "float32"))
+    ]
+
+
+def is_close(found, right, dtype):
+    allowed = 2e-2 if dtype == "bfloat16" else 1e-5
+    assert np.abs(np.asarray(found, np.float64) - right).max() <= allowed * right.std()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("scale_shape", [(1, 1), (48, 1), (48, 2)])
+def test_gradients_of_codes_and_scales(route, dtype, scale_shape):
+    dy, codes, scale, x, x_scale = operands(scale_shape)
+    matrix = np.asarray(codes, np.float64) * np.repeat(np.asarray(scale), 80 // scale_shape[1], axis=1)
+    dx = jax.jit(features_gradient, static_argnums=3)(dy, codes, scale, dtype)
+    assert dx.dtype == dy.dtype
+    is_close(dx, np.asarray(dy, np.float64) @ matrix, dtype)
+    dweight = jax.jit(weight_gradient, static_argnums=3)(dy, x, x_scale, dtype)
+    is_close(dweight, np.einsum("blo,bli->oi", dy, np.asarray(x / x_scale, np.float64)), dtype)
+
+
+def test_gradients_of_floats_in_16_bits(route):
+    dy, codes, _, x, _ = operands((1, 1))
+    dy, weight, x = dy.astype(jnp.bfloat16), codes.astype(jnp.bfloat16) / 3, x.astype(jnp.bfloat16) / 7
+    dx = features_gradient(dy, weight)
+    assert dx.dtype == jnp.bfloat16
+    exact = [np.asarray(array, np.float64) for array in (dy, weight, x)]
+    is_close(dx, exact[0] @ exact[1], "bfloat16")
+    dweight = weight_gradient(dy, x)
+    assert dweight.dtype == jnp.float32
+    is_close(dweight, np.einsum("blo,bli->oi", exact[0], exact[2]), "float32")
+
+
+def test_the_kernel_is_for_bfloat16_on_one_cpu(monkeypatch):
+    monkeypatch.setattr(module, "native_route", lambda: Native(True, ""))
+    dy, codes, scale, _, _ = operands((1, 1))
+
+    def has_kernel(dy, dtype):
+        return "ffi_call" in str(jax.make_jaxpr(lambda dy: features_gradient(dy, codes, scale, dtype))(dy))
+
+    assert has_kernel(dy, "bfloat16") and has_kernel(dy.astype(jnp.bfloat16), None)
+    assert not has_kernel(dy, None) and not has_kernel(dy.astype(jnp.float16), None)
+    assert not has_kernel(dy[:1, :1], "bfloat16")  # too small
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+        assert has_kernel(dy, "bfloat16")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2, 1, 1), ("data", "fsdp", "tensor"))):
+        assert not has_kernel(dy, "bfloat16")
+    monkeypatch.setattr(module, "target_platform", lambda: "gpu")
+    assert not has_kernel(dy, "bfloat16")
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "native_route", lambda: Native(False, ""))
+    assert not has_kernel(dy, "bfloat16")

@@ -1,0 +1,35 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxlm.common.architecture.presets import preset
+from jaxlm.training.resolve import backward_dtype, describe_model, training_model
+from jaxlm.training.train_config import TrainConfig
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "expected"),
+    [
+        ("auto", "float32", None),
+        ("float32", "float32", None),
+        ("bfloat16", "float32", "bfloat16"),
+        ("auto", "bfloat16", None),
+        ("bfloat16", "bfloat16", None),
+    ],
+)
+def test_the_precision_of_the_gradients_products(name, dtype, expected):
+    assert backward_dtype(name, jnp.dtype(dtype)) == expected
+
+
+def test_a_precision_beside_that_of_16_bit_activations_is_refused():
+    with pytest.raises(
+        ValueError, match="backward_dtype: found float32 with activations in bfloat16, expected that or"
+    ):
+        backward_dtype("float32", jnp.bfloat16)
+
+
+def test_the_model_says_how_it_is_trained():
+    config = TrainConfig(data_dir=["data"], output_dir="run", backward_dtype="bfloat16", remat="blocks")
+    model = training_model(config, preset("ternary-tiny"), jax.devices("cpu")[0])
+    assert model.backward_dtype == "bfloat16"
+    assert describe_model(model) == "float32, gradients' products bfloat16, attention xla, remat blocks"

@@ -46,7 +46,7 @@ def compiled_step(
     So it is with gradient checkpointing, where `remat` is None.
     """
     batch = example_batch(config.vocab_size, batch_size, seq_len)
-    compiled, state = compiled_objective_step(config, batch, remat=remat, dtype=dtype)
+    compiled, state = compiled_objective_step(config, batch, remat=remat, dtype=dtype, backward_dtype=backward_dtype)
     return compiled, state, batch
 
 
@@ -57,6 +57,7 @@ def compiled_objective_step(
     *extras: Extras,
     remat: Remat | None = None,
     dtype: str = "float32",
+    backward_dtype: str | None = None,
 ) -> tuple[Any, Any]:
     """Return the compiled step of an objective, by default plain training, and its state; see `compiled_step`."""
     keep_freed_memory()

@@ -16,9 +16,9 @@ def test_it_is_short():
     assert len(README.splitlines()) <= MOST_LINES
 
 
-def test_it_has_three_pictures():
+def test_it_has_four_pictures():
     pictures = re.findall(r"^!\[.+\]\((.+)\)$", README, re.MULTILINE)
-    assert pictures == [str(DRAW["PIPELINE"]), str(DRAW["LOSS"])]
+    assert pictures == [str(DRAW["PIPELINE"]), "docs/images/studio-run.png", str(DRAW["LOSS"])]
     assert README.count("```mermaid") == 1
 
 

@@ -119,7 +119,7 @@ def _markdown(study: Study, variants: Sequence[VariantResult]) -> str:
 def _origins(variants: Sequence[VariantResult]) -> str:
     """Return machines and dates of the runs, each once."""
     runs = [run for variant in variants for run in variant.runs]
-    return "; ".join(sorted({f"{run.machine}, {run.date}" for run in runs}))
+    return "; ".join(sorted({f"{run.machine}, {run.date}" for run in runs if run.machine is not None}))
 
 
 def _test_text(study: Study) -> str:

@@ -66,7 +66,7 @@ _TINY = {
     "num_heads": 4,
     "num_kv_heads": 2,
     "max_seq_len": 512,
-    "embedding_range": 0.1,
+    "embedding_range": 0.05,
 }
 _FIVE_MILLION: dict[str, Any] = _TINY | {"intermediate_size": 512, "num_layers": 6}
 _SMALL = {
@@ -77,7 +77,7 @@ _SMALL = {
     "num_heads": 8,
     "num_kv_heads": 4,
     "max_seq_len": 1024,
-    "embedding_range": 0.1,
+    "embedding_range": 0.05,
 }
 
 _QWEN3_1_7B: dict[str, Any] = {"hidden_size": 2048, "intermediate_size": 6144, "num_layers": 28, "num_heads": 16}

@@ -69,7 +69,7 @@ class Guard:
         elif scope["type"] == "http" and self._has_token(scope):
             await self._welcome(scope, receive, send)
         elif not self._has_session(headers):
-            message = "Open the address that the studio printed when it started: it holds the token of this session."
+            message = "Open the address that the studio printed when it started: it holds the key to it."
             await _refuse(scope, receive, send, 401, message)
         elif _body_bytes(headers) > self._max_body_bytes:
             most = f"{self._max_body_bytes:,}"

@@ -1,4 +1,4 @@
-"""What is known of a model from its files, and of the run that it lies in."""
+"""Facts of a model from its files, and of the run that it lies in."""
 
 import contextlib
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ _OPTIMIZER = ("name", "learning_rate", "schedule", "warmup_steps", "weight_decay
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model's own files say."""
+    """Facts that a model's own files tell."""
 
     form: str
     family: str

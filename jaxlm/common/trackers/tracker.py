@@ -1,4 +1,4 @@
-"""What every tracker does: it takes the numbers, texts and pictures of one run."""
+"""The interface of trackers: each takes the numbers, texts and pictures of one run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told of a run before its numbers."""
+    """Facts of a run that a tracker is told before its numbers."""
 
     name: str
     group: str

@@ -1,4 +1,4 @@
-"""What can be done with a run: stop and save, kill, continue, other settings, talk, evaluate, convert."""
+"""Actions on a run: stop and save, kill, continue, other settings, talk, evaluate, convert."""
 
 import asyncio
 from collections.abc import Sequence

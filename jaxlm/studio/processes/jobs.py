@@ -61,7 +61,7 @@ class Job:
 
     @cached_property
     def record(self) -> Mapping[str, Any]:
-        """What was started: kind, title, subject (a path), commands, time."""
+        """Record of what was started: kind, title, subject (a path), commands, time."""
         return json.loads((self.folder / JOB).read_text("utf-8"))
 
     @property

@@ -52,7 +52,7 @@ class OpenServer:
 
 @dataclass(frozen=True)
 class Choice:
-    """How the next token is chosen."""
+    """Settings by which the next token is chosen."""
 
     max_tokens: int = 128
     temperature: float = 0.8

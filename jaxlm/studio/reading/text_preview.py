@@ -49,7 +49,7 @@ class FilePreview:
 
 @dataclass
 class TextPreview:
-    """What sources hold. Counts are those of the first documents, `is_sample` says whether there are more."""
+    """Content of sources. Counts are those of the first documents, `is_sample` says whether there are more."""
 
     files: list[FilePreview] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)

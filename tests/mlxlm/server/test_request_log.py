@@ -30,14 +30,13 @@ def lines(monkeypatch):
 def test_every_request_is_one_line_without_its_content(model, tokenizer, lines):
     secrets = ("swordfish", "mellon", "Bearer key", "token=hidden")
     chat = {"model": NAME, "messages": [{"role": "user", "content": "swordfish"}], "max_tokens": 3, "temperature": 0}
+    completion = {"model": NAME, "prompt": "x", "max_tokens": 2, "stream": True, "temperature": 0}
     with TestClient(app_of(model, tokenizer, api_key="key"), base_url=URL) as client:
         key = {"Authorization": "Bearer key"}
         client.get("/health/?token=hidden")
         tokens = client.post("/v1/chat/completions", json=chat, headers=key).json()["usage"]["prompt_tokens"]
         client.post("/v1/completions", json=chat | {"stream": True, "prompt": "swordfish"}, headers=key)
-        client.post(
-            "/v1/completions", json={"model": NAME, "prompt": "x", "max_tokens": 2, "stream": True}, headers=key
-        )
+        client.post("/v1/completions", json=completion, headers=key)
         client.post("/v1/completions", json={"model": NAME, "prompt": "mellon", "n": 999}, headers=key)
         client.get("/v1/models")
         client.get("/health", headers={"Host": "evil"})

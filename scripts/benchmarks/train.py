@@ -21,6 +21,7 @@ from jaxlm.common.architecture.model_flops import model_flops
 from jaxlm.common.architecture.presets import preset
 from jaxlm.common.command_line import make_console
 from jaxlm.model.language_model import init_params
+from jaxlm.ops.backward_products import native_route
 
 Peer = Literal["bitnet", "bitnet-compiled", "fake", "fake-compiled", "fake-bf16", "fake-bf16-compiled"]
 PEERS: dict[str, str] = {
@@ -69,11 +70,14 @@ def benchmark(settings: TrainBenchmark) -> None:
 
 def _candidates(settings: TrainBenchmark, ternary: ModelConfig, dense: ModelConfig, folder: Path) -> dict[str, Setup]:
     shape, dtype = (settings.batch_size, settings.seq_len), settings.dtype
+    ours = functools.partial(training_step, ternary, *shape, dtype=dtype)
     candidates: dict[str, Setup] = {
-        "jaxlm ternary": functools.partial(training_step, ternary, *shape, dtype=dtype),
-        "jaxlm ternary, --remat ternary": functools.partial(training_step, ternary, *shape, "ternary", dtype),
+        "jaxlm ternary": ours,
+        "jaxlm ternary, --remat ternary": functools.partial(ours, remat="ternary"),
         "jaxlm float": functools.partial(training_step, dense, *shape, dtype=dtype),
     }
+    if dtype == "float32" and native_route().is_used:
+        candidates["jaxlm ternary, --backward_dtype bfloat16"] = functools.partial(ours, backward_dtype="bfloat16")
     for config, kind in ((ternary, "bitnet"), (dense, "fake")):
         if any(peer.startswith(kind) for peer in settings.peers):
             with jax.default_device(jax.devices("cpu")[0]):

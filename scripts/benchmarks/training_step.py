@@ -73,10 +73,15 @@ def compiled_objective_step(
 
 
 def training_step(
-    config: ModelConfig, batch_size: int, seq_len: int, remat: Remat | None = None, dtype: str = "float32"
+    config: ModelConfig,
+    batch_size: int,
+    seq_len: int,
+    remat: Remat | None = None,
+    dtype: str = "float32",
+    backward_dtype: str | None = None,
 ) -> Callable[[], Any]:
     """Return a function that does one step and waits for its end."""
-    compiled, state, batch = compiled_step(config, batch_size, seq_len, remat, dtype)
+    compiled, state, batch = compiled_step(config, batch_size, seq_len, remat, dtype, backward_dtype)
 
     release_freed_memory()
     state, _ = jax.block_until_ready(compiled(state, batch))

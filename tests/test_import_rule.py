@@ -227,6 +227,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "jaxlm.studio.parts",
     ),
     "scripts": ("shared_tokenizer.*", "jaxlm.*", "mlxlm.*"),
+    "scripts.benchmarks.measuring": ("shared_tokenizer.*", "jaxlm.*", "mlxlm.*"),
     "scripts.benchmarks": ("shared_tokenizer.*", "jaxlm.*", "mlxlm.*"),
 }
 

@@ -129,6 +129,7 @@ def _nats(form: _Form, x: Any, weight: Any, targets: Any, mask: Any) -> jax.Arra
     return jnp.sum(jax.lax.scan(add, _zeros(rows), rows)[0])
 
 
+@jax.named_scope("loss")
 def _forward(form, x, weight, targets, mask):
     rows, gathered = cut_tokens((x, targets, mask), form.chunks), all_gathered_head(weight, form.name, x.dtype)
     V, D = _shape(weight)
@@ -159,6 +160,7 @@ def _forward(form, x, weight, targets, mask):
     return jnp.sum(nats), (join_tokens(dx, *targets.shape), jnp.sum(dweight, axis=0), weight, targets, mask)
 
 
+@jax.named_scope("loss")
 def _backward(form, residuals, dnats):
     dx, dweight, weight, targets, mask = residuals
     # Multiplied in float32: a loss scale is beyond float16.

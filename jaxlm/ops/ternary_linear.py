@@ -103,6 +103,7 @@ class QuantizedFeatures(flax.struct.PyTreeNode):
     scale: Any  # Float32 [..., 1]
 
 
+@jax.named_scope("quantize")
 def quantize_features(x: Features, name: str = "") -> QuantizedFeatures:
     """Quantize features per token. Rematerialization knows codes and scale as TERNARY_RESIDUALS, and by `name`."""
     codes, scale = quantize_activation(jax.lax.stop_gradient(x), jnp)

@@ -169,9 +169,12 @@ def apply_update(
     optimizer: optax.GradientTransformation, config: ModelConfig, state: TrainState, grads: Params
 ) -> TrainState:
     """Return the state after the optimizer's update, with the weights ternarised for the next step."""
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = cast(Params, optax.apply_updates(state.params, updates))
-    return TrainState(state.step + 1, params, opt_state, quantize_params(params, config), state.loss_scale)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = cast(Params, optax.apply_updates(state.params, updates))
+    with jax.named_scope("ternarize"):
+        ternary = quantize_params(params, config)
+    return TrainState(state.step + 1, params, opt_state, ternary, state.loss_scale)
 
 
 def step_metrics(means: Metrics, grads: Params, learning_rate: Any, before: TrainState, after: TrainState) -> Metrics:

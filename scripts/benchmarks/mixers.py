@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import mlx.core as mx
 import numpy as np
-from benchmarks.training_step import compiled_step
+from benchmarks.measuring.training_step import compiled_step
 from rich.table import Table
 
 import mlxlm.model.language_model

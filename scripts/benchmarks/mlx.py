@@ -12,7 +12,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import mlx_lm.utils
 import numpy as np
-from benchmarks.candidates import Measured, OnDevice, Setup, measure
+from benchmarks.measuring.candidates import Measured, OnDevice, Setup, measure
 from mlx_lm.generate import generate_step
 from mlx_lm.tuner.trainer import default_loss
 from mlx_lm.tuner.utils import linear_to_lora_layers

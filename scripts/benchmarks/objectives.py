@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from benchmarks.training_step import compiled_objective_step, example_batch
+from benchmarks.measuring.training_step import compiled_objective_step, example_batch
 from rich.table import Table
 
 from jaxlm.common.architecture.config import ModelConfig

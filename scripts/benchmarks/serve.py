@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from benchmarks.http_client import Answer, ask, ask_together, free_port, server_process
+from benchmarks.measuring.http_client import Answer, ask, ask_together, free_port, server_process
 from rich.table import Table
 
 from jaxlm.common.architecture.config import ModelConfig

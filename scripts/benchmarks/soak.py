@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.http_client import Answer, ask, ask_together, free_port, server_process
+from benchmarks.measuring.http_client import Answer, ask, ask_together, free_port, server_process
 from benchmarks.serve import ServeBenchmark, save_model
 
 from jaxlm.common.command_line import make_console

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.http_client import free_port, server_process
+from benchmarks.measuring.http_client import free_port, server_process
 from rich.table import Table
 
 import jaxlm.load
@@ -87,7 +87,7 @@ def _run(settings: TasksBenchmark, model: Path, place: Path, name: str, log: Any
     if importlib.util.find_spec("llama_cpp") is None:
         log("llama.cpp: not run, llama-cpp-python is not installed")
     else:
-        from benchmarks.llama_cpp_model import llama_cpp_model
+        from benchmarks.measuring.llama_cpp_model import llama_cpp_model
 
         file = place / f"model-{name}.gguf"
         convert(model, file, Conversion(form="gguf"), lambda *_: None)

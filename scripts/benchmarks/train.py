@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from benchmarks.candidates import Measured, OnDevice, Setup, measure, measure_apart
-from benchmarks.training_step import example_batch, on_device, training_step
+from benchmarks.measuring.candidates import Measured, OnDevice, Setup, measure, measure_apart
+from benchmarks.measuring.training_step import example_batch, on_device, training_step
 from rich.table import Table
 
 from jaxlm.checkpoints.export import export_artifact

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmarks.candidates import OnDevice
+from benchmarks.measuring.candidates import OnDevice
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.run.optimizer_config import OptimizerConfig

@@ -12,6 +12,7 @@ from jaxlm.common.artifact.blank_artifact import save_blank_artifact
 from jaxlm.common.command_line import make_console
 from jaxlm.common.next_command import next_command
 from jaxlm.planning.new_model import NewModel, NewModelConfig, new_model
+from jaxlm.planning.recommended import flags_of
 from jaxlm.planning.size_table import size_table
 
 
@@ -58,9 +59,14 @@ def print_model(console: Console, settings: NewModelConfig, model: NewModel) -> 
     table.add_row("training memory", f"{memory.total:,}", f"{of_batch}; an estimate")
     for name in ("parameters", "moments", "codes", "gradient", "activations", "workspace"):
         table.add_row(f"  {name}", f"{getattr(memory, name):,}", "")
-    table.add_row("training tokens", f"{model.tokens:,}", "20 a parameter (arXiv 2203.15556), or more")
+    a_parameter = f"{model.tokens / model.parameters:.3g} a parameter; 20 or more are usual (arXiv 2203.15556)"
+    table.add_row("training tokens", f"{model.tokens:,}", a_parameter)
     nearest = model.flags[1]
     table.add_row("nearest preset", nearest, f"{parameter_count(preset(nearest)):,} parameters")
+    table.add_section()
+    for each in model.training:
+        table.add_row(each.name, f"{each.value}", each.reason)
     console.print(table)
     start = [] if settings.output_dir is None else ["--init_from", settings.output_dir]
-    console.print(f"train it with:\n  {next_command('train', *model.flags, *start, '--data_dir', '...')}")
+    flags = [*model.flags, *flags_of(model.training), *start]
+    console.print(f"train it with:\n  {next_command('train', *flags, '--data_dir', '...')}")

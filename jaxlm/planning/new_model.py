@@ -11,6 +11,7 @@ from jaxlm.common.architecture.presets import preset
 from jaxlm.common.architecture.training_memory import TrainingMemory, training_memory
 from jaxlm.common.artifact.artifact import weight_file_bytes
 from jaxlm.common.run.optimizer_config import OptimizerName
+from jaxlm.planning.recommended import Recommendation, recommended
 from jaxlm.training.resolve import model_flags
 
 # The longest sequences of released models are far above those that one trains them on.
@@ -30,6 +31,8 @@ class NewModelConfig:
     """Architecture: ternary, a BitNet b1.58 with sub-norms; mmfree, a MatMul-free model; dense, a Llama."""
     vocab_size: int | None = None
     """Size of the vocabulary, in tokens; by default chosen by the number of parameters."""
+    tokens: int | None = None
+    """Tokens to train on; by default 20 for each parameter (arXiv 2203.15556)."""
     batch_size: int = 8
     """Sequences per optimizer step."""
     seq_len: int | None = None
@@ -61,7 +64,7 @@ class NewModelConfig:
             raise ValueError("arch: has no effect with preset")
         if self.output_dir is None and self.seed != 0:
             raise ValueError("seed: has no effect without output_dir")
-        for name in ("batch_size", "seq_len"):
+        for name in ("batch_size", "seq_len", "tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: found {value}, expected at least 1")
@@ -83,23 +86,24 @@ class NewModel:
     """Memory of training on one device."""
     flags: list[str]
     """Flags of the training command that make this model."""
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens to train on, at least."""
-        return TOKENS_PER_PARAMETER * self.parameters
+    tokens: int
+    """Number of tokens to train on."""
+    training: list[Recommendation]
+    """Settings of that training."""
 
 
 def new_model(settings: NewModelConfig) -> NewModel:
     """Return the model on paper: nothing is allocated.
 
-    Raises ValueError where the size is too small, and where a preset does not exist or cannot be changed so.
+    Raises ValueError where the size is too small, the tokens are fewer than one step takes, and where a preset does not
+    exist or cannot be changed so.
     """
     config = _config(settings)
     usual = config.max_seq_len if settings.preset is None else min(config.max_seq_len, _PRESET_SEQ_LEN)
     seq_len = usual if settings.seq_len is None else settings.seq_len
     config = dataclasses.replace(config, max_seq_len=max(config.max_seq_len, seq_len))
     packed = weight_file_bytes(config, "packed", settings.float_dtype) if config.has_packed_form else None
+    tokens = settings.tokens or TOKENS_PER_PARAMETER * parameter_count(config)
     return NewModel(
         config=config,
         parameters=parameter_count(config),
@@ -116,6 +120,8 @@ def new_model(settings: NewModelConfig) -> NewModel:
             offloads_optimizer=settings.offload is not None,
         ),
         flags=model_flags(config) + _training_flags(settings),
+        tokens=tokens,
+        training=recommended(config, tokens, settings.batch_size, seq_len, settings.optimizer),
     )
 
 

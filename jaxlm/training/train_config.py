@@ -44,8 +44,8 @@ class TrainConfig(RunConfig):
     NVIDIA chips older than Ampere, bfloat16 elsewhere."""
     backward_dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", group="devices")
     """Precision that the operands of the gradients' products of ternary layers and of the head are rounded to, where
-    activations are float32; sums are float32. auto is float32. bfloat16 is faster on processors with AVX512_BF16, where
-    jaxlm doctor says that its kernel is on."""
+    activations are float32; sums are float32. auto is bfloat16 on one CPU where jaxlm doctor says that its kernel is
+    on, which makes a step a quarter faster, and else the precision of activations."""
     attention: AttentionKernel | Literal["auto"] = setting("auto", group="devices")
     """Attention kernel: xla runs anywhere, in tiles; cudnn on NVIDIA; splash on TPUs; auto is cudnn where it runs, else
     xla."""

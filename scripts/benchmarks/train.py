@@ -70,14 +70,16 @@ def benchmark(settings: TrainBenchmark) -> None:
 
 def _candidates(settings: TrainBenchmark, ternary: ModelConfig, dense: ModelConfig, folder: Path) -> dict[str, Setup]:
     shape, dtype = (settings.batch_size, settings.seq_len), settings.dtype
-    ours = functools.partial(training_step, ternary, *shape, dtype=dtype)
+    # As shipped: --remat auto and --backward_dtype auto.
+    backward = "bfloat16" if dtype == "float32" and native_route().is_used else None
+    ours = functools.partial(training_step, ternary, *shape, dtype=dtype, backward_dtype=backward)
     candidates: dict[str, Setup] = {
         "jaxlm ternary": ours,
         "jaxlm ternary, --remat ternary": functools.partial(ours, remat="ternary"),
-        "jaxlm float": functools.partial(training_step, dense, *shape, dtype=dtype),
+        "jaxlm float": functools.partial(training_step, dense, *shape, dtype=dtype, backward_dtype=backward),
     }
-    if dtype == "float32" and native_route().is_used:
-        candidates["jaxlm ternary, --backward_dtype bfloat16"] = functools.partial(ours, backward_dtype="bfloat16")
+    if backward is not None:
+        candidates["jaxlm ternary, --backward_dtype float32"] = functools.partial(ours, backward_dtype=None)
     for config, kind in ((ternary, "bitnet"), (dense, "fake")):
         if any(peer.startswith(kind) for peer in settings.peers):
             with jax.default_device(jax.devices("cpu")[0]):

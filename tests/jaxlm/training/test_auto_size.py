@@ -8,6 +8,7 @@ import jaxlm.training.auto_size
 from jaxlm.common.architecture.model_flops import model_flops
 from jaxlm.common.architecture.parameters import parameter_count, ternary_parameter_count
 from jaxlm.common.architecture.presets import preset
+from jaxlm.ops.native.products import Native
 from jaxlm.parallel.mesh import MeshConfig, make_mesh
 from jaxlm.training.auto_size import Device, StepInputs, _step_bytes, choose_sizes, largest_fitting, suitable_batch
 from jaxlm.training.device_memory import GIB
@@ -206,6 +207,35 @@ def test_where_memory_is_not_short_nothing_is_compiled(monkeypatch, settings):
 def test_a_given_form_of_checkpointing_is_taken(settings):
     chosen, said = choose(**settings, remat="blocks")
     assert (chosen.remat, said) == ("blocks", [])
+
+
+@pytest.mark.parametrize(
+    ("is_used", "given", "expected"),
+    [
+        (True, {}, "bfloat16"),
+        (False, {}, "auto"),
+        (True, {"backward_dtype": "float32"}, "float32"),
+        (True, {"dtype": "bfloat16"}, "auto"),
+    ],
+)
+def test_the_products_of_gradients_are_in_bfloat16_where_a_kernel_is_on(
+    settings, monkeypatch, is_used, given, expected
+):
+    monkeypatch.setattr(jaxlm.training.auto_size, "native_route", lambda: Native(is_used, "as the test says"))
+    for remat in ("auto", "blocks"):
+        assert choose(**settings, **given, remat=remat, model=SHAPE)[0].backward_dtype == expected
+
+
+def test_a_resumed_run_keeps_the_precision_of_its_gradients_on_another_processor(settings, monkeypatch):
+    monkeypatch.setattr(jaxlm.training.auto_size, "native_route", lambda: Native(True, "as the test says"))
+    began = choose(**settings, remat="blocks", model=SHAPE)[0]
+    with open_run(began, began.model):
+        pass
+    monkeypatch.setattr(jaxlm.training.auto_size, "native_route", lambda: Native(False, "as the test says"))
+    resumed = choose(**settings, remat="blocks", model=SHAPE, resume=True)[0]
+    assert resumed.backward_dtype == "bfloat16"
+    with open_run(resumed, began.model):
+        pass
 
 
 def test_the_compiler_is_asked(settings):

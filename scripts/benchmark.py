@@ -17,6 +17,7 @@ BENCHMARKS = {
     "soak": "many clients of our server for minutes: equal answers, flat memory, no errors",
     "objectives": "the step of each objective beside that of plain training: time and memory",
     "samples": "accuracy on a task by the number of samples: the best by a verifier, the majority",
+    "products": "the products of a linear layer by form and route: GFLOP/s, exactness",
     "profile": "where the time of a training step goes, by the kind of operation",
     "scaling": "the cost of a step when the sequence, batch, layers or devices double",
 }

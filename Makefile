@@ -8,7 +8,7 @@ RUN := runs/$(shell date +%Y%m%d-%H%M%S)
 endif
 ARGS ?=
 
-.PHONY: setup data train studio test integration faults witness gguf-test browser-test lint bench docs
+.PHONY: setup data train studio demo test integration faults witness gguf-test browser-test lint bench docs
 
 setup: $(VENV)/.dev
 
@@ -33,6 +33,10 @@ $(VENV)/.studio: pyproject.toml $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[studio]'
 	touch $@
 
+$(VENV)/.demo: pyproject.toml $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	touch $@
+
 $(VENV)/.browser-test: pyproject.toml $(VENV)/.studio
 	$(BIN)/python -m pip install --quiet --editable '.[browser-test]'
 	touch $@
@@ -54,6 +58,10 @@ train: data
 ROOT ?= .
 studio: $(VENV)/.studio
 	$(BIN)/python scripts/studio.py --root $(ROOT) $(ARGS)
+
+# One model to talk to, for others: make demo MODEL=runs/mine
+demo: $(VENV)/.demo
+	$(BIN)/python scripts/demo.py --model $(MODEL) $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest tests --ignore tests/witness --ignore tests/browser -m "not whole" --durations 10
@@ -78,7 +86,7 @@ witness: $(VENV)/.witness
 gguf-test: $(VENV)/.gguf-test
 	$(BIN)/python -m pytest tests/witness/test_llama_cpp.py
 
-# The studio in the system's own Chromium: from an empty folder to a model that answers (docs/studio.md).
+# Studio and demo in the system's own Chromium: from an empty folder to a model that others talk to (docs/studio.md).
 browser-test: $(VENV)/.browser-test
 	$(BIN)/python -m pytest tests/browser -n 0 --durations 10 $(ARGS)
 

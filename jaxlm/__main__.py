@@ -28,6 +28,7 @@ COMMANDS = {
     "verify": ("jaxlm.commands.convert:verify", "compare two models, in any forms"),
     **{f"models {name}": command for name, command in SHELF.items()},
     "studio": ("jaxlm.studio.command:main", "all of this in a browser: text, training, curves, talk"),
+    "demo": ("jaxlm.studio.demo_command:main", "one model to talk to in a browser, for others; --export for the hub"),
     "doctor": ("jaxlm.commands.doctor:main", "what this machine can do, and whether it computes right"),
 }
 # Their settings without a default are given by position.

@@ -207,7 +207,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "jaxlm.studio": (
         "shared_tokenizer.*",
+        "jaxlm.common",
+        "jaxlm.common.artifact",
         "jaxlm.common.serving",
+        "jaxlm.common.shelf",
         "jaxlm.studio.reading",
         "jaxlm.studio.processes",
     ),
@@ -219,6 +222,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "jaxlm.studio.pages": (
         "shared_tokenizer.*",
+        "jaxlm.common",
         "jaxlm.common.serving",
         "jaxlm.common.shelf",
         "jaxlm.studio.reading",

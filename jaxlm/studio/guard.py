@@ -32,7 +32,8 @@ class Guard:
     """ASGI middleware in front of all routes.
 
     `hosts` are the accepted values of Host. With `key` None no token is asked for. `max_body_bytes` bounds uploads.
-    Behind a proxy that ends at a `prefix`, the cookie is for that path.
+    `prefix` is the path at which a proxy shows the pages, which it passes on or takes off; the cookie is for that path.
+    With `frame_ancestors` other sites may show the pages in a frame.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Guard:
         *,
         cookie: str = "jaxlm_studio",
         max_body_bytes: int = 1 << 20,
+        prefix: str = "",
         frame_ancestors: bool = False,
     ):
         self._app = app
@@ -51,6 +53,7 @@ class Guard:
         self._cookie = cookie
         self._session = None if key is None else session_of(key)
         self._max_body_bytes = max_body_bytes
+        self._prefix = prefix
         self._headers = {
             name: value
             for name, value in _SECURITY_HEADERS.items()
@@ -62,6 +65,7 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
+        scope = self._placed(scope)
         headers = Headers(scope=scope)
         problem = self._site_problem(headers)
         if problem is not None:
@@ -69,7 +73,7 @@ class Guard:
         elif scope["type"] == "http" and self._has_token(scope):
             await self._welcome(scope, receive, send)
         elif not self._has_session(headers):
-            message = "Open the address that the studio printed when it started: it holds the key to it."
+            message = "Open the address that was printed at the start: its token is the key to these pages."
             await _refuse(scope, receive, send, 401, message)
         elif _body_bytes(headers) > self._max_body_bytes:
             most = f"{self._max_body_bytes:,}"
@@ -78,6 +82,17 @@ class Guard:
             )
         else:
             await self._app(scope, self._bounded(receive), self._hardened(send))
+
+    def _placed(self, scope: Scope) -> Scope:
+        """Return a request with the prefix before its path, which a proxy may have taken off."""
+        if not self._prefix:
+            return scope
+        path = scope["path"]
+        if not f"{path}/".startswith(f"{self._prefix}/"):
+            path = f"{self._prefix}/{path.lstrip('/')}"
+        # A header of that name would put another prefix before this one.
+        headers = [(name, value) for name, value in scope["headers"] if name != b"x-forwarded-prefix"]
+        return {**scope, "root_path": self._prefix, "path": path, "headers": headers}
 
     def _site_problem(self, headers: Headers) -> str | None:
         """Return why a request may be one that another site has caused, None where it is not."""
@@ -110,7 +125,7 @@ class Guard:
         # A path that begins with two slashes would be another host.
         path = "/" + scope["path"].lstrip("/\\")
         response = RedirectResponse(f"{path}{'?' + urlencode(rest) if rest else ''}", 303)
-        response.set_cookie(self._cookie, self._session, httponly=True, samesite="strict", path="/")
+        response.set_cookie(self._cookie, self._session, httponly=True, samesite="strict", path=self._prefix or "/")
         response.headers["cache-control"] = "no-store"
         await response(scope, receive, send)
 

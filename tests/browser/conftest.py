@@ -1,12 +1,13 @@
-"""The studio in a process of its own, and the browser of the system: `make browser-test`."""
+"""The studio and the demo in processes of their own, and the browser of the system: `make browser-test`."""
 
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,13 @@ _HOW = "install it: apt-get install chromium (Debian), snap install chromium (Ub
 _MAC = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
 
 
-class StudioProcess:
-    """A studio of a root, which can be killed and started again at the same port."""
+class PagesProcess:
+    """A command that serves pages, and prints their address."""
 
-    def __init__(self, root: Path, log: Path):
-        self.root, self._log, self._port = root, log, 0
+    def __init__(self, words: Sequence[str], log: Path, *, environment: Mapping[str, str] | None = None):
+        self._words, self._log, self._environment = words, log, {**os.environ, **(environment or {})}
         self.address = ""
-        """Link with the token."""
+        """Link, with the token where it has one."""
         self.seconds = 0.0
         """Seconds from the start to the address."""
         self._process: subprocess.Popen[bytes] | None = None
@@ -35,22 +36,28 @@ class StudioProcess:
     @property
     def base(self) -> str:
         """Address without the token."""
-        return self.address.partition("/?")[0]
+        return self.address.partition("?")[0].rstrip("/")
+
+    @property
+    def port(self) -> int:
+        """Port that it listens on; 0 before the first start, when it may take any."""
+        return int(re.findall(r":(\d+)", self.address)[-1]) if self.address else 0
 
     def start(self) -> None:
-        """Start it, and wait for its address."""
+        """Start it, at the port that it had, and wait for its address."""
         self._log.write_text("")
         begin = time.monotonic()
-        words = [sys.executable, "scripts/studio.py", "--root", str(self.root), "--port", str(self._port)]
+        words = [sys.executable, *self._words, "--port", str(self.port)]
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(
+                words, cwd=ROOT, stdout=log, stderr=log, start_new_session=True, env=self._environment
+            )
         while not (found := re.search(r"http://\S+", self._log.read_text())):
             assert self._process.poll() is None, self._log.read_text()
-            assert time.monotonic() - begin < 60, "the studio did not open"
+            assert time.monotonic() - begin < 60, f"{self._words[0]} did not open"
             time.sleep(0.02)
         self.seconds = time.monotonic() - begin
         self.address = found[0]
-        self._port = int(self.base.rpartition(":")[2])
 
     def kill(self) -> None:
         """Kill it, and nothing that it has started."""
@@ -64,6 +71,21 @@ class StudioProcess:
         """Bytes of its resident memory."""
         assert self._process is not None
         return int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]) * 4096
+
+
+class StudioProcess(PagesProcess):
+    """A studio of a root, which can be killed and started again at the same port."""
+
+    def __init__(self, root: Path, log: Path):
+        super().__init__(["scripts/studio.py", "--root", str(root)], log)
+        self.root = root
+
+
+class DemoProcess(PagesProcess):
+    """A demo of a model."""
+
+    def __init__(self, model: str | Path, log: Path, *words: str, environment: Mapping[str, str] | None = None):
+        super().__init__(["scripts/demo.py", "--model", str(model), *words], log, environment=environment)
 
 
 @pytest.fixture

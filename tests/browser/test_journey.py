@@ -8,8 +8,10 @@ import time
 
 from jaxlm.common.run.metrics_log import read_metrics
 from shared_tokenizer.manifest import verify_manifest
+from tests.browser.conftest import DemoProcess
 
 _STEPS = 400
+_QUESTION = "Write a beginning, or a question"
 _WORDS = {
     "num_train_steps": str(_STEPS),
     "batch_size": "2",
@@ -37,25 +39,39 @@ def field(page, name):
     return page.locator(f'[data-setting="{name}"]')
 
 
-def test_a_newcomer_trains_stops_talks_and_converts(studio, page, tmp_path):
+def test_a_newcomer_trains_stops_talks_converts_and_shows(studio, page, tmp_path):
+    run = studio.root / "runs" / "mine"
+    page.goto(studio.address)
+    assert "token" not in page.url
+    choose_a_folder(studio, page)
+    train(page)
+    talk_while_it_trains(page, run)
+    reload_and_kill_the_studio(studio, page, run)
+    stop_and_keep_the_model(studio, page, run)
+    go_on_to_the_end(page, run)
+    convert(studio, page)
+    compare_with_the_commands_alone(studio, run, tmp_path)
+    put_it_on_the_shelf(studio, page)
+    show_it_to_others(studio, page, tmp_path)
+
+
+def choose_a_folder(studio, page):
     texts = studio.root / "my_texts"
     texts.mkdir()
     for number in range(60):
         text = "".join(f"def function_{number}_{i}(a, b):\n    return a + {i} * b\n\n" for i in range(40))
         (texts / f"text{number}.txt").write_text(text)
-
-    page.goto(studio.address)
-    assert "token" not in page.url
-    # A folder of one's own.
     page.get_by_role("button", name="A folder or file of mine").click()
     page.get_by_role("listitem").filter(has_text="my_texts").click()
     page.get_by_text("text0.txt").first.wait_for()
     page.get_by_role("button", name="This folder").click()
     page.get_by_text("60 files").wait_for()
-    # A tokenizer of a small size.
+
+
+def train(page):
+    """Start a tiny training; a mistake is shown at its field."""
     page.locator(".steps .pick", has_text="Tokenizer").click()
     page.get_by_label("vocab_size").fill("320")
-    # A tiny training; a mistake is shown at its field.
     page.locator(".steps .pick", has_text="Model").click()
     field(page, "num_train_steps").fill("many")
     page.get_by_text("num_train_steps: found many, expected a whole number").first.wait_for()
@@ -65,21 +81,27 @@ def test_a_newcomer_trains_stops_talks_and_converts(studio, page, tmp_path):
     page.get_by_label("Name of the run").fill("mine")
     page.get_by_role("button", name="Train", exact=True).click()
     page.wait_for_url(re.compile("/run"))
-    run = studio.root / "runs" / "mine"
     state(page, "training")
 
-    # Talk to a checkpoint while it trains.
+
+def talk_while_it_trains(page, run):
     wait_for(lambda: (run / "checkpoints" / "20").is_dir())
     page.get_by_role("button", name="Talk").click()
     page.wait_for_url(re.compile("/talk"))
     page.get_by_label("tokens at most").fill("24")
-    page.get_by_label("Write a begin, or a question").fill("def function_")
+    ask(page, _QUESTION)
+
+
+def ask(page, name):
+    page.get_by_label(name).fill("def function_")
     page.get_by_role("button", name="Send").click()
     page.wait_for_function(
         "document.querySelector('.said.assistant')?.innerText.length > 'def function_'.length", timeout=900_000
     )
 
-    # Reload, kill the studio, start it again: the training goes on, and so does the tab.
+
+def reload_and_kill_the_studio(studio, page, run):
+    """Reload, kill the studio, start it again: the training goes on, and so does the tab."""
     page.goto(f"{studio.base}/run?path=runs/mine")
     page.reload()
     state(page, "training")
@@ -90,7 +112,8 @@ def test_a_newcomer_trains_stops_talks_and_converts(studio, page, tmp_path):
     page.reload()
     state(page, "training")
 
-    # Stop and save, then keep the model under a name.
+
+def stop_and_keep_the_model(studio, page, run):
     page.get_by_role("button", name="Stop and save").click()
     page.get_by_text("Saved. Keep the model under a name?").wait_for(timeout=120_000)
     page.get_by_label("Name of the model").fill("half")
@@ -100,34 +123,54 @@ def test_a_newcomer_trains_stops_talks_and_converts(studio, page, tmp_path):
     saved = max(int(path.name) for path in (run / "checkpoints").iterdir())
     assert saved < _STEPS
 
-    # Continue to the end.
+
+def go_on_to_the_end(page, run):
     page.get_by_role("button", name="Continue").first.click()
     page.locator(".q-dialog").get_by_role("button", name="Continue").click()
     state(page, "training")
     state(page, "done")
     verify_manifest(run / "artifact")
 
-    # Convert the whole model.
+
+def convert(studio, page):
     page.get_by_role("button", name="Convert").click()
     page.get_by_label("Name of the model").fill("whole")
     page.get_by_role("button", name="Make the model").click()
     whole = studio.root / "models" / "whole" / "MANIFEST.sha256"
     wait_for(whole.is_file)
     page.get_by_text("convert: to packed: whole").wait_for()
+    assert whole.read_bytes()  # the same codes in 2 bits
 
-    # Metrics have no gap, and the model is that of the same commands without a studio.
+
+def compare_with_the_commands_alone(studio, run, tmp_path):
+    """Metrics have no gap, and the model is that of the same commands without a studio."""
     steps = [line["step"] for line in read_metrics(run / "metrics.jsonl")]
     assert set(steps) >= {1, *range(10, _STEPS + 1, 10)}
-    (record,) = [
-        json.loads(path.read_text())
-        for path in (studio.root / ".studio" / "jobs").glob("*/job.json")
-        if json.loads(path.read_text())["title"] == "mine"
-    ]
+    assert (run / "samples.txt").is_file()
+    records = [json.loads(path.read_text()) for path in (studio.root / ".studio" / "jobs").glob("*/job.json")]
+    (record,) = [record for record in records if record["title"] == "mine"]
     words = record["commands"][1][1:]
     words[words.index("--output_dir") + 1] = str(tmp_path / "straight")
     subprocess.run([sys.executable, *words], cwd=record["cwd"], check=True, capture_output=True)
-    assert (tmp_path / "straight" / "artifact" / "MANIFEST.sha256").read_bytes() == (
-        run / "artifact" / "MANIFEST.sha256"
-    ).read_bytes()
-    assert whole.read_bytes()  # the same codes in 2 bits
-    assert (run / "samples.txt").is_file()
+    straight = (tmp_path / "straight" / "artifact" / "MANIFEST.sha256").read_bytes()
+    assert straight == (run / "artifact" / "MANIFEST.sha256").read_bytes()
+
+
+def put_it_on_the_shelf(studio, page):
+    page.goto(f"{studio.base}/shelf")
+    page.get_by_role("button", name="Put a model on the shelf").click()
+    page.get_by_label("name on the shelf").fill("finished")
+    page.get_by_role("button", name="Put it there").click()
+    page.get_by_text("finished@1", exact=True).first.wait_for()
+
+
+def show_it_to_others(studio, page, tmp_path):
+    shelf = {"JAXLM_MODELS": str(studio.root / "models")}
+    demo = DemoProcess("finished@1", tmp_path / "demo.log", environment=shelf)
+    demo.start()
+    try:
+        page.goto(demo.address)
+        assert page.title() == "finished@1"
+        ask(page, "Write a beginning")
+    finally:
+        demo.kill()

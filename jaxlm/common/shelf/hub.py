@@ -14,7 +14,7 @@ from jaxlm.common.shelf.shelf import Shelf
 from shared_tokenizer.manifest import MANIFEST, manifest_lines, verify_manifest
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_ATTRIBUTES = ".gitattributes"
+ATTRIBUTES = ".gitattributes"
 # Files that the hub keeps outside git, with their sha256.
 _LARGE = ("*.safetensors", "*.gguf", "*.model", "tokenizer.json")
 # Files of a model that may be read here; nothing that could be run.
@@ -70,7 +70,7 @@ def pull(
                 raise ValueError(f"{repository}: {file.path} is not the file of commit {commit}; pull again")
         model = target
         if (target / MANIFEST).is_file():
-            ours = (CARD, _ATTRIBUTES)
+            ours = (CARD, ATTRIBUTES)
             verify_manifest(target, lambda path: path not in ours)
             sealed = {
                 path.relative_to(target).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -94,12 +94,16 @@ def _contents(shelved: Shelved, repository: str) -> dict[str, Path | bytes]:
         path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
     }
     files[CARD] = card_text(shelved, repository).encode()
-    attributes = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in _LARGE)
-    files[_ATTRIBUTES] = attributes.encode()
+    files[ATTRIBUTES] = attribute_lines().encode()
     if MANIFEST in files:
         del files[MANIFEST]
         files[MANIFEST] = manifest_lines({path: _sha256(content) for path, content in files.items()})
     return files
+
+
+def attribute_lines() -> str:
+    """Return the lines by which git keeps large files outside of it."""
+    return "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in _LARGE)
 
 
 def _is_same(there: Any, content: Path | bytes) -> bool:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import uvicorn
@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from jaxlm.common.serving.command import is_every_address, listen
 from jaxlm.common.serving.guard import host_names
+from jaxlm.studio.address import AddressConfig
 from jaxlm.studio.command import StudioConfig
 from jaxlm.studio.guard import TOKEN, Guard, kept_key
 from jaxlm.studio.reading.folders import Folders
@@ -22,38 +23,57 @@ def run(config: StudioConfig, folders: Folders, key: str | None) -> None:
     """Serve the studio until it is interrupted. `key` None takes that of the root, which a first start makes."""
     folders.state.mkdir(exist_ok=True)
     key = key or kept_key(folders.state / "key")
+    studio = Studio(folders, Path.cwd())
+
+    def tell(address: str) -> None:
+        print(f"studio of {folders.root}: {address}", flush=True)
+        print("Ctrl-C ends the studio; what it has started goes on.", flush=True)
+
+    with contextlib.closing(studio):
+        serve(config, lambda port: make_app(studio, config, port, key), tell, key)
+
+
+def serve(
+    config: AddressConfig,
+    make: Callable[[int], FastAPI],
+    tell: Callable[[str], None],
+    key: str | None,
+    prefix: str = "",
+) -> None:
+    """Serve the application that `make` returns for a port until it is interrupted. `tell` is told its address."""
     with contextlib.closing(listen(config.host, config.port)) as listener:
         port = listener.getsockname()[1]
-        studio = Studio(folders, Path.cwd())
-        app = make_app(studio, config, port, key)
+        app = make(port)
         host = "127.0.0.1" if is_every_address(config.host) else config.host
-        print(
-            f"studio of {folders.root}: http://{f'[{host}]' if ':' in host else host}:{port}/?{TOKEN}={key}", flush=True
-        )
-        print("Ctrl-C ends the studio; what it has started goes on.", flush=True)
+        token = "" if key is None else f"?{TOKEN}={key}"
+        tell(f"http://{f'[{host}]' if ':' in host else host}:{port}{prefix}/{token}")
         server = uvicorn.Server(
             uvicorn.Config(app, log_level="warning", ws_max_size=1 << 20, timeout_graceful_shutdown=2, lifespan="on")
         )
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
-        studio.close()
 
 
-def make_app(studio: Studio, config: StudioConfig, port: int, key: str | None) -> FastAPI:
-    """Return the application with all pages."""
-    os.environ.setdefault("NICEGUI_STORAGE_PATH", str(studio.folders.state / "pages"))
-    from nicegui import app as pages
-    from nicegui import background_tasks, ui
-
-    from jaxlm.studio.pages import compare, job_list, new_model, run_view, runs_table, shelf, talk
-
+def empty_app(state: Path) -> FastAPI:
+    """Return an application without pages; NiceGUI, which is imported from then on, keeps its files below `state`."""
+    os.environ.setdefault("NICEGUI_STORAGE_PATH", str(state / "pages"))
     logging.getLogger("nicegui").setLevel(logging.ERROR)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
 
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
+    return FastAPI(openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
+
+
+def make_app(studio: Studio, config: StudioConfig, port: int, key: str | None) -> FastAPI:
+    """Return the application with all pages."""
+    app = empty_app(studio.folders.state)
+    from nicegui import app as pages
+    from nicegui import background_tasks, ui
+
+    from jaxlm.studio.pages import compare, job_list, new_model, run_view, runs_table, shelf, talk
+
     most_bytes = config.max_upload_mb * 1_000_000
     new_model.add_page(studio, most_bytes)
     run_view.add_page(studio)

@@ -2,36 +2,51 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from nicegui import ui
 
 from jaxlm.studio.parts.style import STYLE
 from jaxlm.studio.reading.shown_text import shown
-from jaxlm.studio.studio import Studio
 
 WAYS = (("/", "New model"), ("/runs", "Runs"), ("/talk", "Talk"), ("/shelf", "Shelf"), ("/jobs", "Jobs"))
 
 
+class Look(Protocol):
+    """The holder of the look: the studio, for all of its pages, or one page alone."""
+
+    @property
+    def dark(self) -> bool | None:
+        """True for dark pages, False for light ones, None as the browser has it."""
+        ...
+
+    @dark.setter
+    def dark(self, value: bool | None) -> None: ...
+
+
 @contextlib.contextmanager
-def frame(studio: Studio, title: str, here: str) -> Iterator[None]:
-    """Build the head of a page, and put what is built inside below it."""
-    ui.page_title(f"{title} - jaxlm studio")
+def frame(
+    look: Look, title: str, here: str = "", *, brand: str = "jaxlm studio", ways: Sequence[tuple[str, str]] = WAYS
+) -> Iterator[None]:
+    """Build the head of a page with the ways to the others, and put what is built inside below it."""
+    ui.page_title(f"{title} - {brand}" if title else brand)
     ui.colors(primary="#0072B2", positive="#009E73", negative="#b3261e", warning="#E69F00")
     ui.add_css(STYLE)
-    dark = ui.dark_mode(studio.dark)
+    dark = ui.dark_mode(look.dark)
     with ui.element("header").classes("head"), ui.element("div").classes("head-inner"):
-        ui.label("jaxlm studio").classes("brand")
-        with ui.element("nav").classes("line").style("gap: 2px; flex-wrap: nowrap; width: auto"):
-            for address, name in WAYS:
-                ui.link(name, address).classes("way" + (" here" if address == here else ""))
+        ui.label(brand).classes("brand")
+        if ways:
+            with ui.element("nav").classes("line").style("gap: 2px; flex-wrap: nowrap; width: auto"):
+                for address, name in ways:
+                    ui.link(name, address).classes("way" + (" here" if address == here else ""))
         ui.space()
 
-        def turn() -> None:
-            studio.dark = dark.value = not dark.value
-            button.props(f"icon={'light_mode' if dark.value else 'dark_mode'}")
+        async def turn() -> None:
+            if look.dark is None:  # as the browser has it, which only the browser knows
+                look.dark = await ui.run_javascript("document.body.classList.contains('body--dark')")
+            look.dark = dark.value = not look.dark
 
-        button = ui.button(icon="light_mode" if studio.dark else "dark_mode", on_click=turn)
+        button = ui.button(icon="contrast", on_click=turn)
         button.props('flat round dense aria-label="dark or light"')
     with ui.element("main").classes("page"):
         yield

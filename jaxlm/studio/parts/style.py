@@ -12,7 +12,7 @@ body { background: var(--back) !important; color: var(--ink); font-variant-numer
     z-index: 9; }
 .head-inner { max-width: 1180px; margin: 0 auto; padding: 6px 16px; display: flex; align-items: center; gap: 4px;
     flex-wrap: nowrap; overflow-x: auto; }
-.brand { font-weight: 650; margin-right: 12px; white-space: nowrap; }
+.brand { font-weight: 650; margin-right: 12px; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .way { color: var(--soft); padding: 8px 10px; border-radius: 6px; text-decoration: none; white-space: nowrap; }
 .way:hover { background: var(--back); } .way.here { color: var(--ink); font-weight: 600; background: var(--back); }
 .card { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 16px; width: 100%;
@@ -41,6 +41,7 @@ body { background: var(--back) !important; color: var(--ink); font-variant-numer
 .steps { display: grid; grid-template-columns: repeat(4, 1fr); gap: 8px; width: 100%; }
 .steps .pick .summary { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .fields { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 4px 16px; width: 100%; }
+.fields.narrow { grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 8px; }
 .two { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 16px; width: 100%; }
 .piece { border-radius: 3px; white-space: pre-wrap; padding: 1px 0; color: #14181c; }
 .turn { border-left: 3px solid var(--line); padding: 2px 10px; } .turn.learned { border-color: #009E73; }
@@ -53,6 +54,7 @@ body { background: var(--back) !important; color: var(--ink); font-variant-numer
 .said { border: 1px solid var(--line); border-radius: 10px; padding: 8px 12px; white-space: pre-wrap;
     overflow-wrap: anywhere; max-width: 100%;
   unicode-bidi: plaintext; }
+.said > div { display: inline; } .said > .begin { color: var(--soft); }
 .said.user { align-self: flex-end; background: rgba(0, 114, 178, 0.1); } .said.assistant { align-self: stretch;
     background: var(--paper); }
 .chart { width: 100%; height: 300px; } .chart.low { height: 190px; }
@@ -65,7 +67,8 @@ a:focus-visible, button:focus-visible, .pick:focus-visible { outline: 2px solid 
     .steps .title { font-size: 0.82rem; }
   .stack { gap: 10px; }
   .numbers { grid-template-columns: repeat(2, minmax(0, 1fr)); }
-  .brand { display: none; } .head-inner { padding: 4px 6px; } .way { padding: 8px; }
+  .brand { margin-left: 4px; } .brand:has(+ nav) { display: none; }
+  .head-inner { padding: 4px 6px; } .way { padding: 8px; }
   .cards { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
 }
 @media (prefers-reduced-motion: reduce) { * { transition: none !important; animation: none !important; } }

@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from jaxlm.common.run.run_directory import CONFIG, RunDirectory
 from jaxlm.common.serving.command import KEY_VARIABLE
 from jaxlm.studio.processes.jobs import Command, Job, Jobs
 from jaxlm.studio.processes.recipes import near
+from jaxlm.studio.processes.waiting_line import WaitingLine
 from jaxlm.studio.reading.metrics_tail import tail_of
 from jaxlm.studio.reading.runs import settings_file
 
@@ -26,6 +27,8 @@ _START_SECONDS = 300.0
 # Servers that are kept open; each holds a model in memory.
 MOST_SERVERS = 3
 IDLE_SECONDS = 900.0
+# Answers that a server writes at a time: JAX begins a text when those before it have ended, MLX adds it to them.
+_AT_ONCE = {"server": 1, "mlx-server": 8}
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class OpenServer:
     key: str = field(repr=False)
     name: str
     has_chat: bool
+    line: WaitingLine
     used: float = field(default_factory=time.monotonic)
 
 
@@ -58,6 +62,8 @@ class Choice:
     temperature: float = 0.8
     top_p: float = 0.95
     seed: int = 0
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer."""
 
 
 class ModelServers:
@@ -104,8 +110,9 @@ class ModelServers:
 
     async def _start(self, talker: Talker) -> OpenServer:
         key = secrets.token_urlsafe(24)
+        command = self._command(talker)
         job = self._jobs.start_tied(
-            "serve", f"talk to {talker.path.name}", talker.path, self._command(talker), cwd=self._cwd,
+            "serve", f"talk to {talker.path.name}", talker.path, command, cwd=self._cwd,
             environment={KEY_VARIABLE: key},
         )  # fmt: skip
         end = time.monotonic() + _START_SECONDS
@@ -113,7 +120,8 @@ class ModelServers:
             text = tail_of(job.log, 1 << 16).decode("utf-8", "replace")
             if found := _URL.search(text):
                 name = found[0].rpartition(": ")[0]
-                return OpenServer(talker, job, found[1], key, name, "chat/completions" in text)
+                line = WaitingLine(_AT_ONCE[command.name])
+                return OpenServer(talker, job, found[1], key, name, "chat/completions" in text, line)
             if job.state != "running":
                 raise ValueError(_last_error(text) or f"{talker.path}: its server ended: {text[-400:]}")
             await asyncio.sleep(0.1)
@@ -147,7 +155,9 @@ def checkpoint_view(run: Path, step: int, views: Path) -> Path:
     return view
 
 
-async def ask(server: OpenServer, asked: str | Sequence[Mapping[str, str]], choice: Choice) -> AsyncIterator[str]:
+async def ask(
+    server: OpenServer, asked: str | Sequence[Mapping[str, str]], choice: Choice
+) -> AsyncGenerator[str, None]:
     """Yield the answer to a chat, or the continuation of a text, piece by piece. Raises ValueError if it is refused."""
     import httpx
 
@@ -155,6 +165,7 @@ async def ask(server: OpenServer, asked: str | Sequence[Mapping[str, str]], choi
     is_chat = not isinstance(asked, str)
     body: dict[str, Any] = {"model": server.name, "stream": True, "max_tokens": choice.max_tokens}
     body |= {"temperature": choice.temperature, "top_p": choice.top_p, "seed": choice.seed}
+    body |= {"stop": list(choice.stop)} if choice.stop else {}
     body |= {"messages": list(asked)} if is_chat else {"prompt": asked}
     route = "chat/completions" if is_chat else "completions"
     headers = {"Authorization": f"Bearer {server.key}"}

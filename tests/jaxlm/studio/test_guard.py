@@ -20,13 +20,15 @@ async def app(scope, receive, send):
         if message["type"] == "http.disconnect":
             raise ConnectionResetError
         size, more = size + len(message.get("body", b"")), message.get("more_body", False)
-    await send({"type": "http.response.start", "status": 200, "headers": []})
+    seen = [(b"x-root", scope.get("root_path", "").encode()), (b"x-path", scope["path"].encode())]
+    seen += [(b"x-proxy", value) for name, value in scope["headers"] if name == b"x-forwarded-prefix"]
+    await send({"type": "http.response.start", "status": 200, "headers": seen})
     await send({"type": "http.response.body", "body": str(size).encode()})
 
 
-def ask(path="/", query="", *, kind="http", body=(b"",), key=KEY, **headers):
+def ask(path="/", query="", *, kind="http", body=(b"",), key=KEY, prefix="", **headers):
     """Return status and headers of an answer; of a websocket the type of the first message."""
-    guard = Guard(app, [HOST, "localhost:8090"], key, max_body_bytes=100)
+    guard = Guard(app, [HOST, "localhost:8090"], key, max_body_bytes=100, prefix=prefix)
     sent, bodies = [], list(body)
     given = {"host": HOST} | {name.replace("_", "-"): value for name, value in headers.items()}
     scope = {
@@ -104,6 +106,16 @@ def test_own_pages_and_sockets_pass():
 def test_a_demo_without_a_key_still_asks_for_host_and_origin():
     assert ask(key=None)[0] == 200
     assert ask(key=None, host="evil.example")[0] == 403
+
+
+@pytest.mark.parametrize("path", ["/run", "/some/prefix/run"])
+def test_behind_a_prefix_the_path_has_it_once(path):
+    passed = ask(path, key=None, prefix="/some/prefix", x_forwarded_prefix="/other")[1]
+    assert (passed["x-root"], passed["x-path"]) == ("/some/prefix", "/some/prefix/run") and "x-proxy" not in passed
+    status, headers = ask(path, f"token={KEY}", prefix="/some/prefix")
+    assert status == 303 and headers["location"] == "/some/prefix/run"
+    assert "path=/some/prefix;" in headers["set-cookie"].lower() + ";"
+    assert ask("/some/prefixes", key=None, prefix="/some/prefix")[1]["x-path"] == "/some/prefix/some/prefixes"
 
 
 def test_uploads_are_bounded_with_and_without_a_length():

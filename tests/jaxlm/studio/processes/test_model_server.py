@@ -21,7 +21,7 @@ class Handler(BaseHTTPRequestHandler):
             body = json.dumps({"error": {"message": "prompt: found refuse, expected another"}}).encode()
             self.send_response(400); self.end_headers(); self.wfile.write(body); return
         self.send_response(200); self.end_headers()
-        for piece in ("seed ", str(asked["seed"]), " <b>"):
+        for piece in ("seed ", str(asked["seed"]), " <b>", *asked.get("stop", [])):
             choice = {"text": piece} if "prompt" in asked else {"delta": {"content": piece}}
             self.wfile.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\\n\\n")
         self.wfile.write(b"data: [DONE]\\n\\n")
@@ -58,12 +58,13 @@ def test_a_model_is_opened_once_and_answers(servers, tmp_path):
         assert not servers.is_open(talker)
         texts = await asyncio.gather(*(answer(servers, talker, "Once", Choice(seed=7)) for _ in range(3)))
         chat = await answer(servers, talker, [{"role": "user", "content": "Hi"}], Choice(seed=8))
+        stopped = await answer(servers, talker, "Once", Choice(seed=9, stop=("x", "y")))
         with pytest.raises(ValueError, match="prompt: found refuse"):
             await answer(servers, talker, "refuse", Choice())
-        return texts, chat, servers.is_open(talker)
+        return texts, chat, stopped, servers.is_open(talker)
 
-    texts, chat, is_open = asyncio.run(talk())
-    assert texts == ["seed 7 <b>"] * 3 and chat == "seed 8 <b>" and is_open
+    texts, chat, stopped, is_open = asyncio.run(talk())
+    assert texts == ["seed 7 <b>"] * 3 and chat == "seed 8 <b>" and stopped == "seed 9 <b>xy" and is_open
     assert len(Jobs(tmp_path / "jobs").all()) == 1
 
 

@@ -54,7 +54,7 @@ class PagesProcess:
             )
         while not (found := re.search(r"http://\S+", self._log.read_text())):
             assert self._process.poll() is None, self._log.read_text()
-            assert time.monotonic() - begin < 60, f"{self._words[0]} did not open"
+            assert time.monotonic() - begin < 300, f"{self._words[0]} did not open"
             time.sleep(0.02)
         self.seconds = time.monotonic() - begin
         self.address = found[0]

@@ -24,8 +24,8 @@ def model(tokenizer, tmp_path_factory):
 def running(model, folder, *words):
     """Run a demo of a model that chats."""
     demo = DemoProcess(model, folder / "demo.log", "--max_tokens", "200", "--max_prompt_chars", "400", *words)
-    demo.start()
     try:
+        demo.start()
         yield demo
     finally:
         demo.kill()

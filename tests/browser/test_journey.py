@@ -119,7 +119,7 @@ def stop_and_keep_the_model(studio, page, run):
     page.get_by_label("Name of the model").fill("half")
     page.get_by_role("button", name="Make the model").click()
     state(page, "stopped")
-    wait_for(lambda: (studio.root / "models" / "half" / "MANIFEST.sha256").is_file())
+    wait_for(lambda: (studio.root / "models" / "half" / "MANIFEST.sha256").is_file(), seconds=900)
     saved = max(int(path.name) for path in (run / "checkpoints").iterdir())
     assert saved < _STEPS
 
@@ -137,7 +137,7 @@ def convert(studio, page):
     page.get_by_label("Name of the model").fill("whole")
     page.get_by_role("button", name="Make the model").click()
     whole = studio.root / "models" / "whole" / "MANIFEST.sha256"
-    wait_for(whole.is_file)
+    wait_for(whole.is_file, seconds=900)
     page.get_by_text("convert: to packed: whole").wait_for()
     assert whole.read_bytes()  # the same codes in 2 bits
 
@@ -167,8 +167,8 @@ def put_it_on_the_shelf(studio, page):
 def show_it_to_others(studio, page, tmp_path):
     shelf = {"JAXLM_MODELS": str(studio.root / "models")}
     demo = DemoProcess("finished@1", tmp_path / "demo.log", environment=shelf)
-    demo.start()
     try:
+        demo.start()
         page.goto(demo.address)
         assert page.title() == "finished@1"
         ask(page, "Write a beginning")

@@ -9,6 +9,7 @@ from shared_tokenizer.manifest import replaced_file
 
 # Colours that people with any colour vision tell apart (Okabe and Ito, 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7f7f7f")
+HEAT_MAP = "cividis"
 FORMATS = (".png", ".svg")
 
 

@@ -216,6 +216,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "jaxlm.studio.parts": (
         "shared_tokenizer.*",
+        "jaxlm.common",
         "jaxlm.studio.reading",
         "jaxlm.studio.processes",
         "jaxlm.studio",

@@ -11,6 +11,7 @@ from jaxlm.common.architecture.config import config_from_dict
 from jaxlm.common.architecture.parameters import parameter_count, tensor_bytes
 from jaxlm.common.run.metrics_log import read_metrics
 from jaxlm.common.run.run_directory import RunDirectory, read_run_config
+from jaxlm.common.ternary_health import FLIPS, ZEROS
 from jaxlm.study.statistics import Sample, paired_difference, sample
 from jaxlm.study.study import Study
 from jaxlm.study.train_run import EVALUATION, Job, has_ended, read_costs, read_failure
@@ -68,9 +69,7 @@ def read_result(job: Job) -> RunResult:
     last = evaluated[-1] if evaluated and error is None else {}
     costs = [cost for cost in read_costs(job.directory) if cost["command"] == "train"]
     speeds = [line["perf/tokens_per_second"] for line in trained[1:]]
-    flips = [
-        line["ternary/flip_rate"] for line in trained[-max(1, len(trained) // 10) :] if "ternary/flip_rate" in line
-    ]
+    flips = [line[FLIPS] for line in trained[-max(1, len(trained) // 10) :] if FLIPS in line]
     evaluation = job.directory / EVALUATION
     origin = costs[-1] if costs else {}
     return RunResult(
@@ -85,7 +84,7 @@ def read_result(job: Job) -> RunResult:
         tokens_per_second=statistics.median(speeds) if speeds else None,
         seconds=round(sum(cost["seconds"] for cost in costs), 1),
         peak_bytes=max((cost["peak_bytes"] for cost in costs), default=None),
-        zero_fraction=trained[-1].get("ternary/zero_fraction") if trained else None,
+        zero_fraction=trained[-1].get(ZEROS) if trained else None,
         flip_rate=statistics.fmean(flips) if flips else None,
         machine=origin.get("machine"),
         date=origin.get("date"),

@@ -1,17 +1,20 @@
 """The training step: a pure function (state, batch, extras) -> (state, metrics), jitted with the state donated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal, cast
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.training.dynamic_scale import DynamicScale
 
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.architecture.parameters import parameters
 from jaxlm.common.objectives.quantization_course import Phase, QuantizationCourse
+from jaxlm.common.ternary_health import health_metrics
 from jaxlm.model.language_model import LanguageModel, init_params
 from jaxlm.ops.cpu import compiler_options
 from jaxlm.ops.mixed_linear import with_share
@@ -97,7 +100,7 @@ def make_train_step(
             grads, moments = jax.lax.optimization_barrier((grads, state.opt_state))
             state = state.replace(opt_state=jax.device_put(moments, jax.memory.Space.Device))
         after = apply_update(optimizer, model.config, state, grads)
-        return after, step_metrics(found, grads, learning_rate(state.step), state, after)
+        return after, step_metrics(model.config, found, grads, learning_rate(state.step), state, after)
 
     scaled_step = with_loss_scale(train_step) if model.dtype == jnp.float16 else train_step
 
@@ -177,29 +180,37 @@ def apply_update(
     return TrainState(state.step + 1, params, opt_state, ternary, state.loss_scale)
 
 
-def step_metrics(means: Metrics, grads: Params, learning_rate: Any, before: TrainState, after: TrainState) -> Metrics:
+def step_metrics(
+    config: ModelConfig, means: Metrics, grads: Params, learning_rate: Any, before: TrainState, after: TrainState
+) -> Metrics:
     """Return the numbers of a step: means over the batch before it, norms, and the health of the codes."""
     return {
         **{f"train/{name}": value for name, value in means.items()},
         "train/grad_norm": optax.tree.norm(grads),
         "train/param_norm": optax.tree.norm(after.params),
         "train/learning_rate": learning_rate,
-        **_ternary_health(before.ternary, after.ternary),
+        **_ternary_health(config, before.ternary, after.ternary),
     }
 
 
-def _ternary_health(before: TernaryTree, after: TernaryTree) -> Metrics:
-    """Return the share of zero codes after a step, and the share of codes that the step changed."""
+def _ternary_health(config: ModelConfig, before: TernaryTree, after: TernaryTree) -> Metrics:
+    """Return the share of zero codes after a step, and the share of codes that the step changed, whole and by block."""
     if not after:
         return {}
-    count = jnp.float32(sum(weight.codes.size for weight in after.values()))
-    # In float32, which XLA for CPUs adds three times as fast as integers.
-    nonzero = [jnp.sum(jnp.abs(weight.codes), dtype=jnp.float32) for weight in after.values()]
-    flips = [jnp.sum(before[name].codes != after[name].codes, dtype=jnp.float32) for name in after]
-    return {
-        "ternary/zero_fraction": 1 - jnp.sum(jnp.stack(nonzero)) / count,
-        "ternary/flip_rate": jnp.sum(jnp.stack(flips)) / count,
-    }
+    rows = [row for path in after for row in parameters(config) if ".".join(row.path) == path]
+    places = np.array([config.num_layers if row.block is None else row.block for row in rows])
+    sizes = np.bincount(places, [row.size for row in rows], config.num_layers + 1).astype(np.float32)
+    is_there = places == np.arange(config.num_layers + 1)[:, None]
+
+    def by_place(marks: Iterable[jax.Array]) -> jax.Array:
+        """Return the number of marked codes of each block, and last of those outside of blocks, `[blocks + 1]`."""
+        # In float32, which XLA for CPUs adds three times as fast as integers.
+        sums = [jnp.ravel(jnp.sum(marked, axis=(-2, -1), dtype=jnp.float32)) for marked in marks]
+        return jnp.sum(jnp.where(is_there, jnp.concatenate(sums), 0), axis=1)
+
+    zeros = by_place(weight.codes == 0 for weight in after.values())
+    flips = by_place(before[path].codes != weight.codes for path, weight in after.items())
+    return health_metrics(zeros, flips, sizes)
 
 
 def with_loss_scale(train_step: Step) -> Step:

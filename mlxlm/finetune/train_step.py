@@ -6,9 +6,12 @@ from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_map, tree_unflatten
 
+from jaxlm.common.architecture.parameters import parameters
 from jaxlm.common.architecture.ternary import quantize_weight
+from jaxlm.common.ternary_health import health_metrics
 from mlxlm.finetune.data import Batch
 from mlxlm.finetune.objectives.next_token import next_token
 from mlxlm.finetune.objectives.objective import Objective
@@ -42,7 +45,7 @@ class TrainStep:
         self._objective = objective or next_token()
         self._sizes = {path: array.size for path, array in self.parameters.items()}
         self._parts = _parts(self._sizes)
-        self._ternary = [path for path in ternary if path in self._sizes]
+        self._ternary = _blocks(model, [path for path in ternary if path in self._sizes])
         self.step = 0
         """Steps taken."""
         self.optimizer_state = optimizer.init(self.parameters)
@@ -91,9 +94,9 @@ class TrainStep:
             "train/learning_rate": factors["learning_rate"],
         }
         if self._ternary:
-            count = sum(self._sizes[path] for path in self._ternary)
-            metrics["ternary/zero_fraction"] = sums["zeros"] / count
-            metrics["ternary/flip_rate"] = sums["flips"] / count
+            sizes = [self._sizes[path] for path in self._ternary]
+            counted = np.bincount(list(self._ternary.values()), sizes, len(sums["zeros"])).astype(np.float32)
+            metrics |= health_metrics(sums["zeros"], sums["flips"], counted)
         return metrics
 
     def _total(self, batch: Batch) -> Total:
@@ -134,13 +137,21 @@ class TrainStep:
         return after, moments, {"squares": sum_of_squares(after), **self._ternary_health(before, after)}
 
     def _ternary_health(self, before: Arrays, after: Arrays) -> Metrics:
-        """Return the number of codes that are zero after a step, and of those that the step changed."""
-        form = self._model.config.ternary_form
-        zeros, flips = mx.array(0), mx.array(0)
+        """Count the codes that are zero after a step and those that it changed, as `health_metrics` takes them."""
+        form, places = self._model.config.ternary_form, mx.arange(self._model.config.num_layers + 1)
+        zeros, flips = mx.zeros_like(places), mx.zeros_like(places)
         for path in (path for path in self._ternary if path in before):
             old, new = (quantize_weight(arrays[path], form, mx)[0] for arrays in (before, after))
-            zeros, flips = zeros + mx.sum(new == 0), flips + mx.sum(new != old)
+            is_there = places == self._ternary[path]
+            zeros, flips = zeros + is_there * mx.sum(new == 0), flips + is_there * mx.sum(new != old)
         return {"zeros": zeros, "flips": flips}
+
+
+def _blocks(model: LanguageModel, paths: Sequence[str]) -> dict[str, int]:
+    """Return the number of the block of each parameter, and the number of blocks for one outside of them."""
+    outside = model.config.num_layers
+    blocks = {row.attribute: outside if row.block is None else row.block for row in parameters(model.config)}
+    return {path: blocks[path] for path in paths}
 
 
 def _taken(arrays: Arrays, paths: Sequence[str]) -> Arrays:

@@ -21,6 +21,7 @@ from jaxlm.common.architecture.ternary import TernaryForm, quantize_weight
 from jaxlm.common.artifact.blank_artifact import save_blank_artifact
 from jaxlm.common.formats.open_model import open_model
 from jaxlm.common.run.optimizer_config import OptimizerConfig
+from jaxlm.common.ternary_health import FLIPS, ZEROS, by_layer
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.ops.ternary_linear import quantize_params, ternarize_weight, ternary_linear, with_ternary
 from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
@@ -158,12 +159,16 @@ def test_fifty_steps_end_at_the_codes_of_jax(artifact):
     state = TrainState(jnp.int32(0), params, optimizer.init(params), quantize_params(params, config))
     jax_step = make_train_step(LanguageModel(config), optimizer, learning_rate_schedule(settings, 50), 1)
     model = latent_model(artifact)
-    mlx_step = TrainStep(model, AdamW(settings, 50), grad_accumulation_steps=1)
+    mlx_step = TrainStep(model, AdamW(settings, 50), grad_accumulation_steps=1, ternary=ternary_paths(config))
     before, losses = ternary_codes(config, flat_arrays(model.parameters())), []
     for step in range(50):
         arrays = batch(config.vocab_size, seed=step % 4, rows=8, length=24)
         state, metrics = jax_step(state, arrays)
-        losses.append([float(found["train/loss"]) for found in (metrics, mlx_step(as_mlx(arrays)))])
+        mlx_metrics = mlx_step(as_mlx(arrays))
+        losses.append([float(found["train/loss"]) for found in (metrics, mlx_metrics)])
+        assert mlx_metrics.keys() == metrics.keys()
+        for name in (by_layer(ZEROS), by_layer(FLIPS)):
+            np.testing.assert_allclose(np.array(mlx_metrics[name]), metrics[name], atol=0.01)
     expected = ternary_codes(config, by_attribute(config, jax.device_get(state.params)))
     found = ternary_codes(config, flat_arrays(model.parameters()))
     differing, moved = np.mean(found != expected), np.mean(before != expected)

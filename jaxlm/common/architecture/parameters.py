@@ -47,6 +47,12 @@ class Parameter:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def block(self) -> int | None:
+        """Number of the block that holds it, counted from 0 over all mixers; None outside of the blocks."""
+        first, *rest = self.attribute.split(".")
+        return int(rest[0]) if first == "layers" else None
+
 
 @dataclass(frozen=True)
 class StoredTensor:

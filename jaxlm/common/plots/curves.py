@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.common.run.summary import highest_shown
-from shared_tokenizer.picture import colour, drawn_picture
+from jaxlm.common.ternary_health import FLIPS, ZEROS, LayerHealth, layer_health
+from shared_tokenizer.picture import HEAT_MAP, colour, drawn_picture
 
 _TOKENS = "data/tokens_seen"
-_HEALTH = (("ternary/zero_fraction", "zeros"), ("ternary/flip_rate", "flips in a step"))
+_HEALTH = ((ZEROS, "zeros"), (FLIPS, "flips in a step"))
 Lines = Sequence[Mapping[str, Any]]
 
 
@@ -16,10 +17,14 @@ def draw_runs(runs: Mapping[str, Lines], path: Path) -> None:
     """Draw training loss (thin), held-out loss (thick) and, where runs have them, the shares of zeros and of flips.
 
     `runs` maps the name of each run to the lines of its metrics.jsonl; a run has the same colour in every part. Losses
-    far above the rest, as those of the first steps may be, are left out of the axis.
+    far above the rest, as those of the first steps may be, are left out of the axis. One run alone has heat maps of its
+    zeros and flips by layer below, where it has written them.
     """
     health = [(key, label) for key, label in _HEALTH if any(key in line for lines in runs.values() for line in lines)]
-    with drawn_picture(path, (8, 4.5 + 1.8 * len(health)), rows=1 + len(health)) as (losses, *others):
+    maps = [(label, found) for key, label in _HEALTH if (found := _layers(runs, key))]
+    rows = 1 + len(health) + len(maps)
+    with drawn_picture(path, (8, 2.7 + 1.8 * rows), rows=rows) as (losses, *others):
+        others, heats = others[: len(health)], others[len(health) :]
         heights: list[float] = []
         for number, (name, lines) in enumerate(runs.items()):
             train, held_out = points(lines, "train/loss"), points(lines, "val/loss")
@@ -45,7 +50,25 @@ def draw_runs(runs: Mapping[str, Lines], path: Path) -> None:
         for axes in (losses, *others):
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
-        (losses, *others)[-1].set_xlabel("tokens seen")
+        for axes, (label, found) in zip(heats, maps, strict=True):
+            _draw_heat(axes, found, f"layer: {label}")
+            axes.set_xlim(losses.get_xlim())
+        (losses, *others, *heats)[-1].set_xlabel("tokens seen")
+
+
+def _layers(runs: Mapping[str, Lines], key: str) -> LayerHealth | None:
+    """Return the shares of a run by layer; None of several runs, whose maps would bury the curves."""
+    return layer_health(next(iter(runs.values())), key, _TOKENS) if len(runs) == 1 else None
+
+
+def _draw_heat(axes: Any, health: LayerHealth, label: str) -> None:
+    """Draw shares as colours that grow lighter evenly, which people with any colour vision read alike."""
+    shares = [[float("nan") if share is None else share for share in row] for row in health.shares]
+    colours = axes.pcolormesh(health.places, range(len(shares)), shares, shading="nearest", cmap=HEAT_MAP)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.set_ylabel(label)
+    scale = axes.inset_axes((1.01, 0, 0.015, 1))  # next to the axes, so that these stay as wide as the others
+    axes.figure.colorbar(colours, cax=scale, format=lambda value, place: f"{value:.3g}")
 
 
 def points(lines: Lines, key: str) -> list[tuple[float, float]]:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jaxlm.common.run.metrics_log import MetricsLog, read_metrics
 from jaxlm.common.run.run_directory import RunDirectory
 from jaxlm.common.run.summary import plot_losses
+from jaxlm.common.ternary_health import FLIPS, ZEROS
 
 # Steps after which the time of the whole run is estimated.
 _STEPS_TO_TIME = 10
@@ -81,7 +82,7 @@ class TrainingReport:
         self._pending: tuple[int, Mapping[str, SupportsFloat], float] | None = None  # and when it was dispatched
         self._first = first_step + 1
         self._last_log = (first_step, 0.0)  # step of the last line, and when it was dispatched
-        self._latest: dict[str, float] = {}  # the numbers of the last line
+        self._latest: dict[str, Any] = {}  # the numbers of the last line
         self._next_plot = 0.0  # the time from which the next picture is due
         self._progress = _progress_bar(console)
         self._task = self._progress.add_task(
@@ -195,7 +196,7 @@ class TrainingReport:
         last_step, last_end = self._last_log
         self._last_log = (step, end)
         speed = (step - last_step) * plan.tokens_per_step / (end - last_end)
-        line = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+        line: dict[str, Any] = {"step": step, **{name: _plain(value) for name, value in metrics.items()}}
         line |= {
             "data/tokens_seen": step * plan.tokens_per_step,
             "perf/tokens_per_second": round(speed, 1),
@@ -206,8 +207,8 @@ class TrainingReport:
         if not self._console.is_terminal:
             seconds = (plan.num_train_steps - step) * plan.tokens_per_step / speed
             health = ""
-            if "ternary/flip_rate" in line:
-                health = f"  zeros {line['ternary/zero_fraction']:.1%}  flips {line['ternary/flip_rate']:.2%}"
+            if FLIPS in line:
+                health = f"  zeros {line[ZEROS]:.1%}  flips {line[FLIPS]:.2%}"
             if "reward/mean" in line:
                 health = f"  reward {line['reward/mean']:.3f}{health}"
             self._console.print(
@@ -232,6 +233,13 @@ class TrainingReport:
             self._metrics.write(line)
         if self._follower is not None:
             self._follower.write(line)
+
+
+def _plain(value: Any) -> float | list[float | None]:
+    """Return a number, or the numbers of an array to five digits, which are enough for a picture; None for NaN."""
+    if not getattr(value, "ndim", 0):
+        return float(value)
+    return [None if math.isnan(each) else float(f"{each:.5g}") for each in value.tolist()]
 
 
 def duration(seconds: float) -> str:

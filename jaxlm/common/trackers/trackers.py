@@ -58,6 +58,7 @@ class Trackers:
         if self._open:
             step = self._last_step = line["step"]
             self._send_samples(step)
+            # Lists, such as shares by layer, are left out: a chart for each layer would bury the others.
             values = {name: float(value) for name, value in line.items() if name != "step" and _is_number(value)}
             self._each(step, lambda tracker: tracker.numbers(step, values))
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from nicegui import ui
 
+from jaxlm.common.ternary_health import FLIPS, ZEROS, layer_health
 from jaxlm.studio.parts.frame import card
 from jaxlm.studio.reading.curves import Curve, bounds_of_loss, heat_map, line_chart
-from jaxlm.studio.reading.layer_health import layer_health
 from jaxlm.studio.reading.metrics_tail import MetricsTail
 from jaxlm.studio.reading.runs import Run
 from jaxlm.studio.reading.shown_text import shown_line
@@ -47,6 +47,8 @@ class RunCurves:
     def refresh(self, run: Run) -> None:
         """Draw what was written since."""
         tail = self._studio.tail(self._place)
+        # Room is kept for what will be written, so that nothing below jumps.
+        self._health.set_visibility(run.is_ternary or ZEROS in tail.latest)
         stamp = (tail.latest.get("step"), len(tail.lines), tail.latest.get("val/loss"))
         if stamp != self._drawn or any(other.state == "training" for other in self._overlaid()):
             self._drawn = stamp
@@ -85,18 +87,16 @@ class RunCurves:
         return [curve for curve in curves if curve.points]
 
     def _draw_health(self, tail: MetricsTail) -> None:
-        if "ternary/zero_fraction" not in tail.latest:
+        if ZEROS not in tail.latest:
             return
-        self._health.set_visibility(True)
-        for chart, name, words in (
-            (self._zeros, "zero_fraction", "zeros"),
-            (self._flips, "flip_rate", "flips"),
-        ):
+        for chart, name, words in ((self._zeros, ZEROS, "zeros"), (self._flips, FLIPS, "flips")):
             layers = layer_health(tail.lines, name)
             if layers is not None:
-                _replace(chart, heat_map(layers.layers, layers.steps, layers.shares, words))
+                rows = [f"layer {layer}" for layer in range(len(layers.shares))]
+                steps = [f"{step:,.0f}" for step in layers.places]
+                _replace(chart, heat_map(rows, steps, layers.shares, words))
             else:
-                points = [[x, 100 * y] for x, y in tail.curve(f"ternary/{name}")]
+                points = [[x, 100 * y] for x, y in tail.curve(name)]
                 _replace(chart, line_chart([Curve(f"{words} of all layers, %", points, 2)], has_legend=False))
 
 

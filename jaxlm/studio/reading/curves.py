@@ -100,11 +100,14 @@ def _after_start(points: Sequence[Sequence[float]]) -> Sequence[Sequence[float]]
 
 
 def heat_map(
-    rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]], name: str
+    rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], name: str
 ) -> dict[str, Any]:
-    """Return the options of a heat map: `values[row][column]`, shares from 0 to 1 as per cent."""
+    """Return the options of a heat map: `values[row][column]`, shares from 0 to 1 as per cent; no cell for None."""
     cells = [
-        [column, row, round(100 * value, 3)] for row, line in enumerate(values) for column, value in enumerate(line)
+        [column, row, round(100 * value, 3)]
+        for row, line in enumerate(values)
+        for column, value in enumerate(line)
+        if value is not None
     ]
     largest = max((cell[2] for cell in cells), default=1.0) or 1.0
     smallest = min((cell[2] for cell in cells), default=0.0)

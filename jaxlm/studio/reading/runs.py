@@ -75,6 +75,12 @@ class Run:
         return str(found) if isinstance(found, str) else str(self.settings.get("method", ""))
 
     @property
+    def is_ternary(self) -> bool:
+        """True where a training of JAX has ternary layers, whose zeros and flips it writes from its first step on."""
+        found = self.settings.get("model")
+        return isinstance(found, dict) and found.get("linear") == "ternary"
+
+    @property
     def seconds_left(self) -> float | None:
         """Seconds to the last step at the last speed; None where they are not known."""
         milliseconds, steps = self.latest.get("perf/step_time_ms"), self.steps

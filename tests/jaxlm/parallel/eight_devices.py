@@ -76,14 +76,15 @@ def compiled(model, mesh_name, grad_accumulation_steps):
 
 @functools.cache
 def train(model, mesh_name, grad_accumulation_steps):
-    """State and losses after STEPS steps."""
+    """State after STEPS steps, their losses, and the ternary health of the first."""
     mesh = mesh_of(mesh_name)
     step, shardings = compiled(model, mesh_name, grad_accumulation_steps)
-    state, losses = place(fresh_state(model), shardings), []
+    state, losses, health = place(fresh_state(model), shardings), [], {}
     for number in range(STEPS):
         state, metrics = step(state, global_batch(mesh, make_batch(rows=16, seed=number % 4)))
         losses.append(float(metrics["train/loss"]))
-    return state, losses
+        health = health or {name: value for name, value in metrics.items() if name.startswith("ternary/")}
+    return state, losses, health
 
 
 @pytest.mark.parametrize(
@@ -98,13 +99,16 @@ def train(model, mesh_name, grad_accumulation_steps):
     ],
 )
 def test_a_mesh_trains_as_one_device_does(model, mesh, grad_accumulation_steps):
-    _, losses = train(model, mesh, grad_accumulation_steps)
-    _, expected = train(model, "one device", 1)
+    _, losses, health = train(model, mesh, grad_accumulation_steps)
+    _, expected, expected_health = train(model, "one device", 1)
     difference = max(abs(a / b - 1) for a, b in zip(losses, expected, strict=True))
     print(f"{model} on {mesh}: largest relative difference of {STEPS} losses {difference:.1e}")
     # A last bit of a norm can push an activation over a rounding border, so ternary models drift apart a little.
     assert difference < (1e-5 if model in ("dense", "muon") else 1e-3)
     assert losses[-1] < losses[0]
+    assert bool(health) == (model in ("ternary", "mlgru")) and health.keys() == expected_health.keys()
+    for name, value in health.items():
+        np.testing.assert_allclose(value, expected_health[name], atol=1e-3)
 
 
 def test_a_teacher_on_a_mesh_teaches_as_on_one_device():
@@ -202,11 +206,11 @@ def test_micro_batches_stay_on_the_devices_of_their_rows():
 
 
 def test_no_device_holds_more_than_its_part():
-    state, _ = train("ternary", "fsdp 8", 1)
+    state, *_ = train("ternary", "fsdp 8", 1)
     for leaf in (state.params["layers"]["mlp"]["up_proj"]["weight"], state.ternary["layers.mlp.up_proj.weight"].codes):
         assert {shard.data.shape for shard in leaf.addressable_shards} == {(2, 64, 4)}
     # A bias is split as the rows of its matrix, a norm of heads is not.
-    state, _ = train("dense", "data 2 fsdp 2 tensor 2", 1)
+    state, *_ = train("dense", "data 2 fsdp 2 tensor 2", 1)
     attention = state.params["layers"]["self_attn"]
     for leaf, part in ((attention["q_proj"]["bias"], (2, 32)), (attention["q_norm"]["weight"], (2, 16))):
         assert {shard.data.shape for shard in leaf.addressable_shards} == {part}
@@ -237,7 +241,7 @@ def test_a_ternary_linear_on_a_mesh_has_the_same_codes_and_integer_sums(name, me
 
 
 def test_a_checkpoint_goes_from_any_mesh_to_any_other(tmp_path):
-    state, _ = train("ternary", "fsdp 8", 1)
+    state, *_ = train("ternary", "fsdp 8", 1)
     settings = {"keep_last": 1, "keep_best": 0, "tokenizer_fingerprint": "a", "data_fingerprint": "b", "log": print}
     checkpoints = Checkpoints(tmp_path / "checkpoints", **settings)
     checkpoints.save(20, state.params, state.opt_state, make_iterator(), None)

@@ -6,9 +6,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxlm.common.architecture.parameters import parameters
 from jaxlm.common.run.optimizer_config import OptimizerConfig
+from jaxlm.common.ternary_health import FLIPS, ZEROS, by_layer
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.ops.ternary_linear import quantize_params
 from jaxlm.ops.xla_flags import knows_flag
@@ -67,7 +71,7 @@ def run_steps(config, grad_accumulation_steps=1, dtype=jnp.float32, is_optimized
     state, lines = jax.tree.map(jnp.asarray, fresh_state(config, dtype)), []
     for number in range(3):
         state, metrics = step(state, make_batch(seed=number))
-        lines.append({name: float(value) for name, value in metrics.items()})
+        lines.append({name: value.tolist() for name, value in metrics.items()})
     return state, lines
 
 
@@ -85,6 +89,39 @@ def test_the_state_carries_the_codes_of_its_parameters(tiny_config):
     jax.tree.map(np.testing.assert_array_equal, state.ternary, expected)
     assert all(0.2 < line["ternary/zero_fraction"] < 0.45 for line in lines)
     assert all(0 < line["ternary/flip_rate"] < 0.5 for line in lines)
+
+
+@pytest.mark.parametrize("variant", ["ternary", "ternary_head", "hybrid"])
+def test_flips_are_counted_in_the_layer_that_they_are_in(tiny_config, variant):
+    """The optimizer turns the sign of one matrix: of its codes, those that are not zero change."""
+    config = dataclasses.replace(tiny_config, **VARIANTS[variant])
+    turned = next(row for row in parameters(config) if row.block == 1 and row.storage == "ternary")
+
+    def update(gradients, state, params):
+        flat = flatten_dict(jax.tree.map(jnp.zeros_like, params))
+        flat[turned.path] = flat[turned.path].at[turned.layer].set(-2 * flatten_dict(params)[turned.path][turned.layer])
+        return unflatten_dict(flat), state
+
+    optimizer = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    model = LanguageModel(config)
+    step = make_train_step(model, optimizer, learning_rate_schedule(OPTIMIZER, 10), 1)
+    state = jax.jit(lambda: init_state(model, optimizer, seed=0))()
+    codes = {path: np.asarray(weight.codes) for path, weight in state.ternary.items()}
+    _, metrics = step(state, make_batch())
+    found = {name: value.tolist() for name, value in metrics.items() if name.startswith("ternary/")}
+    sizes, zeros, nonzero = np.zeros((3, config.num_layers + 1))
+    for row in parameters(config):
+        if row.storage == "ternary":
+            block = config.num_layers if row.block is None else row.block
+            matrix = codes[".".join(row.path)][... if row.layer is None else row.layer]
+            sizes[block] += matrix.size
+            zeros[block] += np.sum(matrix == 0)
+            nonzero[block] += np.sum(matrix != 0) if row == turned else 0
+    assert nonzero[1] > 0
+    assert found[by_layer(ZEROS)] == pytest.approx(zeros[:-1] / sizes[:-1])
+    assert found[by_layer(FLIPS)] == pytest.approx(nonzero[:-1] / sizes[:-1])
+    assert found[ZEROS] == pytest.approx(zeros.sum() / sizes.sum())
+    assert found[FLIPS] == pytest.approx(nonzero.sum() / sizes.sum())
 
 
 def test_float16_trains_with_a_scaled_loss(tiny_config):

@@ -19,6 +19,7 @@ def runs(tmp_path):
                 "val/loss": 8 / step,
                 "ternary/zero_fraction": 0.3,
                 "ternary/flip_rate": 0.1 / step,
+                "ternary/flip_rate_by_layer": [0.2 / step, None],
             }
             for step in range(1, 20)
         ]
@@ -38,6 +39,15 @@ def test_the_same_runs_give_the_same_picture(runs, ending, capsys):
         assert image.imread(first).shape[1] > 600
     else:
         assert "one: 0.421" in first.read_text() and "<script>" not in first.read_text()
+
+
+def test_one_run_alone_has_a_heat_map_by_layer(runs):
+    for name in ("one", "$two <script>"):
+        main(PlotConfig(run=[str(runs / name)], out=str(runs / f"{name}.svg")))
+    main(PlotConfig(run=[str(runs / "one"), str(runs / "$two <script>")], out=str(runs / "both.svg")))
+    assert "layer: flips in a step" in (runs / "one.svg").read_text()
+    assert "layer: zeros" not in (runs / "one.svg").read_text()  # which no line has by layer
+    assert "layer:" not in (runs / "both.svg").read_text()
 
 
 def test_what_cannot_be_drawn_is_named_and_nothing_is_written(runs):

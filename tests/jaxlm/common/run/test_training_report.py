@@ -1,10 +1,13 @@
 import json
+import math
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from jaxlm.common.run.run_directory import RunDirectory
 from jaxlm.common.run.training_report import ReportPlan, TrainingReport
+from jaxlm.common.ternary_health import FLIPS, ZEROS, by_layer
 
 
 @pytest.fixture
@@ -36,6 +39,19 @@ def test_the_first_every_fourth_and_the_last_step_are_logged(report, tmp_path):
         (9, 1, 144),
     ]
     assert all(line["perf/tokens_per_second"] > 0 for line in found)
+
+
+def test_numbers_by_layer_are_a_list_in_the_file_and_nothing_on_the_console(tmp_path, capsys):
+    plan = ReportPlan(num_train_steps=1, log_every_steps=1, tokens_per_step=16, tokens_per_epoch=64)
+    console = Console(width=200)
+    report = TrainingReport(plan, RunDirectory(tmp_path), 0, lambda: None, console)
+    health = {ZEROS: 0.25, FLIPS: 0.5, by_layer(FLIPS): np.array([1 / 3, math.nan, 0.0], np.float32)}
+    with report.training():
+        report.step(1, numbers(2) | health)
+    (line,) = lines(tmp_path)
+    assert line[by_layer(FLIPS)] == [0.33333, None, 0.0] and line[FLIPS] == 0.5
+    (shown,) = capsys.readouterr().out.splitlines()
+    assert "zeros 25.0%  flips 50.00%" in shown and "33" not in shown
 
 
 def test_what_is_done_beside_training_is_no_training_time(report, tmp_path, monkeypatch):

@@ -66,7 +66,7 @@ def test_a_run_is_sent_from_its_first_line_to_its_result(run, records):
         log = MetricsLog(run.metrics, 0)
         trackers.begin()
         for step in (1, 2, 3):
-            line = {"step": step, "train/loss": 1 / step, "kind": "no number", "stopped": False}
+            line = {"step": step, "train/loss": 1 / step, "kind": "no number", "stopped": False, "zeros": [0.5]}
             log.write(line)
             trackers.write(line)
             if step == 2:

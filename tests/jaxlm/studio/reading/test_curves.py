@@ -1,5 +1,4 @@
 from jaxlm.studio.reading.curves import COLOURS, Curve, bounds_of_loss, heat_map, line_chart
-from jaxlm.studio.reading.layer_health import layer_health
 from jaxlm.studio.reading.log_tail import LogTail, last_error
 from jaxlm.studio.reading.samples import read_samples
 
@@ -19,12 +18,10 @@ def test_the_first_points_do_not_set_the_axis():
     assert bounds_of_loss([]) is None
 
 
-def test_health_by_layer_is_a_matrix():
-    lines = [{"step": step, "ternary/flip_rate_by_layer": [0.1, 0.2]} for step in range(1, 201)]
-    found = layer_health(lines, "flip_rate")
-    assert found is not None and found.layers == ["layer 0", "layer 1"]
-    assert len(found.steps) <= 80 and all(len(row) == len(found.steps) for row in found.shares)
-    assert layer_health([{"step": 1, "ternary/flip_rate": 0.1}], "flip_rate") is None
+def test_a_heat_map_leaves_out_what_has_no_share():
+    options = heat_map(["a", "b"], ["1", "2"], [[0.25, None], [0.5, 0.75]], "zeros")
+    assert options["series"][0]["data"] == [[0, 0, 25.0], [0, 1, 50.0], [1, 1, 75.0]]
+    assert (options["visualMap"]["min"], options["visualMap"]["max"]) == (25.0, 75.0)
 
 
 def test_a_log_is_read_on_and_marks_mistakes(tmp_path):

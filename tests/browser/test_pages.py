@@ -21,6 +21,16 @@ def fastest(page, address, until, tries=3):
     return min(found)
 
 
+def series_type(page, title, awaited):
+    """Return the type of the series of a chart, by the title of its card, once it is the awaited one."""
+    script = """title => {
+        const card = [...document.querySelectorAll('.card')].find(each => each.innerText.startsWith(title));
+        return getElement(card.querySelector('.chart').id.slice(1)).chart.getOption().series[0]?.type;
+    }"""
+    page.wait_for_function(f"([title, awaited]) => ({script})(title) == awaited", arg=[title, awaited])
+    return page.evaluate(script, title)
+
+
 def test_it_opens_in_three_seconds(studio, page):
     page.goto(studio.address)
     page.get_by_role("button", name="Train", exact=True).wait_for()
@@ -57,6 +67,25 @@ def test_a_long_metrics_file_is_shown_in_two_seconds_and_memory_stays_flat(studi
         time.sleep(0.25)
     page.get_by_text("120,000 / 200,000").wait_for()
     assert studio.memory - before < 30e6
+
+
+def test_heat_maps_of_layers_come_without_a_jump(studio, page):
+    run = make_run(studio.root, "runs/new", model={"linear": "ternary"})
+    page.goto(studio.address)
+    page.goto(f"{studio.base}/run?path=runs/new")
+    samples = page.locator(".card", has_text="Samples")
+    page.get_by_text("Flips of each layer").wait_for()
+    page.wait_for_timeout(1000)
+    before = samples.bounding_box()
+    health = {
+        f"ternary/{name}{end}": value
+        for name in ("zero_fraction", "flip_rate")
+        for end, value in {"": 0.3, "_by_layer": [0.2, None, 0.4]}.items()
+    }
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 60, "train/loss": 2.0, **health}) + "\n")
+    assert [series_type(page, f"{name} of each layer", "heatmap") for name in ("Zeros", "Flips")] == ["heatmap"] * 2
+    assert samples.bounding_box() == before
 
 
 def test_hostile_names_and_texts_are_shown_as_they_are(studio, page):

@@ -8,12 +8,12 @@ from urllib.parse import quote
 from nicegui import run, ui
 
 from jaxlm.common.shelf.shelf import Shelf
-from jaxlm.studio.pages.talk import talkers_of
 from jaxlm.studio.parts.frame import attempt, bytes_in_words, card, complain, count_in_words, frame
 from jaxlm.studio.parts.log_view import JobBox
 from jaxlm.studio.processes.jobs import Command
 from jaxlm.studio.processes.recipes import near
 from jaxlm.studio.reading.folders import MODELS
+from jaxlm.studio.reading.models import find_models
 from jaxlm.studio.reading.shown_text import shown, shown_line
 from jaxlm.studio.studio import Studio
 
@@ -126,22 +126,26 @@ class ShelfPage:
         dialog.open()
 
     def _ask_model(self) -> None:
-        talkers = talkers_of(self._studio)
+        # The shelf takes whole models. A checkpoint becomes one when its run is done, or is converted.
+        models = {shown_line(f"{each.name} ({each.kind})", 120): each for each in find_models(self._studio.folders)}
         with ui.dialog() as dialog, ui.card().classes("w-full"):
             ui.label("Put a model on the shelf").classes("title")
-            if not talkers:
-                ui.label("There is no model yet: train one.")
-            chosen = ui.select(list(talkers), value=next(iter(talkers), None), label="model").classes("w-full")
+            if not models:
+                ui.label("There is no model yet: train one to its end, or convert a checkpoint.")
+                ui.button("Close", on_click=dialog.close).props("flat")
+                dialog.open()
+                return
+            chosen = ui.select(list(models), value=next(iter(models)), label="model").classes("w-full")
             name = ui.input("name on the shelf", value="mine").classes("w-full")
             notes = ui.input("notes").classes("w-full")
 
             def go() -> None:
-                talker, word = talkers[str(chosen.value)], (name.value or "").strip()
+                model, word = models[str(chosen.value)], (name.value or "").strip()
                 if (self._root / word / "config.json").exists():
                     raise ValueError(f"name: models/{word} is a model that is not on the shelf; choose another name")
                 dialog.close()
                 more = ("--notes", notes.value) if notes.value else ()
-                self._start("models add", near(talker.path), word, *more)
+                self._start("models add", near(model.path), word, *more)
 
             with ui.element("div").classes("line"):
                 ui.button("Put it there", on_click=attempt(go)).props("unelevated")

@@ -30,6 +30,8 @@ FORMS = {
     "mlx": "mlx: for stock mlx-lm",
     "gguf": "gguf: a file for llama.cpp",
 }
+# What `prepare` holds out unless told otherwise, so no run has trained on it.
+_HELD_OUT = "0.05"
 _CONTINUED = ("optimizer.learning_rate", "eval_every_steps", "sample_every_steps", "checkpoint_every_steps")
 
 
@@ -163,15 +165,16 @@ class RunActions:
 
             def take(path: Path) -> None:
                 chosen[:] = [str(path)]
-                label.text = chosen[0]
+                label.text, share.value = chosen[0], ""
 
             picker = FolderPicker(self._studio.folders, take)
-            documents = ui.input("documents at most", value="200").props("outlined dense")
+            share = ui.input("share of the documents, as prepare holds them out; empty for all", value=_HELD_OUT)
+            share.props("outlined dense").classes("w-full")
 
             def go() -> None:
                 report = self._studio.folders.state / f"evaluation-{plain_name(self._place.name)}.json"
                 command = evaluate_command([self._place], chosen, self._studio.folders, report)
-                words = (*command.words, *to_words({"max_documents": documents.value}))
+                words = (*command.words, *to_words({"held_out": (share.value or "").strip()}))
                 dialog.close()
                 self._start("evaluate", " ".join(chosen), [Command("evaluate", words)])
 

@@ -63,5 +63,15 @@ def log_line(text: str) -> LogLine:
 
 def last_error(path: Path) -> str | None:
     """Return the last line of a log that tells a mistake, with its way out; None where there is none."""
-    lines = [log_line(line) for line in tail_of(path, FIRST_BYTES).decode("utf-8", "replace").splitlines()]
-    return next((line.text for line in reversed(lines) if line.kind == "error"), None)
+    return next((line.text for line in _last_lines(path) if line.kind == "error"), None)
+
+
+def last_line(path: Path, begin: str) -> str | None:
+    """Return the last line of a log that begins so; None where there is none."""
+    return next((line.text for line in _last_lines(path) if line.text.startswith(begin)), None)
+
+
+def _last_lines(path: Path) -> list[LogLine]:
+    """Return the last lines of a log, the newest first."""
+    lines = tail_of(path, FIRST_BYTES).decode("utf-8", "replace").splitlines()
+    return [log_line(line) for line in reversed(lines)]

@@ -1,5 +1,5 @@
 from jaxlm.studio.reading.curves import COLOURS, Curve, bounds_of_loss, heat_map, line_chart
-from jaxlm.studio.reading.log_tail import LogTail, last_error
+from jaxlm.studio.reading.log_tail import LogTail, last_error, last_line
 from jaxlm.studio.reading.samples import read_samples
 
 
@@ -34,6 +34,7 @@ def test_a_log_is_read_on_and_marks_mistakes(tmp_path):
         file.write("ning\nnote: hm\n\x1b[31merror: data_dir: found none, expected shards\x1b[0m\n")
     assert [line.kind for line in tail.more()] == ["plain", "warning", "error"]
     assert last_error(path) == "error: data_dir: found none, expected shards"
+    assert last_line(path, "note:") == "note: hm" and last_line(path, "nothing") is None
     path.write_text("new\n")  # shorter: another log
     assert [line.text for line in tail.more()] == ["new"]
 

@@ -50,6 +50,14 @@ def test_runs_are_found_at_any_place_below_the_root(tmp_path, runs):
     assert found["runs/first"].latest["val/loss"] == 3.0 and found["runs/first"].steps == 100
 
 
+def test_a_training_of_ternary_layers_is_known_before_its_first_number(tmp_path, runs):
+    for linear in ("ternary", "dense"):
+        make_run(tmp_path, f"runs/{linear}", model={"linear": linear})
+    make_run(tmp_path, "runs/tuned", model="runs/ternary/artifact", method="qat")
+    found = {run.name: run.is_ternary for run in runs.all()}
+    assert found == {"runs/ternary": True, "runs/dense": False, "runs/tuned": False}
+
+
 def test_a_hundred_runs_are_listed_in_a_second(tmp_path, runs):
     for number in range(100):
         make_run(tmp_path, f"runs/r{number}")

@@ -204,7 +204,8 @@ def _ternary_health(config: ModelConfig, before: TernaryTree, after: TernaryTree
 
     def by_place(marks: Iterable[jax.Array]) -> jax.Array:
         """Return the number of marked codes of each block, and last of those outside of blocks, `[blocks + 1]`."""
-        # In float32, which XLA for CPUs adds three times as fast as integers.
+        # In float32, which XLA for CPUs adds three times as fast as integers. The whole is the sum of these: a second
+        # reduction over the codes would compute them anew.
         sums = [jnp.ravel(jnp.sum(marked, axis=(-2, -1), dtype=jnp.float32)) for marked in marks]
         return jnp.sum(jnp.where(is_there, jnp.concatenate(sums), 0), axis=1)
 

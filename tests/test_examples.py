@@ -106,7 +106,8 @@ def test_sft_example(first_model, tmp_path):
     call("jaxlm", "prepare", *chats, "--val_fraction", 0.3, "--num_workers", 1)
     where = {"init_from": base, "data_dir": data, "output_dir": run, "preset": "ternary-tiny"}
     small = TINY_RUN | TINY_MODEL | {"num_train_steps": 2, "seq_len": 64}
-    call("jaxlm", "train", "--config", "examples/sft.yaml", *flags(where | small))
+    printed = call("jaxlm", "train", "--config", "examples/sft.yaml", *flags(where | small))
+    assert f"mlxlm.chat --model {run / 'artifact'}" in printed
     settings = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
     assert settings["objective"] == "sft" and settings["init_from"] == str(base)
     assert (run / "artifact" / "chat_template.jinja").is_file()

@@ -1,6 +1,7 @@
 """Any text -> token shards, training a tokenizer first if none is given."""
 
 import time
+from pathlib import PurePath
 from typing import Any
 
 from rich.console import Console
@@ -67,6 +68,9 @@ def main(config: PrepareConfig) -> None:
     if pairs:
         console.print("each two documents are a pair, the chosen answer and then the rejected one")
     console.print(f"shards: {config.output_dir}")
-    flags = ("--objective", "orpo", "--init_from", "MODEL") if pairs else ()
-    command = next_command("train", *flags, "--data_dir", config.output_dir, "--output_dir", "runs/mine")
-    console.print(f"next:   {command}")
+    objective = ("--objective", "orpo" if pairs else "sft") if manifest["masked"] else ()
+    start = ("--init_from", "MODEL") if pairs or (objective and config.tokenizer) else ()
+    run = f"runs/{PurePath(config.output_dir).name}"
+    console.print(
+        f"next:   {next_command('train', *objective, *start, '--data_dir', config.output_dir, '--output_dir', run)}"
+    )

@@ -230,7 +230,8 @@ class _Run:
         log(f"{kind} artifact  {inputs.run.artifact}")
         log(f"loss curve       {inputs.run.loss_plot}")
         log(f"write with it:   {next_command('generate', '--model', str(inputs.run.path), '--prompt', '...')}")
-        log(f"on a Mac:        {next_command('mlx-generate', '--model', str(inputs.run.artifact), '--prompt', '...')}")
+        name, *words = ("mlx-generate", "--prompt", "...") if inputs.config.objective == "next_token" else ("mlx-chat",)
+        log(f"on a Mac:        {next_command(name, '--model', str(inputs.run.artifact), *words)}")
 
 
 def _print_start(inputs: TrainingInputs, console: Console) -> None:

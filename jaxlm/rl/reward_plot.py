@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
-
 from jaxlm.common.run.run_directory import RunDirectory
 from shared_tokenizer.manifest import replaced_file
 
 
 def draw_rewards(run: RunDirectory, lines: Sequence[dict[str, Any]]) -> None:
     """Draw the mean reward of each step and what was measured on held-out prompts. Raises OSError with the file."""
+    import matplotlib  # here, as it is slow to import, and a run draws only at its end
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

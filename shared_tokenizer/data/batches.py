@@ -4,13 +4,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import grain
 import numpy as np
 
 from shared_tokenizer.data.examples import Example, Examples, PackedDocuments, Windows
 from shared_tokenizer.data.shards import Split, TokenShards, read_manifest
+
+if TYPE_CHECKING:
+    import grain
 
 Packing = Literal["auto", "windows", "best_fit"]
 # A batch has the arrays of an example with a batch axis in front: `[B, L]`.
@@ -58,7 +60,7 @@ def open_examples(
 
 def training_batches(
     sets: Sequence[Examples], order: BatchOrder, weights: Sequence[float] | None = None
-) -> grain.IterDataset[Example]:
+) -> "grain.IterDataset[Example]":
     """Return an endless stream of batches `[batch_size / num_parts, L]`, each set shuffled anew every epoch.
 
     `weights` are the shares of the sets among the examples, by default their sizes. The batch of step k of all hosts
@@ -76,6 +78,8 @@ def training_batches(
             f"batch_size: found {order.batch_size}, but the training data holds only {examples} examples; "
             "prepare more text, or set a smaller batch_size or seq_len"
         )
+    import grain  # here, as it imports JAX, which takes seconds: the settings of every run import this file
+
     endless = [grain.MapDataset.source(examples).seed(order.seed).shuffle().repeat(None) for examples in sets]
     dataset = endless[0] if len(sets) == 1 else grain.MapDataset.mix(endless, weights=weights)
     dataset = dataset[order.part : ENDLESS : order.num_parts].batch(order.batch_size // order.num_parts)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from rich.table import Table
 
 from jaxlm.common.architecture.config import ModelConfig
@@ -76,6 +75,8 @@ def plot_losses(lines: Sequence[dict[str, Any]], path: Path) -> None:
     The axis leaves out points far above the rest, as those of the first steps may be, and says so. Raises OSError with
     the name of the file.
     """
+    import matplotlib  # here, as it is slow to import, and most that import this file draw nothing
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

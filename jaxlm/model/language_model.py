@@ -1,6 +1,6 @@
 """The decoder: Block and LanguageModel. Parameters are named as Hugging Face names them."""
 
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.initial_weights import initial_std
+from jaxlm.common.step_choices import AttentionKernel, Remat
 from jaxlm.model.layers import BitLinear, Embedding, FeedForward, Linear, RMSNorm
 from jaxlm.model.mixers import MLGRU, Attention, Context, KVCache, Projections, RecurrentState, layer_bounds
-from jaxlm.ops.attention import CUDNN_FORWARD, AttentionKernel
+from jaxlm.ops.attention import CUDNN_FORWARD
 from jaxlm.ops.logits import head_logits
 from jaxlm.ops.shapes import Hidden, LastLogits, Logits, LowerBound, Positions, SegmentIds, Tokens
 from jaxlm.ops.ternary_linear import TERNARY_RESIDUALS, TernaryWeight
@@ -26,7 +27,6 @@ _LINEAR_OUTPUTS = ("q_proj", "k_proj", "v_proj", ATTENTION_OUTPUT, "o_proj", "ga
 # Int8 inputs that are worth saving: to recompute these would repeat attention, or the product of gate and up.
 _INT8_INPUTS = ("o_proj_input", "down_proj_input")
 
-Remat = Literal["none", "products", "ternary", "blocks"]
 # The activations of each block that are saved for the backward pass; the rest is recomputed.
 REMAT_POLICIES: dict[Remat, Any] = {
     "none": jax.checkpoint_policies.everything_saveable,

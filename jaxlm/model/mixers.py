@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm.common.architecture.config import ModelConfig
+from jaxlm.common.step_choices import AttentionKernel
 from jaxlm.model.layers import RMSNorm, block_linear, rotary, shared_input
-from jaxlm.ops.attention import AttentionKernel, cached_attention, causal_attention
+from jaxlm.ops.attention import cached_attention, causal_attention
 from jaxlm.ops.linear_recurrence import linear_recurrence
 from jaxlm.ops.shapes import Hidden, LowerBound, Positions
 from jaxlm.ops.ternary_linear import QuantizedFeatures

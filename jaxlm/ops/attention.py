@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxlm.common.step_choices import AttentionKernel
 from jaxlm.ops.gpu import AMPERE, is_ampere
 from jaxlm.ops.shapes import CachedKeys, CachedValues, Keys, Positions, Queries, SegmentIds, Values
 from jaxlm.ops.tiled_attention import ATTENTION_OUTPUT, tiled_attention, tiles_of, visible_keys
@@ -32,7 +33,6 @@ def reference_attention(queries: Queries, keys: Keys, values: Values, segment_id
     return jnp.einsum("bkgls,bskh->blkgh", weights, values).reshape(B, L, N, H)
 
 
-AttentionKernel = Literal["xla", "cudnn", "splash"]
 # jax's name for cuDNN's forward pass. It also returns what its backward pass needs, which no name of ours reaches.
 CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"
 # Tokens up to which cuDNN takes a whole sequence at once; queries of a tile of longer ones.

@@ -1,8 +1,6 @@
-"""The mesh of devices: its axes, its size, and what has to divide it."""
+"""The mesh of devices: made, described, and what has to divide it."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,45 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxlm.common.architecture.config import ModelConfig
-
-MESH_AXES = ("data", "fsdp", "tensor")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-    """The sizes of the mesh axes. One axis may be -1: it takes all remaining devices (by default `data`)."""
-
-    data: int | None = None
-    """Copies of the model, each with its part of the batch; by default all remaining devices."""
-    fsdp: int = 1
-    """Devices that split parameters and optimizer state, and the batch."""
-    tensor: int = 1
-    """Devices that split the width of every layer."""
-
-    def __post_init__(self) -> None:
-        sizes = self._given()
-        for axis, size in zip(MESH_AXES, sizes, strict=True):
-            if size < 1 and size != -1:
-                raise ValueError(f"mesh.{axis}: found {size}, expected 1 or more, or -1 for all remaining devices")
-        if sizes.count(-1) > 1:
-            raise ValueError(
-                "mesh: found -1 more than once, expected at most one axis that takes all remaining devices"
-            )
-
-    def sizes(self, num_devices: int) -> tuple[int, ...]:
-        """Return the devices along (data, fsdp, tensor). Raises ValueError where they do not make `num_devices`."""
-        given = self._given()
-        fixed = math.prod(size for size in given if size != -1)
-        found = tuple(num_devices // fixed if size == -1 else size for size in given)
-        if math.prod(found) != num_devices:
-            shape = " x ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, given, strict=True))
-            raise ValueError(f"mesh: found {shape}, expected sizes that multiply to the {num_devices} devices")
-        return found
-
-    def _given(self) -> list[int]:
-        # `data` takes the remaining devices, unless another axis does.
-        data = self.data if self.data is not None else 1 if -1 in (self.fsdp, self.tensor) else -1
-        return [data, self.fsdp, self.tensor]
+from jaxlm.parallel.mesh_config import MESH_AXES, MeshConfig
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:

@@ -20,8 +20,10 @@ from jax.sharding import Mesh
 from jaxlm.common.architecture.config import ModelConfig, config_from_dict
 from jaxlm.common.architecture.model_flops import model_flops
 from jaxlm.common.architecture.presets import preset
-from jaxlm.model.language_model import LanguageModel, Remat
-from jaxlm.parallel.mesh import MeshConfig, check_batch, make_mesh
+from jaxlm.common.step_choices import Remat
+from jaxlm.model.language_model import LanguageModel
+from jaxlm.parallel.mesh import check_batch, make_mesh
+from jaxlm.parallel.mesh_config import MeshConfig
 from jaxlm.planning.chips import GIB, Chip, chip_of
 from jaxlm.planning.hlo_costs import Costs, hlo_costs
 from jaxlm.training.abstract_step import abstract_batch, abstract_step

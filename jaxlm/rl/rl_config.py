@@ -7,8 +7,9 @@ from jaxlm.common.rewards.open_task import TaskSettings
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.common.run.run_config import StepsConfig, check_accumulation
 from jaxlm.common.sampling import LARGEST_SEED, LARGEST_TEMPERATURE, SMALLEST_TEMPERATURE
-from jaxlm.rl.rollouts import Method
 from shared_tokenizer.settings import check_unchanged, setting
+
+Method = Literal["grpo", "expert_iteration"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,8 @@ from jaxlm.common.run.training_loop import train_steps, write_event, write_sampl
 from jaxlm.common.run.training_report import ReportPlan, TrainingReport
 from jaxlm.common.trackers.trackers import Trackers, open_trackers
 from jaxlm.ops.ternary_linear import Params, quantize_params, ternarize, with_ternary
-from jaxlm.parallel.mesh import MeshConfig, describe_mesh, make_mesh
+from jaxlm.parallel.mesh import describe_mesh, make_mesh
+from jaxlm.parallel.mesh_config import MeshConfig
 from jaxlm.parallel.sharding import place
 from jaxlm.rl.reward_plot import draw_rewards
 from jaxlm.rl.rl_config import RLConfig

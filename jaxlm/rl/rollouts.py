@@ -3,18 +3,18 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from jaxlm.common.rewards.estimates import group_advantages, mean_pass_at_k
 from jaxlm.common.rewards.task import Row, Task, grade
 from jaxlm.ops.ternary_linear import Params
+from jaxlm.rl.rl_config import Method
 from jaxlm.rl.sampler import Sample, Sampler
 from shared_tokenizer.data.batches import Batch
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
-Method = Literal["grpo", "expert_iteration"]
 # Held-out prompts whose answers are shown.
 _SHOWN = 8
 

@@ -24,16 +24,18 @@ from jaxlm.common.architecture.ternary import TernaryForm, quantize_activation
 from jaxlm.common.known_answers import references
 from jaxlm.common.known_answers.comparison import Answer, check_answers
 from jaxlm.common.run.optimizer_config import OptimizerConfig
+from jaxlm.common.step_choices import AttentionKernel
 from jaxlm.model.language_model import Block
 from jaxlm.model.mixers import Context
-from jaxlm.ops.attention import AttentionKernel, causal_attention
+from jaxlm.ops.attention import causal_attention
 from jaxlm.ops.cpu import compiler_options
 from jaxlm.ops.cross_entropy import cross_entropy_sum
 from jaxlm.ops.int8_product import int8_product
 from jaxlm.ops.linear_recurrence import linear_recurrence
 from jaxlm.ops.ternary_linear import ternarize_weight, ternary_linear
 from jaxlm.ops.xla_flags import NO_FUSED_REDUCTIONS, XLA_FLAGS
-from jaxlm.parallel.mesh import MeshConfig, make_mesh
+from jaxlm.parallel.mesh import make_mesh
+from jaxlm.parallel.mesh_config import MeshConfig
 from jaxlm.training.optimizer import make_optimizer
 
 # Differences that rounding explains. Accelerators multiply float32 in fewer bits.

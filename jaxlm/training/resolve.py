@@ -13,7 +13,8 @@ from jaxlm.common.architecture.config import ModelConfig, config_from_dict, fiel
 from jaxlm.common.architecture.presets import nearest_preset, preset
 from jaxlm.common.help import hint_for
 from jaxlm.common.run.run_config import steps_of_epochs
-from jaxlm.model.language_model import LanguageModel, Remat
+from jaxlm.common.step_choices import Remat
+from jaxlm.model.language_model import LanguageModel
 from jaxlm.ops.attention import choose_kernel
 from jaxlm.ops.gpu import compute_capability, is_ampere
 from jaxlm.training.train_config import TrainConfig

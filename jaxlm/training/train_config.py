@@ -6,10 +6,9 @@ from typing import Any, Literal
 from jaxlm.common.objectives.length_course import LengthCourse, length_course, parse_lengths
 from jaxlm.common.run.run_config import RunConfig, check_accumulation
 from jaxlm.common.sampling import LARGEST_SEED
-from jaxlm.model.language_model import Remat
-from jaxlm.ops.attention import AttentionKernel
-from jaxlm.parallel.distributed import DistributedConfig
-from jaxlm.parallel.mesh import MeshConfig
+from jaxlm.common.step_choices import AttentionKernel, Remat
+from jaxlm.parallel.distributed_config import DistributedConfig
+from jaxlm.parallel.mesh_config import MeshConfig
 from shared_tokenizer.settings import check_unchanged, setting
 
 DEFAULT_STEPS = 1000

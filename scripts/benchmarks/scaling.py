@@ -17,7 +17,8 @@ from jaxlm.common.architecture.parameters import ternary_parameter_count
 from jaxlm.common.architecture.presets import preset
 from jaxlm.common.command_line import make_console
 from jaxlm.model.language_model import LanguageModel
-from jaxlm.parallel.mesh import MeshConfig, check_batch, make_mesh
+from jaxlm.parallel.mesh import check_batch, make_mesh
+from jaxlm.parallel.mesh_config import MeshConfig
 from jaxlm.planning.hlo_costs import hlo_costs
 from jaxlm.training.abstract_step import abstract_batch, abstract_step
 from jaxlm.training.device_memory import compiled_memory

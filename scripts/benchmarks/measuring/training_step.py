@@ -10,7 +10,8 @@ from benchmarks.measuring.candidates import OnDevice
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.run.optimizer_config import OptimizerConfig
-from jaxlm.model.language_model import LanguageModel, Remat
+from jaxlm.common.step_choices import Remat
+from jaxlm.model.language_model import LanguageModel
 from jaxlm.ops.attention import choose_kernel
 from jaxlm.training.host_allocator import keep_freed_memory, release_freed_memory
 from jaxlm.training.objectives.objective import Extras, Objective

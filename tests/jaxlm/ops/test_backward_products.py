@@ -8,7 +8,8 @@ from jaxlm.ops.backward_products import features_gradient, weight_gradient
 from jaxlm.ops.cpu import processor_features
 from jaxlm.ops.native.build import find_compiler
 from jaxlm.ops.native.products import Native, load_library
-from jaxlm.parallel.mesh import MeshConfig, make_mesh
+from jaxlm.parallel.mesh import make_mesh
+from jaxlm.parallel.mesh_config import MeshConfig
 
 SHAPE = (4, 64, 48)  # batch, length, outputs
 

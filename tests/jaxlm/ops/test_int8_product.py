@@ -5,7 +5,8 @@ import pytest
 
 from jaxlm.ops import int8_product as module
 from jaxlm.ops.int8_product import int8_product, scaled_product
-from jaxlm.parallel.mesh import MeshConfig, make_mesh
+from jaxlm.parallel.mesh import make_mesh
+from jaxlm.parallel.mesh_config import MeshConfig
 
 
 def _operands(shape, outputs):

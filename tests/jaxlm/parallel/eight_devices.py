@@ -18,7 +18,8 @@ from jaxlm.common.objectives.quantization_course import QuantizationCourse
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.model.language_model import LanguageModel, init_params
 from jaxlm.ops.ternary_linear import ternarize, ternarize_weight, ternary_linear
-from jaxlm.parallel.mesh import MeshConfig, make_mesh
+from jaxlm.parallel.mesh import make_mesh
+from jaxlm.parallel.mesh_config import MeshConfig
 from jaxlm.parallel.sharding import batch_sharding, global_batch, place, tree_shardings
 from jaxlm.training.abstract_step import abstract_step
 from jaxlm.training.objectives.distillation import distillation

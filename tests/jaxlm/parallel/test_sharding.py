@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxlm.parallel.distributed import DistributedConfig
-from jaxlm.parallel.mesh import MeshConfig, check_batch, check_model
+from jaxlm.parallel.distributed_config import DistributedConfig
+from jaxlm.parallel.mesh import check_batch, check_model
+from jaxlm.parallel.mesh_config import MeshConfig
 from jaxlm.parallel.sharding import batch_share
 from tests.conftest import TINY
 

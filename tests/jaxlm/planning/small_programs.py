@@ -13,7 +13,8 @@ from jaxlm.common.architecture.model_flops import model_flops
 from jaxlm.common.architecture.parameters import parameters
 from jaxlm.common.architecture.presets import preset
 from jaxlm.model.language_model import LanguageModel
-from jaxlm.parallel.mesh import MeshConfig, make_mesh
+from jaxlm.parallel.mesh import make_mesh
+from jaxlm.parallel.mesh_config import MeshConfig
 from jaxlm.planning.hlo_costs import hlo_costs
 from jaxlm.training.abstract_step import abstract_batch, abstract_step
 from jaxlm.training.objectives.next_token import next_token

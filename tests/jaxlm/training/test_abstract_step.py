@@ -7,7 +7,8 @@ import pytest
 
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.model.language_model import LanguageModel
-from jaxlm.parallel.mesh import MeshConfig, make_mesh
+from jaxlm.parallel.mesh import make_mesh
+from jaxlm.parallel.mesh_config import MeshConfig
 from jaxlm.training.abstract_step import abstract_batch, abstract_step
 from jaxlm.training.device_memory import bytes_per_device
 from jaxlm.training.optimizer import make_optimizer

@@ -9,7 +9,8 @@ from jaxlm.common.architecture.model_flops import model_flops
 from jaxlm.common.architecture.parameters import parameter_count, ternary_parameter_count
 from jaxlm.common.architecture.presets import preset
 from jaxlm.ops.native.products import Native
-from jaxlm.parallel.mesh import MeshConfig, make_mesh
+from jaxlm.parallel.mesh import make_mesh
+from jaxlm.parallel.mesh_config import MeshConfig
 from jaxlm.training.auto_size import Device, StepInputs, _step_bytes, choose_sizes, largest_fitting, suitable_batch
 from jaxlm.training.device_memory import GIB
 from jaxlm.training.inputs import open_sets

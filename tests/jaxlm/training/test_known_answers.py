@@ -13,7 +13,8 @@ import jaxlm.ops.linear_recurrence
 import jaxlm.ops.ternary_linear
 import jaxlm.ops.tiled_attention
 from jaxlm.common.known_answers.comparison import WrongAnswerError, check_answers
-from jaxlm.parallel.mesh import MeshConfig, make_mesh
+from jaxlm.parallel.mesh import make_mesh
+from jaxlm.parallel.mesh_config import MeshConfig
 from jaxlm.training import known_answers
 from jaxlm.training.known_answers import check_known_answers, parts
 from jaxlm.training.optimizer import make_optimizer

@@ -12,7 +12,8 @@ from jaxlm.checkpoints.weights import artifact_params
 from jaxlm.common.formats.open_model import open_model
 from jaxlm.common.run.metrics_log import read_metrics
 from jaxlm.model.language_model import LanguageModel
-from jaxlm.parallel.mesh import MeshConfig, make_mesh
+from jaxlm.parallel.mesh import make_mesh
+from jaxlm.parallel.mesh_config import MeshConfig
 from jaxlm.training.inputs import open_sets
 from jaxlm.training.objectives.choose import choose_objective
 from jaxlm.training.trainer import train

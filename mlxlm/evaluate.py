@@ -1,7 +1,6 @@
 """The command `mlxlm evaluate`: the loss of models on text, the same numbers as `jaxlm evaluate`."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ import rich.progress
 
 from jaxlm.common.command_line import make_console, run_command
 from jaxlm.common.evaluation.scoring import ScoredPlaces
-from jaxlm.common.evaluation.task_run import TaskSettings
 from jaxlm.common.evaluation.text_scores import evaluate_contents, evaluate_windows
+from mlxlm.evaluate_config import EvaluateConfig
 from mlxlm.load import load_model, model_fingerprint
 from mlxlm.model.language_model import LanguageModel
 from mlxlm.score import score, score_places
@@ -20,24 +19,12 @@ from shared_tokenizer.chat.chat_format import ChatFormat
 from shared_tokenizer.data.evaluation import Evaluation, text_batches
 from shared_tokenizer.data.evaluation_text import (
     Content,
-    EvaluationSettings,
     EvaluationText,
     evaluation_table,
     write_evaluations,
 )
 from shared_tokenizer.data.examples import Example
-from shared_tokenizer.settings import setting
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(EvaluationSettings, TaskSettings):
-    """The models to evaluate, and the text or the tasks."""
-
-    model: list[str] = setting(is_model=True)
-    """Artifacts, transformers or MLX directories or GGUF files, compared in one table."""
-    adapter_path: str | None = None
-    """Directory of adapters to add to each model."""
 
 
 def evaluate_text(

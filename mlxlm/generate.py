@@ -5,7 +5,6 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,8 +15,9 @@ from mlx_lm.sample_utils import make_repetition_penalty
 from jaxlm.common.command_line import make_console, run_command
 from jaxlm.common.generation.choice import choose_answer
 from jaxlm.common.generation.completions import CompletingModel, complete_prompts
-from jaxlm.common.sampling import PENALTY_WINDOW, GenerateConfig, Sampling, check_prompt, print_speed, stop_set
+from jaxlm.common.sampling import PENALTY_WINDOW, Sampling, check_prompt, print_speed, stop_set
 from mlxlm.continue_texts import continue_texts
+from mlxlm.generate_config import AdaptedGenerateConfig
 from mlxlm.load import load_model, model_fingerprint
 from mlxlm.model.language_model import LanguageModel
 from mlxlm.sampling import Sampler, make_sampler
@@ -26,14 +26,6 @@ from shared_tokenizer.tokenizers.tokenizer import TextStream
 
 # The tokens so far `[n]` and the logits of the next one `[1, V]` -> logits.
 LogitsProcessor: TypeAlias = Callable[[mx.array, mx.array], mx.array]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdaptedGenerateConfig(GenerateConfig):
-    """A model, its adapters, a prompt, and the choice of tokens."""
-
-    adapter_path: str | None = None
-    """Directory of adapters to add to the model."""
 
 
 def generate(

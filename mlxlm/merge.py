@@ -6,9 +6,8 @@ floats, but the merged weight multiplies the quantized input. So the loss after 
 adapters; `--data` reports both, and the loss of the base model.
 """
 
-import dataclasses
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.table import Table
@@ -20,41 +19,16 @@ from jaxlm.common.next_command import next_command
 from mlxlm.adapters.merged_tensors import LayerMerge, MergedTensors, adapters_of
 from mlxlm.evaluate import evaluate_text
 from mlxlm.load import load_model
+from mlxlm.merge_config import MergeConfig
 from mlxlm.model.language_model import LanguageModel
 from shared_tokenizer.chat.template import copy_chat_template
 from shared_tokenizer.data.evaluation import Evaluation
-from shared_tokenizer.data.evaluation_text import EvaluationText, as_texts, evaluation_table
+from shared_tokenizer.data.evaluation_text import as_texts, evaluation_table
 from shared_tokenizer.load import tokenizer_directory
 from shared_tokenizer.manifest import sealed_directory, verify_where_sealed
-from shared_tokenizer.settings import default_of, setting
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
 REPORT = "merge.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class MergeConfig(EvaluationText):
-    """The model and the adapters to merge, and text to measure the loss on."""
-
-    model: str = setting(is_model=True)
-    """Model that the adapters were trained on; for a ternary model its latent artifact."""
-    adapter_path: str
-    """Directory of the adapters."""
-    output_dir: str
-    """Artifact to create: latent, in float32, to train further or to pack with `jaxlm convert`."""
-    data: list[str] = field(default_factory=list)
-    """Files, folders or stdlib: report the loss on this text of the base, with the adapters, and after merging."""
-    from_packed: bool = False
-    """Allow a packed model, which has no latent weights: updates smaller than half the step between two codes are
-    lost. The result is packed."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for each in dataclasses.fields(EvaluationText):
-            if not self.data and getattr(self, each.name) != default_of(each):
-                raise ValueError(
-                    f"{each.name}: found {getattr(self, each.name)} without data to evaluate on; give --data too"
-                )
 
 
 @dataclass(frozen=True)

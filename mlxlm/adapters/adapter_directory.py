@@ -18,14 +18,8 @@ from jaxlm.common.architecture.parameters import StoredTensor
 from jaxlm.common.artifact.model_files import check_tensors, read_json_object
 from jaxlm.common.artifact.safetensors import TensorFile, write_tensors
 from jaxlm.common.formats.mlx import needs_model_file
-from mlxlm.adapters.adapters import (
-    LORA_PARAMETERS,
-    AdapterConfig,
-    adapted_layers,
-    add_adapters,
-    base_fingerprint,
-    resolve_config,
-)
+from mlxlm.adapters.adapter_config import LORA_PARAMETERS, AdapterConfig
+from mlxlm.adapters.adapters import adapted_layers, add_adapters, base_fingerprint, resolve_config
 from mlxlm.model.language_model import LanguageModel
 from mlxlm.model.trees import flat_arrays
 from shared_tokenizer.chat.template import copy_chat_template

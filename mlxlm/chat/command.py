@@ -2,17 +2,14 @@
 
 import contextlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
-from jaxlm.common.sampling import Sampling
+from mlxlm.chat.chat_config import ChatConfig
 from mlxlm.chat.conversation import Conversation
 from mlxlm.chat.terminal import Terminal
 from mlxlm.load import load_model
-from shared_tokenizer.chat.formats import ChatFormatChoice
 from shared_tokenizer.manifest import refuse_inside_sealed, write_file
 from shared_tokenizer.model_chat_format import choose_chat_format
-from shared_tokenizer.settings import setting
 
 HELP = """\
 /system TEXT  set the system prompt; without a text remove it
@@ -21,22 +18,6 @@ HELP = """\
 /help         print this
 /exit         leave, as with Ctrl-D
 Ctrl-C stops an answer. A line that starts with a space before / is a message."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatConfig(Sampling):
-    """The model to talk with, and the choice of its tokens."""
-
-    model: str = setting(is_model=True)
-    """Artifact, transformers or MLX directory or GGUF file, of a model that was trained on chats."""
-    adapter_path: str | None = None
-    """Directory of adapters to add to the model."""
-    system: str = ""
-    """System prompt."""
-    chat_format: ChatFormatChoice = "auto"
-    """Chat format that the model was trained with; auto is that of the chat template of the adapters or the model."""
-    max_tokens: int = 512
-    """Tokens of an answer, at most."""
 
 
 def main(config: ChatConfig) -> None:

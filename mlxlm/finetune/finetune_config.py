@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.common.run.run_config import RunConfig, check_accumulation
 from jaxlm.common.sampling import LARGEST_SEED
-from mlxlm.adapters.adapters import AdapterConfig
+from mlxlm.adapters.adapter_config import AdapterConfig
 from shared_tokenizer.preparation.prepare_config import TextConfig
 from shared_tokenizer.settings import check_unchanged, setting
 

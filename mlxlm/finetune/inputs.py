@@ -16,7 +16,8 @@ from jaxlm.common.run.run_directory import RunDirectory, open_run_directory, rec
 from jaxlm.common.run.schedule_changes import log_warmup, with_schedule_changes
 from jaxlm.common.run.stop_request import StopRequest
 from jaxlm.common.sampling import check_prompt
-from mlxlm.adapters.adapters import AdapterConfig, add_adapters, base_fingerprint
+from mlxlm.adapters.adapter_config import AdapterConfig
+from mlxlm.adapters.adapters import add_adapters, base_fingerprint
 from mlxlm.finetune.data import ProcessBatches
 from mlxlm.finetune.finetune_config import LONGEST_DEFAULT, FinetuneConfig
 from mlxlm.finetune.objectives.choose import RunObjective, choose_objective

@@ -26,7 +26,8 @@ from jaxlm.common.command_line import make_console
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.common.sampling import Sampling
 from jaxlm.conversion.convert import Conversion, convert
-from mlxlm.adapters.adapters import AdapterConfig, add_adapters
+from mlxlm.adapters.adapter_config import AdapterConfig
+from mlxlm.adapters.adapters import add_adapters
 from mlxlm.finetune.data import Batch
 from mlxlm.finetune.optimizer import AdamW
 from mlxlm.finetune.train_step import TrainStep

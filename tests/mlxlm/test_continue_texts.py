@@ -8,7 +8,8 @@ import pytest
 from jaxlm.common.generation.texts import Text
 from jaxlm.common.sampling import Sampling
 from mlxlm.continue_texts import continue_texts
-from mlxlm.generate import AdaptedGenerateConfig, generate, main
+from mlxlm.generate import generate, main
+from mlxlm.generate_config import AdaptedGenerateConfig
 from mlxlm.load import load_model
 from tests.mlxlm.small_models import save_model
 

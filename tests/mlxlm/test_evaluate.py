@@ -9,7 +9,8 @@ import mlxlm.load
 from jaxlm.common.architecture.initial_weights import initial_weights
 from jaxlm.common.artifact.artifact import save_artifact
 from jaxlm.common.command_line import parse
-from mlxlm.evaluate import EvaluateConfig, evaluate_text, main
+from mlxlm.evaluate import evaluate_text, main
+from mlxlm.evaluate_config import EvaluateConfig
 from tests.conftest import VARIANTS
 
 TEXTS = ["def add(a, b):\n    return a + b\n" * 6, "add(a, b)", "# two caf\u00e9s\n" * 4]

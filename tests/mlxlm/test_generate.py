@@ -10,9 +10,11 @@ from mlx_lm.utils import load_model as stock_load_model
 from jaxlm.common.formats.mlx import write_mlx
 from jaxlm.common.formats.open_model import open_model
 from jaxlm.common.sampling import LARGEST_TEMPERATURE, SMALLEST_TEMPERATURE, SMALLEST_TOP_P, Sampling
+from mlxlm.adapters.adapter_config import AdapterConfig
 from mlxlm.adapters.adapter_directory import save_adapters
-from mlxlm.adapters.adapters import AdapterConfig, add_adapters
-from mlxlm.generate import AdaptedGenerateConfig, generate, main, sample_tokens
+from mlxlm.adapters.adapters import add_adapters
+from mlxlm.generate import generate, main, sample_tokens
+from mlxlm.generate_config import AdaptedGenerateConfig
 from mlxlm.load import load_model
 from mlxlm.model.model_file import model_file_source
 from shared_tokenizer.manifest import sealed_directory

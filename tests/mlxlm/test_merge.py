@@ -11,11 +11,13 @@ from jaxlm.common.architecture.packing import pack, unpack
 from jaxlm.common.architecture.parameters import parameters, scale_name
 from jaxlm.common.architecture.ternary import TernaryForm, quantize_weight
 from jaxlm.common.artifact.artifact import load_artifact, save_artifact
+from mlxlm.adapters.adapter_config import AdapterConfig
 from mlxlm.adapters.adapter_directory import save_adapters
-from mlxlm.adapters.adapters import AdapterConfig, add_adapters
+from mlxlm.adapters.adapters import add_adapters
 from mlxlm.evaluate import evaluate_text
 from mlxlm.load import load_model
-from mlxlm.merge import MergeConfig, main, merge
+from mlxlm.merge import main, merge
+from mlxlm.merge_config import MergeConfig
 from shared_tokenizer.chat.formats import CHATML
 from shared_tokenizer.chat.template import read_chat_format, write_chat_template, write_stop_ids
 from shared_tokenizer.manifest import write_manifest

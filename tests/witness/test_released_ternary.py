@@ -29,10 +29,12 @@ from jaxlm.common.formats.open_model import open_model
 from jaxlm.conversion.convert import Conversion, convert
 from jaxlm.conversion.inspection import inspect_model
 from jaxlm.load import load_model
+from mlxlm.adapters.adapter_config import AdapterConfig
 from mlxlm.adapters.adapter_directory import save_adapters
-from mlxlm.adapters.adapters import AdapterConfig, add_adapters
+from mlxlm.adapters.adapters import add_adapters
 from mlxlm.load import load_model as load_in_mlx
-from mlxlm.merge import MergeConfig, merge
+from mlxlm.merge import merge
+from mlxlm.merge_config import MergeConfig
 from tests.golden.golden_models import DENSE_MAX, golden_token_ids, parity_error
 from tests.witness.test_hub import quantize_from_now_on, save_random, ternarize_in_place
 from tests.witness.transformers_models import load_in_transformers, transformers_logits

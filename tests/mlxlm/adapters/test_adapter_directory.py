@@ -13,8 +13,9 @@ from mlx_lm.utils import load_model as stock_load_model
 from jaxlm.common.artifact.blank_artifact import save_blank_artifact
 from jaxlm.common.formats.mlx import needs_model_file, write_mlx
 from jaxlm.common.formats.open_model import open_model
+from mlxlm.adapters.adapter_config import AdapterConfig
 from mlxlm.adapters.adapter_directory import CONFIG, WEIGHTS, load_adapters, save_adapters
-from mlxlm.adapters.adapters import AdapterConfig, add_adapters
+from mlxlm.adapters.adapters import add_adapters
 from mlxlm.load import load_model
 from mlxlm.model.model_file import model_file_source
 from mlxlm.model.trees import flat_arrays

@@ -3,7 +3,8 @@
 import pytest
 
 from jaxlm.common.artifact.blank_artifact import save_blank_artifact
-from mlxlm.adapters.adapters import AdapterConfig, add_adapters
+from mlxlm.adapters.adapter_config import AdapterConfig
+from mlxlm.adapters.adapters import add_adapters
 from mlxlm.load import load_model
 from mlxlm.model.trees import flat_arrays
 

@@ -6,7 +6,8 @@ import pytest
 
 from jaxlm.common.architecture.initial_weights import initial_weights
 from jaxlm.common.artifact.artifact import save_artifact
-from mlxlm.chat.command import ChatConfig, main
+from mlxlm.chat.chat_config import ChatConfig
+from mlxlm.chat.command import main
 from mlxlm.chat.prompt_cache import PromptCache
 from mlxlm.chat.terminal import Terminal
 from shared_tokenizer.chat.formats import CHATML

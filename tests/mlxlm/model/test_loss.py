@@ -7,7 +7,8 @@ import pytest
 
 from jaxlm.common.artifact.blank_artifact import save_blank_artifact
 from jaxlm.common.formats.open_model import open_model
-from mlxlm.adapters.adapters import AdapterConfig, add_adapters
+from mlxlm.adapters.adapter_config import AdapterConfig
+from mlxlm.adapters.adapters import add_adapters
 from mlxlm.finetune.qat import latent_model
 from mlxlm.load import built_model
 from mlxlm.model.loss import _chunks, batch_nats, loss_sum

@@ -1,27 +1,17 @@
 """The command `jaxlm evaluate`: models on the same text, chats or tasks."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.progress import track
 
 from jaxlm.common.command_line import make_console
-from jaxlm.common.evaluation.task_run import TaskSettings
 from jaxlm.evaluate import evaluate_documents
+from jaxlm.evaluate_config import EvaluateConfig
 from jaxlm.load import load_model, model_fingerprint
 from jaxlm.tasks import evaluated_model
-from shared_tokenizer.data.evaluation_text import EvaluationSettings, evaluation_table, write_evaluations
-from shared_tokenizer.settings import setting
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(EvaluationSettings, TaskSettings):
-    """The models to evaluate, and the text or the tasks."""
-
-    model: list[str] = setting(is_model=True)
-    """Run directories, artifacts, transformers or MLX directories or GGUF files, compared in one table."""
+from shared_tokenizer.data.evaluation_text import evaluation_table, write_evaluations
 
 
 def main(config: EvaluateConfig) -> None:

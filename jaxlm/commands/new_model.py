@@ -11,7 +11,8 @@ from jaxlm.common.architecture.presets import preset
 from jaxlm.common.artifact.blank_artifact import save_blank_artifact
 from jaxlm.common.command_line import make_console
 from jaxlm.common.next_command import next_command
-from jaxlm.planning.new_model import NewModel, NewModelConfig, new_model
+from jaxlm.planning.new_model import NewModel, new_model
+from jaxlm.planning.new_model_config import NewModelConfig
 from jaxlm.planning.recommended import flags_of
 from jaxlm.planning.size_table import size_table
 

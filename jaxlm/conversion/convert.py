@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from jaxlm.conversion.compare import (
     probe_logits,
     probe_tokens,
 )
+from jaxlm.conversion.convert_config import FloatType, TernaryType
 from jaxlm.conversion.output import Form, atomic_output, begun_report
 from jaxlm.load import open_weights
 from jaxlm.ops.ternary_linear import TernaryWeight
@@ -38,8 +39,6 @@ from shared_tokenizer.load import load_tokenizer, tokenizer_directory
 from shared_tokenizer.manifest import write_file
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
-FloatType = Literal["float32", "bfloat16", "float16"]
-TernaryType = Literal["Q2_0", "TQ1_0", "TQ2_0"]
 FLOAT16_ROUNDING = 2.0**-11
 LATENT_ROUNDING = 1e-4
 _GGUF_FLOATS: dict[FloatType, Any] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}

@@ -1,20 +1,10 @@
 """The command `jaxlm server`: one JAX model behind OpenAI's HTTP API."""
 
-from dataclasses import dataclass
-
 from jaxlm.common.openai_api.requests import ServedModel
-from jaxlm.common.serving.command import ServingConfig, serve, served_model
+from jaxlm.common.serving.command import serve, served_model
 from jaxlm.load import load_model
 from jaxlm.server.engine import JaxEngine
-from shared_tokenizer.settings import setting
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerConfig(ServingConfig):
-    """The model that is served, the address, and the limits. Raises ValueError on a value out of range."""
-
-    max_batch: int = setting(32, at_least=1)
-    """Texts that are generated together, at most."""
+from jaxlm.server.server_config import ServerConfig
 
 
 def main(config: ServerConfig) -> None:

@@ -2,45 +2,22 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 
 from jaxlm.common.command_line import make_console
 from jaxlm.common.run.training_report import duration
-from jaxlm.common.tracker_names import check_trackers
 from jaxlm.study.report import RESULTS, terminal_table, write_report
 from jaxlm.study.results import RunResult, read_recorded, read_result, read_results
 from jaxlm.study.study import Study, read_study
+from jaxlm.study.study_config import StudyConfig
 from jaxlm.study.train_run import Job, do_run, has_ended
 from shared_tokenizer.manifest import refuse_inside_sealed
 from shared_tokenizer.preparation.executors import run_jobs
-from shared_tokenizer.settings import setting
 
 # Of an array of jobs; Slurm sets both in each of its tasks.
 _ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyConfig:
-    """The study, and where it is done."""
-
-    study: str = setting(by_position=True)
-    """YAML file of the study; the name of the flag may be left out."""
-    output_dir: str | None = None
-    """Folder of the run directories; by default runs/ and the name of the study."""
-    results_dir: str | None = None
-    """Folder for results.json, the table and the pictures; by default the study's file without its ending."""
-    report_to: list[str] = setting(factory=list)
-    """Trackers that get the runs too: tensorboard, wandb, trackio, or several of them."""
-    executor: Literal["local", "ray", "slurm"] = "local"
-    """local does one run after another here; ray one on each worker of a running Ray cluster; slurm those of this task
-    of a job array, as sbatch --array starts it. Workers must see the same files."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "report_to", check_trackers(self.report_to))
 
 
 def main(config: StudyConfig) -> None:

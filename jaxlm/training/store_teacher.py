@@ -1,6 +1,5 @@
 """The command `jaxlm store-teacher`: the likeliest tokens of a teacher at every position of token shards."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from jaxlm.checkpoints.weights import frozen_params
 from jaxlm.common.command_line import make_console
 from jaxlm.common.formats.files_fingerprint import files_fingerprint
 from jaxlm.common.formats.open_model import model_path
-from jaxlm.common.objectives.distillation import Distillation
 from jaxlm.common.objectives.stored_teacher import stored_of
 from jaxlm.common.objectives.teacher import open_teacher
 from jaxlm.common.objectives.teacher_storage import store_teacher
@@ -21,39 +19,9 @@ from jaxlm.model.language_model import LanguageModel
 from jaxlm.ops.logits import head_logits
 from jaxlm.ops.ternary_linear import Params
 from jaxlm.training.resolve import activation_dtype
-from shared_tokenizer.data.batches import Packing
+from jaxlm.training.store_teacher_config import StoreTeacherConfig
 from shared_tokenizer.data.data_sets import DataSets
 from shared_tokenizer.data.examples import Example
-from shared_tokenizer.settings import check_bounds, setting
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoreTeacherConfig:
-    """A teacher, and the training examples that it is asked about: as the runs that read the directory have them."""
-
-    teacher: str = setting(group="objective", basic=True, is_model=True)
-    """Model to learn from, of the tokenizer of the shards; it may be float or ternary."""
-    data_dir: list[str] = setting(group="data", basic=True)
-    """Token shards to train on, in the order of the run."""
-    output_dir: str = setting(group="run", basic=True)
-    """Directory to create, which jaxlm train and mlxlm finetune take as --teacher. A killed command goes on."""
-    seq_len: int = setting(256, group="data", basic=True, at_least=1)
-    """Tokens per sequence of the run."""
-    teacher_top_k: int = setting(16, group="objective", basic=True, at_least=1)
-    """Likeliest tokens to store; a run may compare fewer."""
-    teacher_temperature: float = setting(Distillation.temperature, group="objective", basic=True, more_than=0)
-    """Divisor of the logits in the run."""
-    batch_size: int = setting(8, group="devices", basic=True, at_least=1)
-    """Sequences that the teacher computes at once."""
-    packing: Packing = setting("auto", group="data")
-    """Form of the run's examples."""
-    document_mask: bool = setting(True, group="data")
-    """document_mask of the run."""
-    verify_data: bool = setting(True, group="data")
-    """Check the sha256 of every shard at the start."""
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
 
 def main(config: StoreTeacherConfig) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from jaxlm.common.run.metrics_log import read_metrics
 from jaxlm.common.run.optimizer_config import OptimizerConfig
-from jaxlm.training.store_teacher import StoreTeacherConfig, main
+from jaxlm.training.store_teacher import main
+from jaxlm.training.store_teacher_config import StoreTeacherConfig
 from jaxlm.training.trainer import train
 from mlxlm.finetune.finetune_config import FinetuneConfig
 from mlxlm.finetune.trainer import finetune

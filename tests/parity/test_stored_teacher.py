@@ -17,7 +17,8 @@ from jaxlm.common.objectives.distillation import Distillation
 from jaxlm.common.objectives.stored_teacher import taught_sets
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.training.objectives.distillation import distillation, stored_distillation
-from jaxlm.training.store_teacher import StoreTeacherConfig, main
+from jaxlm.training.store_teacher import main
+from jaxlm.training.store_teacher_config import StoreTeacherConfig
 from mlxlm.finetune.objectives.distillation import distillation as mlx_distillation
 from mlxlm.finetune.objectives.distillation import stored_distillation as mlx_stored_distillation
 from mlxlm.finetune.qat import latent_model

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxlm.commands.convert import ConvertConfig
 from jaxlm.common.command_line import _print_unraisable, parse, run_command
+from jaxlm.conversion.convert_config import ConvertConfig
 from jaxlm.training.train_config import TrainConfig
 from tests.commands import run
 

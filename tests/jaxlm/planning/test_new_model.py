@@ -11,7 +11,8 @@ from jaxlm.common.architecture.presets import preset
 from jaxlm.common.artifact.artifact import load_artifact
 from jaxlm.common.command_line import parse
 from jaxlm.model.language_model import init_params
-from jaxlm.planning.new_model import NewModelConfig, new_model
+from jaxlm.planning.new_model import new_model
+from jaxlm.planning.new_model_config import NewModelConfig
 from jaxlm.training.resolve import resolve_model
 from jaxlm.training.train_config import TrainConfig
 from tests.commands import run

@@ -20,7 +20,8 @@ from jaxlm.common.serving.guard import host_names
 from jaxlm.generate import generate
 from jaxlm.load import load_model
 from jaxlm.score import score
-from jaxlm.server.command import ServerConfig, open_engine
+from jaxlm.server.command import open_engine
+from jaxlm.server.server_config import ServerConfig
 from shared_tokenizer.tokenizers.tokenizer import TextStream
 from tests.mlxlm.server.served_models import save_model
 

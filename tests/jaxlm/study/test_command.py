@@ -6,12 +6,13 @@ import shutil
 import pytest
 import yaml
 
-from jaxlm.commands.evaluate import EvaluateConfig
 from jaxlm.commands.evaluate import main as evaluate
 from jaxlm.common.command_line import parse
+from jaxlm.evaluate_config import EvaluateConfig
 from jaxlm.study import command, train_run
-from jaxlm.study.command import StudyConfig, main
+from jaxlm.study.command import main
 from jaxlm.study.study import read_study
+from jaxlm.study.study_config import StudyConfig
 from jaxlm.study.train_run import COSTS, FAILURE, Job, has_ended
 from jaxlm.training.train_config import TrainConfig
 from jaxlm.training.trainer import train

@@ -10,8 +10,9 @@ from jaxlm.common.openai_api.errors import ApiError
 from jaxlm.common.openai_api.reply_text import ReplyText
 from jaxlm.common.openai_api.tasks import Finish, Piece, Task
 from jaxlm.common.sampling import Sampling
+from mlxlm.adapters.adapter_config import AdapterConfig
 from mlxlm.adapters.adapter_directory import save_adapters
-from mlxlm.adapters.adapters import AdapterConfig, add_adapters
+from mlxlm.adapters.adapters import add_adapters
 from mlxlm.generate import generate
 from mlxlm.load import adapted
 from mlxlm.score import score

@@ -18,13 +18,12 @@ from jaxlm.common.serving.app import make_app
 from jaxlm.common.serving.command import check_reach, example, find_api_key, listen, server_url
 from jaxlm.common.serving.connections import run
 from jaxlm.common.serving.guard import host_names
+from mlxlm.adapters.adapter_config import AdapterConfig
 from mlxlm.adapters.adapter_directory import save_adapters
-from mlxlm.adapters.adapters import AdapterConfig, add_adapters
+from mlxlm.adapters.adapters import add_adapters
 from mlxlm.load import load_model
-from mlxlm.server.command import (
-    ServerConfig,
-    open_engine,
-)
+from mlxlm.server.command import open_engine
+from mlxlm.server.server_config import ServerConfig
 from shared_tokenizer.chat.formats import CHATML
 from tests.mlxlm.server.served_models import (
     NAME,

@@ -1,7 +1,8 @@
 """Reads the settings of every command from its flags and reports a user's mistakes.
 
 A command is a function of one frozen dataclass. Its flags are generated from the fields, so that a default and its
-help live in one line. The function is named by its module: libraries are quieted before they are imported.
+help live in one line. The function is named by its module, which is imported once the settings are read: help and
+mistakes wait for no framework, and libraries are quieted before they are imported.
 """
 
 import atexit
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from jaxlm.common.command_source import read_command
 from jaxlm.common.help import arrange_help, explain_mistake, nearest
 from jaxlm.common.model_name import find_model
 from shared_tokenizer.settings import metadata_of, with_new_names
@@ -49,8 +51,13 @@ def run_command(
         if not debug:
             sys.unraisablehook = _print_unraisable
         quiet_libraries()
+        if isinstance(command, str):
+            settings_class, text = read_command(command)
+        else:
+            settings_class, text = settings_class_of(command), command.__doc__
+        settings = parse(settings_class, argv, text, positional=positional, program=program)
         function = _import_function(command) if isinstance(command, str) else command
-        function(parse(settings_class_of(function), argv, function.__doc__, positional=positional, program=program))
+        function(settings)
     except KeyboardInterrupt:
         sys.stdout.flush()
         sys.stderr.write("interrupted\n")

@@ -8,6 +8,7 @@ import jaxlm
 import jaxlm.__main__
 import mlxlm.__main__
 from jaxlm.common.command_line import settings_class_of
+from jaxlm.common.command_source import read_command
 
 PROGRAMS = {"jaxlm": jaxlm.__main__, "mlxlm": mlxlm.__main__}
 
@@ -21,6 +22,7 @@ def test_every_command_is_a_documented_function_of_its_settings(program, name):
     command = getattr(importlib.import_module(module), function)
     assert settings_class_of(command).__dataclass_fields__ is not None
     assert inspect.getdoc(command) and text
+    assert read_command(target) == (settings_class_of(command), inspect.getdoc(command))
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

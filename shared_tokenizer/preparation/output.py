@@ -5,7 +5,6 @@ Both may be on any filesystem that fsspec knows. Only files that a preparation h
 
 import contextlib
 import hashlib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,16 +20,9 @@ from shared_tokenizer.manifest import (
     seal_directory,
     verify_manifest,
 )
+from shared_tokenizer.preparation.output_files import JOURNAL_FILES, LOCK, OUTPUT_FILES, PLAN, SHARD_FILES
 from shared_tokenizer.preparation.prepare_slice import write_atomically
 
-STATISTICS = "stats.json"
-PICTURE = "documents.png"
-PLAN, LOCK = "plan.json", "lock"
-SHARD_FILES = re.compile(r"(train|val)-\d{5}-\d{2,}(\.ends|\.mask)?\.npy")
-OUTPUT_FILES = re.compile(
-    rf"{SHARD_FILES.pattern}|{MANIFEST}|{STATISTICS}|{PICTURE}|{TOKENIZER}|{SEAL}|\.{SEAL}\.\w{{8}}"
-)
-JOURNAL_FILES = re.compile(rf"({PLAN}|slice-.*\.json)(\.tmp)?")
 # A journal that holds no more than these was begun and not filled.
 _BEGUN = {LOCK, f"{PLAN}.tmp"}
 _TRIES = 100

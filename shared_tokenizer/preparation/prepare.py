@@ -22,7 +22,8 @@ from shared_tokenizer.preparation.choose_tokenizer import (
     train_on_sample,
 )
 from shared_tokenizer.preparation.hold_out import with_both_splits
-from shared_tokenizer.preparation.output import PICTURE, STATISTICS, PreparationOutput
+from shared_tokenizer.preparation.output import PreparationOutput
+from shared_tokenizer.preparation.output_files import PICTURE, STATISTICS
 from shared_tokenizer.preparation.plan_input import plan_input
 from shared_tokenizer.preparation.prepare_config import PrepareConfig
 from shared_tokenizer.preparation.prepare_slice import SliceJob, load_output_tokenizer

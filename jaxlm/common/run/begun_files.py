@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from jaxlm.common.run.identity import IDENTITY
-from shared_tokenizer.preparation.output import OUTPUT_FILES
+from shared_tokenizer.preparation.output_files import OUTPUT_FILES
 
 # A directory may hold these before the settings file is there.
 _FIRST = ("run.lock", IDENTITY)

@@ -416,7 +416,8 @@ def test_an_error_after_the_seal_takes_nothing_away(texts, tmp_path, tokenizer_d
 
 
 def test_a_sealed_set_stays_where_only_the_plan_of_its_journal_is_left(texts, tmp_path, tokenizer_dir, monkeypatch):
-    from shared_tokenizer.preparation.output import PLAN, PreparationOutput
+    from shared_tokenizer.preparation.output import PreparationOutput
+    from shared_tokenizer.preparation.output_files import PLAN
 
     def all_but_the_plan(self):
         for summary in self.filesystem.glob(f"{self.journal}/slice-*.json"):

@@ -2,24 +2,10 @@
 
 import importlib.util
 import os
-from dataclasses import dataclass, field
 
 from jaxlm.common.serving.command import is_every_address, is_local
 from jaxlm.studio.processes.jobs import KEY_VARIABLE
-from shared_tokenizer.settings import setting
-
-
-@dataclass(frozen=True, kw_only=True)
-class AddressConfig:
-    """Host, port and names of the pages."""
-
-    host: str = "127.0.0.1"
-    """Address to listen on. Any but this machine's own needs a key in the
-    environment variable JAXLM_STUDIO_KEY."""
-    port: int = setting(8090, at_least=0, at_most=65535)
-    """Port to listen on; 0 takes a free one."""
-    allowed_hosts: list[str] = field(default_factory=list)
-    """Further names or addresses by which browsers call the pages."""
+from jaxlm.studio.studio_config import AddressConfig
 
 
 def need_pages(extra: str) -> None:

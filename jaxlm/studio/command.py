@@ -1,27 +1,11 @@
 """The command `jaxlm studio`: everything of this project in a browser, on this machine."""
 
 import importlib
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from jaxlm.studio.address import AddressConfig, find_key, need_pages
+from jaxlm.studio.address import find_key, need_pages
 from jaxlm.studio.reading.folders import Folders
-from shared_tokenizer.settings import check_bounds, setting
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudioConfig(AddressConfig):
-    """The folders and the address of the studio. Raises ValueError on a value out of range."""
-
-    root: str = setting(".", by_position=True)
-    """Folder of data, runs and models; the name of the flag may be left out."""
-    allow: list[str] = field(default_factory=list)
-    """Further folders whose texts and models may be read."""
-    max_upload_mb: int = setting(2000, at_least=1)
-    """Megabytes of one upload, at most."""
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
+from jaxlm.studio.studio_config import StudioConfig
 
 
 def main(config: StudioConfig) -> None:

@@ -12,11 +12,10 @@ from fastapi import FastAPI
 
 from jaxlm.common.serving.command import is_every_address, listen
 from jaxlm.common.serving.guard import host_names
-from jaxlm.studio.address import AddressConfig
-from jaxlm.studio.command import StudioConfig
 from jaxlm.studio.guard import TOKEN, Guard, kept_key
 from jaxlm.studio.reading.folders import Folders
 from jaxlm.studio.studio import Studio
+from jaxlm.studio.studio_config import AddressConfig, StudioConfig
 
 
 def run(config: StudioConfig, folders: Folders, key: str | None) -> None:

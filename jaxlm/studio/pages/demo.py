@@ -10,12 +10,12 @@ from fastapi import FastAPI
 
 from jaxlm.common.model_name import shown_name
 from jaxlm.common.serving.guard import host_names
-from jaxlm.studio.demo_command import DemoConfig
 from jaxlm.studio.guard import Guard
 from jaxlm.studio.pages.app import empty_app, serve
 from jaxlm.studio.processes.jobs import Jobs
 from jaxlm.studio.processes.model_server import ModelServers, Talker
 from jaxlm.studio.reading.shown_text import shown_line
+from jaxlm.studio.studio_config import DemoConfig
 
 # Bytes of a request, at most; what is typed comes by a websocket, which has its own bound.
 _MOST_BYTES = 1 << 20

@@ -1,7 +1,8 @@
 import pytest
 
-from jaxlm.studio.address import AddressConfig, find_key, need_pages
+from jaxlm.studio.address import find_key, need_pages
 from jaxlm.studio.processes.jobs import KEY_VARIABLE
+from jaxlm.studio.studio_config import AddressConfig
 
 
 def test_another_host_needs_a_key(monkeypatch):

@@ -1,6 +1,7 @@
 import pytest
 
-from jaxlm.studio.command import StudioConfig, main, open_folders
+from jaxlm.studio.command import main, open_folders
+from jaxlm.studio.studio_config import StudioConfig
 
 
 def test_folders_have_to_be_there(tmp_path):

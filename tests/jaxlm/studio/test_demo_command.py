@@ -1,7 +1,8 @@
 import pytest
 
-from jaxlm.studio.demo_command import DemoConfig, main
+from jaxlm.studio.demo_command import main
 from jaxlm.studio.processes.jobs import KEY_VARIABLE
+from jaxlm.studio.studio_config import DemoConfig
 
 
 @pytest.mark.parametrize("prefix", ["some", "/some/", "//other.example", "/a b", "/../x", '/"><script>'])

@@ -11,9 +11,10 @@ from huggingface_hub import SpaceCard
 from jaxlm.__main__ import COMMANDS
 from jaxlm.common.artifact.artifact import load_artifact
 from jaxlm.common.command_line import parse
-from jaxlm.studio.demo_command import DemoConfig, main
+from jaxlm.studio.demo_command import main
 from jaxlm.studio.processes.jobs import Command
 from jaxlm.studio.space import write_space
+from jaxlm.studio.studio_config import DemoConfig
 from tests.pages import ROOT
 
 _MODEL = ROOT / "tests" / "old_files" / "artifact"

@@ -10,6 +10,7 @@ from jaxlm.studio.processes.job_process import write_json
 from jaxlm.studio.processes.jobs import Job, Jobs
 from jaxlm.studio.processes.model_server import ModelServers
 from jaxlm.studio.processes.recipes import (
+    FINETUNE,
     FIRST_SETTINGS,
     STDLIB,
     TextChoice,
@@ -41,6 +42,7 @@ class Draft:
     data_dir: list[str] = field(default_factory=list)
     """Token shards that are there already, in place of text and tokenizer."""
     command: str = "train"
+    """`train`, or FINETUNE, which reads the text itself and has `model` among its settings."""
     train: dict[str, str] = field(default_factory=lambda: {name: str(value) for name, value in FIRST_SETTINGS.items()})
 
     @property
@@ -65,23 +67,22 @@ class Studio:
         self.tokenizers = OpenTokenizers()
         self._tails: dict[Path, MetricsTail] = {}
 
-    @property
-    def _draft_file(self) -> Path:
-        return self.folders.state / "draft.json"
+    def _draft_file(self, command: str) -> Path:
+        return self.folders.state / ("finetune.json" if command == FINETUNE else "draft.json")
 
-    def draft(self) -> Draft:
-        """Return the draft of the next run; a new one where there is none that can be read."""
+    def draft(self, command: str = "train") -> Draft:
+        """Return the draft of the next run of a command; a new one where there is none that can be read."""
         try:
-            content = json.loads(self._draft_file.read_text("utf-8"))
+            content = json.loads(self._draft_file(command).read_text("utf-8"))
             known = {each.name for each in fields(Draft)}
-            return Draft(**{name: value for name, value in content.items() if name in known})
+            return Draft(**{name: value for name, value in content.items() if name in known} | {"command": command})
         except (OSError, ValueError, TypeError, AttributeError):
-            return Draft()
+            return Draft(command=command, input=[], train={}) if command == FINETUNE else Draft()
 
     def keep(self, draft: Draft) -> None:
         """Write the draft, so that a page that is loaded anew goes on with it."""
         self.folders.state.mkdir(exist_ok=True)
-        write_json(self._draft_file, asdict(draft))
+        write_json(self._draft_file(draft.command), asdict(draft))
 
     @property
     def dark(self) -> bool | None:
@@ -99,7 +100,7 @@ class Studio:
 
     def next_name(self, draft: Draft) -> str:
         """Return the name of the next run: that of the draft, or a free one."""
-        return draft.name or free_name(self.folders.root / RUNS, "first")
+        return draft.name or free_name(self.folders.root / RUNS, "tuned" if draft.command == FINETUNE else "first")
 
     def commands(self, draft: Draft) -> tuple[Path, list[Any]]:
         """Return the run directory of a draft and the commands that make it.
@@ -107,7 +108,9 @@ class Studio:
         Raises ValueError on a name that is taken or a path that is not allowed.
         """
         output = run_place(self.next_name(draft), self.folders)
-        if draft.command == "mlx-finetune":
+        if draft.command == FINETUNE:
+            if not draft.input:
+                raise ValueError("data: nothing is chosen, expected a text or chats; choose a folder or a file")
             data = [self.folders.resolve(name) for name in draft.input]
             return output, [train_command(draft.train, data, output, self.folders, draft.command)]
         if draft.data_dir:

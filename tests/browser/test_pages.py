@@ -133,6 +133,7 @@ def test_no_page_is_wider_than_its_window(studio, browser, width, scheme):
         "/",
         "/?step=1",
         "/?step=2",
+        "/finetune",
         "/runs",
         "/run?path=runs/a",
         "/compare?runs=runs/a,runs/b",

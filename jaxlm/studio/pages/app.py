@@ -71,10 +71,11 @@ def make_app(studio: Studio, config: StudioConfig, port: int, key: str | None) -
     from nicegui import app as pages
     from nicegui import background_tasks, ui
 
-    from jaxlm.studio.pages import compare, job_list, new_model, run_view, runs_table, shelf, talk
+    from jaxlm.studio.pages import compare, fine_tune, job_list, new_model, run_view, runs_table, shelf, talk
 
     most_bytes = config.max_upload_mb * 1_000_000
     new_model.add_page(studio, most_bytes)
+    fine_tune.add_page(studio, most_bytes)
     run_view.add_page(studio)
     runs_table.add_page(studio)
     talk.add_page(studio)

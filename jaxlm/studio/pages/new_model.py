@@ -4,15 +4,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from nicegui import run, ui
+from nicegui import ui
 
-from jaxlm.studio.parts.frame import (
-    command_lines,
-    complain,
-    frame,
-    pick,
-)
+from jaxlm.studio.parts.frame import frame, pick
 from jaxlm.studio.parts.model_step import ModelStep
+from jaxlm.studio.parts.start_bar import StartBar
 from jaxlm.studio.parts.text_step import TextStep
 from jaxlm.studio.parts.tokenizer_step import TokenizerStep
 from jaxlm.studio.processes.recipes import STDLIB
@@ -52,72 +48,17 @@ class PathPage:
         self._summaries: list[ui.label] = []
         self._build_steps()
         with ui.element("section").classes("card"):
-            self._bar()
+            self._bar = StartBar(studio, draft, self._changed, button="Train", outlook=self._outlook)
         self._panel = ui.element("div").classes("stack")
         self._show(step)
 
-    def _bar(self) -> None:
-        draft = self._draft
-        with ui.element("div").classes("line"):
-            self._name = ui.input("Name of the run", value=self._studio.next_name(draft), validation=lambda _: None)
-            self._name.without_auto_validation()
-            self._name.props("outlined dense").classes("grow").style("min-width: 150px; max-width: 300px")
-            self._name.on_value_change(lambda event: self._rename(event.value))
-            self._button = ui.button("Train", icon="play_arrow", on_click=self._start).props("unelevated size=lg")
-            self._words = ui.label().classes("soft grow").style("min-width: 200px")
-        self._lines = ui.element("div").classes("w-full")
-        self._describe()
-
-    def _rename(self, name: str | None) -> None:
-        self._draft.name = (name or "").strip()
-        self._changed()
-
     def _changed(self) -> None:
         self._studio.keep(self._draft)
-        self._describe()
+        self._bar.describe()
         self._headings()
-
-    def _describe(self) -> None:
-        """Show the commands, or the mistake that keeps them from starting."""
-        self._name.error = None
-        self._lines.clear()
-        try:
-            _, commands = self._studio.commands(self._draft)
-        except ValueError as error:
-            self._words.text, message = "", str(error)
-            if message.startswith("name:"):
-                self._name.error = shown_line(message, 300)
-            else:
-                self._words.text = shown_line(message, 300)
-            self._words.classes(add="bad")
-            self._button.disable()
-            return
-        self._button.enable()
-        self._words.classes(remove="bad")
-        self._words.text = self._outlook()
-        with self._lines:
-            command_lines([command.line for command in commands])
 
     def _outlook(self) -> str:
         return ModelStep.outlook(self._studio, self._draft)
-
-    async def _start(self) -> None:
-        """Start the run once the command line would take it."""
-        self._button.disable()
-        try:
-            _, commands = self._studio.commands(self._draft)
-            command = commands[-1]
-            mistake = await run.io_bound(self._studio.settings.check, command.name, list(command.words))
-            if mistake is not None:
-                raise ValueError(mistake.message)
-            job = self._studio.start(self._draft)
-        except (ValueError, OSError) as error:
-            complain(error)
-            self._button.enable()
-            return
-        self._draft.name = ""
-        self._studio.keep(self._draft)
-        ui.navigate.to(f"/run?path={self._studio.folders.short(Path(job.record['subject']))}")
 
     def _build_steps(self) -> None:
         with ui.element("nav").classes("steps").props('aria-label="Steps"'):

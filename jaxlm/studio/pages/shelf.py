@@ -84,9 +84,10 @@ class ShelfPage:
             note = ", ".join(filter(None, [entry.licence or "no licence", shown_line(entry.notes, 200)]))
             ui.label(note).classes("soft small")
             with ui.element("div").classes("line"):
-                talk = f"/talk?model={quote(self._studio.folders.short(found.model))}"
+                model = quote(self._studio.folders.short(found.model))
                 for words, action in (
-                    ("Talk", partial(ui.navigate.to, talk)),
+                    ("Talk", partial(ui.navigate.to, f"/talk?model={model}")),
+                    ("Fine-tune", partial(ui.navigate.to, f"/finetune?model={model}")),
                     ("Verify", partial(self._start, "models verify", name)),
                     ("Card", partial(self._card, found)),
                     ("Rename", partial(self._ask_name, name)),

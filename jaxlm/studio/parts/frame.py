@@ -9,7 +9,14 @@ from nicegui import ui
 from jaxlm.studio.parts.style import STYLE
 from jaxlm.studio.reading.shown_text import shown
 
-WAYS = (("/", "New model"), ("/runs", "Runs"), ("/talk", "Talk"), ("/shelf", "Shelf"), ("/jobs", "Jobs"))
+WAYS = (
+    ("/", "New model"),
+    ("/finetune", "Fine-tune"),
+    ("/runs", "Runs"),
+    ("/talk", "Talk"),
+    ("/shelf", "Shelf"),
+    ("/jobs", "Jobs"),
+)
 
 
 class Look(Protocol):

@@ -37,6 +37,7 @@ class ModelStep:
                 "train",
                 self._draft.train,
                 first=DOZEN,
+                without=("preset",),
                 words=lambda: list(self._studio.commands(self._draft)[1][-1].words),
                 on_change=self._tuned,
             )

@@ -1,4 +1,4 @@
-"""Actions on a run: stop and save, kill, continue, other settings, talk, evaluate, convert."""
+"""Actions on a run: stop and save, kill, continue, other settings, talk, fine-tune, evaluate, convert."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,11 +12,13 @@ from jaxlm.studio.parts.frame import attempt, command_lines, complain
 from jaxlm.studio.parts.settings_form import SettingsForm
 from jaxlm.studio.processes.jobs import Command
 from jaxlm.studio.processes.recipes import (
+    FINETUNE,
     STDLIB,
     convert_command,
     evaluate_command,
     model_place,
     resume_command,
+    trainer_of,
 )
 from jaxlm.studio.processes.settings_check import to_words
 from jaxlm.studio.reading.folders import MODELS, free_name, plain_name
@@ -47,6 +49,9 @@ class RunActions:
             self._continue = ui.button("Continue", icon="play_arrow", on_click=self._ask_steps).props("unelevated")
             self._talk = ui.button("Talk", icon="chat", on_click=lambda: ui.navigate.to(f"/talk?model={name}"))
             self._talk.props("outline")
+            self._tune = ui.button(
+                "Fine-tune", icon="tune", on_click=lambda: ui.navigate.to(f"/finetune?model={name}")
+            ).props("outline")
             self._fork = ui.button("Other settings", icon="call_split", on_click=self._ask_fork).props("outline")
             self._evaluate = ui.button("Evaluate", icon="straighten", on_click=self._ask_text).props("outline")
             self._convert = ui.button("Convert", icon="swap_horiz", on_click=self._ask_form).props("outline")
@@ -59,6 +64,7 @@ class RunActions:
         self._stop.text = "Stop and save" if state == "training" else "Stop"
         self._kill.set_visibility(works)
         self._continue.set_visibility(not works and run is not None)
+        self._tune.set_visibility(not works and run is not None and run.has_model)
         for button in (self._talk, self._fork, self._evaluate, self._convert):
             button.set_visibility(has_checkpoint)
 
@@ -123,7 +129,7 @@ class RunActions:
 
             form = SettingsForm(
                 self._studio.settings,
-                "train" if run.kind == "train" else "mlx-finetune",
+                trainer_of(run),
                 values,
                 first=_CONTINUED,
                 words=words,
@@ -132,7 +138,7 @@ class RunActions:
 
             async def go() -> None:
                 try:
-                    command = Command("train" if run.kind == "train" else "mlx-finetune", tuple(words()))
+                    command = Command(trainer_of(run), tuple(words()))
                 except ValueError as error:
                     complain(error)
                     return
@@ -146,8 +152,17 @@ class RunActions:
         dialog.open()
 
     def _ask_fork(self) -> None:
-        """Take the settings and the last checkpoint of the run for a new one."""
-        run, draft = self._studio.runs.read(self._place), self._studio.draft()
+        """Take the settings and the last checkpoint of the run for a new one; of a fine-tuning its model and text."""
+        run = self._studio.runs.read(self._place)
+        if run.kind == "finetune":
+            draft = self._studio.draft(FINETUNE)
+            cwd, settings = self._studio.cwd, run.settings
+            draft.train = settings_to_take(run) | {"model": str(cwd / str(settings.get("model", "")))}
+            draft.input, draft.name = [str(cwd / str(each)) for each in settings.get("data") or []], ""
+            self._studio.keep(draft)
+            ui.navigate.to("/finetune")
+            return
+        draft = self._studio.draft()
         draft.train = settings_to_take(run)
         draft.train["init_from"] = self._studio.folders.short(self._place)
         draft.name = ""

@@ -16,7 +16,8 @@ _PATIENCE_SECONDS = 0.35
 class SettingsForm:
     """Fields of the settings of a command. `values` are words by name, and are changed as a person types.
 
-    `words` returns the whole command line that is checked; `on_change` is called after every change.
+    `words` returns the whole command line that is checked; `on_change` is called after every change. `without` names
+    settings that are chosen elsewhere on the page.
     """
 
     def __init__(
@@ -28,11 +29,12 @@ class SettingsForm:
         first: Sequence[str],
         words: Callable[[], list[str]],
         on_change: Callable[[], Any] = lambda: None,
+        without: Sequence[str] = (),
         only_resumable: bool = False,
     ):
         self._checker, self._command, self._values = checker, command, values
         self._first, self._words, self._on_change = first, words, on_change
-        self._only_resumable = only_resumable
+        self._without, self._only_resumable = without, only_resumable
         self._fields: dict[str, Any] = {}
         self._waiting: asyncio.Task[None] | None = None
         self.mistake: Mistake | None = None
@@ -49,11 +51,12 @@ class SettingsForm:
             with self._box:
                 ui.label(shown(str(error))).classes("bad")
             return
-        known = {each.name: each for each in described or [] if not each.name.startswith(LEFT_OUT)}
+        left = [each for each in described or [] if not each.name.startswith(LEFT_OUT)]
+        known = {each.name: each for each in left if each.name not in self._without}
         if self._only_resumable:
             known = {name: each for name, each in known.items() if each.resumable}
         shown_first = [known[name] for name in self._first if name in known]
-        rest = [each for name, each in known.items() if name not in self._first and name != "preset"]
+        rest = [each for name, each in known.items() if name not in self._first]
         self._box.clear()
         with self._box:
             with ui.element("div").classes("fields"):

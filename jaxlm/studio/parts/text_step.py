@@ -8,18 +8,30 @@ from nicegui import run, ui
 
 from jaxlm.studio.parts.folder_picker import FolderPicker, upload_box
 from jaxlm.studio.parts.frame import bytes_in_words, card, pick
-from jaxlm.studio.processes.recipes import STDLIB
+from jaxlm.studio.processes.recipes import FINETUNE, STDLIB
 from jaxlm.studio.reading.shown_text import shown, shown_line
 from jaxlm.studio.reading.text_preview import FilePreview, TextPreview, preview
 from jaxlm.studio.studio import Draft, Studio
+from shared_tokenizer.data.shards import MANIFEST
 from shared_tokenizer.sources.row_rules import RowRules
+
+# Settings of how a text is read, each with its help.
+READING = {
+    "text_column": "column that holds the text; empty finds it",
+    "document_characters": "cut longer texts, at line ends",
+    "val_fraction": "share that is held out, 0.05",
+    "max_bad_rows": "unreadable rows to skip",
+}
 
 
 class TextStep:
-    """The choice of the text and what it holds."""
+    """The choice of the text and what it holds. A fine-tuning reads files alone, and token shards among them."""
 
     def __init__(self, studio: Studio, draft: Draft, changed: Callable[[], None], most_bytes: int):
         self._studio, self._draft, self._changed, self._most_bytes = studio, draft, changed, most_bytes
+        self._is_finetune = draft.command == FINETUNE
+        self._reading = draft.train if self._is_finetune else draft.prepare
+        self._none = [] if self._is_finetune else [STDLIB]
         self._picker = FolderPicker(studio.folders, self._take)
         with card("Text", "what the model learns from"):
             self._choices = ui.element("div").classes("cards")
@@ -31,21 +43,23 @@ class TextStep:
 
     def _show(self) -> None:
         draft = self._draft
-        is_own = not draft.hub and not draft.data_dir and draft.input != [STDLIB]
+        is_own = not draft.hub and not draft.data_dir and draft.input != self._none
         self._choices.clear()
         with self._choices:
-            with pick(lambda: self._set([STDLIB]), chosen=not draft.hub and not is_own and not draft.data_dir):
-                ui.label("Python's own library").classes("title")
-                ui.label("about 10 MB of source code that every Python has").classes("soft small")
+            if not self._is_finetune:
+                with pick(lambda: self._set([STDLIB]), chosen=not draft.hub and not is_own and not draft.data_dir):
+                    ui.label("Python's own library").classes("title")
+                    ui.label("about 10 MB of source code that every Python has").classes("soft small")
             with pick(self._picker.open, chosen=is_own):
                 ui.label("A folder or file of mine").classes("title")
                 ui.label("text, code, json, csv, parquet, chats").classes("soft small")
             with pick(self._ask_upload):
                 ui.label("Upload files").classes("title")
                 ui.label(f"up to {bytes_in_words(self._most_bytes)}").classes("soft small")
-            with pick(self._ask_hub, chosen=bool(draft.hub)):
-                ui.label("A dataset of the hub").classes("title")
-                ui.label("by its name; needs a network").classes("soft small")
+            if not self._is_finetune:
+                with pick(self._ask_hub, chosen=bool(draft.hub)):
+                    ui.label("A dataset of the hub").classes("title")
+                    ui.label("by its name; needs a network").classes("soft small")
         self._sources.clear()
         with self._sources:
             for name in draft.data_dir:
@@ -69,29 +83,27 @@ class TextStep:
                     "soft"
                 )
                 return
+            if not draft.input:
+                ui.label("Nothing is chosen yet: take a file of chats, or a folder of texts.").classes("soft")
+                return
             ui.spinner(size="sm")
         ui.timer(0.01, self._look, once=True)
 
     def _settings(self) -> None:
-        draft = self._draft
         with ui.expansion("How it is read").classes("w-full").props("dense"), ui.element("div").classes("fields"):
-            for name, words in (
-                ("text_column", "column that holds the text; empty finds it"),
-                ("document_characters", "cut longer texts, at line ends"),
-                ("val_fraction", "share that is held out, 0.05"),
-                ("max_bad_rows", "unreadable rows to skip"),
-            ):
-                field = ui.input(name, value=draft.prepare.get(name, ""), placeholder=words)
+            for name, words in READING.items():
+                field = ui.input(name, value=self._reading.get(name, ""), placeholder=words)
                 field.props("outlined dense stack-label").on("blur", lambda: self._show())
                 field.on_value_change(lambda event, name=name: self._tune(name, event.value))
-            box = ui.checkbox("leave out exact copies (dedup)", value=draft.prepare.get("dedup") == "true")
-            box.on_value_change(lambda event: self._tune("dedup", "true" if event.value else ""))
+            if not self._is_finetune:
+                box = ui.checkbox("leave out exact copies (dedup)", value=self._reading.get("dedup") == "true")
+                box.on_value_change(lambda event: self._tune("dedup", "true" if event.value else ""))
 
     def _tune(self, name: str, value: str | None) -> None:
         if value:
-            self._draft.prepare[name] = value
+            self._reading[name] = value
         else:
-            self._draft.prepare.pop(name, None)
+            self._reading.pop(name, None)
         self._changed()
 
     def _set(self, sources: list[str], hub: str = "") -> None:
@@ -105,7 +117,7 @@ class TextStep:
         self._set([*kept, name])
 
     def _drop(self, name: str) -> None:
-        self._set([each for each in self._draft.input if each != name] or [STDLIB])
+        self._set([each for each in self._draft.input if each != name] or self._none)
 
     def _ask_upload(self) -> None:
         with ui.dialog() as dialog, ui.card().classes("w-full"):
@@ -136,8 +148,15 @@ class TextStep:
         draft = self._draft
         try:
             sources = [name if name == STDLIB else str(self._studio.folders.resolve(name)) for name in draft.input]
-            column = draft.prepare.get("text_column") or None
-            found = await run.io_bound(preview, sources, RowRules(text_column=column))
+            column = self._reading.get("text_column") or None
+            shards = [name for name in sources if self._is_finetune and (Path(name) / MANIFEST).is_file()]
+            if shards == sources:
+                self._box.clear()
+                with self._box:
+                    ui.label("Token shards are taken as they are.").classes("soft")
+                return
+            texts = [name for name in sources if name not in shards]
+            found = await run.io_bound(preview, texts, RowRules(text_column=column))
         except (ValueError, OSError) as error:
             self._box.clear()
             with self._box:

@@ -1,4 +1,4 @@
-"""The commands that the studio starts, with their words: prepare, train, continue, convert, evaluate, serve."""
+"""The commands that the studio starts, with their words: prepare, train, fine-tune, continue, convert, evaluate."""
 
 import hashlib
 import json
@@ -14,6 +14,7 @@ from jaxlm.studio.reading.folders import DATA, MODELS, RUNS, Folders, plain_name
 from jaxlm.studio.reading.runs import Run
 
 STDLIB = "stdlib"
+FINETUNE = "mlx-finetune"
 # Settings of the first training that a person starts: some minutes on two processor cores, a sample and a checkpoint
 # early enough to talk to.
 FIRST_SETTINGS: Mapping[str, Any] = {
@@ -87,14 +88,14 @@ def train_command(
 ) -> Command:
     """Return the command that trains. Raises ValueError on a path that is not allowed."""
     words = {setting: _checked(setting, value, folders) for setting, value in settings.items()}
-    places = {"data" if name == "mlx-finetune" else "data_dir": [near(path) for path in data]}
+    places = {"data" if name == FINETUNE else "data_dir": [near(path) for path in data]}
     return Command(name, tuple(to_words(words | places | {"output_dir": near(output)})))
 
 
 def resume_command(run: Run, settings: Mapping[str, Any], folders: Folders) -> Command:
     """Return the command that continues a run, with resumable settings anew."""
     words = {setting: _checked(setting, value, folders) for setting, value in settings.items()}
-    return Command(_trainer(run), ("--resume", "--output_dir", near(run.path), *to_words(words)))
+    return Command(trainer_of(run), ("--resume", "--output_dir", near(run.path), *to_words(words)))
 
 
 def convert_command(source: Path, model: Path, form: str) -> Command:
@@ -125,8 +126,9 @@ def near(path: Path) -> str:
     return str(path) if relative.startswith("..") or len(relative) > len(str(path)) else relative
 
 
-def _trainer(run: Run) -> str:
-    return "train" if run.kind == "train" else "mlx-finetune"
+def trainer_of(run: Run) -> str:
+    """Return the command that trains a run."""
+    return "train" if run.kind == "train" else FINETUNE
 
 
 def _checked(setting: str, value: Any, folders: Folders) -> Any:

@@ -10,6 +10,7 @@ import importlib
 import json
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jaxlm.common.command_line import USER_ERRORS, parse, quiet_libraries, settings_class_of
@@ -98,26 +99,31 @@ def field_of(message: str) -> str | None:
     return found[1] if found else None
 
 
+def answer(request: Mapping[str, Any], classes: dict[str, type]) -> dict[str, Any]:
+    """Return the settings of a command, or the first mistake of its words. `classes` keeps what was imported."""
+    name = request["command"]
+    try:
+        if name not in classes:
+            module, _, function = TARGETS[name].partition(":")
+            classes[name] = settings_class_of(getattr(importlib.import_module(module), function))
+    except ImportError as error:
+        extra = "mlx" if name.startswith("mlx-") else "jax"
+        message = f"{name}: cannot be opened here: {error}; install what it needs: pip install 'jaxlm[{extra}]'"
+        return {"error": message, "field": None, "settings": []}
+    except KeyError:
+        return {"error": f"{name}: expected one of {', '.join(TARGETS)}", "field": None, "settings": []}
+    if request.get("argv") is None:
+        return {"settings": describe(classes[name])}
+    return check(classes[name], request["argv"])
+
+
 def serve() -> None:
     """Answer requests until standard input ends."""
     answers, sys.stdout = sys.stdout, sys.stderr
     quiet_libraries()
     classes: dict[str, type] = {}
     for line in sys.stdin:
-        request = json.loads(line)
-        name = request["command"]
-        try:
-            if name not in classes:
-                module, _, function = TARGETS[name].partition(":")
-                classes[name] = settings_class_of(getattr(importlib.import_module(module), function))
-            answer = (
-                {"settings": describe(classes[name])}
-                if request.get("argv") is None
-                else check(classes[name], request["argv"])
-            )
-        except (ImportError, KeyError) as error:
-            answer = {"error": f"{name}: cannot be opened here: {error}", "field": None, "settings": []}
-        answers.write(json.dumps(answer, default=str) + "\n")
+        answers.write(json.dumps(answer(json.loads(line), classes), default=str) + "\n")
         answers.flush()
 
 

@@ -32,7 +32,7 @@ _LONGEST_NOTE = 4000
 # Settings that say where a run is or how far it went, not what it is.
 _PLACES = ("output_dir", "resume", "schedule_changes")
 # Settings of a run that one from its weights does not take over; fields of a model that its tokenizer gives.
-_NOT_TAKEN = frozenset([*_PLACES, "data_dir", "init_from", "model"])
+_NOT_TAKEN = frozenset([*_PLACES, "data_dir", "data", "init_from", "model"])
 _TOKENIZERS = frozenset(["vocab_size", "bos_id", "eos_id", "pad_id"])
 
 
@@ -73,6 +73,11 @@ class Run:
         """Preset of a training, model of a fine-tuning."""
         found = self.settings.get("preset") if self.kind == "train" else self.settings.get("model")
         return str(found) if isinstance(found, str) else str(self.settings.get("method", ""))
+
+    @property
+    def has_model(self) -> bool:
+        """True where the run holds a whole model, not only adapters or checkpoints."""
+        return RunDirectory(self.path).artifact.is_dir()
 
     @property
     def is_ternary(self) -> bool:
@@ -249,12 +254,12 @@ def settings_to_take(run: Run) -> dict[str, str]:
 
 
 def _words(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return settings as words by dotted name, without lists, mappings and those that are None or empty."""
+    """Return settings as words by dotted name, lists and mappings as JSON, without those that are None or empty."""
     found: dict[str, str] = {}
     for name, value in settings.items():
         if name == "optimizer" and isinstance(value, Mapping):
             found |= {f"{name}.{inner}": words for inner, words in _words(value).items()}
-        elif value is not None and value != "" and not isinstance(value, list | Mapping):
+        elif value not in (None, "", [], {}):
             found[name] = _word(value)
     return found
 

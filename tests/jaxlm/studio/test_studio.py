@@ -1,7 +1,12 @@
+import dataclasses
+
 import pytest
 
+from jaxlm.common.command_line import parse
+from jaxlm.studio.processes.recipes import FINETUNE
 from jaxlm.studio.reading.folders import Folders
 from jaxlm.studio.studio import Draft, Studio
+from mlxlm.finetune.finetune_config import FinetuneConfig
 from tests.jaxlm.studio.reading.test_runs import make_run
 
 
@@ -28,6 +33,47 @@ def test_a_draft_outlives_the_studio(studio, tmp_path):
     assert studio.draft() == Draft()
     studio.dark = True
     assert Studio(Folders(tmp_path), tmp_path).dark is True
+
+
+def tuning(studio, **change):
+    draft = studio.draft(FINETUNE)
+    draft.train |= {"model": "models/mine", "num_train_steps": "2", "keys": '["q_proj"]'}
+    return dataclasses.replace(draft, **{"input": ["chats.jsonl", "texts"]} | change)
+
+
+def test_a_fine_tuning_is_one_command_with_its_own_defaults(studio):
+    output, (command,) = studio.commands(tuning(studio))
+    assert output == studio.folders.root / "runs" / "tuned"
+    assert command.argv[1:4] == ["-m", "mlxlm", "finetune"]
+    root = studio.folders.root
+    assert parse(FinetuneConfig, list(command.words)) == FinetuneConfig(
+        model=str(root / "models" / "mine"),
+        data=[str(root / "chats.jsonl"), str(root / "texts")],
+        num_train_steps=2,
+        keys=["q_proj"],
+        output_dir=str(output),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input": []}, "^data: nothing is chosen"),
+        ({"input": ["/etc"]}, "outside of the folders"),
+        ({"train": {"model": "/etc"}}, "^model: .*outside"),
+        ({"name": "a/b"}, "^name: found"),
+    ],
+)
+def test_a_fine_tuning_reads_chosen_files_below_the_root(studio, change, message):
+    with pytest.raises(ValueError, match=message):
+        studio.commands(tuning(studio, **change))
+
+
+def test_each_form_has_a_draft_of_its_own(studio, tmp_path):
+    draft = tuning(studio)
+    studio.keep(draft)
+    assert Studio(Folders(tmp_path), tmp_path).draft(FINETUNE) == draft
+    assert studio.draft() == Draft()
 
 
 @pytest.mark.parametrize(

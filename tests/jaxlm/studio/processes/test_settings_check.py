@@ -1,11 +1,13 @@
 import json
+import sys
 
 import pytest
 
 from jaxlm.common.command_line import parse
 from jaxlm.studio.processes.settings_check import LEFT_OUT, SettingsCheck, to_nested, to_words
-from jaxlm.studio.processes.settings_child import check, describe, field_of
+from jaxlm.studio.processes.settings_child import answer, check, describe, field_of
 from jaxlm.training.train_config import TrainConfig
+from mlxlm.finetune.finetune_config import FinetuneConfig
 
 
 def test_every_setting_is_described_with_its_help():
@@ -43,6 +45,33 @@ def test_the_form_says_what_the_command_line_says(words, field):
     with pytest.raises(ValueError) as error:
         parse(TrainConfig, [*NEEDED, *words])
     assert found == {"error": " ".join(str(error.value).split()), "field": field}
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        (["--method", "both"], "method"),
+        (["--optimizer.learning_rate", "-1"], "optimizer.learning_rate"),
+        (["--method", "qat", "--rank", "4"], "rank"),
+        (["--optimizer.name", "muon"], "optimizer.name"),
+        (["--batch_size", "0"], "batch_size"),
+    ],
+)
+def test_a_fine_tuning_is_refused_as_its_command_refuses_it(words, field):
+    needed = ["--model", "m", "--data", "d", "--output_dir", "x"]
+    with pytest.raises(ValueError) as error:
+        parse(FinetuneConfig, [*needed, *words])
+    found = answer({"command": "mlx-finetune", "argv": [*needed, *words]}, {})
+    assert found == {"error": " ".join(str(error.value).split()), "field": field}
+    assert answer({"command": "mlx-finetune", "argv": needed}, {}) == {"error": None, "field": None}
+
+
+def test_a_form_says_how_to_install_what_its_command_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlxlm.finetune.command", None)
+    for argv in (None, ["--model", "m"]):
+        found = answer({"command": "mlx-finetune", "argv": argv}, {})
+        assert found["field"] is None and "pip install 'jaxlm[mlx]'" in found["error"]
+    assert "expected one of train, " in answer({"command": "no", "argv": None}, {})["error"]
 
 
 def test_words_are_what_a_person_types():

@@ -46,6 +46,7 @@ def test_runs_are_found_at_any_place_below_the_root(tmp_path, runs):
     make_run(tmp_path / ".hidden", "third")
     found = {run.name: run for run in runs.all()}
     assert set(found) == {"runs/first", "elsewhere/deep/second"}
+    assert {name for name, run in found.items() if run.has_model} == {"elsewhere/deep/second"}
     assert found["runs/first"].state == "stopped" and found["elsewhere/deep/second"].state == "done"
     assert found["runs/first"].latest["val/loss"] == 3.0 and found["runs/first"].steps == 100
 
@@ -145,12 +146,15 @@ def test_a_path_outside_is_no_run(runs):
 def test_a_new_run_takes_the_settings_of_another_as_words(tmp_path, runs):
     model = dataclasses.asdict(preset("ternary-tiny")) | {"num_layers": 3, "vocab_size": 400, "pad_id": 3}
     optimizer = {"learning_rate": 1e-3, "num_cycles": None}
-    make_run(tmp_path, "a", model=model, optimizer=optimizer, document_mask=True, data_dir=["d"], teacher=None)
+    make_run(
+        tmp_path, "a", model=model, optimizer=optimizer, document_mask=True, data_dir=["d"], teacher=None, keys=["q"]
+    )
     assert settings_to_take(runs.get("a")) == {
         "preset": "ternary-tiny",
         "num_train_steps": "100",
         "seed": "0",
         "optimizer.learning_rate": "0.001",
         "document_mask": "true",
+        "keys": '["q"]',
         "model.num_layers": "3",
     }

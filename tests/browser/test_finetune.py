@@ -11,7 +11,7 @@ from tests.browser.test_journey import field, state
 from tests.conftest import TINY
 from tests.mlxlm.small_models import save_chats, save_model, save_packed
 
-_WORDS = {"num_train_steps": "2", "batch_size": "2", "seq_len": "32", "optimizer.learning_rate": "0.001"}
+_WORDS = {"num_train_steps": "2", "batch_size": "2", "seq_len": "64", "optimizer.learning_rate": "0.001"}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,8 @@ def test_a_model_of_the_shelf_is_finetuned_and_answers(studio, page, shelf):
     page.set_viewport_size({"width": 1280, "height": 900})
     page.get_by_label("Name of the run").fill("tuned")
     start(page)
-    state(page, "done")
+    state(page, "done", "failed")
+    assert page.locator(".chip").first.inner_text() == "done"
     run = studio.root / "runs" / "tuned"
     assert [line["step"] for line in read_metrics(run / "metrics.jsonl")][-1] == 2
     talk(page)

@@ -74,8 +74,8 @@ class Studio:
         """Return the draft of the next run of a command; a new one where there is none that can be read."""
         try:
             content = json.loads(self._draft_file(command).read_text("utf-8"))
-            known = {each.name for each in fields(Draft)}
-            return Draft(**{name: value for name, value in content.items() if name in known} | {"command": command})
+            known = {each.name for each in fields(Draft)} - {"command"}
+            return Draft(command=command, **{name: value for name, value in content.items() if name in known})
         except (OSError, ValueError, TypeError, AttributeError):
             return Draft(command=command, input=[], train={}) if command == FINETUNE else Draft()
 

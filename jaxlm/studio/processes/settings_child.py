@@ -23,19 +23,22 @@ TARGETS = {
 }
 
 
-def describe(settings_class: type, prefix: str = "") -> list[dict[str, Any]]:
-    """Return every setting of a class: name, group, kind, choices, default, help; those of groups inside it too."""
+def describe(settings_class: type, prefix: str = "", group_default: Any = None) -> list[dict[str, Any]]:
+    """Return every setting of a class: name, group, kind, choices, default, help; those of groups inside it too.
+
+    The settings of a group have the defaults of `group_default`, which the class around it may have chosen.
+    """
     helps, hints, found = _helps(settings_class), get_type_hints(settings_class), []
     for field in dataclasses.fields(settings_class):
         kind, rules, name = hints[field.name], metadata_of(field), f"{prefix}{field.name}"
+        default = default_of(field) if group_default is None else getattr(group_default, field.name)
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             found += [
                 each | {"group": rules.group or field.name, "resumable": each["resumable"] or rules.resumable}
-                for each in describe(kind, f"{name}.")
+                for each in describe(kind, f"{name}.", None if default is dataclasses.MISSING else default)
             ]
             continue
         words, choices = _kind_of(kind)
-        default = default_of(field)
         found.append(
             {
                 "name": name,

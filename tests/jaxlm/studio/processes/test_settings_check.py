@@ -1,9 +1,11 @@
 import json
+import operator
 import sys
 
 import pytest
 
 from jaxlm.common.command_line import parse
+from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.studio.processes.settings_check import LEFT_OUT, SettingsCheck, to_nested, to_words
 from jaxlm.studio.processes.settings_child import answer, check, describe, field_of
 from jaxlm.training.train_config import TrainConfig
@@ -20,6 +22,13 @@ def test_every_setting_is_described_with_its_help():
     for name, each in found.items():
         assert each["help"] or name.startswith(LEFT_OUT), f"{name} has no help"
     json.dumps(list(found.values()))
+
+
+def test_the_form_shows_the_defaults_of_the_command():
+    config = parse(FinetuneConfig, ["--model", "m", "--data", "d", "--output_dir", "x"])
+    found = {each["name"]: each["default"] for each in describe(FinetuneConfig) if not each["required"]}
+    assert found == {name: operator.attrgetter(name)(config) for name in found}
+    assert found["optimizer.learning_rate"] != OptimizerConfig().learning_rate
 
 
 NEEDED = ["--output_dir", "x", "--data_dir", "y"]

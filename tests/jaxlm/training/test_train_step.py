@@ -91,7 +91,7 @@ def test_the_state_carries_the_codes_of_its_parameters(tiny_config):
     assert all(0 < line["ternary/flip_rate"] < 0.5 for line in lines)
 
 
-@pytest.mark.parametrize("variant", ["ternary", "ternary_head", "hybrid"])
+@pytest.mark.parametrize("variant", ["ternary", "ternary_head", pytest.param("hybrid", marks=pytest.mark.whole)])
 def test_flips_are_counted_in_the_layer_that_they_are_in(tiny_config, variant):
     """The optimizer turns the sign of one matrix: of its codes, those that are not zero change."""
     config = dataclasses.replace(tiny_config, **VARIANTS[variant])

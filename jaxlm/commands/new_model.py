@@ -70,4 +70,4 @@ def print_model(console: Console, settings: NewModelConfig, model: NewModel) -> 
     console.print(table)
     start = [] if settings.output_dir is None else ["--init_from", settings.output_dir]
     flags = [*model.flags, *flags_of(model.training), *start]
-    console.print(f"train it with:\n  {next_command('train', *flags, '--data_dir', '...')}")
+    console.print(f"train it with:\n  {next_command('train', *flags, '--data_dir', '...', '--output_dir', '...')}")

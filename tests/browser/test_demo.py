@@ -108,6 +108,7 @@ def test_people_stand_in_a_line(demo, browser):
     pages[1].get_by_text("stopped").wait_for()
     for page in (pages[0], pages[2]):
         wait_for_answer(page)
+    assert [page.locator(".said.assistant").count() for page in pages] == [1, 0, 1]
     for page in pages:
         page.context.close()
 

@@ -92,7 +92,7 @@ def fork(studio, page):
 
 
 def tune_again(studio, page):
-    """What the command alone can know is an error of the run, in its words."""
+    """Errors that the command alone can know are those of the run, in its words."""
     page.goto(f"{studio.base}/run?path=runs/tuned")
     page.get_by_role("button", name="Fine-tune", exact=True).click()
     page.wait_for_url(re.compile("/finetune"))

@@ -1,4 +1,4 @@
-"""What an inspection says of directories and files in every form of the same models, and of other families."""
+"""Inspections of directories and files in every form of the same models, and of other families."""
 
 import dataclasses
 import json

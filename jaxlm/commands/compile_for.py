@@ -11,6 +11,9 @@ from jaxlm.common.command_line import make_console
 from jaxlm.planning.chips import GIB
 from jaxlm.planning.compile_for import CompileForConfig, Report, compile_for, find_smallest, predict_smallest
 
+# Bytes of a weight in bfloat16 over those it is gathered in: int8, or packed codes, which may be summed as u32.
+_BFLOAT16_TIMES = {"s8": 2, "u8": 8, "u32": 8}
+
 
 def main(settings: CompileForConfig) -> None:
     """Compile the training step of a model for a slice of TPUs without one: memory, operations, collectives, and an
@@ -45,7 +48,8 @@ def print_report(settings: CompileForConfig, report: Report, smallest: dict[str,
     for (kind, dtype), nbytes in costs.collective_bytes().items():
         table.add_row(f"{kind} {dtype}, MB", f"{nbytes / 1e6:,.2f}", "")
     for dtype, nbytes in costs.gathered_bytes().items():
-        remark = f"as bfloat16 weights {2 * nbytes / 1e6:,.2f}" if dtype in ("s8", "u32") else ""
+        times = _BFLOAT16_TIMES.get(dtype)
+        remark = f"as bfloat16 weights {times * nbytes / 1e6:,.2f}" if times else ""
         table.add_row(f"gathered {dtype}, MB", f"{nbytes / 1e6:,.2f}", remark)
     for name in ("compute", "memory", "interconnect"):
         table.add_row(f"ESTIMATE {name}, ms", f"{1e3 * getattr(roofline, name):.1f}", "at the data sheet's peak")

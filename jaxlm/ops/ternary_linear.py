@@ -22,7 +22,8 @@ from jaxlm.common.architecture.ternary import TernaryForm, dequantize, quantize_
 from jaxlm.ops.backward_products import features_gradient, weight_gradient
 from jaxlm.ops.int8_product import scaled_product
 from jaxlm.ops.shapes import Features, LatentWeight, Outputs
-from jaxlm.parallel.sharding import all_gather_codes
+from jaxlm.parallel.gathered_codes import all_gather_codes
+from jaxlm.parallel.sharding import all_gather
 
 Params = dict[str, Any]
 # Tag of the int8 codes and the scale of a ternary linear's input, by which a remat policy can save them.
@@ -173,10 +174,9 @@ def _scaled(products: Any, weight: TernaryWeight) -> Any:
 
 def all_gathered(weight: TernaryWeight, name: str) -> TernaryWeight:
     """Return codes and scales all-gathered along `fsdp` where there is a mesh, without the latent weight."""
-    # As bytes: without this, a compiler may convert first and all-gather floats.
-    return weight.replace(
-        codes=all_gather_codes(weight.codes, name), scale=all_gather_codes(weight.scale, name), latent=None
-    )
+    # As packed bytes: without this, a compiler may convert first and all-gather floats.
+    codes, scale = all_gather_codes(weight.codes, name), all_gather(weight.scale, name)
+    return weight.replace(codes=codes, scale=scale, latent=None)
 
 
 def _backward(name, residuals, dy):

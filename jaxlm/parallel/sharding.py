@@ -40,13 +40,28 @@ def constrain(x: Any, *names: str | None) -> Any:
     return jax.lax.with_sharding_constraint(x, mesh_axes(*names))
 
 
-def all_gather_codes(codes: jax.Array, name: str) -> jax.Array:
-    """Return the codes `[O, I]` of the linear layer `name`, all-gathered along `fsdp` where there is a mesh."""
+def all_gather(matrix: jax.Array, name: str) -> jax.Array:
+    """Return a matrix `[O, I]` of the linear layer `name`, all-gathered along `fsdp` where there is a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or name not in matrix_axes():
-        return codes
+        return matrix
     names = tuple(None if logical == "embed" else logical for logical in matrix_axes()[name])
-    return jax.lax.with_sharding_constraint(codes, _dividing_axes(mesh, names, codes.shape))
+    return jax.lax.with_sharding_constraint(matrix, _dividing_axes(mesh, names, matrix.shape))
+
+
+def constrain_matrix(matrix: jax.Array, name: str) -> jax.Array:
+    """Constrain a matrix of the linear layer `name` to be split as parameters of its shape are."""
+    return jax.lax.with_sharding_constraint(
+        matrix, _dividing_axes(jax.sharding.get_abstract_mesh(), matrix_axes()[name], matrix.shape)
+    )
+
+
+def is_split_alike(name: str, *shapes: tuple[int, ...]) -> bool:
+    """Return True if there is a mesh that splits matrices of the layer `name` along `fsdp`, in all shapes alike."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or name not in matrix_axes() or mesh.shape["fsdp"] == 1:
+        return False
+    return len({_dividing_axes(mesh, matrix_axes()[name], shape) for shape in shapes}) == 1
 
 
 def target_platform() -> str:

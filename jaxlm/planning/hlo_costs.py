@@ -40,10 +40,10 @@ class Collective:
         """True if the parts of an array are all-gathered.
 
         XLA also all-gathers by a ring of permutes in a loop of matrix products: the name of the loop tells an
-        all-gather (ag) from a reduction (rs), and int8 is never reduced. On some slices XLA all-gathers int8 by an
+        all-gather (ag) from a reduction (rs), and bytes are never reduced. On some slices XLA all-gathers bytes by an
         all-reduce of parts padded with zeros, as u32; a model never sums u32.
         """
-        ring = self.kind == "collective-permute" and ("_ag" in self.computation or self.dtype == "s8")
+        ring = self.kind == "collective-permute" and ("_ag" in self.computation or self.dtype in ("s8", "u8"))
         return self.kind == "all-gather" or ring or (self.kind == "all-reduce" and self.dtype == "u32")
 
 

@@ -124,9 +124,9 @@ def flops_on_paper(settings: ScalingBenchmark) -> float:
 
 
 def gathered_on_paper(settings: ScalingBenchmark) -> int:
-    """Codes once forward and once backward, the float32 embedding table once."""
+    """Codes in two bits once forward and once backward, the float32 embedding table once."""
     config = _model(settings)
-    return 2 * ternary_parameter_count(config) + 4 * config.vocab_size * config.hidden_size
+    return ternary_parameter_count(config) // 2 + 4 * config.vocab_size * config.hidden_size
 
 
 def _model(settings: ScalingBenchmark) -> ModelConfig:

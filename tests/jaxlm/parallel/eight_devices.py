@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm.checkpoints.checkpoint import Checkpoints, restore_params
+from jaxlm.common.architecture.parameters import block_matrix_parameter_count
 from jaxlm.common.architecture.ternary import TernaryForm
 from jaxlm.common.objectives.distillation import Distillation
 from jaxlm.common.objectives.quantization_course import QuantizationCourse
@@ -185,14 +187,17 @@ def collectives(text):
 
 
 @pytest.mark.parametrize("model", ["ternary", "scales_by_group"])
-def test_fsdp_gathers_the_weights_of_blocks_as_int8(model):
-    """The compiled program holds the promise that devices exchange ternary weights as one byte each, not as float32."""
+def test_fsdp_gathers_the_weights_of_blocks_in_two_bits(model):
+    """The compiled program holds the promise that devices exchange four ternary weights as a byte."""
     config = MODELS[model]
     gathered = [array for name, array in collectives(compiled(model, "fsdp 8", 1)[0].as_text()) if name == "all-gather"]
     print(f"gathered: {sorted(gathered)}")
     # Seven matrices, forward and backward; whatever is gathered as float is the embedding, or the scales of groups.
-    assert sum(array.startswith("s8") for array in gathered) == 14
-    floats = {array for array in gathered if not array.startswith("s8")}
+    codes = [array for array in gathered if array.startswith("u8")]
+    assert len(codes) == 14 and not [array for array in gathered if array.startswith("s8")]
+    nbytes = sum(math.prod(map(int, re.findall(r"\d+", array.partition("[")[2]))) for array in codes)
+    assert 4 * nbytes == 2 * block_matrix_parameter_count(config) // config.num_layers
+    floats = {array for array in gathered if not array.startswith("u8")}
     scales = {array for array in floats if re.fullmatch(r"f32\[1,\d+,[12]\]", array)}
     # By group the embedding is gathered as tiles of one row.
     others = {re.sub(r"(?<=[\[,])1,", "", array) for array in floats - scales}

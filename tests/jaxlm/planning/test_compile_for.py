@@ -144,7 +144,7 @@ def test_a_small_step_is_compiled_or_libtpu_named(tmp_path):
     gathered_in_layers = [
         c for c in written["report"]["costs"]["collectives"] if c["times"] > 1 and c["kind"] == "all-gather"
     ]
-    assert gathered_in_layers and {c["dtype"] for c in gathered_in_layers} == {"s8"}
+    assert gathered_in_layers and {c["dtype"] for c in gathered_in_layers} == {"u8"}
 
 
 def test_a_report_is_plain_values():

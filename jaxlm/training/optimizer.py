@@ -12,6 +12,7 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 from jaxlm.common.architecture.parameters import is_block_matrix, is_decayed
 from jaxlm.common.run.optimizer_config import (
     MUON_RMS,
+    NEWTON_SCHULZ_STEPS,
     OptimizerConfig,
     Piece,
     learning_rate_pieces,
@@ -60,6 +61,7 @@ def make_optimizer(config: OptimizerConfig, num_train_steps: int) -> optax.Gradi
     if config.name == "muon":
         muon = optax.chain(
             scale_by_muon(
+                ns_steps=NEWTON_SCHULZ_STEPS,
                 beta=config.momentum,
                 mu_dtype=config.first_moment_dtype,
                 weight_dimension_numbers=_dimension_numbers,

@@ -8,6 +8,7 @@ import mlx.core as mx
 from jaxlm.common.architecture.parameters import is_block_matrix, is_decayed
 from jaxlm.common.run.optimizer_config import (
     MUON_RMS,
+    NEWTON_SCHULZ_STEPS,
     OptimizerConfig,
     learning_rate,
     learning_rate_pieces,
@@ -18,7 +19,6 @@ Arrays = dict[str, mx.array]
 OptimizerState = dict[str, Arrays]
 # As in optax.contrib: coefficients of the quintic polynomial, its steps, and what keeps the norm from 0.
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-_NEWTON_SCHULZ_STEPS = 5
 _NEWTON_SCHULZ_EPS = 1e-8
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
 
@@ -141,12 +141,12 @@ def make_optimizer(config: OptimizerConfig, num_train_steps: int) -> AdamW:
 
 
 def orthogonalized(matrix: mx.array) -> mx.array:
-    """Return the matrix `[O, I]` with singular values near 1, between 0.5 and 1.5, by Newton-Schulz steps."""
+    """Return the matrix `[O, I]` with singular values near 1, the smallest less so, by Newton-Schulz steps."""
     a, b, c = _NEWTON_SCHULZ
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if is_tall else matrix
     x = x / (mx.sqrt(mx.sum(mx.square(x))) + _NEWTON_SCHULZ_EPS)
-    for _ in range(_NEWTON_SCHULZ_STEPS):
+    for _ in range(NEWTON_SCHULZ_STEPS):
         squares = x @ x.T
         x = a * x + (b * squares + c * (squares @ squares)) @ x
     return x.T if is_tall else x

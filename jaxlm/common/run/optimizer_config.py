@@ -24,6 +24,9 @@ _MUON_MOMENTUM = 0.95
 # Muon's updates are orthogonal matrices times this and sqrt(max(O, I)): their root mean square is then 0.2, near that
 # of AdamW's, so that one learning rate serves both (arXiv 2502.16982).
 MUON_RMS = 0.2
+# Newton-Schulz iterations that make a matrix nearly orthogonal. Three cost 0.6 of the usual five and train ternary and
+# float models as well (docs/quality.md).
+NEWTON_SCHULZ_STEPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)

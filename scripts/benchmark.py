@@ -19,6 +19,7 @@ BENCHMARKS = {
     "samples": "accuracy on a task by the number of samples: the best by a verifier, the majority",
     "products": "the products of a linear layer by form and route: GFLOP/s, exactness",
     "profile": "where the time of a training step goes, by the kind of operation",
+    "accelerator": "all that has to be measured on a GPU or TPU, in one go",
     "scaling": "the cost of a step when the sequence, batch, layers or devices double",
 }
 

@@ -26,7 +26,7 @@ import pytest
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.rotary import RopeScaling
-from jaxlm.ops.xla_flags import knows_flag
+from jaxlm.ops.machine.xla_flags import knows_flag
 from shared_tokenizer.preparation.prepare import prepare
 from shared_tokenizer.preparation.prepare_config import PrepareConfig
 from shared_tokenizer.preparation.summary import Summary

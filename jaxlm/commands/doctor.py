@@ -66,7 +66,7 @@ def main(config: DoctorConfig) -> None:
 def _machine() -> list[tuple[str, str]]:
     import jax
 
-    from jaxlm.ops.cpu import processor_features
+    from jaxlm.ops.machine.cpu import processor_features
     from jaxlm.training.device_memory import GIB, free_bytes
 
     devices = jax.devices()
@@ -114,7 +114,7 @@ def _training() -> list[tuple[str, str]]:
     from jaxlm.common.architecture.presets import preset
     from jaxlm.ops.attention import choose_kernel
     from jaxlm.ops.backward_products import native_route
-    from jaxlm.ops.cpu import compiler_options, has_vnni
+    from jaxlm.ops.machine.cpu import compiler_options, has_vnni
     from jaxlm.training.resolve import activation_dtype, remat_forms
 
     device, model = jax.devices()[0], preset("ternary-25m")

@@ -15,6 +15,7 @@ from jaxlm.common.architecture.parameters import has_bias
 from jaxlm.common.architecture.rational import RATIONAL, SHAPES, rational, silu_coefficients
 from jaxlm.common.architecture.rotary import rotary_attention_factor, rotary_frequencies
 from jaxlm.common.architecture.ternary import quantize_rows
+from jaxlm.ops.elementwise import rotate_halves, times_gain
 from jaxlm.ops.mixed_linear import MixedGain, MixedWeight, mixed_linear, mixed_norm, mixed_operands
 from jaxlm.ops.shapes import Features, Hidden, Outputs, Positions
 from jaxlm.ops.ternary_linear import (
@@ -48,7 +49,7 @@ class RMSNorm(nn.Module):
     def _normed(self, x: Features, weight: jax.Array) -> Features:
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return (normed * jnp.expand_dims(weight, range(x.ndim - 1))).astype(x.dtype)
+        return times_gain(normed, weight).astype(x.dtype)
 
 
 class Linear(nn.Module):
@@ -218,12 +219,9 @@ def rotary(x: Features, positions: Positions, config: ModelConfig) -> jax.Array:
 
     Pair i of a head, (x_i, x_{i + H/2}), turns by the angle position * frequency i (see `rotary_frequencies`).
     """
-    half = x.shape[-1] // 2
     frequencies = rotary_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-    angles = positions[:, :, None, None].astype(jnp.float32) * np.float32(frequencies).reshape(1, 1, 1, half)
+    angles = positions[:, :, None, None].astype(jnp.float32) * np.float32(frequencies).reshape(1, 1, 1, -1)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     if (factor := rotary_attention_factor(config.rope_scaling)) != 1:
         cos, sin = cos * factor, sin * factor
-    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    return rotate_halves(x, cos, sin)

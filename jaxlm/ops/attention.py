@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxlm.common.step_choices import AttentionKernel
-from jaxlm.ops.gpu import AMPERE, is_ampere
+from jaxlm.ops.machine.gpu import AMPERE, is_ampere
 from jaxlm.ops.shapes import CachedKeys, CachedValues, Keys, Positions, Queries, SegmentIds, Values
 from jaxlm.ops.tiled_attention import ATTENTION_OUTPUT, tiled_attention, tiles_of, visible_keys
 

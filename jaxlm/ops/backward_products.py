@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jaxlm.common.architecture.ternary import dequantize
-from jaxlm.ops.cpu import processor_features
+from jaxlm.ops.machine.cpu import processor_features
 from jaxlm.ops.native.products import Native, d_features, d_weight, native_products
 from jaxlm.parallel.sharding import target_platform
 

@@ -20,8 +20,8 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import batching, mlir
 
-from jaxlm.ops.cpu import has_vnni
-from jaxlm.ops.gpu import is_ampere
+from jaxlm.ops.machine.cpu import has_vnni
+from jaxlm.ops.machine.gpu import is_ampere
 from jaxlm.ops.shapes import Codes, FeatureScale, Int8Features, Int32Outputs, Outputs
 
 # Inverting it turns an int8 into the uint8 that is larger by 128.

@@ -27,8 +27,8 @@ from jaxlm.ops.shapes import Keys, KeySegmentIds, Queries, SegmentIds, Values
 ATTENTION_OUTPUT = "attention_output"
 # Groups of tiles that a program unrolls.
 GROUPS = 4
-# The fewest and the most queries of a tile; between them, one tile per group.
-TILE_SIZES = (64, 128)
+# Queries of a tile.
+TILE_SIZE = 128
 _HIDDEN = -1e30  # finite: a padded query that sees nothing gets finite numbers
 
 
@@ -132,8 +132,7 @@ _attention.defvjp(_forward, _backward)
 
 
 def _choose_tiles(length: int) -> Tiles:
-    smallest, largest = TILE_SIZES
-    return tiles_of(length, min(length, largest, max(smallest, -(-length // GROUPS))))
+    return tiles_of(length, min(length, TILE_SIZE))
 
 
 def _query_tiles(tiles: Tiles, queries: jax.Array, segment_ids: SegmentIds | None) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxlm.common.sampling import check_prompt
 from jaxlm.model.language_model import LanguageModel, init_cache
-from jaxlm.ops.cpu import compiler_options
+from jaxlm.ops.machine.cpu import compiler_options
 from jaxlm.ops.ternary_linear import Params
 
 

@@ -19,7 +19,7 @@ import yaml
 
 from jaxlm.commands.runs import summarize
 from jaxlm.common.run.run_directory import CONFIG
-from jaxlm.ops.cpu import processor_features
+from jaxlm.ops.machine.cpu import processor_features
 from jaxlm.study.study import StudyRun
 from shared_tokenizer.manifest import write_file
 

@@ -1,7 +1,7 @@
 """The known-answer test: the parts of a training step on the device that will train, compared with numpy.
 
-A compiler can be wrong without an error (see `jaxlm.ops.xla_flags`), and a wrong kernel trains a wrong model. The
-arrays are small, but large enough to take the paths of training: several tiles of attention, several chunks of the
+A compiler can be wrong without an error (see `jaxlm.ops.machine.xla_flags`), and a wrong kernel trains a wrong model.
+The arrays are small, but large enough to take the paths of training: several tiles of attention, several chunks of the
 loss, few and many rows of int8 products.
 """
 
@@ -28,12 +28,12 @@ from jaxlm.common.step_choices import AttentionKernel
 from jaxlm.model.language_model import Block
 from jaxlm.model.mixers import Context
 from jaxlm.ops.attention import causal_attention
-from jaxlm.ops.cpu import compiler_options
 from jaxlm.ops.cross_entropy import cross_entropy_sum
 from jaxlm.ops.int8_product import int8_product
 from jaxlm.ops.linear_recurrence import linear_recurrence
+from jaxlm.ops.machine.cpu import compiler_options
+from jaxlm.ops.machine.xla_flags import NO_FUSED_REDUCTIONS, XLA_FLAGS
 from jaxlm.ops.ternary_linear import ternarize_weight, ternary_linear
-from jaxlm.ops.xla_flags import NO_FUSED_REDUCTIONS, XLA_FLAGS
 from jaxlm.parallel.mesh import make_mesh
 from jaxlm.parallel.mesh_config import MeshConfig
 from jaxlm.training.optimizer import make_optimizer

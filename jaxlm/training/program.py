@@ -24,7 +24,7 @@ from jaxlm.common.run.summary import format_bytes
 from jaxlm.evaluate import make_loss_function
 from jaxlm.load import model_fingerprint
 from jaxlm.model.language_model import LanguageModel
-from jaxlm.ops.cpu import compiler_options
+from jaxlm.ops.machine.cpu import compiler_options
 from jaxlm.ops.ternary_linear import Params, TernaryWeight, quantize_params
 from jaxlm.parallel.distributed import SharedStop, all_or_none, is_first
 from jaxlm.parallel.sharding import batch_sharding, data_parallel_size, global_batch, place

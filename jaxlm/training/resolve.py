@@ -16,7 +16,7 @@ from jaxlm.common.run.run_config import steps_of_epochs
 from jaxlm.common.step_choices import Remat
 from jaxlm.model.language_model import LanguageModel
 from jaxlm.ops.attention import choose_kernel
-from jaxlm.ops.gpu import compute_capability, is_ampere
+from jaxlm.ops.machine.gpu import compute_capability, is_ampere
 from jaxlm.training.train_config import TrainConfig
 from jaxlm.training.train_step import ALL_TERNARY
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer

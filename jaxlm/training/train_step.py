@@ -16,7 +16,7 @@ from jaxlm.common.architecture.parameters import parameters
 from jaxlm.common.objectives.quantization_course import Phase, QuantizationCourse
 from jaxlm.common.ternary_health import health_metrics
 from jaxlm.model.language_model import LanguageModel, init_params
-from jaxlm.ops.cpu import compiler_options
+from jaxlm.ops.machine.cpu import compiler_options
 from jaxlm.ops.mixed_linear import with_share
 from jaxlm.ops.ternary_linear import Params, TernaryWeight, quantize_params, with_ternary
 from jaxlm.training.objectives.next_token import next_token

@@ -5,7 +5,7 @@ import pytest
 
 import jaxlm.ops.backward_products as module
 from jaxlm.ops.backward_products import features_gradient, weight_gradient
-from jaxlm.ops.cpu import processor_features
+from jaxlm.ops.machine.cpu import processor_features
 from jaxlm.ops.native.build import find_compiler
 from jaxlm.ops.native.products import Native, load_library
 from jaxlm.parallel.mesh import make_mesh

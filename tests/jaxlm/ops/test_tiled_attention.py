@@ -12,7 +12,7 @@ from tests.jaxlm.ops.attention_inputs import inputs
 @pytest.mark.parametrize("segmented", [False, True])
 @pytest.mark.parametrize("length", [1, 4, 7, 31, 70])
 def test_tiles_equal_the_reference_in_value_and_gradient(monkeypatch, length, segmented):
-    monkeypatch.setattr(jaxlm.ops.tiled_attention, "TILE_SIZES", (2, 4))
+    monkeypatch.setattr(jaxlm.ops.tiled_attention, "TILE_SIZE", 4)
     segment_ids = np.cumsum(np.arange(length) % 5 == 4)[None].repeat(2, axis=0) if segmented else None
     arguments = inputs(length)
     weights = jnp.asarray(np.random.default_rng(1).standard_normal(arguments[0].shape), jnp.float32)

@@ -86,11 +86,14 @@ def step(loss_chunks: int) -> dict[str, Any]:
     train_step, state = abstract_step(LanguageModel(config), mesh, objective=next_token(loss_chunks))
     with jax.set_mesh(mesh):
         compiled = train_step.lower(state, abstract_batch(mesh, batch_size, seq_len)).compile()
+    gains = sum(math.prod(parameter.shape) for parameter in parameters(config) if len(parameter.shape) == 1)
     codes = sum(math.prod(parameter.shape) for parameter in parameters(config) if parameter.storage == "ternary")
     return dataclasses.asdict(hlo_costs(compiled.as_text() or "")) | {
         "model_flops": model_flops(config, batch_size, seq_len),
         # The backward pass recomputes the attention scores.
         "scores": 2 * seq_len * batch_size * seq_len * config.num_layers * config.num_heads * config.head_dim,
+        # The gradient of a norm's gain is a product on a CPU.
+        "gains": 2 * seq_len * batch_size * gains,
         "forward_flops_of_blocks": 2 * codes * batch_size * seq_len,
         "codes": codes,
     }

@@ -70,8 +70,9 @@ def test_memory_traffic_of_one_product_is_its_arrays(found):
 
 
 def test_the_training_step_has_the_operations_of_the_formula(found):
-    assert sum(found["step"]["flops"].values()) * 8 == found["step"]["model_flops"] + found["step"]["scores"]
-    assert found["step"]["flops"]["int8"] * 8 == found["step"]["forward_flops_of_blocks"]
+    step = found["step"]
+    assert sum(step["flops"].values()) * 8 == step["model_flops"] + step["scores"] + step["gains"]
+    assert step["flops"]["int8"] * 8 == step["forward_flops_of_blocks"]
 
 
 def test_a_loss_in_chunks_needs_no_more_collectives(found):
@@ -85,11 +86,11 @@ def test_a_loss_in_chunks_needs_no_more_collectives(found):
 
 def test_fsdp_all_gathers_codes_and_not_floats(found):
     gathers = [c for c in found["step"]["collectives"] if c["kind"] == "all-gather" and c["op_name"]]
-    codes = sum(c["nbytes"] for c in gathers if c["dtype"] == "s8")
-    # Once in the forward pass and once in the backward one.
-    assert codes == 2 * found["step"]["codes"]
+    codes = sum(c["nbytes"] for c in gathers if c["dtype"] == "u8")
+    # Once in the forward pass and once in the backward one, four to a byte.
+    assert 4 * codes == 2 * found["step"]["codes"]
     in_layers = [c for c in gathers if c["times"] > 1]
-    assert in_layers and {c["dtype"] for c in in_layers} == {"s8"}
+    assert in_layers and {c["dtype"] for c in in_layers} == {"u8"}
 
 
 TPU_TEXT = """HloModule jit_step, is_scheduled=true, num_partitions=4

@@ -14,8 +14,8 @@ from jaxlm.common.architecture.parameters import parameters
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.common.ternary_health import FLIPS, ZEROS, by_layer
 from jaxlm.model.language_model import LanguageModel
+from jaxlm.ops.machine.xla_flags import knows_flag
 from jaxlm.ops.ternary_linear import quantize_params
-from jaxlm.ops.xla_flags import knows_flag
 from jaxlm.planning.hlo_module import Module
 from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
 from jaxlm.training.train_step import init_state, make_train_step
@@ -172,7 +172,7 @@ def test_golden_step(path):
 
 
 def test_the_step_holds_no_reduction_by_a_library():
-    """The fused reductions of YNN, some of which are wrong (see `jaxlm.ops.xla_flags`)."""
+    """The fused reductions of YNN, some of which are wrong (see `jaxlm.ops.machine.xla_flags`)."""
     module = Module(compiled_step(TINY, 1, jnp.float32).as_text())
     fused = [
         {each.opcode for each in module.computations[instruction.called("calls")].values()}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.ops.cpu import processor_features
+from jaxlm.ops.machine.cpu import processor_features
 from jaxlm.ops.native import products
 from jaxlm.ops.native.build import FLAGS, NoLibraryError, find_compiler
 from jaxlm.ops.native.products import FEATURE, check_exact, d_features, d_weight, load_library, native_products

@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from jaxlm.ops import xla_flags
-from jaxlm.ops.xla_flags import NO_FUSED_REDUCTIONS, knows_flag, set_xla_flags
+from jaxlm.ops.machine import xla_flags
+from jaxlm.ops.machine.xla_flags import NO_FUSED_REDUCTIONS, knows_flag, set_xla_flags
 
 NO_FUSIONS = f"--{NO_FUSED_REDUCTIONS}=-reduce"
 NO_SPLITS = "--xla_disable_hlo_passes=tree_reduction_rewriter"

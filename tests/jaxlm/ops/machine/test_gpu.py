@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from jaxlm.ops.gpu import compute_capability, is_ampere
+from jaxlm.ops.machine.gpu import compute_capability, is_ampere
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.ops import cpu
+from jaxlm.ops.machine import cpu
 
 
 @pytest.mark.parametrize("described", ["flags : avx512f avx512_vnni\n", "flags : avx2\n", None])

@@ -9,6 +9,7 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # tests compile what they test
 # Here compiling takes longer than running, and these make it five times shorter. Processes of tests inherit them.
 # Those that are given come after them, and the last one counts.
 os.environ["XLA_FLAGS"] = " ".join(

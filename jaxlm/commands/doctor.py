@@ -113,20 +113,21 @@ def _training() -> list[tuple[str, str]]:
 
     from jaxlm.common.architecture.presets import preset
     from jaxlm.ops.attention import choose_kernel
-    from jaxlm.ops.backward_products import native_route
-    from jaxlm.ops.machine.cpu import compiler_options, has_vnni
+    from jaxlm.ops.backward_products import native_route, step_options
+    from jaxlm.ops.int8_product import unsigned_route
     from jaxlm.training.resolve import activation_dtype, remat_forms
 
     device, model = jax.devices()[0], preset("ternary-25m")
     dtype = activation_dtype("auto", device)
-    bytes_by = "AVX-512 VNNI, unsigned by signed bytes" if has_vnni() and device.platform == "cpu" else "XLA"
-    onednn = "on" if compiler_options(device.platform) else "off: not measured faster here"
+    bytes_by = unsigned_route().reason if device.platform == "cpu" else "XLA"
+    widths = [str(width) for width in (256, 512) if step_options(device.platform, dtype, width)]
+    onednn = f"on for models of width {' and '.join(widths)}" if widths else "off: not measured faster here"
     return [
         ("precision", f"{np.dtype(dtype).name} (--dtype): float32 on CPUs, bfloat16 or float16 on accelerators"),
         ("attention", f"{choose_kernel('auto', dtype, model.head_dim, device)} (--attention)"),
-        ("int8 products", bytes_by),
+        ("int8 products by unsigned bytes", bytes_by),
         ("bfloat16 gradients' products", native_route().reason),
-        ("oneDNN", onednn),
+        ("oneDNN's products", onednn),
         ("XLA_FLAGS", os.environ.get("XLA_FLAGS", "")),
         ("remat", f"the first that fits of {', '.join(remat_forms('auto', model))} (--remat)"),
     ]

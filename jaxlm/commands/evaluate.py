@@ -10,6 +10,7 @@ from jaxlm.common.command_line import make_console
 from jaxlm.evaluate import evaluate_documents
 from jaxlm.evaluate_config import EvaluateConfig
 from jaxlm.load import load_model, model_fingerprint
+from jaxlm.ops.machine.user_cache import keep_programs
 from jaxlm.tasks import evaluated_model
 from shared_tokenizer.data.evaluation_text import evaluation_table, write_evaluations
 
@@ -17,6 +18,7 @@ from shared_tokenizer.data.evaluation_text import evaluation_table, write_evalua
 def main(config: EvaluateConfig) -> None:
     """Evaluate models on text: nats per token, perplexity, and bits per byte, which does not depend on the
     tokenizer; on the answers of chats; or on tasks."""
+    keep_programs()
     console, found, models = make_console(), {}, {}
     if not (config.input or config.tasks):
         raise ValueError("input: found neither text nor tasks, expected --input FILES, --tasks NAMES, or both")

@@ -12,6 +12,7 @@ from jaxlm.common.sampling import GenerateConfig, check_prompt, print_speed
 from jaxlm.continue_texts import continue_texts
 from jaxlm.generate import generate
 from jaxlm.load import load_model, model_fingerprint
+from jaxlm.ops.machine.user_cache import keep_programs
 from jaxlm.ops.ternary_linear import ternarize
 from shared_tokenizer.model_chat_format import reply_stop_ids
 from shared_tokenizer.tokenizers.tokenizer import TextStream
@@ -20,6 +21,7 @@ from shared_tokenizer.tokenizers.tokenizer import TextStream
 def main(config: GenerateConfig) -> None:
     """Continue a text with JAX, by a run directory or a model; the text is shown as it comes. With --prompts continue
     all texts of a file."""
+    keep_programs()
     model, params, tokenizer = load_model(config.model)
     if tokenizer is None:
         raise ValueError(f"{config.model}: found no tokenizer, so there is no text to continue")

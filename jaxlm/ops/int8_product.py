@@ -9,11 +9,14 @@ and x + 128 is x with its sign bit inverted, read as unsigned. Sums of int32 are
 """
 
 import functools
+import importlib.metadata
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.extend.mlir import ir
@@ -22,6 +25,8 @@ from jax.interpreters import batching, mlir
 
 from jaxlm.ops.machine.cpu import has_vnni
 from jaxlm.ops.machine.gpu import is_ampere
+from jaxlm.ops.machine.routes import Route, faster, measured_once
+from jaxlm.ops.machine.user_cache import cache_directory, processor_key
 from jaxlm.ops.shapes import Codes, FeatureScale, Int8Features, Int32Outputs, Outputs
 
 # Inverting it turns an int8 into the uint8 that is larger by 128.
@@ -29,6 +34,8 @@ _SIGN_BIT = 128
 # With fewer rows of x, as in decoding, the sums of the codes cost more than the products gain: unsigned products take
 # 1.0 to 7 times as long at 8 to 64 rows, and 0.24 to 0.45 at 2048 (AMD EPYC, 2 cores, 2026-11-28).
 _FEWEST_ROWS = 128
+# Of both operands when the routes are timed.
+_TIMED_SHAPE = (1024, 512)
 _unsigned_product = Primitive("unsigned_product")
 
 
@@ -63,9 +70,37 @@ def _by_kernel(x: Int8Features, codes: Codes, scale: FeatureScale, dtype: Any) -
 
 def int8_product(x: Int8Features, codes: Codes) -> Int32Outputs:
     """Return `x codes^T`, int32 `[..., O]`, of int8 `[..., I]` and `[O, I]`; exact, so the same on every platform."""
-    if not has_vnni() or math.prod(x.shape[:-1]) < _FEWEST_ROWS:
+    if math.prod(x.shape[:-1]) < _FEWEST_ROWS or not _is_unsigned_faster():
         return _signed(x, codes)
     return jax.lax.platform_dependent(x, codes, cpu=_by_unsigned, default=_signed)
+
+
+def _is_unsigned_faster() -> bool:
+    # The processes of a mesh have to agree: they go by the name of the instruction.
+    return has_vnni() if jax.sharding.get_abstract_mesh().size > 1 else unsigned_route().is_used
+
+
+@functools.cache
+def unsigned_route() -> Route:
+    """Return whether products of bytes are by unsigned ones on this machine's processor, and why.
+
+    The first call on a machine compares both and times them; the times are kept in the user's cache.
+    """
+    path = cache_directory() / f"int8_product-{processor_key()}-{importlib.metadata.version('jaxlib')}.json"
+    try:
+        return faster(measured_once(path, _forms), "unsigned", "signed")
+    except ArithmeticError as error:
+        return Route(False, f"off: {error}")
+
+
+def _forms() -> dict[str, Callable[[], jax.Array]]:
+    """Return calls of both routes. Raises ArithmeticError where their sums differ."""
+    rng = np.random.default_rng(0)
+    x, codes = (jnp.asarray(rng.integers(*limits, _TIMED_SHAPE), jnp.int8) for limits in ((-128, 128), (-1, 2)))
+    unsigned, signed = (functools.partial(jax.jit(route), x, codes) for route in (_by_unsigned, _signed))
+    if not np.array_equal(unsigned(), signed()):
+        raise ArithmeticError("sums of unsigned bytes differ from those of signed ones on this processor")
+    return {"unsigned": unsigned, "signed": signed}
 
 
 def _signed(x: Int8Features, codes: Codes) -> Int32Outputs:

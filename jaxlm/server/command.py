@@ -3,12 +3,14 @@
 from jaxlm.common.openai_api.requests import ServedModel
 from jaxlm.common.serving.command import serve, served_model
 from jaxlm.load import load_model
+from jaxlm.ops.machine.user_cache import keep_programs
 from jaxlm.server.engine import JaxEngine
 from jaxlm.server.server_config import ServerConfig
 
 
 def main(config: ServerConfig) -> None:
     """Serve a model with OpenAI's API from JAX until interrupted. A run directory is served too."""
+    keep_programs()
     serve(config, lambda: open_engine(config))
 
 

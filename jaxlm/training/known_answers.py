@@ -31,7 +31,7 @@ from jaxlm.ops.attention import causal_attention
 from jaxlm.ops.cross_entropy import cross_entropy_sum
 from jaxlm.ops.int8_product import int8_product
 from jaxlm.ops.linear_recurrence import linear_recurrence
-from jaxlm.ops.machine.cpu import compiler_options
+from jaxlm.ops.machine.cpu import onednn_options
 from jaxlm.ops.machine.xla_flags import NO_FUSED_REDUCTIONS, XLA_FLAGS
 from jaxlm.ops.ternary_linear import ternarize_weight, ternary_linear
 from jaxlm.parallel.mesh import make_mesh
@@ -53,8 +53,12 @@ Part = Callable[[], Iterator[Answer]]
 
 
 @functools.cache
-def check_known_answers(device: Any, dtype: Any, kernel: AttentionKernel, backward_dtype: str | None = None) -> int:
+def check_known_answers(
+    device: Any, dtype: Any, kernel: AttentionKernel, backward_dtype: str | None = None, *, has_onednn: bool = True
+) -> int:
     """Compare the parts of a training step with numpy's, in the precisions and with the attention kernel of a run.
+
+    They are compiled with the options for oneDNN's products where the run's step is and the processor has them.
 
     Returns the number of arrays that were compared. Raises WrongAnswerError (a ValueError), which names the parts that
     are wrong, the version of jaxlib and the way out. A process checks each combination once.
@@ -68,7 +72,7 @@ def check_known_answers(device: Any, dtype: Any, kernel: AttentionKernel, backwa
 
     # Together, because compiling takes nearly all of the time, mostly on one core.
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = list(pool.map(answers, parts(mesh, dtype, kernel, backward_dtype).values()))
+        found = list(pool.map(answers, parts(mesh, dtype, kernel, backward_dtype, has_onednn=has_onednn).values()))
     name = f"jaxlib {importlib.metadata.version('jaxlib')} on {device.device_kind} in {dtype.name}"
     return check_answers(itertools.chain.from_iterable(found), name, _remedy(device.platform))
 
@@ -83,10 +87,12 @@ def _remedy(platform: str) -> str:
     )
 
 
-def parts(mesh: Mesh, dtype: Any, kernel: AttentionKernel, backward_dtype: str | None = None) -> dict[str, Part]:
+def parts(
+    mesh: Mesh, dtype: Any, kernel: AttentionKernel, backward_dtype: str | None = None, *, has_onednn: bool = True
+) -> dict[str, Part]:
     """Return the parts by name, those that take longest first. Each is to be called in the mesh, of one device."""
     platform = mesh.devices.flat[0].platform
-    run = partial(_run, mesh, compiler_options(platform) or None)
+    run = partial(_run, mesh, (onednn_options(platform) if has_onednn else None) or None)
     tolerance = _TOLERANCES[dtype.name if platform == "cpu" or dtype.itemsize == 2 else "bfloat16"]
     return {
         "dense block": partial(_dense_block, run, dtype, tolerance, kernel),

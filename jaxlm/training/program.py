@@ -24,7 +24,7 @@ from jaxlm.common.run.summary import format_bytes
 from jaxlm.evaluate import make_loss_function
 from jaxlm.load import model_fingerprint
 from jaxlm.model.language_model import LanguageModel
-from jaxlm.ops.machine.cpu import compiler_options
+from jaxlm.ops.backward_products import step_options
 from jaxlm.ops.ternary_linear import Params, TernaryWeight, quantize_params
 from jaxlm.parallel.distributed import SharedStop, all_or_none, is_first
 from jaxlm.parallel.sharding import batch_sharding, data_parallel_size, global_batch, place
@@ -109,7 +109,12 @@ class ProgramBuilder:
         """Compare known answers on a device of this process. Raises ValueError where one is wrong, on all processes."""
         device = self._mesh.local_devices[0]
         model = self.model
-        count = all_or_none(lambda: check_known_answers(device, model.dtype, model.attention, model.backward_dtype))
+        options = step_options(device.platform, model.dtype, model.config.hidden_size)
+        count = all_or_none(
+            lambda: check_known_answers(
+                device, model.dtype, model.attention, model.backward_dtype, has_onednn=bool(options)
+            )
+        )
         self._console.print(f"known answers: {count} arrays of a training step are as numpy computes them")
 
     def first_state(self, checkpoints: Checkpoints) -> TrainState:
@@ -155,10 +160,6 @@ class ProgramBuilder:
 
     def compile(self, state: TrainState) -> Program:
         """Compile the programs of all phases to come. Raises ValueError where a step does not fit the devices."""
-        if self._config.compilation_cache_dir and compiler_options(self._mesh.devices.flat[0].platform):
-            self._console.print(
-                "compilation_cache_dir: the training step is not kept there, for its oneDNN products cannot be"
-            )
         # Evaluation may come before the next step: the phase of the last one counts too.
         first, last = max(0, int(state.step) - 1), self._config.total_steps - 1
         extras = self._extras(state)

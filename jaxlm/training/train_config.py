@@ -63,8 +63,8 @@ class TrainConfig(RunConfig):
     keep_best_checkpoints: int = setting(1, group="checkpoints", resumable=True, at_least=0)
     """Checkpoints with the lowest held-out loss to keep as well."""
     compilation_cache_dir: str | None = setting(None, group="devices", resumable=True)
-    """Keep compiled programs in this directory for the next start. Training steps with oneDNN products are not kept:
-    they cannot be written."""
+    """Keep compiled programs in this directory for the next start; by default in the user's cache. Training steps with
+    oneDNN products are not kept: they cannot be written."""
     mesh: MeshConfig = setting(factory=MeshConfig, resumable=True)
     """Division of the work over all devices, of all processes."""
     distributed: DistributedConfig = setting(factory=DistributedConfig, resumable=True)

@@ -16,7 +16,7 @@ from jaxlm.common.architecture.parameters import parameters
 from jaxlm.common.objectives.quantization_course import Phase, QuantizationCourse
 from jaxlm.common.ternary_health import health_metrics
 from jaxlm.model.language_model import LanguageModel, init_params
-from jaxlm.ops.machine.cpu import compiler_options
+from jaxlm.ops.backward_products import step_options
 from jaxlm.ops.mixed_linear import with_share
 from jaxlm.ops.ternary_linear import Params, TernaryWeight, quantize_params, with_ternary
 from jaxlm.training.objectives.next_token import next_token
@@ -111,7 +111,7 @@ def make_train_step(
 
         return scaled_step(state, batch, summed_loss)
 
-    options = compiler_options(platform or jax.default_backend())
+    options = step_options(platform or jax.default_backend(), model.dtype, model.config.hidden_size)
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=options)
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -25,6 +24,7 @@ from jaxlm.common.run.training_report import ReportPlan, TrainingReport
 from jaxlm.common.trackers.trackers import Trackers, open_trackers
 from jaxlm.evaluate import evaluate
 from jaxlm.generate import generate
+from jaxlm.ops.machine.user_cache import keep_programs
 from jaxlm.parallel.distributed import SharedStop, all_or_none, is_first
 from jaxlm.parallel.mesh import describe_mesh, make_mesh
 from jaxlm.training.auto_size import choose_sizes
@@ -48,10 +48,7 @@ def train(config: TrainConfig) -> bool:
     longer finite. In either case the last checkpoint stays as it was.
     """
     keep_freed_memory()
-    if config.compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", config.compilation_cache_dir)
-        # The trainer says this in its own words when it compiles the step.
-        warnings.filterwarnings("ignore", "Error writing persistent compilation cache .*onednn")
+    keep_programs(config.compilation_cache_dir)
     console = make_console()
     console.quiet = not is_first()
     with contextlib.ExitStack() as stack:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import jax
 
+from jaxlm.ops.machine.user_cache import cache_directory
+
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = ("-O3", "-std=c++17", "-march=native", "-shared", "-fPIC", "-w")
 _TIMEOUT_S = 300
@@ -25,11 +27,6 @@ def find_compiler() -> str | None:
     """Return the path of a C++ compiler: that of $CXX, else the first of COMPILERS; None where there is none."""
     given = os.environ.get("CXX")
     return next(filter(None, map(shutil.which, (given,) if given else COMPILERS)), None)
-
-
-def cache_directory() -> Path:
-    """Return the directory of libraries: `jaxlm` in $XDG_CACHE_HOME or `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlm"
 
 
 def build_library(source: Path, processor: Sequence[str], flags: Sequence[str] = FLAGS) -> Path:

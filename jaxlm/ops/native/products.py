@@ -4,13 +4,10 @@ They are used where the processor has AVX512_BF16, the library can be built, its
 less time than XLA's.
 """
 
-import contextlib
 import ctypes
 import functools
-import json
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from jaxlm.ops.machine.routes import Route, faster, measured_once
 from jaxlm.ops.native.build import FLAGS, NoLibraryError, build_library
 
 SOURCE = Path(__file__).with_name("products.cc")
 FEATURE = "avx512_bf16"
 _TARGETS = ("jaxlm_d_weight", "jaxlm_d_features")
-# Tokens, outputs and inputs of the product that is timed, and how often.
+# Tokens, outputs and inputs of the product that is timed.
 _TIMED_SHAPE = (1024, 512, 512)
-_TURNS = 7
-
-
-@dataclass(frozen=True)
-class Native:
-    """The products on this machine."""
-
-    is_used: bool
-    reason: str
-    """Why, for people."""
 
 
 def d_weight(
@@ -55,23 +43,21 @@ def d_features(
 
 
 @functools.cache
-def native_products(processor: tuple[str, ...]) -> Native:
+def native_products(processor: tuple[str, ...]) -> Route:
     """Return whether the products are used on a processor of these features, and why.
 
     The first call on a machine builds the library and times it; both results are kept in the user's cache.
     """
     if FEATURE not in processor:
-        return Native(False, f"off: the processor has no {FEATURE}")
+        return Route(False, f"off: the processor has no {FEATURE}")
     try:
         library = load_library(processor)
         with jax.ensure_compile_time_eval(), jax.default_device(jax.devices("cpu")[0]):
             check_exact()
-            seconds = _seconds(library)
+        seconds = _seconds(library)
     except NoLibraryError as error:
-        return Native(False, f"off: {error}")
-    ours, xla = (f"{1000 * seconds[name]:.2f} ms" for name in ("native", "xla"))
-    is_used = seconds["native"] < seconds["xla"]
-    return Native(is_used, f"{'on' if is_used else 'off'}: {ours}, XLA's {xla} ({library})")
+        return Route(False, f"off: {error}")
+    return faster(seconds, "native", "XLA", f" ({library})")
 
 
 def load_library(processor: Sequence[str], flags: Sequence[str] = FLAGS) -> Path:
@@ -105,38 +91,22 @@ def check_exact() -> None:
 
 def _seconds(library: Path) -> dict[str, float]:
     """Return the seconds of the two products of a backward pass, the library's and XLA's; measured once a machine."""
-    record = library.with_suffix(".json")
-    # Not measured yet, or the file is damaged.
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(record.read_text())
-        return {name: float(found[name]) for name in ("native", "xla")}
     T, O, I = _TIMED_SHAPE  # noqa: E741
-    rng = np.random.default_rng(0)
-    dy = jnp.asarray(rng.standard_normal((T, O)), jnp.bfloat16)
-    codes, x = (jnp.asarray(rng.integers(-1, 2, shape), jnp.int8) for shape in ((O, I), (T, I)))
 
-    def native(dy: Any) -> Any:
+    def native(dy: Any, codes: Any, x: Any) -> Any:
         return d_features(dy, codes, jnp.float32(1)), d_weight(dy, jnp.ones(T, jnp.float32), x)
 
-    def xla(dy: Any) -> Any:
+    def xla(dy: Any, codes: Any, x: Any) -> Any:
         by_token = (((0,), (0,)), ((), ()))
         return (
             jnp.matmul(dy, codes.astype(dy.dtype), preferred_element_type=jnp.float32),
             jax.lax.dot_general(dy, x.astype(dy.dtype), by_token, preferred_element_type=jnp.float32),
         )
 
-    found = {"native": _fastest(jax.jit(native), dy), "xla": _fastest(jax.jit(xla), dy)}
-    with contextlib.suppress(OSError):  # measured anew at the next start
-        record.write_text(json.dumps(found))
-    return found
+    def forms() -> dict[str, Callable[[], Any]]:
+        rng = np.random.default_rng(0)
+        dy = jnp.asarray(rng.standard_normal((T, O)), jnp.bfloat16)
+        codes, x = (jnp.asarray(rng.integers(-1, 2, shape), jnp.int8) for shape in ((O, I), (T, I)))
+        return {name: partial(jax.jit(form), dy, codes, x) for name, form in (("native", native), ("XLA", xla))}
 
-
-def _fastest(function: Callable[[Any], Any], argument: Any) -> float:
-    """Return the seconds of the fastest of some calls, after one that compiles."""
-    jax.block_until_ready(function(argument))
-    seconds = []
-    for _ in range(_TURNS):
-        start = time.perf_counter()
-        jax.block_until_ready(function(argument))
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return measured_once(library, forms)

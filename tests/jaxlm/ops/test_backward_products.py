@@ -6,8 +6,9 @@ import pytest
 import jaxlm.ops.backward_products as module
 from jaxlm.ops.backward_products import features_gradient, weight_gradient
 from jaxlm.ops.machine.cpu import processor_features
+from jaxlm.ops.machine.routes import Route
 from jaxlm.ops.native.build import find_compiler
-from jaxlm.ops.native.products import Native, load_library
+from jaxlm.ops.native.products import load_library
 from jaxlm.parallel.mesh import make_mesh
 from jaxlm.parallel.mesh_config import MeshConfig
 
@@ -21,7 +22,7 @@ def route(request, monkeypatch):
         if find_compiler() is None:
             pytest.skip("no C++ compiler")
         load_library(processor_features())
-    monkeypatch.setattr(module, "native_route", lambda: Native(request.param, ""))
+    monkeypatch.setattr(module, "native_route", lambda: Route(request.param, ""))
     return request.param
 
 
@@ -66,7 +67,7 @@ def test_gradients_of_floats_in_16_bits(route):
 
 
 def test_the_kernel_is_for_bfloat16_on_one_cpu(monkeypatch):
-    monkeypatch.setattr(module, "native_route", lambda: Native(True, ""))
+    monkeypatch.setattr(module, "native_route", lambda: Route(True, ""))
     dy, codes, scale, _, _ = operands((1, 1))
 
     def has_kernel(dy, dtype):
@@ -82,5 +83,5 @@ def test_the_kernel_is_for_bfloat16_on_one_cpu(monkeypatch):
     monkeypatch.setattr(module, "target_platform", lambda: "gpu")
     assert not has_kernel(dy, "bfloat16")
     monkeypatch.undo()
-    monkeypatch.setattr(module, "native_route", lambda: Native(False, ""))
+    monkeypatch.setattr(module, "native_route", lambda: Route(False, ""))
     assert not has_kernel(dy, "bfloat16")

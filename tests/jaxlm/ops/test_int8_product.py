@@ -5,6 +5,7 @@ import pytest
 
 from jaxlm.ops import int8_product as module
 from jaxlm.ops.int8_product import int8_product, scaled_product
+from jaxlm.ops.machine.routes import Route
 from jaxlm.parallel.mesh import make_mesh
 from jaxlm.parallel.mesh_config import MeshConfig
 
@@ -19,14 +20,14 @@ def _operands(shape, outputs):
 @pytest.fixture
 def unsigned(monkeypatch):
     """Choose products of unsigned bytes, on any processor, for any number of rows."""
-    monkeypatch.setattr(module, "has_vnni", lambda: True)
+    monkeypatch.setattr(module, "unsigned_route", lambda: Route(True, ""))
     monkeypatch.setattr(module, "_FEWEST_ROWS", 1)
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (3, 64), (2, 7, 33), (2, 1, 16)])
-@pytest.mark.parametrize("has_vnni", [True, False])
-def test_products_are_exact(shape, has_vnni, unsigned, monkeypatch):
-    monkeypatch.setattr(module, "has_vnni", lambda: has_vnni)
+@pytest.mark.parametrize("is_unsigned", [True, False])
+def test_products_are_exact(shape, is_unsigned, unsigned, monkeypatch):
+    monkeypatch.setattr(module, "unsigned_route", lambda: Route(is_unsigned, ""))
     x, codes, expected = _operands(shape, 9)
     found = jax.jit(int8_product)(x, codes)
     assert found.dtype == jnp.int32
@@ -51,7 +52,7 @@ def test_operands_reach_the_compiler_as_bytes(unsigned):
 
 def test_few_rows_stay_signed(monkeypatch):
     """The program holds the promise that the product of a few rows, as in generation, is not shifted to unsigned."""
-    monkeypatch.setattr(module, "has_vnni", lambda: True)
+    monkeypatch.setattr(module, "unsigned_route", lambda: Route(True, ""))
     x, codes, expected = _operands((2, 3, 32), 8)
     assert "ui8" not in jax.jit(int8_product).lower(x, codes).as_text()
     np.testing.assert_array_equal(jax.jit(int8_product)(x, codes), expected)
@@ -93,3 +94,19 @@ def test_one_gpu_multiplies_whole_tiles_in_a_kernel(monkeypatch):
         assert has_kernel(operands)
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2, 1, 1), ("data", "fsdp", "tensor"))):
         assert not has_kernel(operands)
+
+
+def test_the_route_is_measured_and_its_sums_compared(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(module, "_TIMED_SHAPE", (16, 32))
+    found = module.unsigned_route.__wrapped__()
+    assert found.reason.startswith(("on: unsigned ", "off: unsigned ")) and " ms, signed " in found.reason
+    assert [path.suffix for path in (tmp_path / "jaxlm").iterdir()] == [".json"]
+
+
+def test_a_route_with_other_sums_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(module, "_TIMED_SHAPE", (16, 32))
+    monkeypatch.setattr(module, "_by_unsigned", lambda x, codes: module._signed(x, codes) + 1)
+    found = module.unsigned_route.__wrapped__()
+    assert not found.is_used and "differ" in found.reason

@@ -8,7 +8,7 @@ import jaxlm.training.auto_size
 from jaxlm.common.architecture.model_flops import model_flops
 from jaxlm.common.architecture.parameters import parameter_count, ternary_parameter_count
 from jaxlm.common.architecture.presets import preset
-from jaxlm.ops.native.products import Native
+from jaxlm.ops.machine.routes import Route
 from jaxlm.parallel.mesh import make_mesh
 from jaxlm.parallel.mesh_config import MeshConfig
 from jaxlm.training.auto_size import Device, StepInputs, _step_bytes, choose_sizes, largest_fitting, suitable_batch
@@ -222,17 +222,17 @@ def test_a_given_form_of_checkpointing_is_taken(settings):
 def test_the_products_of_gradients_are_in_bfloat16_where_a_kernel_is_on(
     settings, monkeypatch, is_used, given, expected
 ):
-    monkeypatch.setattr(jaxlm.training.auto_size, "native_route", lambda: Native(is_used, "as the test says"))
+    monkeypatch.setattr(jaxlm.training.auto_size, "native_route", lambda: Route(is_used, "as the test says"))
     for remat in ("auto", "blocks"):
         assert choose(**settings, **given, remat=remat, model=SHAPE)[0].backward_dtype == expected
 
 
 def test_a_resumed_run_keeps_the_precision_of_its_gradients_on_another_processor(settings, monkeypatch):
-    monkeypatch.setattr(jaxlm.training.auto_size, "native_route", lambda: Native(True, "as the test says"))
+    monkeypatch.setattr(jaxlm.training.auto_size, "native_route", lambda: Route(True, "as the test says"))
     began = choose(**settings, remat="blocks", model=SHAPE)[0]
     with open_run(began, began.model):
         pass
-    monkeypatch.setattr(jaxlm.training.auto_size, "native_route", lambda: Native(False, "as the test says"))
+    monkeypatch.setattr(jaxlm.training.auto_size, "native_route", lambda: Route(False, "as the test says"))
     resumed = choose(**settings, remat="blocks", model=SHAPE, resume=True)[0]
     assert resumed.backward_dtype == "bfloat16"
     with open_run(resumed, began.model):

@@ -11,21 +11,21 @@ def test_vnni_is_read_from_cpuinfo(described, tmp_path, monkeypatch):
     info = tmp_path / "cpuinfo"
     if described is not None:
         info.write_text(described)
-    monkeypatch.setattr(cpu, "_CPU_INFO", info)
+    monkeypatch.setattr(cpu, "CPU_INFO", info)
     assert cpu.has_vnni.__wrapped__() == (described is not None and "vnni" in described)
 
 
 def test_options_are_for_processors_that_they_were_measured_on(monkeypatch):
     monkeypatch.setattr(cpu, "has_vnni", lambda: True)
     monkeypatch.setattr(cpu, "_compiler_knows_options", lambda: True)
-    assert cpu.compiler_options("cpu")
-    assert not cpu.compiler_options("gpu")
+    assert cpu.onednn_options("cpu")
+    assert not cpu.onednn_options("gpu")
     monkeypatch.setattr(cpu, "has_vnni", lambda: False)
-    assert not cpu.compiler_options("cpu")
+    assert not cpu.onednn_options("cpu")
 
 
 def test_an_option_that_the_compiler_does_not_know_is_left_out(monkeypatch):
-    monkeypatch.setattr(cpu, "_OPTIONS", {"xla_cpu_no_such_option": True})
+    monkeypatch.setattr(cpu, "_ONEDNN", {"xla_cpu_no_such_option": True})
     assert not cpu._compiler_knows_options.__wrapped__()
 
 
@@ -33,5 +33,5 @@ def test_products_stay_as_exact_with_options(monkeypatch):
     monkeypatch.setattr(cpu, "has_vnni", lambda: True)
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 33, 40)).astype(np.float32), rng.normal(size=(17, 40)).astype(np.float32)
-    product = jax.jit(lambda a, b: jnp.einsum("bli,oi->blo", a, b), compiler_options=cpu.compiler_options("cpu"))
+    product = jax.jit(lambda a, b: jnp.einsum("bli,oi->blo", a, b), compiler_options=cpu.onednn_options("cpu"))
     np.testing.assert_allclose(product(a, b), np.einsum("bli,oi->blo", a, b), rtol=1e-5, atol=1e-5)

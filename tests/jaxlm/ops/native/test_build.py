@@ -1,10 +1,10 @@
-import os
 import subprocess
 
 import pytest
 
+from jaxlm.ops.machine.user_cache import cache_directory
 from jaxlm.ops.native import build
-from jaxlm.ops.native.build import NoLibraryError, build_library, cache_directory, find_compiler
+from jaxlm.ops.native.build import NoLibraryError, build_library, find_compiler
 
 COMPILER = """#!/bin/sh
 echo called >> {log}
@@ -78,10 +78,3 @@ def test_a_cache_that_cannot_be_written_is_a_reason(tmp_path, monkeypatch, sourc
     monkeypatch.setattr(build.shutil, "which", lambda name: f"/bin/{name}")
     with pytest.raises(NoLibraryError, match="file"):
         build_library(source, [])
-
-
-def test_the_cache_is_in_the_home_directory_by_default(tmp_path, monkeypatch):
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_directory() == tmp_path / ".cache" / "jaxlm"
-    assert os.environ["HOME"] == str(tmp_path)

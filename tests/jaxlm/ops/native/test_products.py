@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxlm.ops.machine.cpu import processor_features
+from jaxlm.ops.machine.routes import record_of
 from jaxlm.ops.native import products
 from jaxlm.ops.native.build import FLAGS, NoLibraryError, find_compiler
 from jaxlm.ops.native.products import FEATURE, check_exact, d_features, d_weight, load_library, native_products
@@ -79,10 +80,10 @@ def test_a_kernel_that_is_wrong_or_slower_is_not_used(tmp_path, monkeypatch):
     library = tmp_path / "products.so"
     monkeypatch.setattr(products, "load_library", lambda processor: library)
     monkeypatch.setattr(products, "check_exact", lambda: None)
-    library.with_suffix(".json").write_text(json.dumps({"native": 0.002, "xla": 0.001}))
+    record_of(library).write_text(json.dumps({"native": 0.002, "XLA": 0.001}))
     found = native_products.__wrapped__((FEATURE,))
-    assert (found.is_used, found.reason) == (False, f"off: 2.00 ms, XLA's 1.00 ms ({library})")
-    library.with_suffix(".json").write_text(json.dumps({"native": 0.001, "xla": 0.002}))
+    assert (found.is_used, found.reason) == (False, f"off: native 2.00 ms, XLA 1.00 ms ({library})")
+    record_of(library).write_text(json.dumps({"native": 0.001, "XLA": 0.002}))
     assert native_products.__wrapped__((FEATURE,)).is_used
     monkeypatch.undo()
     monkeypatch.setattr(products, "load_library", lambda processor: library)
@@ -96,7 +97,7 @@ def test_a_kernel_that_is_wrong_or_slower_is_not_used(tmp_path, monkeypatch):
 def test_both_are_timed_once_on_a_machine(library, tmp_path, monkeypatch):
     monkeypatch.setattr(products, "_TIMED_SHAPE", (8, 16, 16))
     path = tmp_path / "products.so"
-    path.with_suffix(".json").write_text("{")  # damaged
+    record_of(path).write_text("{")  # damaged
     measured = products._seconds(path)
-    assert set(measured) == {"native", "xla"} and min(measured.values()) > 0
+    assert set(measured) == {"native", "XLA"} and min(measured.values()) > 0
     assert products._seconds(path) == measured

@@ -28,6 +28,7 @@ from jaxlm.ops.machine.gpu import is_ampere
 from jaxlm.ops.machine.routes import Route, faster, measured_once
 from jaxlm.ops.machine.user_cache import cache_directory, processor_key
 from jaxlm.ops.shapes import Codes, FeatureScale, Int8Features, Int32Outputs, Outputs
+from jaxlm.parallel.sharding import target_platform
 
 # Inverting it turns an int8 into the uint8 that is larger by 128.
 _SIGN_BIT = 128
@@ -76,8 +77,9 @@ def int8_product(x: Int8Features, codes: Codes) -> Int32Outputs:
 
 
 def _is_unsigned_faster() -> bool:
-    # The processes of a mesh have to agree: they go by the name of the instruction.
-    return has_vnni() if jax.sharding.get_abstract_mesh().size > 1 else unsigned_route().is_used
+    # The processes of a mesh have to agree: they go by the name of the instruction. Other devices have their own route.
+    is_measured = jax.sharding.get_abstract_mesh().size <= 1 and target_platform() == "cpu"
+    return unsigned_route().is_used if is_measured else has_vnni()
 
 
 @functools.cache

@@ -120,7 +120,7 @@ def _training() -> list[tuple[str, str]]:
     device, model = jax.devices()[0], preset("ternary-25m")
     dtype = activation_dtype("auto", device)
     bytes_by = unsigned_route().reason if device.platform == "cpu" else "XLA"
-    widths = [str(width) for width in (256, 512) if step_options(device.platform, dtype, width)]
+    widths = [str(width) for width in (256, 512) if step_options(device.platform, dtype, "bfloat16", width)]
     onednn = f"on for models of width {' and '.join(widths)}" if widths else "off: not measured faster here"
     return [
         ("precision", f"{np.dtype(dtype).name} (--dtype): float32 on CPUs, bfloat16 or float16 on accelerators"),

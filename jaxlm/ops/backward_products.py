@@ -32,13 +32,16 @@ def native_route() -> Route:
     return native_products(tuple(processor_features()))
 
 
-def step_options(platform: str, dtype: Any, hidden_size: int) -> dict[str, Any]:
-    """Return the compiler options of a training step of a precision and a width: those of oneDNN where they pay.
+def step_options(platform: str, dtype: Any, backward_dtype: str | None, hidden_size: int) -> dict[str, Any]:
+    """Return the compiler options of a training step of these precisions and a width: those of oneDNN where they pay.
 
     Where the native products are used, XLA's own do as well for all others in bfloat16, and in float32 for narrow
     models (`ternary-tiny`: 1.00 of the time). Such a step can be kept for the next start, one with oneDNN cannot.
     """
-    is_enough = native_route().is_used and (jnp.dtype(dtype) == jnp.bfloat16 or hidden_size < _ONEDNN_WIDTH)
+    if platform != "cpu":
+        return {}
+    is_native = _may_be_native(jnp.dtype(backward_dtype or dtype))
+    is_enough = is_native and (jnp.dtype(dtype) == jnp.bfloat16 or hidden_size < _ONEDNN_WIDTH)
     return {} if is_enough else onednn_options(platform)
 
 
@@ -89,11 +92,10 @@ def _rows(array: jax.Array) -> jax.Array:
 
 
 def _is_native(dy: jax.Array, inputs: int, precision: Any) -> bool:
+    return dy.size * inputs >= _FEWEST_PRODUCTS and target_platform() == "cpu" and _may_be_native(precision)
+
+
+def _may_be_native(precision: Any) -> bool:
     # A kernel is opaque to the partitioner, so a mesh of several devices leaves the product to XLA.
-    return (
-        precision == jnp.bfloat16
-        and dy.size * inputs >= _FEWEST_PRODUCTS
-        and jax.sharding.get_abstract_mesh().size <= 1
-        and target_platform() == "cpu"
-        and native_route().is_used
-    )
+    is_alone = jax.sharding.get_abstract_mesh().size <= 1
+    return precision == jnp.bfloat16 and is_alone and native_route().is_used

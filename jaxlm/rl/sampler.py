@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxlm.common.sampling import check_prompt
 from jaxlm.model.language_model import LanguageModel, init_cache
-from jaxlm.ops.backward_products import step_options
+from jaxlm.ops.machine.cpu import onednn_options
 from jaxlm.ops.ternary_linear import Params
 
 
@@ -51,7 +51,7 @@ class Sampler:
         self.prompt_tokens, self.max_tokens = prompt_tokens, max_tokens
         self._program = jax.jit(
             functools.partial(_sample, model, max_tokens, temperature),
-            compiler_options=step_options(jax.default_backend(), model.dtype, model.config.hidden_size),
+            compiler_options=onednn_options(jax.default_backend()),
         )
 
     def sample(

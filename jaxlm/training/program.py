@@ -109,7 +109,7 @@ class ProgramBuilder:
         """Compare known answers on a device of this process. Raises ValueError where one is wrong, on all processes."""
         device = self._mesh.local_devices[0]
         model = self.model
-        options = step_options(device.platform, model.dtype, model.config.hidden_size)
+        options = step_options(device.platform, model.dtype, model.backward_dtype, model.config.hidden_size)
         count = all_or_none(
             lambda: check_known_answers(
                 device, model.dtype, model.attention, model.backward_dtype, has_onednn=bool(options)

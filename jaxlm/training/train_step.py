@@ -111,7 +111,8 @@ def make_train_step(
 
         return scaled_step(state, batch, summed_loss)
 
-    options = step_options(platform or jax.default_backend(), model.dtype, model.config.hidden_size)
+    precisions, width = (model.dtype, model.backward_dtype), model.config.hidden_size
+    options = step_options(platform or jax.default_backend(), *precisions, width)
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=options)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import jaxlm.ops.backward_products as module
-from jaxlm.ops.backward_products import features_gradient, weight_gradient
+from jaxlm.ops.backward_products import features_gradient, step_options, weight_gradient
 from jaxlm.ops.machine.cpu import processor_features
 from jaxlm.ops.machine.routes import Route
 from jaxlm.ops.native.build import find_compiler
@@ -85,3 +85,22 @@ def test_the_kernel_is_for_bfloat16_on_one_cpu(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(module, "native_route", lambda: Route(False, ""))
     assert not has_kernel(dy, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "backward_dtype", "hidden_size", "has_onednn"),
+    [
+        ("float32", "bfloat16", 256, False),
+        ("float32", "bfloat16", 512, True),
+        ("float32", None, 256, True),  # the gradients' products are not the kernel's
+        ("bfloat16", None, 2048, False),
+    ],
+)
+def test_onednn_multiplies_where_it_pays(monkeypatch, dtype, backward_dtype, hidden_size, has_onednn):
+    monkeypatch.setattr(module, "native_route", lambda: Route(True, ""))
+    monkeypatch.setattr(module, "onednn_options", lambda platform: {"onednn": platform})
+    found = step_options("cpu", jnp.dtype(dtype), backward_dtype, hidden_size)
+    assert found == ({"onednn": "cpu"} if has_onednn else {})
+    assert step_options("gpu", jnp.dtype(dtype), backward_dtype, hidden_size) == {}
+    monkeypatch.setattr(module, "native_route", lambda: Route(False, ""))
+    assert step_options("cpu", jnp.dtype(dtype), backward_dtype, hidden_size) == {"onednn": "cpu"}

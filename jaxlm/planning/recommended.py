@@ -17,10 +17,13 @@ _DENSE_RATES = ((5e8, 3e-3), (math.inf, 5e-4))
 _BITNET = "the recipe of BitNet b1.58's authors"
 _SMOLLM2 = "the recipe of SmolLM2"
 _AUTHORS_BATCH = "as asked; the authors took a million tokens a step or more"
-# Peak learning rates of small models, ternary and float, and the study that found them.
-_STUDIED_RATES = {
-    "adamw": (0.002, 0.002, "studies/learning_rate.yaml"),
-    "muon": (0.008, 0.004, "studies/muon_rate.yaml"),
+# Up to so many parameters: peak learning rates of ternary and of float models, and the study that found them.
+_STUDIED_RATES: dict[str, tuple[tuple[float, float, float, str], ...]] = {
+    "adamw": ((STUDIED_PARAMETERS, 0.002, 0.002, "studies/learning_rate.yaml"),),
+    "muon": (
+        (3_500_000, 0.008, 0.004, "studies/muon_rate.yaml"),
+        (STUDIED_PARAMETERS, 0.012, 0.006, "studies/five_million_rate.yaml"),
+    ),
 }
 _OF_ALL_STUDIES = "as in all studies"
 
@@ -50,7 +53,7 @@ def recommended(
         )
     parameters = parameter_count(config)
     is_studied = parameters <= STUDIED_PARAMETERS
-    found = _studied(config, optimizer, steps) if is_studied else _released(config, parameters, steps)
+    found = _studied(config, optimizer, parameters, steps) if is_studied else _released(config, parameters, steps)
     return [
         Recommendation("num_train_steps", steps, f"{tokens:,} tokens"),
         Recommendation("batch_size", batch_size, "as asked" if is_studied else _AUTHORS_BATCH),
@@ -64,8 +67,8 @@ def flags_of(recommendations: Sequence[Recommendation]) -> list[str]:
     return [word for each in recommendations for word in (f"--{each.name}", str(each.value))]
 
 
-def _studied(config: ModelConfig, optimizer: OptimizerName, steps: int) -> list[Recommendation]:
-    ternary, dense, study = _STUDIED_RATES[optimizer]
+def _studied(config: ModelConfig, optimizer: OptimizerName, parameters: int, steps: int) -> list[Recommendation]:
+    _, ternary, dense, study = next(row for row in _STUDIED_RATES[optimizer] if parameters <= row[0])
     rate = ternary if config.linear == "ternary" else dense
     return [
         Recommendation("optimizer.learning_rate", rate, study),

@@ -54,13 +54,15 @@ def test_the_code_map_lists_every_file():
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_parses(page, monkeypatch):
     monkeypatch.setattr("jaxlm.common.tracker_names.is_installed", lambda name: True)  # what pages name, they install
+    wrong = {}
     for line in shell_lines(read_page(page)):
         try:
             command = read_command(line)
             if command is not None:
                 command.parse()
         except ValueError as error:
-            raise AssertionError(f"{line}\n{error}") from error
+            wrong[line] = str(error)
+    assert not wrong
 
 
 def test_the_commands_are_installed_by_their_names():

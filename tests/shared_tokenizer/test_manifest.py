@@ -27,7 +27,10 @@ def sealed(tmp_path):
 
 def test_a_sealed_directory_verifies_and_sha256sum_agrees(sealed):
     verify_manifest(sealed)
-    subprocess.run(["sha256sum", "--check", "--strict", MANIFEST], cwd=sealed, check=True, capture_output=True)
+    command = ["sha256sum", "--check", "--strict", MANIFEST]
+    done = subprocess.run(command, cwd=sealed, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": OK\n") == sum(path.is_file() for path in sealed.rglob("*")) - 1  # all but the manifest
 
 
 def test_any_flipped_bit_in_any_file_is_found(sealed):

@@ -1,1 +1,1 @@
-"""What this machine can do, and how the compiler is told to use it."""
+"""Abilities of this machine, and how the compiler is told to use them."""

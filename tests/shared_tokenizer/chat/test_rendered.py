@@ -150,7 +150,7 @@ def test_no_word_is_lost(text):
 
 @pytest.mark.parametrize("piece", ["</s>", "<s>", " ", "\n", "[INST]", "### Response:", "<|im_start|>user\n", "USER: "])
 def test_no_text_takes_long(piece):
-    parse_rendered(piece * (1_000_000 // len(piece)))
+    assert parse_rendered(piece * (1_000_000 // len(piece))) is None  # no chat, and not after minutes
 
 
 def test_special_tokens_are_encoded_with_one_begin_and_one_end():

@@ -194,6 +194,7 @@ def test_a_model_that_changes_while_it_is_added_is_refused(shelf, run, monkeypat
 
     monkeypatch.setattr(place, "copy_with_digests", vanishing)
     refused(shelf, r"changed while it was copied; add the model when nobody writes to it", run, "mine")
+    assert not shelf.root.exists() or not list(shelf.root.rglob("model.safetensors"))
 
 
 def test_a_full_disk_leaves_the_shelf_as_it_was(shelf, run, monkeypatch):
@@ -203,7 +204,9 @@ def test_a_full_disk_leaves_the_shelf_as_it_was(shelf, run, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(place, "copy_with_digests", full)
+    before = tree(shelf.root)
     refused(shelf, r"No space left on device: '.*model/MANIFEST.sha256'", run, "mine")
+    assert tree(shelf.root) == before != {}
 
 
 def test_two_processes_add_at_once(shelf, run):

@@ -1,13 +1,11 @@
 """All that has to be measured on a GPU or TPU, in one go: each part in a process of its own, with a limit of time."""
 
-import os
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import jax
 from rich.table import Table
 
 from jaxlm.common.command_line import make_console
@@ -44,7 +42,7 @@ class AcceleratorBenchmark:
 
 def benchmark(settings: AcceleratorBenchmark) -> None:
     """Run each part, on a CPU in small, write its output to a file, and print what ended how."""
-    platform = jax.devices()[0].platform
+    platform = _platform()
     parts = {part.name: part for part in (_parts_in_small() if platform == "cpu" else _parts())}
     if unknown := set(settings.only) - set(parts):
         raise ValueError(f"only: found {', '.join(sorted(unknown))}, expected some of {', '.join(parts)}")
@@ -61,6 +59,15 @@ def benchmark(settings: AcceleratorBenchmark) -> None:
         end = _run(parts[name], folder / f"{name}.txt", deadline - start)
         table.add_row(name, f"{time.monotonic() - start:.0f}", end)
     console.print(table)
+
+
+def _platform() -> str:
+    """Return the platform of jax's devices, as another process sees them: this one would keep them from the parts."""
+    program = "import jax; print(jax.devices()[0].platform)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"jax finds no device: {done.stderr.strip().splitlines()[-1]}")
+    return done.stdout.split()[-1]
 
 
 def _parts() -> list[Part]:
@@ -118,8 +125,6 @@ def _run(part: Part, output: Path, left_s: float) -> str:
                 [sys.executable, str(_SCRIPTS / script), *arguments],
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                # This process holds the device too.
-                env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
                 timeout=limit,
                 check=False,
             )

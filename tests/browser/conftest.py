@@ -66,6 +66,17 @@ class PagesProcess:
             self._process.wait()
             self._process = None
 
+    def signal_children(self, number: signal.Signals) -> None:
+        """Send a signal to each process that it has started, and to those which these have."""
+        assert self._process is not None
+        listed = subprocess.run(["ps", "-eo", "ppid=,pid="], capture_output=True, text=True, check=True).stdout
+        pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
+        found = [self._process.pid]
+        for process in found:  # grows while it is read
+            found += [child for parent, child in pairs if parent == process]
+        for child in found[1:]:
+            os.kill(child, number)
+
     @property
     def memory(self) -> int:
         """Bytes of its resident memory."""

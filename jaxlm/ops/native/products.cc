@@ -4,12 +4,16 @@
 //   d_features  dx = (dy W) f       [T, I]   of dy [T, O], W [O, I], one factor f
 //
 // Operands are float32 or bfloat16; x and W may be int8, which bfloat16 holds exactly. Both are C = A B, summed over k.
-// AVX512_BF16 multiplies pairs of bfloat16 (k, k + 1) that lie side by side in 32 bits. So B is packed once as pairs of
+// Processors multiply pairs of bfloat16 (k, k + 1) that lie side by side in 32 bits. So B is packed once as pairs of
 // its rows, in panels of COLUMNS, and A by the thread that needs it, in panels of ROWS. A micro-kernel keeps a tile of
-// C, ROWS x COLUMNS, in registers over DEPTH pairs. Rounding is part of packing, and no operand is transposed.
+// C, ROWS x COLUMNS, in registers over DEPTH pairs. Rounding is part of packing.
+//
+// AMX multiplies squares of 16 x 16 pairs, and takes both panels row by row. AVX512_BF16 multiplies vectors of 16 pairs
+// by one pair: A is packed pair by pair where it is given so, and nothing is transposed.
 //
 // Every number of C is summed by one thread in a fixed order: the result does not depend on the number of threads.
-// Without the instruction the same steps run in plain vectors, for tests; they are slow.
+// Without these instructions the same steps run in plain vectors, for tests; they are slow. EMULATED_TILES takes the
+// steps of AMX there.
 
 #include <algorithm>
 #include <atomic>
@@ -24,6 +28,11 @@
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
+#if defined __AMX_BF16__ && !defined EMULATED_TILES
+#define AMX
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "xla/ffi/api/ffi.h"
 
@@ -31,26 +40,43 @@ namespace ffi = xla::ffi;
 
 namespace {
 
-constexpr int LANES = 16, ROWS = 8, VECTORS = 3, COLUMNS = VECTORS * LANES, DEPTH = 256;
+constexpr int LANES = 16, DEPTH = 256;
+#if defined AMX || defined EMULATED_TILES
+constexpr bool HAS_TILES = true;
+constexpr int ROWS = 2 * LANES, VECTORS = 2;
+#else
+constexpr bool HAS_TILES = false;
+constexpr int ROWS = 8, VECTORS = 3;
+#endif
+constexpr int COLUMNS = VECTORS * LANES;
 // Rows of C that a thread takes at a time: its panels of A stay in the second cache.
 constexpr int64_t BLOCK_ROWS = 96;
 
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Pairs __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));  // the bits of bfloat16
+typedef int8_t Bytes __attribute__((vector_size(16)));
 
 // ---- Pairs of bfloat16
 
 #ifdef __AVX512BF16__
+// Compilers widen vectors of small integers number by number.
+Ints widened(Bytes x) { return (Ints)_mm512_cvtepi8_epi32((__m128i)x); }
+Pairs widened(Halves x) { return (Pairs)_mm512_cvtepu16_epi32((__m256i)x); }
+
 Pairs pairs(Floats low, Floats high) {
-  auto widened = [](Floats x) { return (Pairs)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x)); };
-  return widened(low) | widened(high) << 16;
+  auto rounded = [](Floats x) { return widened((Halves)_mm512_cvtneps_pbh((__m512)x)); };
+  return rounded(low) | rounded(high) << 16;
 }
 
 Floats add_products(Floats sums, Pairs a, Pairs b) {
   return (Floats)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
 }
 #else
+Ints widened(Bytes x) { return __builtin_convertvector(x, Ints); }
+Pairs widened(Halves x) { return __builtin_convertvector(x, Pairs); }
+
 Pairs rounded(Floats x) {
   Pairs bits = (Pairs)x, is_nan = (Pairs)(x != x);
   Pairs nearest_even = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
@@ -71,22 +97,22 @@ struct Operand {
   const Number* numbers;
 
   Floats load(int64_t index, int64_t count) const {
-    if (count >= LANES) return widened(numbers + index);
+    if (count >= LANES) return floats(numbers + index);
     Number few[LANES] = {};
     if (count > 0) std::memcpy(few, numbers + index, count * sizeof(Number));
-    return widened(few);
+    return floats(few);
   }
 
-  static Floats widened(const Number* from) {
+  static Floats floats(const Number* from) {
     typedef Number Vector __attribute__((vector_size(LANES * sizeof(Number))));
     Vector vector;
     std::memcpy(&vector, from, sizeof vector);
     if constexpr (std::is_same_v<Number, float>) {
       return vector;
-    } else if constexpr (std::is_same_v<Number, uint16_t>) {  // the bits of a bfloat16
-      return (Floats)(__builtin_convertvector(vector, Pairs) << 16);
+    } else if constexpr (std::is_same_v<Number, uint16_t>) {
+      return (Floats)(widened(vector) << 16);
     } else {
-      return __builtin_convertvector(__builtin_convertvector(vector, Ints), Floats);
+      return __builtin_convertvector(widened(vector), Floats);
     }
   }
 };
@@ -96,8 +122,11 @@ template <typename Number>
 Pairs pair_of_rows(Operand<Number> x, const float* factors, int64_t rows, int64_t columns, int64_t pair,
                    int64_t column) {
   int64_t row = 2 * pair, count = columns - column;
-  Floats low = x.load(row * columns + column, count), high = {};
-  if (factors) low *= factors[row];
+  Floats low = {}, high = {};
+  if (row < rows) {
+    low = x.load(row * columns + column, count);
+    if (factors) low *= factors[row];
+  }
   if (row + 1 < rows) {
     high = x.load((row + 1) * columns + column, count);
     if (factors) high *= factors[row + 1];
@@ -112,6 +141,30 @@ Pairs pairs_of_row(Operand<Number> x, int64_t columns, int64_t row, int64_t colu
   Floats a = x.load(index, count), b = x.load(index + LANES, count - LANES);
   return pairs(__builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),
                __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31));
+}
+
+// Exchanges the upper right and the lower left square of SIZE x SIZE, in each square of twice that size.
+template <int SIZE>
+void exchange(Pairs* rows) {
+  auto from_first = [](int lane) constexpr { return lane & SIZE ? LANES + (lane ^ SIZE) : lane; };
+  auto from_second = [](int lane) constexpr { return lane & SIZE ? LANES + lane : lane ^ SIZE; };
+#define EACH_LANE(of)                                                                                              \
+  of(0), of(1), of(2), of(3), of(4), of(5), of(6), of(7), of(8), of(9), of(10), of(11), of(12), of(13), of(14), of(15)
+  for (int row = 0; row < LANES; row++) {
+    if (row & SIZE) continue;
+    Pairs first = rows[row], second = rows[row + SIZE];
+    rows[row] = __builtin_shufflevector(first, second, EACH_LANE(from_first));
+    rows[row + SIZE] = __builtin_shufflevector(first, second, EACH_LANE(from_second));
+  }
+#undef EACH_LANE
+}
+
+// Transposes a square of 16 x 16 pairs.
+void transpose(Pairs* rows) {
+  exchange<8>(rows);
+  exchange<4>(rows);
+  exchange<2>(rows);
+  exchange<1>(rows);
 }
 
 // ---- Threads
@@ -144,13 +197,117 @@ std::unique_ptr<Pairs[], decltype(&std::free)> allocated(int64_t vectors) {
   return {static_cast<Pairs*>(std::aligned_alloc(64, vectors * sizeof(Pairs))), &std::free};
 }
 
+// ---- Tiles of 16 x 16 numbers of 32 bits, of which each thread has eight
+
+#ifdef AMX
+#define ZERO_TILE(tile) _tile_zero(tile)
+#define LOAD_TILE(tile, from, stride) _tile_loadd(tile, from, (stride) * sizeof(float))
+#define STORE_TILE(tile, to, stride) _tile_stored(tile, to, (stride) * sizeof(float))
+#define ADD_TILES(sums, a, b) _tile_dpbf16ps(sums, a, b)
+
+// The compiler does not know that the instructions read memory.
+void finish_writing() { asm volatile("" ::: "memory"); }
+
+// Gives the tiles of this thread their shape, as long as it lives.
+struct Tiles {
+  Tiles() {
+    struct alignas(64) {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } shape;
+    finish_writing();
+    _tile_loadconfig(&shape);
+  }
+  ~Tiles() { _tile_release(); }
+};
+
+// Asks the system for the tiles (Linux's arch_prctl).
+bool has_tiles() {
+  constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+  return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+}
+#else
+thread_local Pairs all_tiles[8][LANES];
+#define ZERO_TILE(tile) std::memset(all_tiles[tile], 0, sizeof *all_tiles)
+#define LOAD_TILE(tile, from, stride) copy_rows(all_tiles[tile], LANES, from, stride)
+#define STORE_TILE(tile, to, stride) copy_rows(to, stride, all_tiles[tile], LANES)
+#define ADD_TILES(sums, a, b) add_tiles(all_tiles[sums], all_tiles[a], all_tiles[b])
+
+void copy_rows(void* to, int64_t to_stride, const void* from, int64_t from_stride) {
+  for (int row = 0; row < LANES; row++) {
+    std::memcpy((uint32_t*)to + row * to_stride, (const uint32_t*)from + row * from_stride, sizeof(Pairs));
+  }
+}
+
+void add_tiles(Pairs* sums, const Pairs* a, const Pairs* b) {
+  for (int row = 0; row < LANES; row++) {
+    for (int pair = 0; pair < LANES; pair++) {
+      sums[row] = (Pairs)add_products((Floats)sums[row], a[row][pair] + Pairs{}, b[pair]);
+    }
+  }
+}
+
+void finish_writing() {}
+struct Tiles {
+  ~Tiles() {}
+};
+bool has_tiles() { return true; }
+#endif
+
 // ---- The product
 
-// Adds the products of a panel of A and one of B to a tile of C. A's number of row r and pair p is at r * ROW + p * PAIR.
+// Adds `factor * sums` to a row of C, or writes it there.
+template <int WIDTH>
+void add_row(const Floats* sums, float factor, bool is_first, float* c, int64_t columns) {
+#pragma GCC unroll 3
+  for (int v = 0; v < WIDTH; v++) {
+    float* to = c + v * LANES;
+    int64_t count = std::min<int64_t>(LANES, columns - v * LANES);
+    if (count <= 0) break;
+    Floats sum = sums[v] * factor;
+    if (!is_first) sum += Operand<float>{to}.load(0, count);
+    if (count == LANES) {
+      std::memcpy(to, &sum, sizeof sum);
+    } else {
+      std::memcpy(to, &sum, count * sizeof(float));
+    }
+  }
+}
+
+// Multiplies a panel of A by one of B. A's number of row r and pair p is at r * ROW + p * PAIR.
 template <int WIDTH, int ROW, int PAIR>
-void add_tile(const uint32_t* a, const Pairs* b, int64_t depth, float factor, bool is_first, float* c, int64_t stride,
-              int64_t rows, int64_t columns) {
-  Floats sums[ROWS][WIDTH] = {};
+void multiply_panels(const uint32_t* a, const Pairs* b, int64_t depth, Floats (&sums)[ROWS][WIDTH]) {
+#if defined AMX || defined EMULATED_TILES
+  static_assert(PAIR == 1);
+  finish_writing();
+  constexpr int B_ROW = WIDTH * LANES;
+  ZERO_TILE(0);
+  ZERO_TILE(1);
+  ZERO_TILE(2);
+  ZERO_TILE(3);
+  for (int64_t pair = 0; pair < depth; pair += LANES) {
+    LOAD_TILE(4, a + pair, ROW);
+    LOAD_TILE(6, b + pair * WIDTH, B_ROW);
+    ADD_TILES(0, 4, 6);
+    LOAD_TILE(5, a + LANES * ROW + pair, ROW);
+    ADD_TILES(1, 5, 6);
+    if constexpr (WIDTH == 2) {
+      LOAD_TILE(7, b + pair * WIDTH + 1, B_ROW);
+      ADD_TILES(2, 4, 7);
+      ADD_TILES(3, 5, 7);
+    }
+  }
+  STORE_TILE(0, &sums[0][0], B_ROW);
+  STORE_TILE(1, &sums[LANES][0], B_ROW);
+  if constexpr (WIDTH == 2) {
+    STORE_TILE(2, &sums[0][1], B_ROW);
+    STORE_TILE(3, &sums[LANES][1], B_ROW);
+  }
+#else
+  for (auto& row : sums) {
+    for (auto& sum : row) sum = Floats{};
+  }
   for (int64_t pair = 0; pair < depth; pair++) {
     Pairs of_b[WIDTH];
 #pragma GCC unroll 3
@@ -162,22 +319,19 @@ void add_tile(const uint32_t* a, const Pairs* b, int64_t depth, float factor, bo
       for (int v = 0; v < WIDTH; v++) sums[row][v] = add_products(sums[row][v], of_a, of_b[v]);
     }
   }
+#endif
+}
+
+// Adds the products of a panel of A and one of B to a tile of C.
+template <int WIDTH, int ROW, int PAIR>
+void add_tile(const uint32_t* a, const Pairs* b, int64_t depth, float factor, bool is_first, float* c, int64_t stride,
+              int64_t rows, int64_t columns) {
+  Floats sums[ROWS][WIDTH];
+  multiply_panels<WIDTH, ROW, PAIR>(a, b, depth, sums);
 #pragma GCC unroll 8
   for (int row = 0; row < ROWS; row++) {
     if (row >= rows) break;
-#pragma GCC unroll 3
-    for (int v = 0; v < WIDTH; v++) {
-      float* to = c + row * stride + v * LANES;
-      int64_t count = std::min<int64_t>(LANES, columns - v * LANES);
-      if (count <= 0) break;
-      Floats sum = sums[row][v] * factor;
-      if (!is_first) sum += Operand<float>{to}.load(0, count);
-      if (count == LANES) {
-        std::memcpy(to, &sum, sizeof sum);
-      } else {
-        std::memcpy(to, &sum, count * sizeof(float));
-      }
-    }
+    add_row<WIDTH>(sums[row], factor, is_first, c + row * stride, columns);
   }
 }
 
@@ -185,7 +339,8 @@ void add_tile(const uint32_t* a, const Pairs* b, int64_t depth, float factor, bo
 template <bool IS_TRANSPOSED, typename NumberA, typename NumberB>
 void multiply(ffi::ThreadPool& pool, Operand<NumberA> A, const float* factors, Operand<NumberB> B, float factor, float* C,
               int64_t M, int64_t N, int64_t K) {
-  int64_t pairs_of_k = (K + 1) / 2, blocks = (pairs_of_k + DEPTH - 1) / DEPTH;
+  constexpr int STEP = HAS_TILES ? LANES : 1;  // pairs
+  int64_t pairs_of_k = ((K + 1) / 2 + STEP - 1) / STEP * STEP, blocks = (pairs_of_k + DEPTH - 1) / DEPTH;
   int64_t width = (N + LANES - 1) / LANES, panels = (width + VECTORS - 1) / VECTORS;  // in vectors, in panels
   auto packed_b = allocated(pairs_of_k * width);
   Pairs* b = packed_b.get();
@@ -210,16 +365,28 @@ void multiply(ffi::ThreadPool& pool, Operand<NumberA> A, const float* factors, O
   int64_t parts = (M + BLOCK_ROWS * threads - 1) / (BLOCK_ROWS * threads) * threads;
   int64_t part_rows = (M + parts * ROWS - 1) / (parts * ROWS) * ROWS;
   // A row of pairs does not begin where the one before it does in the first cache.
-  constexpr int ROW = IS_TRANSPOSED ? 1 : DEPTH + LANES, PAIR = IS_TRANSPOSED ? ROWS : 1;
+  constexpr bool IS_BY_PAIR = IS_TRANSPOSED && !HAS_TILES;
+  constexpr int ROW = IS_BY_PAIR ? 1 : DEPTH + LANES, PAIR = IS_BY_PAIR ? ROWS : 1;
   constexpr int64_t PANEL = ROWS * (DEPTH + LANES);  // numbers of 32 bits
 
   run_parallel(pool, (M + part_rows - 1) / part_rows, [=](int64_t part) {
     int64_t first = part * part_rows, rows = std::min(part_rows, M - first);
+    Tiles tiles;
     auto packed_a = allocated((rows / ROWS + 2) * PANEL / LANES);
     auto* a = reinterpret_cast<uint32_t*>(packed_a.get());
     for (int64_t block = 0; block < blocks; block++) {
       int64_t begin = block * DEPTH, depth = depth_of(block);
-      if constexpr (IS_TRANSPOSED) {
+      if constexpr (IS_TRANSPOSED && HAS_TILES) {
+        for (int64_t pair = 0; pair < depth; pair += LANES) {
+          for (int64_t row = 0; row < rows; row += LANES) {
+            Pairs found[LANES];
+            for (int of = 0; of < LANES; of++) found[of] = pair_of_rows(A, factors, K, M, begin + pair + of, first + row);
+            transpose(found);
+            uint32_t* to = a + row / ROWS * PANEL + row % ROWS * ROW + pair;
+            for (int of = 0; of < LANES; of++) std::memcpy(to + of * ROW, found + of, sizeof *found);
+          }
+        }
+      } else if constexpr (IS_TRANSPOSED) {
         for (int64_t pair = 0; pair < depth; pair++) {
           for (int64_t row = 0; row < rows; row += LANES) {  // two panels
             Pairs found = pair_of_rows(A, factors, K, M, begin + pair, first + row);
@@ -284,6 +451,9 @@ ffi::Error d_features(ffi::ThreadPool pool, ffi::AnyBuffer dy, ffi::AnyBuffer we
 }
 
 }  // namespace
+
+// Whether this process may use the instructions that this library was built for.
+extern "C" bool jaxlm_may_run() { return has_tiles(); }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxlm_d_weight, d_weight,
                               ffi::Ffi::Bind()

@@ -1,7 +1,7 @@
 """The products of products.cc as functions of jax: operands in bfloat16, sums in float32.
 
-They are used where the processor has AVX512_BF16, the library can be built, its answers are exact, and a product takes
-less time than XLA's.
+They are used where the processor has AVX512_BF16, and by its AMX where it has that too, where the library can be built,
+its answers are exact, and products take less time than XLA's.
 """
 
 import ctypes
@@ -22,7 +22,9 @@ from jaxlm.ops.native.build import FLAGS, NoLibraryError, build_library
 SOURCE = Path(__file__).with_name("products.cc")
 FEATURE = "avx512_bf16"
 _TARGETS = ("jaxlm_d_weight", "jaxlm_d_features")
-# Tokens, outputs and inputs of the product that is timed.
+# Tokens, outputs and inputs: more than a block of each that is summed, and no multiple of any.
+_CHECKED_SHAPE = (531, 1067, 51)
+# Of the product that is timed.
 _TIMED_SHAPE = (1024, 512, 512)
 
 
@@ -65,6 +67,9 @@ def load_library(processor: Sequence[str], flags: Sequence[str] = FLAGS) -> Path
     path = build_library(SOURCE, processor, flags)
     try:
         library = ctypes.cdll.LoadLibrary(str(path))
+        library.jaxlm_may_run.restype = ctypes.c_bool
+        if not library.jaxlm_may_run():
+            raise NoLibraryError(f"{path}: the system does not let this process use AMX")
         for name in _TARGETS:
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     except (OSError, AttributeError) as error:
@@ -75,8 +80,9 @@ def load_library(processor: Sequence[str], flags: Sequence[str] = FLAGS) -> Path
 def check_exact() -> None:
     """Raise NoLibraryError where products of small integers, which are exact in any order, are not those of numpy."""
     rng = np.random.default_rng(0)
-    dy, factors = rng.integers(-8, 8, (131, 77)), 2.0 ** rng.integers(-2, 3, 131)
-    x, weight = rng.integers(-127, 128, (131, 51)), rng.integers(-1, 2, (77, 51))
+    T, O, I = _CHECKED_SHAPE  # noqa: E741
+    dy, factors = rng.integers(-8, 8, (T, O)).astype(float), 2.0 ** rng.integers(-2, 3, T)
+    x, weight = rng.integers(-127, 128, (T, I)), rng.integers(-1, 2, (O, I))
     right = (factors[:, None] * dy).T @ x, 0.5 * dy @ weight
     for dtype in (jnp.float32, jnp.bfloat16):
         gradient = jnp.asarray(dy, dtype)

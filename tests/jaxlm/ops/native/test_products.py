@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,14 @@ def library():
 @needs_compiler
 def test_products_of_integers_are_exact(library):
     check_exact()
+
+
+@needs_compiler
+def test_the_steps_of_amx_are_exact_on_every_processor():
+    call = "from jaxlm.ops.native import products; products.load_library((), {flags}); products.check_exact()"
+    words = [sys.executable, "-c", call.format(flags=(*FLAGS, "-DEMULATED_TILES"))]
+    child = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert child.returncode == 0, child.stderr
 
 
 @needs_compiler

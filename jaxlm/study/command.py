@@ -29,8 +29,7 @@ def main(config: StudyConfig) -> None:
     results = Path(config.results_dir) if config.results_dir else path.with_suffix("")
     refuse_inside_sealed(results)
     jobs = [Job(run, runs, tuple(config.report_to)) for run in study.runs()]
-    for job in jobs:
-        job.run.check(runs)
+    study.check(runs)
     console.print(
         f"{study.question}\n{len(study.variants)} variants, {len(study.seeds)} seeds: {len(jobs)} runs in {runs}"
     )

@@ -1,5 +1,6 @@
 """A study: one question, and the training runs that answer it, as a YAML file names them."""
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from jaxlm.common.architecture.presets import PRESETS
 from jaxlm.common.command_line import parse
 from jaxlm.common.help import nearest
 from jaxlm.training.train_config import TrainConfig
@@ -44,6 +46,20 @@ class Study:
         """Return all runs, seed by seed: with each seed that is done, the variants are compared on one seed more."""
         return [StudyRun(self, variant, seed) for seed in self.seeds for variant in self.variants]
 
+    def check(self, runs: Path) -> None:
+        """Raise ValueError where `jaxlm train` would refuse the settings of a run, or two variants are the same run."""
+        found = dict[str, str]()
+        for run in self.runs():
+            config = run.config(runs)
+            preset = dataclasses.asdict(PRESETS[config.preset]) if config.preset in PRESETS else {}
+            meant = repr(dataclasses.replace(config, output_dir="", model=preset | config.model))
+            other = found.setdefault(meant, run.variant)
+            if other != run.variant:
+                raise ValueError(
+                    f"variants {other!r} and {run.variant!r}: found the same settings, defaults of the preset and of "
+                    "jaxlm train included; expected a difference"
+                )
+
 
 @dataclass(frozen=True)
 class StudyRun:
@@ -70,10 +86,10 @@ class StudyRun:
         settings = {**self.study.settings, **self.study.variants[self.variant]}
         return f"{{runs}}/{variant}/" in json.dumps(settings, ensure_ascii=False)
 
-    def check(self, runs: Path) -> None:
-        """Raise ValueError, naming the variant, where `jaxlm train` would refuse the settings."""
+    def config(self, runs: Path) -> TrainConfig:
+        """Return the settings of `jaxlm train`. Raises ValueError, naming the variant, where it would refuse them."""
         try:
-            parse(TrainConfig, ["--config", yaml.safe_dump(self.settings(runs))])
+            return parse(TrainConfig, ["--config", yaml.safe_dump(self.settings(runs))])
         except ValueError as error:
             raise ValueError(f"variant {self.variant!r}: {error}") from error
 

@@ -172,7 +172,7 @@ def test_recorded_runs_are_not_done_again_without_their_directories(content, sta
 
 
 def test_a_recorded_run_that_a_new_one_names_is_done_again(content, started, tmp_path):
-    variants = {"teacher": {}, "other": {}}
+    variants = {"teacher": {}, "other": {"remat": "ternary"}}
     named = {name: value for name, value in content.items() if name != "grid"}
     config = write(tmp_path, named | {"variants": variants})
     main(config)

@@ -57,10 +57,18 @@ def test_a_variant_may_name_another_run_of_its_seed(tmp_path):
 
 def test_what_training_would_refuse_is_refused_before_the_first_run(tmp_path):
     study = read_study(write(tmp_path, GRID | {"grid": {"optimizer.learning_rate": [0.004, -1]}}))
-    good, bad = study.runs()[:2]
-    good.check(tmp_path)
     with pytest.raises(ValueError, match=r"variant 'learning_rate=-1': .*optimizer.learning_rate: found -1"):
-        bad.check(tmp_path)
+        study.check(tmp_path)
+
+
+@pytest.mark.parametrize("same", [{"model.sub_norm": False}, {"optimizer.schedule": "cosine"}, {"preset": "dense-tiny"}])
+def test_two_variants_that_are_the_same_run_are_refused(tmp_path, same):
+    variants = {"first": {"preset": "dense-tiny"}, "second": {"preset": "dense-tiny", **same}}
+    content = {"question": "Does it help?", "settings": {"data_dir": ["data"]}, "variants": variants}
+    study = read_study(write(tmp_path, content))
+    with pytest.raises(ValueError, match="variants 'first' and 'second': found the same settings"):
+        study.check(tmp_path)
+    read_study(write(tmp_path, GRID)).check(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ def test_the_rate_depends_on_size_kind_and_optimizer():
         found = {each.name: each.value for each in recommended(preset(name), 10**9, 8, 256, optimizer)}
         return found["optimizer.learning_rate"], found.get("optimizer.schedule")
 
-    assert rate("ternary-tiny") == rate("dense-tiny") == (0.002, None)
-    assert rate("ternary-tiny", "muon") == (0.008, None) and rate("dense-tiny", "muon") == (0.004, None)
-    assert rate("ternary-5m", "muon") == (0.012, None) and rate("dense-5m", "muon") == (0.006, None)
+    assert rate("ternary-tiny") == rate("dense-tiny") == (0.002, "linear")
+    assert rate("ternary-tiny", "muon") == (0.008, "linear") and rate("dense-tiny", "muon") == (0.004, "linear")
+    assert rate("ternary-5m", "muon") == (0.012, "linear") and rate("dense-5m", "muon") == (0.006, "linear")
     assert rate("bitnet-700m") == (1.5e-3, "two_stage") and rate("bitnet-3b") == (1.2e-3, "two_stage")
     assert rate("smollm2-360m") == (3e-3, "wsd") and rate("smollm2-1.7b") == (5e-4, "wsd")
 

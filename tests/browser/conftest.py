@@ -1,5 +1,6 @@
 """The studio and the demo in processes of their own, and the browser of the system: `make browser-test`."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -66,16 +67,22 @@ class PagesProcess:
             self._process.wait()
             self._process = None
 
-    def signal_children(self, number: signal.Signals) -> None:
-        """Send a signal to each process that it has started, and to those which these have."""
+    @contextlib.contextmanager
+    def stopped_children(self) -> Iterator[None]:
+        """Stop, for a while, the processes that it has started, and those which these have."""
         assert self._process is not None
         listed = subprocess.run(["ps", "-eo", "ppid=,pid="], capture_output=True, text=True, check=True).stdout
         pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
         found = [self._process.pid]
         for process in found:  # grows while it is read
             found += [child for parent, child in pairs if parent == process]
-        for child in found[1:]:
-            os.kill(child, number)
+        try:
+            for child in found[1:]:
+                os.kill(child, signal.SIGSTOP)
+            yield
+        finally:
+            for child in found[1:]:
+                os.kill(child, signal.SIGCONT)
 
     @property
     def memory(self) -> int:

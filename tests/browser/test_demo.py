@@ -1,7 +1,6 @@
 """The demo in a real browser: it answers, also behind a prefix, shows the line, and has nothing else."""
 
 import contextlib
-import signal
 import socket
 import urllib.error
 import urllib.request
@@ -105,13 +104,12 @@ def test_people_stand_in_a_line(demo, browser):
     ask(pages[0], "Hi")
     wait_for_answer(pages[0])  # the model is loaded
     pages[0].get_by_role("button", name="New").click()
-    demo.signal_children(signal.SIGSTOP)  # it thinks until all three have asked
-    for page in pages:
-        ask(page, "Hi", tokens=200)
-    pages[2].get_by_text("2 before you").wait_for()
-    pages[1].get_by_role("button", name="Stop").click()
-    pages[1].get_by_text("stopped").wait_for()
-    demo.signal_children(signal.SIGCONT)
+    with demo.stopped_children():  # the model thinks until all three have asked
+        for page in pages:
+            ask(page, "Hi", tokens=200)
+        pages[2].get_by_text("2 before you").wait_for()
+        pages[1].get_by_role("button", name="Stop").click()
+        pages[1].get_by_text("stopped").wait_for()
     for page in (pages[0], pages[2]):
         wait_for_answer(page)
     assert [page.locator(".said.assistant").count() for page in pages] == [1, 0, 1]

@@ -61,9 +61,9 @@ def test_what_training_would_refuse_is_refused_before_the_first_run(tmp_path):
         study.check(tmp_path)
 
 
-@pytest.mark.parametrize("same", [{"model.sub_norm": False}, {"optimizer.schedule": "cosine"}, {"preset": "dense-tiny"}])
-def test_two_variants_that_are_the_same_run_are_refused(tmp_path, same):
-    variants = {"first": {"preset": "dense-tiny"}, "second": {"preset": "dense-tiny", **same}}
+@pytest.mark.parametrize("it", [{"model.sub_norm": False}, {"optimizer.schedule": "cosine"}, {"preset": "dense-tiny"}])
+def test_two_variants_that_are_the_same_run_are_refused(tmp_path, it):
+    variants = {"first": {"preset": "dense-tiny"}, "second": {"preset": "dense-tiny", **it}}
     content = {"question": "Does it help?", "settings": {"data_dir": ["data"]}, "variants": variants}
     study = read_study(write(tmp_path, content))
     with pytest.raises(ValueError, match="variants 'first' and 'second': found the same settings"):

@@ -75,7 +75,7 @@ def _studied(config: ModelConfig, optimizer: OptimizerName, parameters: int, ste
         Recommendation("optimizer.warmup_steps", min(50, max(1, steps // 10)), _OF_ALL_STUDIES),
         Recommendation("optimizer.b2", 0.99, _OF_ALL_STUDIES),
         Recommendation("optimizer.final_fraction", 0.0, _OF_ALL_STUDIES),
-        Recommendation("optimizer.schedule", "linear", "studies/course.yaml"),
+        Recommendation("optimizer.schedule", "linear", "studies/linear.yaml"),
     ]
 
 

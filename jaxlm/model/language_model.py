@@ -75,7 +75,7 @@ class Block(nn.Module):
             mixed, cache = self.mlgru(normed, context, cache, layer, lower_bound)
         x = x + _times(self.config.residual_multiplier, mixed)
         x = x + _times(self.config.residual_multiplier, self.mlp(self.post_attention_layernorm(x)))
-        return constrain(x, "batch", None, None), cache
+        return constrain(x, "batch", "length", None), cache
 
 
 class PatternOfBlocks(nn.Module):
@@ -191,7 +191,7 @@ class LanguageModel(nn.Module):
         if segment_ids is not None:
             is_document_start |= jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0
         x = _times(self.config.embedding_multiplier, self._table()[token_ids].astype(self.dtype))
-        x = constrain(x, "batch", None, None)
+        x = constrain(x, "batch", "length", None)
         return x, self._bounds(), Context(positions, is_document_start, segment_ids, attention=self.attention)
 
     def blocks(self, x: Hidden, lower_bounds: jax.Array | None, context: Context) -> Hidden:
@@ -288,7 +288,7 @@ def empty_projections(config: ModelConfig, batch_size: int, length: int, dtype: 
     """Return the projections of one layer of a stack before they are computed."""
     heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
     queries, keys, values = (
-        constrain(jnp.zeros((batch_size, length, number, config.head_dim), dtype), "batch", None, None, None)
+        constrain(jnp.zeros((batch_size, length, number, config.head_dim), dtype), "batch", "length", None, None)
         for number in heads
     )
     return Projections(queries, keys, values, layer)

@@ -14,6 +14,7 @@ from jaxlm.ops.attention import cached_attention, causal_attention
 from jaxlm.ops.linear_recurrence import linear_recurrence
 from jaxlm.ops.shapes import Hidden, LowerBound, Positions
 from jaxlm.ops.ternary_linear import QuantizedFeatures
+from jaxlm.parallel.split_sequences import repeated_to_split, split_sequences, whole_sequences
 
 
 class Context(flax.struct.PyTreeNode):
@@ -86,7 +87,9 @@ class Attention(nn.Module):
             keys = RMSNorm(config.norm_eps, name="k_norm")(keys)
         queries, keys = rotary(queries, positions, config), rotary(keys, positions, config)
         if not isinstance(cache, KVCache):
-            attention_output = causal_attention(queries, keys, values, context.segment_ids, context.attention)
+            whole = whole_sequences(queries, *repeated_to_split(config.num_heads, keys, values))
+            attention_output = causal_attention(*whole, context.segment_ids, context.attention)
+            attention_output = split_sequences(attention_output)
         else:
             assert layer is not None
             cache = cache.write(layer, positions, keys, values)
@@ -138,8 +141,9 @@ class MLGRU(nn.Module):
         if context.is_valid_token is not None:
             update = jnp.where(context.is_valid_token[..., None], update, 0)
             forget = jnp.where(context.is_valid_token[..., None], forget, 1)
+        forget, update = whole_sequences(forget, update)
         initial = jnp.zeros_like(update[:, 0]) if cache is None else cache.state[layer]
-        states = linear_recurrence(forget, update, initial)
+        states = split_sequences(linear_recurrence(forget, update, initial))
         if cache is not None:
             cache = RecurrentState(cache.state.at[layer].set(states[:, -1]))
         gate = RMSNorm(config.norm_eps, name="g_norm")(block_linear(config, width, "g_proj")(shared))

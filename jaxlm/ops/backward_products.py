@@ -24,7 +24,6 @@ from jaxlm.parallel.sharding import target_platform
 _FEWEST_PRODUCTS = 2**18
 # From this width of hidden states on, oneDNN's float32 products pay: a step of `ternary-25m` takes 0.95 of the time.
 _ONEDNN_WIDTH = 512
-_TOKENS = (((0,), (0,)), ((), ()))  # contracted
 
 
 def native_route() -> Route:
@@ -82,9 +81,10 @@ def weight_gradient(
         return d_weight(_rows(dy.astype(precision)), factors, _rows(x))
     if scale is not None:
         x = x / scale
-    return jax.lax.dot_general(
-        _rows(dy.astype(precision)), _rows(x.astype(precision)), _TOKENS, preferred_element_type=jnp.float32
-    )
+    # Not flattened: a mesh splits rows and tokens, and could not split the two as one.
+    tokens = tuple(range(dy.ndim - 1))
+    operands, contracted = (dy.astype(precision), x.astype(precision)), ((tokens, tokens), ((), ()))
+    return jax.lax.dot_general(*operands, contracted, preferred_element_type=jnp.float32)
 
 
 def _rows(array: jax.Array) -> jax.Array:

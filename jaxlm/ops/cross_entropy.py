@@ -28,7 +28,7 @@ from jaxlm.ops.backward_products import features_gradient, weight_gradient
 from jaxlm.ops.logits import head_logits
 from jaxlm.ops.shapes import AnyArray, Hidden, LossMask, Tokens
 from jaxlm.ops.ternary_linear import TernaryWeight, all_gathered, dequantized_features, no_gradient, quantize_features
-from jaxlm.parallel.sharding import constrain, data_parallel_size, target_platform
+from jaxlm.parallel.sharding import constrain, parts_of, target_platform
 
 # Largest size of the float32 logits of a chunk on a CPU: they should stay in its cache.
 LARGEST_CHUNK_BYTES = 16 * 2**20
@@ -85,8 +85,9 @@ def number_of_chunks(chunks: int, x: Hidden, weight: HeadWeight) -> int:
     """Return the number of chunks that a setting means. Raises ValueError where it does not divide the sequence."""
     B, L, _ = x.shape
     chunks = chunks or _fewest_chunks(B, L, vocab_size=_shape(weight)[0])
-    if L % chunks:
-        raise ValueError(f"loss_chunks: found {chunks}, expected a divisor of seq_len {L}")
+    if (L // parts_of("length")) % chunks:
+        split = "" if (parts := parts_of("length")) == 1 else f" / mesh.sequence {parts}"
+        raise ValueError(f"loss_chunks: found {chunks}, expected a divisor of seq_len {L}{split}")
     return chunks
 
 
@@ -196,7 +197,7 @@ def _shape(weight: Any) -> tuple[int, ...]:
 
 
 def all_gathered_head(weight: Any, name: str, dtype: Any) -> Any:
-    """Return the weight all-gathered along `fsdp`, floats in the precision of x.
+    """Return the weight all-gathered over the devices that split it, floats in the precision of x.
 
     This is done once for all chunks: inside their loop, XLA for CPUs would repeat it for each.
     """
@@ -214,38 +215,45 @@ def _dequantized(x: Any, weight: Any) -> tuple[Any, Any]:
 
 
 def cut_tokens(rows: Any, chunks: int) -> Any:
-    """Return arrays `[B, L, ...]` as `[chunks, P, T, ...]`: chunks of T tokens on each of the P devices of the batch.
+    """Return arrays `[B, L, ...]` as `[chunks, P, T, ...]`: chunks of T tokens on each of P devices that split them.
 
     Each device sums up its own nats and dW, so that they are reduced once and not once per chunk.
     """
-    devices = data_parallel_size()
 
     def cut(array: Any) -> jax.Array:
         B, L, *rest = array.shape
-        P = devices if B % devices == 0 else 1
-        array = array.reshape(P, B // P, chunks, L // chunks, *rest)
-        array = jnp.moveaxis(array, 2, 0).reshape(chunks, P, -1, *rest)
-        return constrain(array, None, "batch", *[None] * (array.ndim - 2))
+        R, S = _parts(B)
+        array = array.reshape(R, B // R, S, chunks, L // (S * chunks), *rest)
+        array = jnp.moveaxis(array, (3, 2), (0, 2)).reshape(chunks, R * S, -1, *rest)
+        return constrain(array, None, "tokens", *[None] * (array.ndim - 2))
 
     return jax.tree.map(cut, rows)
 
 
 def join_tokens(array: jax.Array, B: int, L: int) -> jax.Array:
     """Return `[chunks, P, T, D]` as `[B, L, D]`."""
-    chunks, P, _, D = array.shape
-    array = jnp.moveaxis(array.reshape(chunks, P, B // P, L // chunks, D), 0, 2)
-    return constrain(array.reshape(B, L, D), "batch", None, None)
+    chunks, _, _, D = array.shape
+    R, S = _parts(B)
+    array = jnp.moveaxis(array.reshape(chunks, R, S, B // R, L // (S * chunks), D), (0, 2), (3, 2))
+    return constrain(array.reshape(B, L, D), "batch", "length", None)
+
+
+def _parts(B: int) -> tuple[int, int]:
+    """Return the parts that a mesh splits B rows into, and those of each row."""
+    rows = parts_of("batch")
+    return rows if B % rows == 0 else 1, parts_of("length")
 
 
 def _zeros(rows: Any, *shape: int) -> jax.Array:
     """Return one sum for each of the P devices, `[P, *shape]`, before the first chunk."""
     P = jax.tree.leaves(rows)[0].shape[1]
-    return constrain(jnp.zeros((P, *shape)), "batch", *[None] * len(shape))
+    return constrain(jnp.zeros((P, *shape)), "tokens", *[None] * len(shape))
 
 
 def _fewest_chunks(batch_size: int, seq_len: int, vocab_size: int) -> int:
     """Return the fewest chunks whose logits are small enough on a device, or which are too short to cut."""
-    tokens = -(-batch_size // data_parallel_size()) * seq_len
+    seq_len //= parts_of("length")
+    tokens = -(-batch_size // parts_of("batch")) * seq_len
     smallest = SMALLEST_CHUNK_TOKENS["cpu" if target_platform() == "cpu" else "accelerator"]
     largest = max(LARGEST_CHUNK_BYTES // (4 * vocab_size), smallest)
     return next(n for n in range(1, seq_len + 1) if seq_len % n == 0 and (tokens <= n * largest or n == seq_len))

@@ -28,11 +28,11 @@ def _gain_forward(x, gain):
 def _gain_backward(residuals, dy):
     x, gain = residuals
     dx = (dy * jnp.expand_dims(gain, range(dy.ndim - 1))).astype(x.dtype)
-    by_token = (dy * x).reshape(-1, x.shape[-1])
+    by_token, tokens = dy * x, x.ndim - 1
     if target_platform() == "cpu":
-        dgain = (jnp.ones((1, len(by_token)), by_token.dtype) @ by_token)[0]
+        dgain = jnp.tensordot(jnp.ones(x.shape[:-1], by_token.dtype), by_token, axes=tokens)
     else:
-        dgain = jnp.sum(by_token, axis=0)
+        dgain = jnp.sum(by_token, axis=tuple(range(tokens)))
     return dx, dgain.astype(gain.dtype)
 
 

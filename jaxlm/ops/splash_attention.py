@@ -41,7 +41,7 @@ def splash_attention(
     if jax.sharding.get_abstract_mesh().empty:
         return attend(scaled, keys, values, segments)
     # A kernel is opaque to the partitioner: every device runs it on its own rows and heads.
-    heads, rows = mesh_axes("batch", None, "wide", None), mesh_axes("batch", None)
+    heads, rows = mesh_axes("batch", None, "mixed", None), mesh_axes("batch", None)
     shared = jax.shard_map(attend, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
     return shared(scaled, keys, values, segments)
 

@@ -173,7 +173,7 @@ def _scaled(products: Any, weight: TernaryWeight) -> Any:
 
 
 def all_gathered(weight: TernaryWeight, name: str) -> TernaryWeight:
-    """Return codes and scales all-gathered along `fsdp` where there is a mesh, without the latent weight."""
+    """Return codes and scales all-gathered where a mesh splits them, without the latent weight."""
     # As packed bytes: without this, a compiler may convert first and all-gather floats.
     codes, scale = all_gather_codes(weight.codes, name), all_gather(weight.scale, name)
     return weight.replace(codes=codes, scale=scale, latent=None)

@@ -8,7 +8,7 @@ from jaxlm.parallel.sharding import all_gather, constrain_matrix, is_split_alike
 
 
 def all_gather_codes(codes: jax.Array, name: str) -> jax.Array:
-    """Return the codes `[O, I]` of the linear layer `name`, all-gathered along `fsdp` where there is a mesh.
+    """Return the codes `[O, I]` of the linear layer `name`, all-gathered where a mesh splits them.
 
     Four rows travel as one row of bytes where the mesh splits the bytes as it splits the codes, else a code as a byte.
     """

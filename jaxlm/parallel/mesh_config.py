@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "sequence", "tensor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +14,8 @@ class MeshConfig:
     """Copies of the model, each with its part of the batch; by default all remaining devices."""
     fsdp: int = 1
     """Devices that split parameters and optimizer state, and the batch."""
+    sequence: int = 1
+    """Devices that split the tokens of every sequence, for long ones, and parameters and optimizer state."""
     tensor: int = 1
     """Devices that split the width of every layer."""
 
@@ -28,7 +30,7 @@ class MeshConfig:
             )
 
     def sizes(self, num_devices: int) -> tuple[int, ...]:
-        """Return the devices along (data, fsdp, tensor). Raises ValueError where they do not make `num_devices`."""
+        """Return the devices along MESH_AXES. Raises ValueError where they do not make `num_devices`."""
         given = self._given()
         fixed = math.prod(size for size in given if size != -1)
         found = tuple(num_devices // fixed if size == -1 else size for size in given)
@@ -39,5 +41,6 @@ class MeshConfig:
 
     def _given(self) -> list[int]:
         # `data` takes the remaining devices, unless another axis does.
-        data = self.data if self.data is not None else 1 if -1 in (self.fsdp, self.tensor) else -1
-        return [data, self.fsdp, self.tensor]
+        others = [self.fsdp, self.sequence, self.tensor]
+        data = self.data if self.data is not None else 1 if -1 in others else -1
+        return [data, *others]

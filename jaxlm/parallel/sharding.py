@@ -1,7 +1,8 @@
 """Sharding: the mesh axes that split each dimension of an array.
 
 Every dimension has a logical name; RULES map names to mesh axes. Parameters, optimizer state and ternary codes are
-split over `fsdp` and `tensor`, a batch over `data` and `fsdp`, and XLA places the collectives.
+split over `fsdp`, `sequence` and `tensor`, a batch over `data` and `fsdp`, the tokens of a sequence over `sequence`,
+and XLA places the collectives.
 """
 
 import math
@@ -17,10 +18,14 @@ from jaxlm.common.architecture.parameters import matrix_axes
 
 # Memory of the host that a device copies from by itself.
 HOST_MEMORY = "pinned_host"
-# Logical name -> mesh axes. `wide` is the dimension inside a block: heads, the feed-forward's width, gates.
+# Logical name -> mesh axes. `wide` is the dimension inside a block: heads, the feed-forward's width, gates; `mixed` is
+# that of a token mixer while it reads whole sequences. `tokens` are those of the rows and of their parts.
 RULES = (
     ("batch", ("data", "fsdp")),
-    ("embed", "fsdp"),
+    ("length", "sequence"),
+    ("tokens", ("data", "fsdp", "sequence")),
+    ("mixed", ("tensor", "sequence")),
+    ("embed", ("fsdp", "sequence")),
     ("wide", "tensor"),
     ("vocab", "tensor"),
 )
@@ -41,7 +46,7 @@ def constrain(x: Any, *names: str | None) -> Any:
 
 
 def all_gather(matrix: jax.Array, name: str) -> jax.Array:
-    """Return a matrix `[O, I]` of the linear layer `name`, all-gathered along `fsdp` where there is a mesh."""
+    """Return a matrix `[O, I]` of the linear layer `name`, all-gathered along `embed` where a mesh splits it."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or name not in matrix_axes():
         return matrix
@@ -57,9 +62,9 @@ def constrain_matrix(matrix: jax.Array, name: str) -> jax.Array:
 
 
 def is_split_alike(name: str, *shapes: tuple[int, ...]) -> bool:
-    """Return True if there is a mesh that splits matrices of the layer `name` along `fsdp`, in all shapes alike."""
+    """Return True if there is a mesh that splits matrices of the layer `name` along `embed`, in all shapes alike."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or name not in matrix_axes() or mesh.shape["fsdp"] == 1:
+    if mesh.empty or name not in matrix_axes() or parts_of("embed") == 1:
         return False
     return len({_dividing_axes(mesh, matrix_axes()[name], shape) for shape in shapes}) == 1
 
@@ -70,10 +75,10 @@ def target_platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def data_parallel_size() -> int:
-    """Return the number of devices that a batch is split over."""
-    shape = jax.sharding.get_abstract_mesh().shape
-    return math.prod(shape.get(axis, 1) for axis in ("data", "fsdp"))
+def parts_of(name: str, mesh: Mesh | AbstractMesh | None = None) -> int:
+    """Return the number of parts that a mesh splits a dimension of this logical name into, by default the mesh that is
+    set."""
+    return _size(jax.sharding.get_abstract_mesh() if mesh is None else mesh, dict(RULES)[name])
 
 
 def tree_shardings(mesh: Mesh, tree: Any) -> Any:
@@ -91,24 +96,27 @@ def on_host(shardings: Any, tree: Any) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of arrays `[B, ...]`: split by rows."""
+    """Return the sharding of arrays `[B, ...]`: split by rows. Their tokens, which are small, are not split."""
     return NamedSharding(mesh, mesh_axes("batch"))
 
 
 def batch_share(mesh: Mesh) -> tuple[int, int]:
     """Return the part of every batch that this process's devices hold, as (index, number of parts).
 
-    Processes that differ along `tensor` only hold the same one. Raises ValueError where two hold the same rows in part.
+    Processes that differ along `sequence` and `tensor` only hold the same one. Raises ValueError where two hold
+    the same rows in part.
     """
     held: dict[int, set[int]] = {}
-    for row, devices in enumerate(mesh.devices.reshape(-1, mesh.shape["tensor"])):
+    sharing = mesh.shape["sequence"] * mesh.shape["tensor"]
+    for row, devices in enumerate(mesh.devices.reshape(-1, sharing)):
         for device in devices:
             held.setdefault(device.process_index, set()).add(row)
     parts = sorted({tuple(sorted(rows)) for rows in held.values()})
     if len({len(part) for part in parts}) > 1 or sum(map(len, parts)) != len(set().union(*parts)):
         raise ValueError(
-            f"mesh.tensor: found {mesh.shape['tensor']}, expected a divisor or a multiple of the "
-            f"{jax.local_device_count()} devices of each process"
+            f"mesh: found {sharing} devices that share rows (mesh.sequence {mesh.shape['sequence']} x mesh.tensor "
+            f"{mesh.shape['tensor']}), expected a divisor or a multiple of the {jax.local_device_count()} devices of "
+            "each process"
         )
     return parts.index(tuple(sorted(held[jax.process_index()]))), len(parts)
 
@@ -151,7 +159,12 @@ def _leaf_sharding(mesh: Mesh, path: tuple[Any, ...], shape: tuple[int, ...]) ->
 def _dividing_axes(mesh: Mesh | AbstractMesh, names: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
     """Return the mesh axes of a matrix; a dimension that they do not divide is not split."""
     axes = zip(mesh_axes(*names), shape, strict=True)
-    return PartitionSpec(*(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in axes))
+    return PartitionSpec(*(axis if axis and size % _size(mesh, axis) == 0 else None for axis, size in axes))
+
+
+def _size(mesh: Mesh | AbstractMesh, axes: str | tuple[str, ...]) -> int:
+    """Return the number of parts that some axes of a mesh make; an axis that it lacks makes one."""
+    return math.prod(mesh.shape.get(axis, 1) for axis in ([axes] if isinstance(axes, str) else axes))
 
 
 def _key_name(key: Any) -> str:

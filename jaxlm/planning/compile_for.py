@@ -22,8 +22,9 @@ from jaxlm.common.architecture.model_flops import model_flops
 from jaxlm.common.architecture.presets import preset
 from jaxlm.common.step_choices import Remat
 from jaxlm.model.language_model import LanguageModel
-from jaxlm.parallel.mesh import check_batch, make_mesh
+from jaxlm.parallel.mesh import check_batch, check_model, check_sequence, make_mesh
 from jaxlm.parallel.mesh_config import MeshConfig
+from jaxlm.parallel.sharding import parts_of
 from jaxlm.planning.chips import GIB, Chip, chip_of
 from jaxlm.planning.hlo_costs import Costs, hlo_costs
 from jaxlm.training.abstract_step import abstract_batch, abstract_step
@@ -136,10 +137,11 @@ def compile_for(settings: CompileForConfig) -> Report:
     chip = chip_of(settings.topology)
     config = resolve_model(settings)
     mesh = make_mesh(settings.mesh, topology_devices(settings.topology, chip))
-    data_parallel_size = mesh.shape["data"] * mesh.shape["fsdp"]
-    smallest_batch = data_parallel_size * settings.grad_accumulation_steps
+    smallest_batch = parts_of("batch", mesh) * settings.grad_accumulation_steps
     batch_size = smallest_batch if settings.batch_size is None else settings.batch_size
     check_batch(mesh, batch_size, settings.grad_accumulation_steps)
+    check_sequence(mesh, settings.seq_len)
+    check_model(mesh, config)
     step, state = abstract_step(
         LanguageModel(config, jnp.dtype(settings.dtype), settings.unroll_layers, settings.remat, settings.attention),
         mesh,
@@ -222,7 +224,7 @@ def predict_smallest(report: Report) -> str | None:
     All chips of the slice split the parameters. State and gradient per chip shrink with the number of these chips;
     everything else stays.
     """
-    parts = report.mesh["fsdp"] * report.mesh["tensor"]
+    parts = report.mesh["fsdp"] * report.mesh["sequence"] * report.mesh["tensor"]
     split = report.state_bytes + report.gradient_bytes
     limit = report.hbm_bytes - _RESERVED_BYTES
     if not report.fits:  # the compiler refused this much memory, even where it is below the limit
@@ -257,13 +259,13 @@ def find_smallest(settings: CompileForConfig, report: Report) -> str | None:
 def resized(settings: CompileForConfig, report: Report, topology: str) -> CompileForConfig:
     """Return the settings of another slice with the same batch per chip, whose chips all split the parameters.
 
-    The tensor axis stays.
+    The axes sequence and tensor stay.
     """
     chips = chips_of(topology.partition(":")[2])
     return dataclasses.replace(
         settings,
         topology=topology,
-        mesh=MeshConfig(data=1, fsdp=-1, tensor=report.mesh["tensor"]),
+        mesh=MeshConfig(data=1, fsdp=-1, sequence=report.mesh["sequence"], tensor=report.mesh["tensor"]),
         batch_size=report.batch_size * chips // report.num_chips,
     )
 

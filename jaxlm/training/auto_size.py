@@ -25,6 +25,7 @@ from jaxlm.common.run.run_directory import is_run_directory, read_run_config
 from jaxlm.ops.backward_products import native_route
 from jaxlm.parallel.distributed import least_of_all
 from jaxlm.parallel.mesh import check_model
+from jaxlm.parallel.sharding import parts_of
 from jaxlm.training.abstract_step import batch_of, step_of_run, with_shardings
 from jaxlm.training.device_memory import GIB, bytes_per_device, compiled_memory, free_bytes
 from jaxlm.training.objectives.choose import RunObjective
@@ -65,7 +66,7 @@ class Device:
     @property
     def data_parallel_size(self) -> int:
         """Devices that share a batch."""
-        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        return parts_of("batch", self.mesh)
 
 
 def choose_sizes(
@@ -180,7 +181,7 @@ def _surely_enough(config: TrainConfig, model_config: ModelConfig, mesh: Mesh) -
         return math.inf
     rows = config.sequences_per_step // config.grad_accumulation_steps
     activation_bytes = np.dtype(activation_dtype(config.dtype, mesh.devices.flat[0])).itemsize
-    each = -(-rows // (mesh.shape["data"] * mesh.shape["fsdp"]))
+    each = -(-rows // parts_of("batch", mesh))
     has_muon = config.optimizer.name == "muon"
     return training_memory(model_config, each, config.seq_len, activation_bytes, has_muon=has_muon).total
 

@@ -24,7 +24,7 @@ from jaxlm.common.sampling import check_prompt
 from jaxlm.evaluate import unigram_evaluation
 from jaxlm.load import model_fingerprint
 from jaxlm.parallel.distributed import is_first
-from jaxlm.parallel.mesh import check_batch, check_model
+from jaxlm.parallel.mesh import check_batch, check_model, check_sequence
 from jaxlm.parallel.sharding import batch_share
 from jaxlm.training.objectives.choose import RunObjective
 from jaxlm.training.open_run import check_tokenizer, open_run, resumed_config
@@ -81,6 +81,8 @@ def open_sets(config: TrainConfig, mesh: Mesh) -> DataSets:
     _check_offload(config, mesh.devices.flat[0])
     if config.batch_size != "auto":
         check_batch(mesh, config.batch_size, config.grad_accumulation_steps)
+    for stage in config.lengths.stages:
+        check_sequence(mesh, stage.length)
     sets = _open_sets(config, config.seq_len, verify=config.verify_data)
     taught = config.with_stored_teacher(sets, config.seq_len)
     if taught is not sets and config.seq_len_schedule is not None:

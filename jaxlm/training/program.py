@@ -27,7 +27,7 @@ from jaxlm.model.language_model import LanguageModel
 from jaxlm.ops.backward_products import step_options
 from jaxlm.ops.ternary_linear import Params, TernaryWeight, quantize_params
 from jaxlm.parallel.distributed import SharedStop, all_or_none, is_first
-from jaxlm.parallel.sharding import batch_sharding, data_parallel_size, global_batch, place
+from jaxlm.parallel.sharding import batch_sharding, global_batch, parts_of, place
 from jaxlm.training.abstract_step import batch_of, step_of_run, with_shardings
 from jaxlm.training.device_memory import (
     bytes_per_device,
@@ -184,7 +184,7 @@ class ProgramBuilder:
         jitted, _ = step_of_run(config, self.model, mesh, self._inputs.objective.function, phase)
         step = self._phase(f"compiling the training step{name}", lambda: jitted.lower(state, batch, extras).compile())
         device = jax.local_devices()[0]
-        check_step_fits(step, sequences, data_parallel_size(), config.grad_accumulation_steps, device)
+        check_step_fits(step, sequences, parts_of("batch"), config.grad_accumulation_steps, device)
         self._print_memory(state, extras, compiled_memory(step).temporaries, free_bytes(device))
         return lambda state, batch: step(state, global_batch(mesh, batch), extras)
 

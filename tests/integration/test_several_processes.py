@@ -85,7 +85,7 @@ def test_two_processes_train_as_one_does(workplace):
     # Split, so that what one process writes has to come from both.
     with Pair([*flags(workplace, "two", **same), "--mesh.fsdp", -1]) as pair:
         assert pair.codes() == [0, 0], pair.printed(0) + pair.printed(1)
-        assert "2 cpu device(s) of 2 process(es): data 1 x fsdp 2 x tensor 1" in pair.printed(0)
+        assert "2 cpu device(s) of 2 process(es): fsdp 2" in pair.printed(0)
         assert "step 20/20" in pair.printed(0)
         assert "step" not in pair.printed(1)
     found, expected = losses(workplace / "two"), losses(workplace / "one")
@@ -158,7 +158,10 @@ def test_a_coordinator_that_nobody_reaches_is_one_line(workplace):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["--mesh.data", 3], "mesh: found data 3 x fsdp 1 x tensor 1, expected sizes that multiply to the 1 devices"),
+        (
+            ["--mesh.data", 3],
+            "mesh: found data 3 x fsdp 1 x sequence 1 x tensor 1, expected sizes that multiply to the 1 devices",
+        ),
         (["--mesh.fsdp", 2], "mesh: found"),
         (["--distributed.num_processes", 2], "distributed: found some of"),
     ],

@@ -98,7 +98,7 @@ _summed.defvjp(_forward, _backward)
 
 
 def _gathered(weight: Any, name: str) -> Any:
-    """Return the weight all-gathered along `fsdp`, once for all chunks."""
+    """Return the weight all-gathered over the devices that split it, once for all chunks."""
     if isinstance(weight, TernaryWeight):
         return all_gathered(weight, name).replace(latent=weight.latent)
     return constrain(weight, "vocab", None)

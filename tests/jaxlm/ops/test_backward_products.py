@@ -10,7 +10,7 @@ from jaxlm.ops.machine.routes import Route
 from jaxlm.ops.native.build import find_compiler
 from jaxlm.ops.native.products import load_library
 from jaxlm.parallel.mesh import make_mesh
-from jaxlm.parallel.mesh_config import MeshConfig
+from jaxlm.parallel.mesh_config import MESH_AXES, MeshConfig
 
 SHAPE = (4, 64, 48)  # batch, length, outputs
 
@@ -78,7 +78,7 @@ def test_the_kernel_is_for_bfloat16_on_one_cpu(monkeypatch):
     assert not has_kernel(dy[:1, :1], "bfloat16")  # too small
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
         assert has_kernel(dy, "bfloat16")
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2, 1, 1), ("data", "fsdp", "tensor"))):
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2, 1, 1, 1), MESH_AXES)):
         assert not has_kernel(dy, "bfloat16")
     monkeypatch.setattr(module, "target_platform", lambda: "gpu")
     assert not has_kernel(dy, "bfloat16")

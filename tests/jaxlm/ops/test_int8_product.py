@@ -7,7 +7,7 @@ from jaxlm.ops import int8_product as module
 from jaxlm.ops.int8_product import int8_product, scaled_product
 from jaxlm.ops.machine.routes import Route
 from jaxlm.parallel.mesh import make_mesh
-from jaxlm.parallel.mesh_config import MeshConfig
+from jaxlm.parallel.mesh_config import MESH_AXES, MeshConfig
 
 
 def _operands(shape, outputs):
@@ -92,7 +92,7 @@ def test_one_gpu_multiplies_whole_tiles_in_a_kernel(monkeypatch):
     assert not has_kernel(_scaled((2, 100, 128), 128)[0])
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
         assert has_kernel(operands)
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2, 1, 1), ("data", "fsdp", "tensor"))):
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2, 1, 1, 1), MESH_AXES)):
         assert not has_kernel(operands)
 
 

@@ -44,6 +44,8 @@ MESHES = {
     "data 8": MeshConfig(),
     "fsdp 8": MeshConfig(fsdp=-1),
     "data 2 fsdp 2 tensor 2": MeshConfig(data=2, fsdp=2, tensor=2),
+    "data 2 sequence 4": MeshConfig(sequence=4),
+    "fsdp 2 sequence 2 tensor 2": MeshConfig(fsdp=2, sequence=2, tensor=2),
 }
 
 
@@ -99,6 +101,10 @@ def train(model, mesh_name, grad_accumulation_steps):
         ("muon", "data 2 fsdp 2 tensor 2", 1),
         ("ternary", "fsdp 8", 1),
         ("mlgru", "data 2 fsdp 2 tensor 2", 1),
+        ("dense", "data 2 sequence 4", 2),
+        ("dense", "fsdp 2 sequence 2 tensor 2", 1),
+        ("ternary", "data 2 sequence 4", 1),
+        ("mlgru", "fsdp 2 sequence 2 tensor 2", 1),
     ],
 )
 def test_a_mesh_trains_as_one_device_does(model, mesh, grad_accumulation_steps):
@@ -209,6 +215,23 @@ def test_micro_batches_stay_on_the_devices_of_their_rows():
     """The compiled program holds the promise that accumulation sends no token ids between devices."""
     found = collectives(compiled("dense", "fsdp 8", 2)[0].as_text())
     assert not [array for name, array in found if array.startswith("s32") and name != "all-reduce"]
+
+
+@pytest.mark.parametrize(("model", "arrays"), [("ternary", 8), ("mlgru", 7)])
+def test_split_sequences_are_exchanged_and_never_gathered(model, arrays):
+    """The compiled program holds the promise that devices exchange heads or channels for tokens.
+
+    Queries, keys and values, repeated to as many heads, the output, and their gradients; or decays, updates and
+    states, their gradients, and once more what the backward pass reads.
+    """
+    found = collectives(compiled(model, "data 2 sequence 4", 1)[0].as_text())
+    rows, length, width = 8, 16, TINY.hidden_size  # of the batch of 16 on each half of the devices
+    activations = [array for _, array in found if re.match(rf"[a-z]+\d+\[{rows},{length},.*{width}\]", array)]
+    assert not activations
+    exchanged = [array for name, array in found if name == "all-to-all" and array.startswith("f32")]
+    print(f"exchanged: {sorted(exchanged)}")
+    nbytes = sum(4 * math.prod(map(int, re.findall(r"\d+", array.partition("[")[2]))) for array in exchanged)
+    assert nbytes == arrays * 4 * rows * length // 4 * width
 
 
 def test_no_device_holds_more_than_its_part():

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -7,10 +8,10 @@ import numpy as np
 import pytest
 
 from jaxlm.parallel.distributed_config import DistributedConfig
-from jaxlm.parallel.mesh import check_batch, check_model
-from jaxlm.parallel.mesh_config import MeshConfig
+from jaxlm.parallel.mesh import check_batch, check_model, check_sequence
+from jaxlm.parallel.mesh_config import MESH_AXES, MeshConfig
 from jaxlm.parallel.sharding import batch_share
-from tests.conftest import TINY
+from tests.conftest import TINY, VARIANTS
 
 pytestmark = pytest.mark.whole
 
@@ -46,12 +47,13 @@ def test_on_eight_simulated_devices():
 @pytest.mark.parametrize(
     ("settings", "sizes"),
     [
-        ({}, (8, 1, 1)),
-        ({"fsdp": -1}, (1, 8, 1)),
-        ({"fsdp": 4}, (2, 4, 1)),
-        ({"fsdp": -1, "tensor": 2}, (1, 4, 2)),
-        ({"data": 2, "fsdp": -1, "tensor": 2}, (2, 2, 2)),
-        ({"data": -1, "tensor": 8}, (1, 1, 8)),
+        ({}, (8, 1, 1, 1)),
+        ({"fsdp": -1}, (1, 8, 1, 1)),
+        ({"fsdp": 4}, (2, 4, 1, 1)),
+        ({"fsdp": -1, "tensor": 2}, (1, 4, 1, 2)),
+        ({"data": 2, "fsdp": -1, "tensor": 2}, (2, 2, 1, 2)),
+        ({"sequence": -1, "tensor": 2}, (1, 1, 4, 2)),
+        ({"data": -1, "tensor": 8}, (1, 1, 1, 8)),
     ],
 )
 def test_what_is_not_given_takes_the_devices_that_are_left(settings, sizes):
@@ -63,7 +65,9 @@ def test_a_mesh_that_does_not_fit_is_refused():
         MeshConfig(data=-1, fsdp=-1)
     with pytest.raises(ValueError, match=r"mesh\.tensor: found 0, expected 1 or more, or -1"):
         MeshConfig(tensor=0)
-    with pytest.raises(ValueError, match="found data -1 x fsdp 3 x tensor 1, expected sizes that multiply to the 8"):
+    with pytest.raises(
+        ValueError, match="found data -1 x fsdp 3 x sequence 1 x tensor 1, expected sizes that multiply to the 8"
+    ):
         MeshConfig(fsdp=3).sizes(8)
 
 
@@ -77,7 +81,7 @@ class Device:
 def mesh_over(processes, *sizes):
     """A mesh over two devices of each process."""
     devices = np.array([Device(number // 2) for number in range(2 * processes)], dtype=object)
-    return MeshLike(devices.reshape(sizes), dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
+    return MeshLike(devices.reshape(sizes), dict(zip(MESH_AXES, sizes, strict=True)))
 
 
 class MeshLike:
@@ -88,26 +92,51 @@ class MeshLike:
 
 
 def test_batches_and_widths_that_do_not_divide_are_refused():
-    mesh = mesh_over(4, 2, 2, 2)
+    mesh = mesh_over(4, 2, 2, 1, 2)
     check_batch(mesh, 8, 2)
     with pytest.raises(ValueError, match="batch_size: found 12, expected a multiple of 8"):
         check_batch(mesh, 12, 2)
     check_model(mesh, TINY)
     with pytest.raises(ValueError, match=r"mesh\.tensor: found 4, expected a divisor of the model's num_kv_heads 2"):
-        check_model(mesh_over(2, 1, 1, 4), TINY)
+        check_model(mesh_over(2, 1, 1, 1, 4), TINY)
+
+
+def test_sequences_that_do_not_divide_are_refused():
+    mesh = mesh_over(4, 2, 1, 4, 1)
+    check_sequence(mesh, 16)
+    with pytest.raises(ValueError, match=r"mesh\.sequence: found 4, expected a divisor of seq_len 18"):
+        check_sequence(mesh, 18)
+    check_model(mesh, TINY)  # two heads of keys are repeated
+    with pytest.raises(ValueError, match=r"mesh\.sequence: found 8 x mesh\.tensor 1, .* the model's num_heads 4"):
+        check_model(mesh_over(4, 1, 1, 8, 1), TINY)
+    recurrent = dataclasses.replace(TINY, **VARIANTS["mlgru"])
+    check_model(mesh_over(4, 1, 1, 8, 1), recurrent)
+    with pytest.raises(ValueError, match=r"mesh\.sequence: found 3 x mesh\.tensor 2, .* the model's hidden_size 32"):
+        check_model(mesh_over(3, 1, 1, 3, 2), recurrent)
 
 
 @pytest.mark.parametrize(
     ("sizes", "share"),
-    [((8, 1, 1), (0, 4)), ((1, 8, 1), (0, 4)), ((2, 2, 2), (0, 4)), ((2, 1, 4), (0, 2)), ((1, 1, 8), (0, 1))],
+    [
+        ((8, 1, 1, 1), (0, 4)),
+        ((1, 8, 1, 1), (0, 4)),
+        ((2, 2, 1, 2), (0, 4)),
+        ((2, 2, 2, 1), (0, 4)),
+        ((2, 1, 1, 4), (0, 2)),
+        ((2, 1, 2, 2), (0, 2)),
+        ((1, 1, 1, 8), (0, 1)),
+    ],
 )
 def test_processes_read_the_rows_of_their_devices(sizes, share):
     assert batch_share(mesh_over(4, *sizes)) == share
 
 
 def test_rows_that_processes_share_in_part_are_refused():
-    with pytest.raises(ValueError, match=r"mesh\.tensor: found 3, expected a divisor or a multiple"):
-        batch_share(mesh_over(3, 2, 1, 3))
+    with pytest.raises(
+        ValueError,
+        match=r"mesh: found 3 devices that share rows \(mesh\.sequence 1 x mesh\.tensor 3\), expected a divisor",
+    ):
+        batch_share(mesh_over(3, 2, 1, 1, 3))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def report(**fields) -> Report:
     gather = Collective("all-gather", "s8", (8,), "body", "", 2, 16, 15e9)
     values = {
         "topology": "v5e:4x4",
-        "mesh": {"data": 1, "fsdp": 16, "tensor": 1},
+        "mesh": {"data": 1, "fsdp": 16, "sequence": 1, "tensor": 1},
         "batch_size": 32,
         "fits": True,
         "hbm_bytes": 16 * GIB,
@@ -74,7 +74,7 @@ def test_the_smallest_slice_holds_the_state_that_its_chips_split():
     assert predict_smallest(report(hbm_bytes=6 * GIB)) == sizes[8]
     assert predict_smallest(report(hbm_bytes=2 * GIB)) is None
     # Copies of the model split nothing; and a program that the compiler refused does not fit, whatever its size.
-    copies = {"data": 4, "fsdp": 4, "tensor": 1}
+    copies = {"data": 4, "fsdp": 4, "sequence": 1, "tensor": 1}
     assert predict_smallest(report(hbm_bytes=4 * GIB, mesh=copies)) == sizes[8]
     assert predict_smallest(report(hbm_bytes=16 * GIB, mesh=copies, fits=False)) == sizes[8]
 
@@ -93,7 +93,7 @@ def test_the_smallest_slice_is_found_by_compiling(smallest, monkeypatch):
 def test_another_slice_keeps_the_batch_of_a_chip():
     settings = resized(CompileForConfig(topology="v5e:4x4", batch_size=32), report(), "v5e:2x4")
     assert (settings.topology, settings.batch_size) == ("v5e:2x4", 16)
-    assert settings.mesh.sizes(8) == (1, 8, 1)
+    assert settings.mesh.sizes(8) == (1, 8, 1, 1)
 
 
 def test_temporaries_of_main_memory_only():

@@ -18,6 +18,7 @@ BENCHMARKS = {
     "objectives": "the step of each objective beside that of plain training: time and memory",
     "samples": "accuracy on a task by the number of samples: the best by a verifier, the majority",
     "generate": "generation by JAX and by transformers: tokens/s by the number of prompts",
+    "convert": "conversion with its proof against a copy of the file: MB/s, peak memory",
     "products": "the products of a linear layer by form and route: GFLOP/s, exactness",
     "profile": "where the time of a training step goes, by the kind of operation",
     "accelerator": "all that has to be measured on a GPU or TPU, in one go",

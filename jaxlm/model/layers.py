@@ -208,7 +208,8 @@ class FeedForward(nn.Module):
             gate = block_linear(config, config.intermediate_size, "gate_proj")(shared)
             up = block_linear(config, config.intermediate_size, "up_proj")(shared)
         activation = Rational(name=RATIONAL) if config.activation == RATIONAL else ACTIVATIONS[config.activation]
-        inner = activation(gate) * up
+        # In float32, and rounded once: in bfloat16 XLA for CPUs rounds after each operation.
+        inner = (activation(gate.astype(jnp.float32)) * up).astype(gate.dtype)
         if config.sub_norm:
             inner = RMSNorm(config.norm_eps, name="ffn_sub_norm")(inner)
         return block_linear(config, config.hidden_size, "down_proj")(inner)

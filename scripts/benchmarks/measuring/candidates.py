@@ -35,11 +35,11 @@ class Measured:
     """Peak memory beyond what the process held before the setup, which imports libraries first; or the device's."""
 
 
-def measure_apart(candidates: Mapping[str, Setup], turns: int) -> dict[str, Measured]:
-    """Run the candidates one after another, on a device that does not drift and whose memory one may need alone."""
+def measure_apart(candidates: Mapping[str, Setup], turns: int, warm_up: int = 2) -> dict[str, Measured]:
+    """Run the candidates one after another, on a device that does not drift or whose memory one may need alone."""
     found = {}
     for name, setup in candidates.items():
-        found |= measure({name: setup}, turns)
+        found |= measure({name: setup}, turns, warm_up)
         print(f"{name}: {1000 * found[name].seconds:.1f} ms, {found[name].peak_bytes / 1e6:,.0f} MB", flush=True)
     return found
 

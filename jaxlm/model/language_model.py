@@ -15,7 +15,7 @@ from jaxlm.ops.attention import CUDNN_FORWARD
 from jaxlm.ops.logits import head_logits
 from jaxlm.ops.shapes import Hidden, LastLogits, Logits, LowerBound, Positions, SegmentIds, Tokens
 from jaxlm.ops.ternary_linear import TERNARY_RESIDUALS, TernaryWeight
-from jaxlm.ops.tiled_attention import ATTENTION_OUTPUT
+from jaxlm.ops.tiled_attention import ATTENTION_LOG_SUMS, ATTENTION_OUTPUT
 from jaxlm.parallel.sharding import constrain
 
 # The cache of all layers: one stack, or one per position of a pattern of token mixers. None while training.
@@ -23,7 +23,7 @@ Cache = KVCache | RecurrentState | dict[str, Any]
 
 
 # Outputs that are worth saving. Those of the gates of MLGRU are not: their products are small, their arrays large.
-_LINEAR_OUTPUTS = ("q_proj", "k_proj", "v_proj", ATTENTION_OUTPUT, "o_proj", "gate_proj", "up_proj", "down_proj")
+_LINEAR_OUTPUTS = ("q_proj", "k_proj", "v_proj", ATTENTION_OUTPUT, ATTENTION_LOG_SUMS, "o_proj", "gate_proj", "up_proj", "down_proj")
 # Int8 inputs that are worth saving: to recompute these would repeat attention, or the product of gate and up.
 _INT8_INPUTS = ("o_proj_input", "down_proj_input")
 
@@ -34,7 +34,7 @@ REMAT_POLICIES: dict[Remat, Any] = {
         jax.checkpoint_policies.save_only_these_names(*_LINEAR_OUTPUTS, *_INT8_INPUTS),
         lambda primitive, *_, **__: primitive.name == CUDNN_FORWARD,
     ),
-    "ternary": jax.checkpoint_policies.save_only_these_names(TERNARY_RESIDUALS),
+    "ternary": jax.checkpoint_policies.save_only_these_names(TERNARY_RESIDUALS, ATTENTION_LOG_SUMS),
     "blocks": jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -25,6 +25,8 @@ from jaxlm.ops.shapes import Keys, KeySegmentIds, Queries, SegmentIds, Values
 
 # The name by which rematerialization knows the output of attention.
 ATTENTION_OUTPUT = "attention_output"
+# And that of z, a number per query and head: with it the backward pass needs neither the output nor the softmax again.
+ATTENTION_LOG_SUMS = "attention_log_sums"
 # Groups of tiles that a program unrolls.
 GROUPS = 4
 # Queries of a tile.
@@ -106,7 +108,7 @@ def _forward(queries, keys, values, segment_ids):
         outputs.append(of_group[0])
         log_sums.append(of_group[1])
     attention_output = checkpoint_name(tiles.join(outputs, 3, L), ATTENTION_OUTPUT)
-    log_sums = checkpoint_name(tiles.join(log_sums, 3, L), ATTENTION_OUTPUT)
+    log_sums = checkpoint_name(tiles.join(log_sums, 3, L), ATTENTION_LOG_SUMS)
     return attention_output, (queries, keys, values, segment_ids, log_sums)
 
 

@@ -129,7 +129,7 @@ def _training() -> list[tuple[str, str]]:
         ("bfloat16 gradients' products", native_route().reason),
         ("oneDNN's products", onednn),
         ("XLA_FLAGS", os.environ.get("XLA_FLAGS", "")),
-        ("remat", f"the first that fits of {', '.join(remat_forms('auto', model))} (--remat)"),
+        ("remat", f"the first that fits of {', '.join(remat_forms('auto', model, dtype, device))} (--remat)"),
     ]
 
 

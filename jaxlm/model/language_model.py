@@ -23,7 +23,17 @@ Cache = KVCache | RecurrentState | dict[str, Any]
 
 
 # Outputs that are worth saving. Those of the gates of MLGRU are not: their products are small, their arrays large.
-_LINEAR_OUTPUTS = ("q_proj", "k_proj", "v_proj", ATTENTION_OUTPUT, ATTENTION_LOG_SUMS, "o_proj", "gate_proj", "up_proj", "down_proj")
+_LINEAR_OUTPUTS = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    ATTENTION_OUTPUT,
+    ATTENTION_LOG_SUMS,
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+)
 # Int8 inputs that are worth saving: to recompute these would repeat attention, or the product of gate and up.
 _INT8_INPUTS = ("o_proj_input", "down_proj_input")
 

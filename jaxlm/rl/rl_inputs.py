@@ -68,9 +68,8 @@ def open_rl_inputs(config: RLConfig, console: Console, stack: contextlib.ExitSta
     tokenizer = load_tokenizer(run.tokenizer) if is_resumed else _tokenizer_of(Path(config.init_from))
     source = _open_source(config, tokenizer)
     device = jax.devices()[0]
-    model = LanguageModel(
-        model_config, activation_dtype(config.dtype, device), remat=remat_forms("auto", model_config)[0]
-    )
+    dtype = activation_dtype(config.dtype, device)
+    model = LanguageModel(model_config, dtype, remat=remat_forms("auto", model_config, dtype, device)[0])
     sampler = Sampler(
         model,
         prompt_tokens=source.prompt_tokens,

@@ -99,7 +99,7 @@ def choose_sizes(
         if config.preset == "auto" and tokens_each < TOKENS_PER_PARAMETER and name != list(candidates)[-1]:
             larger = f"{name} would get {tokens_each:.3g}, expected {TOKENS_PER_PARAMETER}"
             continue
-        fitting = (_split_to_fit(form, model_config, sequences, device) for form in _forms(named, model_config))
+        fitting = (_split_to_fit(form, model_config, sequences, device) for form in _forms(named, model_config, mesh))
         found = next((each for each in fitting if each is not None), None)
         if found is None:
             larger = f"{name} does not fit the device"
@@ -134,7 +134,7 @@ def _choose_remat(
     Where none fits it is the smallest; the trainer refuses that step.
     """
     model_config = resolve_model(config, sets.tokenizer)
-    forms = list(_forms(config, model_config))
+    forms = list(_forms(config, model_config, mesh))
     if (budget := _budget_if_known()) is None:
         log(_remat_line(forms[0].remat, "the device does not report its memory"))
         return forms[0]
@@ -162,9 +162,10 @@ def _is_faster_in_bfloat16(config: TrainConfig, mesh: Mesh) -> bool:
     return is_float32 and mesh.size == 1 and device.platform == "cpu" and native_route().is_used
 
 
-def _forms(config: TrainConfig, model_config: ModelConfig) -> Iterator[TrainConfig]:
+def _forms(config: TrainConfig, model_config: ModelConfig, mesh: Mesh) -> Iterator[TrainConfig]:
     """Yield the settings with each form of gradient checkpointing that they allow, the fastest first."""
-    for remat in remat_forms(config.remat, model_config):
+    device = mesh.devices.flat[0]
+    for remat in remat_forms(config.remat, model_config, activation_dtype(config.dtype, device), device):
         yield replace(config, remat=remat)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import sentencepiece
 import tokenizers
 
@@ -178,7 +179,7 @@ def _batches(settings: DataBenchmark) -> None:
     config = replace(preset(settings.preset), vocab_size=sets.tokenizer.vocab_size)
     recipe = OptimizerConfig()
     optimizer = make_optimizer(recipe, 10**6)
-    model = LanguageModel(config, remat=remat_forms("auto", config)[0])
+    model = LanguageModel(config, remat=remat_forms("auto", config, jnp.float32, jax.devices()[0])[0])
     state = jax.jit(lambda: init_state(model, optimizer, 0))()
     step = make_train_step(model, optimizer, learning_rate_schedule(recipe, 10**6), 1)
     pipeline = iter(training_batches(sets.train, BatchOrder(settings.batch_size, 0)))

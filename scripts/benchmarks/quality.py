@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from rich.table import Table
 
 from jaxlm.common.architecture.config import ModelConfig
@@ -75,7 +76,7 @@ class Candidate:
 
     def __init__(self, name: str, config: ModelConfig, learning_rate: float, settings: QualityBenchmark):
         self.name, self.config, self.learning_rate = name, config, learning_rate
-        self._model = LanguageModel(config, remat=remat_forms("auto", config)[0])
+        self._model = LanguageModel(config, remat=remat_forms("auto", config, jnp.float32, jax.devices()[0])[0])
         optimizer = replace(settings.optimizer, learning_rate=learning_rate)
         transformation = make_optimizer(optimizer, settings.num_train_steps)
         schedule = learning_rate_schedule(optimizer, settings.num_train_steps)

@@ -66,7 +66,7 @@ def compiled_objective_step(
     optimizer, schedule = make_optimizer(recipe, 10**6), learning_rate_schedule(recipe, 10**6)
     device = jax.devices()[0]
     kernel = choose_kernel("auto", dtype, config.head_dim, device)
-    remat = remat or remat_forms("auto", config)[0]
+    remat = remat or remat_forms("auto", config, jnp.dtype(dtype), device)[0]
     model = LanguageModel(config, jnp.dtype(dtype), remat=remat, attention=kernel, backward_dtype=backward_dtype)
     state = jax.jit(lambda: init_state(model, optimizer, 0))()
     step = make_train_step(model, optimizer, schedule, 1, objective)

@@ -205,6 +205,12 @@ def test_where_memory_is_not_short_nothing_is_compiled(monkeypatch, settings):
     ]
 
 
+def test_bfloat16_on_a_cpu_keeps_int8_inputs(monkeypatch, settings):
+    has_free(monkeypatch, GIB)
+    chosen, [said] = choose(**settings, model=SHAPE, dtype="bfloat16")
+    assert chosen.remat == "ternary" and said.startswith("remat auto: ternary, the fastest that fits: about 0.0")
+
+
 def test_a_given_form_of_checkpointing_is_taken(settings):
     chosen, said = choose(**settings, remat="blocks")
     assert (chosen.remat, said) == ("blocks", [])

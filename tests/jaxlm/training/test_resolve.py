@@ -1,10 +1,14 @@
+import dataclasses
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from jaxlm.common.architecture.presets import preset
-from jaxlm.training.resolve import backward_dtype, describe_model, training_model
+from jaxlm.training.resolve import backward_dtype, describe_model, remat_forms, training_model
 from jaxlm.training.train_config import TrainConfig
+from tests.conftest import TINY
 
 
 @pytest.mark.parametrize(
@@ -26,6 +30,21 @@ def test_a_precision_beside_that_of_16_bit_activations_is_refused():
         ValueError, match="backward_dtype: found float32 with activations in bfloat16, expected that or"
     ):
         backward_dtype("float32", jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("linear", "dtype", "platform", "expected"),
+    [
+        ("ternary", "float32", "cpu", ("products", "ternary", "blocks")),
+        ("ternary", "bfloat16", "cpu", ("ternary", "blocks")),
+        ("ternary", "bfloat16", "tpu", ("products", "ternary", "blocks")),
+        ("dense", "bfloat16", "cpu", ("products", "blocks")),
+    ],
+)
+def test_the_forms_of_checkpointing_begin_with_the_fastest(linear, dtype, platform, expected):
+    model, device = dataclasses.replace(TINY, linear=linear), SimpleNamespace(platform=platform)
+    assert remat_forms("auto", model, jnp.dtype(dtype), device) == expected
+    assert remat_forms("none", model, jnp.dtype(dtype), device) == ("none",)
 
 
 def test_the_model_says_how_it_is_trained():

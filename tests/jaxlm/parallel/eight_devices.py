@@ -101,10 +101,9 @@ def train(model, mesh_name, grad_accumulation_steps):
         ("muon", "data 2 fsdp 2 tensor 2", 1),
         ("ternary", "fsdp 8", 1),
         ("mlgru", "data 2 fsdp 2 tensor 2", 1),
-        ("dense", "data 2 sequence 4", 2),
-        ("dense", "fsdp 2 sequence 2 tensor 2", 1),
+        ("dense", "fsdp 2 sequence 2 tensor 2", 2),
         ("ternary", "data 2 sequence 4", 1),
-        ("mlgru", "fsdp 2 sequence 2 tensor 2", 1),
+        ("mlgru", "data 2 sequence 4", 1),
     ],
 )
 def test_a_mesh_trains_as_one_device_does(model, mesh, grad_accumulation_steps):

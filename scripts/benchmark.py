@@ -5,7 +5,7 @@ import sys
 from jaxlm import __version__
 from jaxlm.common.command_line import choose_command
 
-# Each is a module of scripts/benchmarks with a function `benchmark`.
+# Each is a module of scripts/benchmarks, or of a room in it, with a function `benchmark`.
 BENCHMARKS = {
     "quality": "presets side by side on the same tokens: held-out loss, probes and speed",
     "train": "the training step against PyTorch's: tokens/s, peak memory, utilization",
@@ -25,6 +25,8 @@ BENCHMARKS = {
     "scaling": "the cost of a step when the sequence, batch, layers or devices double",
 }
 
+_ROOMS = {"serve": "server.", "soak": "server."}
+
 if __name__ == "__main__":
-    commands = {name: (f"benchmarks.{name}:benchmark", text) for name, text in BENCHMARKS.items()}
+    commands = {name: (f"benchmarks.{_ROOMS.get(name, '')}{name}:benchmark", text) for name, text in BENCHMARKS.items()}
     choose_command("benchmark.py", commands, sys.argv[1:], version=__version__)

@@ -243,6 +243,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "scripts": ("shared_tokenizer.*", "jaxlm.*", "mlxlm.*"),
     "scripts.benchmarks.measuring": ("shared_tokenizer.*", "jaxlm.*", "mlxlm.*"),
+    "scripts.benchmarks.server": ("shared_tokenizer.*", "jaxlm.*", "mlxlm.*"),
     "scripts.benchmarks": ("shared_tokenizer.*", "jaxlm.*", "mlxlm.*"),
 }
 

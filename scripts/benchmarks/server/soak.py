@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring.http_client import Answer, ask, ask_together, free_port, server_process
-from benchmarks.serve import ServeBenchmark, save_model
+from benchmarks.server.serve import ServeBenchmark, save_model
 
 from jaxlm.common.command_line import make_console
 

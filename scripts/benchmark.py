@@ -5,16 +5,16 @@ import sys
 from jaxlm import __version__
 from jaxlm.common.command_line import choose_command
 
-# Each is a module of scripts/benchmarks, or of a room in it, with a function `benchmark`.
+# Each is a module of scripts/benchmarks with a function `benchmark`; its command is named as its file.
 BENCHMARKS = {
     "quality": "presets side by side on the same tokens: held-out loss, probes and speed",
     "train": "the training step against PyTorch's: tokens/s, peak memory, utilization",
     "data": "preparation against the bare tokenizer library; the cost of batches in a training step",
     "mixers": "MLGRU against attention: training by sequence length, decoding by context",
     "mlx": "fine-tuning and generation against stock mlx-lm: tokens/s, peak memory",
-    "serve": "our server and mlx-lm's: tokens/s and time to the first token by the number of clients",
+    "server.serve": "our server and mlx-lm's: tokens/s and time to the first token by the number of clients",
     "tasks": "the same tasks of lm-evaluation-harness in several runtimes: accuracies, log-likelihoods one by one",
-    "soak": "many clients of our server for minutes: equal answers, flat memory, no errors",
+    "server.soak": "many clients of our server for minutes: equal answers, flat memory, no errors",
     "objectives": "the step of each objective beside that of plain training: time and memory",
     "samples": "accuracy on a task by the number of samples: the best by a verifier, the majority",
     "generate": "generation by JAX and by transformers: tokens/s by the number of prompts",
@@ -25,8 +25,8 @@ BENCHMARKS = {
     "scaling": "the cost of a step when the sequence, batch, layers or devices double",
 }
 
-_ROOMS = {"serve": "server.", "soak": "server."}
-
 if __name__ == "__main__":
-    commands = {name: (f"benchmarks.{_ROOMS.get(name, '')}{name}:benchmark", text) for name, text in BENCHMARKS.items()}
+    commands = {
+        module.rpartition(".")[2]: (f"benchmarks.{module}:benchmark", text) for module, text in BENCHMARKS.items()
+    }
     choose_command("benchmark.py", commands, sys.argv[1:], version=__version__)

@@ -126,7 +126,9 @@ def _named(package: str, name: str, words: list[str]) -> Command:
 def _script(path: str, words: list[str]) -> Command:
     if path == "scripts/benchmark.py":
         sys.path[:] = [str(ROOT / "scripts"), *(place for place in sys.path if place != str(ROOT / "scripts"))]
-        return Command(f"benchmarks.{words[0]}:benchmark", tuple(words[1:]))
+        modules = importlib.import_module("benchmark").BENCHMARKS
+        (module,) = (module for module in modules if module.rpartition(".")[2] == words[0])
+        return Command(f"benchmarks.{module}:benchmark", tuple(words[1:]))
     if path == "scripts/models.py":
         return _named("jaxlm", "models", words)
     calls = [

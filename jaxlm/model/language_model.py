@@ -266,7 +266,7 @@ class LanguageModel(nn.Module):
         ValueError where the cache belongs to another model.
         """
         _check_cache(self.config, token_ids.shape[0], cache)
-        # Not on a mesh: no sharding to constrain.
+        # Prompts are short: their sharding is left to XLA.
         x = _times(self.config.embedding_multiplier, self.embed_tokens()[token_ids].astype(self.dtype))
         is_valid_token = jnp.arange(token_ids.shape[1])[None] <= last[:, None]
         context = Context(positions, positions == 0, is_valid_token=is_valid_token)

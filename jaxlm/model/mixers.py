@@ -87,7 +87,7 @@ class Attention(nn.Module):
             keys = RMSNorm(config.norm_eps, name="k_norm")(keys)
         queries, keys = rotary(queries, positions, config), rotary(keys, positions, config)
         if not isinstance(cache, KVCache):
-            whole = whole_sequences(queries, *repeated_to_split(config.num_heads, keys, values))
+            whole = whole_sequences(queries, *repeated_to_split(keys, values))
             attention_output = causal_attention(*whole, context.segment_ids, context.attention)
             attention_output = split_sequences(attention_output)
         else:
@@ -141,10 +141,11 @@ class MLGRU(nn.Module):
         if context.is_valid_token is not None:
             update = jnp.where(context.is_valid_token[..., None], update, 0)
             forget = jnp.where(context.is_valid_token[..., None], forget, 1)
-        forget, update = whole_sequences(forget, update)
-        initial = jnp.zeros_like(update[:, 0]) if cache is None else cache.state[layer]
-        states = split_sequences(linear_recurrence(forget, update, initial))
-        if cache is not None:
+        if cache is None:
+            forget, update = whole_sequences(forget, update)
+            states = split_sequences(linear_recurrence(forget, update, jnp.zeros_like(update[:, 0])))
+        else:
+            states = linear_recurrence(forget, update, cache.state[layer])
             cache = RecurrentState(cache.state.at[layer].set(states[:, -1]))
         gate = RMSNorm(config.norm_eps, name="g_norm")(block_linear(config, width, "g_proj")(shared))
         gated = (gate.astype(jnp.float32) * nn.silu(states)).astype(x.dtype)

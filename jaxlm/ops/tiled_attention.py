@@ -25,7 +25,8 @@ from jaxlm.ops.shapes import Keys, KeySegmentIds, Queries, SegmentIds, Values
 
 # The name by which rematerialization knows the output of attention.
 ATTENTION_OUTPUT = "attention_output"
-# And that of z, a number per query and head: with it the backward pass needs neither the output nor the softmax again.
+# And that of z, a number per query and head. Where nothing else needs the output again (a sub-norm does), the backward
+# pass then computes no attention forward.
 ATTENTION_LOG_SUMS = "attention_log_sums"
 # Groups of tiles that a program unrolls.
 GROUPS = 4

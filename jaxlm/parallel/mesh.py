@@ -38,30 +38,42 @@ def check_batch(mesh: Mesh, batch_size: int, grad_accumulation_steps: int) -> No
         )
 
 
-def check_sequence(mesh: Mesh, seq_len: int) -> None:
-    """Raise ValueError where the `sequence` axis does not divide a sequence."""
-    if seq_len % mesh.shape["sequence"]:
-        raise ValueError(f"mesh.sequence: found {mesh.shape['sequence']}, expected a divisor of seq_len {seq_len}")
+def check_sequence(mesh: Mesh, seq_len: int, loss_chunks: int) -> None:
+    """Raise ValueError where `sequence` does not divide a sequence, or `loss_chunks` not a part of one."""
+    parts = mesh.shape["sequence"]
+    if seq_len % parts:
+        raise ValueError(f"mesh.sequence: found {parts}, expected a divisor of seq_len {seq_len}")
+    if loss_chunks and seq_len // parts % loss_chunks:
+        raise ValueError(
+            f"loss_chunks: found {loss_chunks}, expected a divisor of seq_len {seq_len} / mesh.sequence {parts}, or 0"
+        )
 
 
 def check_model(mesh: Mesh, config: ModelConfig) -> None:
     """Raise ValueError where `tensor`, or `sequence` with it, does not divide a dimension that it splits."""
-    by_tensor, by_both = ["intermediate_size"], []
+    names = ["intermediate_size"]
     if config.has_attention:
-        by_tensor += ["num_heads", "num_kv_heads"]
-        by_both.append("num_heads")  # keys and values are repeated where there are too few
+        names += ["num_heads", "num_kv_heads"]
     if config.num_mlgru_layers:
-        by_tensor.append("hidden_size")
-        by_both.append("hidden_size")
-    for name in by_tensor:
+        names.append("hidden_size")
+    for name in names:
         if (size := getattr(config, name)) % mesh.shape["tensor"]:
             raise ValueError(
                 f"mesh.tensor: found {mesh.shape['tensor']}, expected a divisor of the model's {name} {size}; "
                 "use mesh.fsdp for the rest"
             )
-    for name in by_both:
+    check_mixers(mesh, config, "the model")
+
+
+def check_mixers(mesh: Mesh, config: ModelConfig, whose: str) -> None:
+    """Raise ValueError where a mesh that splits sequences does not divide the heads or channels of a token mixer."""
+    if mesh.shape["sequence"] == 1:
+        return
+    # Heads of keys and values are repeated.
+    names = ["num_heads"] * config.has_attention + ["hidden_size"] * (config.num_mlgru_layers > 0)
+    for name in names:
         if (size := getattr(config, name)) % parts_of("mixed", mesh):
             raise ValueError(
                 f"mesh.sequence: found {mesh.shape['sequence']} x mesh.tensor {mesh.shape['tensor']}, expected a "
-                f"divisor of the model's {name} {size}; use mesh.fsdp for the rest"
+                f"divisor of {whose}'s {name} {size}; use mesh.fsdp for the rest"
             )

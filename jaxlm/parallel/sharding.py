@@ -19,7 +19,8 @@ from jaxlm.common.architecture.parameters import matrix_axes
 # Memory of the host that a device copies from by itself.
 HOST_MEMORY = "pinned_host"
 # Logical name -> mesh axes. `wide` is the dimension inside a block: heads, the feed-forward's width, gates; `mixed` is
-# that of a token mixer while it reads whole sequences. `tokens` are those of the rows and of their parts.
+# that of a token mixer while it reads whole sequences. `tokens` has an entry for each device that
+# holds a part of rows and lengths.
 RULES = (
     ("batch", ("data", "fsdp")),
     ("length", "sequence"),
@@ -157,9 +158,13 @@ def _leaf_sharding(mesh: Mesh, path: tuple[Any, ...], shape: tuple[int, ...]) ->
 
 
 def _dividing_axes(mesh: Mesh | AbstractMesh, names: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
-    """Return the mesh axes of a matrix; a dimension that they do not divide is not split."""
-    axes = zip(mesh_axes(*names), shape, strict=True)
-    return PartitionSpec(*(axis if axis and size % _size(mesh, axis) == 0 else None for axis, size in axes))
+    """Return the mesh axes of a matrix; a dimension is split by the first of its axes, as far as they divide it."""
+    found = []
+    for axes, size in zip(mesh_axes(*names), shape, strict=True):
+        axes = (axes,) if isinstance(axes, str) else axes or ()
+        count = next(count for count in range(len(axes), -1, -1) if size % _size(mesh, axes[:count]) == 0)
+        found.append(axes[:count] or None)
+    return PartitionSpec(*found)
 
 
 def _size(mesh: Mesh | AbstractMesh, axes: str | tuple[str, ...]) -> int:

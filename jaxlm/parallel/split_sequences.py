@@ -26,10 +26,10 @@ def split_sequences(array: Any) -> Any:
     return _exchanged(array, *reversed(_BOTH))
 
 
-def repeated_to_split(num_heads: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+def repeated_to_split(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """Return keys and values `[B, L, K, H]` with each head repeated as often as a mesh needs to split them.
 
-    K comes to a multiple of the devices that split sequences, and still divides `num_heads`.
+    K comes to a multiple of these devices. They divide the heads of queries, so K does too (see `check_mixers`).
     """
     parts = parts_of("mixed")
     if parts_of("length") == 1:
@@ -39,7 +39,7 @@ def repeated_to_split(num_heads: int, *arrays: jax.Array) -> tuple[jax.Array, ..
 
 def _exchanged(array: Any, *layouts: tuple[str | None, str]) -> Any:
     if parts_of("length") > 1:
-        # Before and after, so that the exchange is here, and its gradient's too.
+        # Both layouts are stated, so that XLA exchanges here, forward and backward.
         for layout in layouts:
             array = constrain(array, "batch", *layout, *[None] * (array.ndim - 3))
     return array

@@ -61,8 +61,8 @@ class CompileForConfig:
     """Layers compiled one after another instead of as a loop."""
     remat: Remat = "products"
     """Gradient checkpointing: arrays of each block that are saved for the backward pass. none: all; products: linear
-    outputs and the int8 inputs of o_proj and down_proj; ternary: int8 inputs of ternary linears; blocks: the input of
-    the block."""
+    outputs and the int8 inputs of o_proj and down_proj; ternary: int8 inputs of ternary linears, and the normalizers of
+    attention in tiles; blocks: the input of the block."""
     attention: Literal["xla", "splash"] = "xla"
     """Implementation of attention: xla, by blocks; splash, the kernel for TPUs, whose operations the report omits."""
     loss_chunks: int = 0
@@ -140,7 +140,7 @@ def compile_for(settings: CompileForConfig) -> Report:
     smallest_batch = parts_of("batch", mesh) * settings.grad_accumulation_steps
     batch_size = smallest_batch if settings.batch_size is None else settings.batch_size
     check_batch(mesh, batch_size, settings.grad_accumulation_steps)
-    check_sequence(mesh, settings.seq_len)
+    check_sequence(mesh, settings.seq_len, settings.loss_chunks)
     check_model(mesh, config)
     step, state = abstract_step(
         LanguageModel(config, jnp.dtype(settings.dtype), settings.unroll_layers, settings.remat, settings.attention),
@@ -229,7 +229,7 @@ def predict_smallest(report: Report) -> str | None:
     limit = report.hbm_bytes - _RESERVED_BYTES
     if not report.fits:  # the compiler refused this much memory, even where it is below the limit
         limit = min(limit, report.memory.total - 1)
-    for shape in report.chip.slices:
+    for shape in _shapes(report):
         if report.memory.total + (parts / chips_of(shape) - 1) * split <= limit:
             return f"{report.chip.name}:{shape}"
     return None
@@ -238,7 +238,7 @@ def predict_smallest(report: Report) -> str | None:
 def find_smallest(settings: CompileForConfig, report: Report) -> str | None:
     """Return the smallest slice that fits with the same batch per chip, or None. Compiles up or down from the predicted
     slice."""
-    shapes = [f"{report.chip.name}:{shape}" for shape in report.chip.slices]
+    shapes = [f"{report.chip.name}:{shape}" for shape in _shapes(report)]
     predicted = predict_smallest(report)
     index = len(shapes) - 1 if predicted is None else shapes.index(predicted)
     # A mesh with copies of the model is another program, so its report does not count here.
@@ -254,6 +254,16 @@ def find_smallest(settings: CompileForConfig, report: Report) -> str | None:
     while 0 < index < len(shapes) and compiles(shapes[index - 1]):
         index -= 1
     return shapes[index] if index < len(shapes) else None
+
+
+def _shapes(report: Report) -> list[str]:
+    """Return the slices of the same chip that the axes sequence and tensor divide, with a whole batch, by size."""
+    sharing = report.mesh["sequence"] * report.mesh["tensor"]
+    return [
+        shape
+        for shape in report.chip.slices
+        if chips_of(shape) % sharing == 0 and report.batch_size * chips_of(shape) % report.num_chips == 0
+    ]
 
 
 def resized(settings: CompileForConfig, report: Report, topology: str) -> CompileForConfig:

@@ -122,7 +122,7 @@ def choose_sizes(
         f"memory: found {device.budget / GIB:.2f} GiB for a run on each device, too little for the smallest step of "
         f"{'every preset' if config.preset == 'auto' else config.preset}; set "
         f"{'' if config.remat in ('auto', 'blocks') else '--remat auto, '}a shorter seq_len, a smaller preset or "
-        "batch_size, or a larger --mesh.fsdp"
+        "batch_size, or a larger --mesh.fsdp or --mesh.sequence"
     )
 
 
@@ -184,7 +184,8 @@ def _surely_enough(config: TrainConfig, model_config: ModelConfig, mesh: Mesh) -
     activation_bytes = np.dtype(activation_dtype(config.dtype, mesh.devices.flat[0])).itemsize
     each = -(-rows // parts_of("batch", mesh))
     has_muon = config.optimizer.name == "muon"
-    return training_memory(model_config, each, config.seq_len, activation_bytes, has_muon=has_muon).total
+    length = config.seq_len // parts_of("length", mesh)
+    return training_memory(model_config, each, length, activation_bytes, has_muon=has_muon).total
 
 
 def _step_inputs(sets: DataSets, objective: RunObjective, mesh: Mesh) -> StepInputs:

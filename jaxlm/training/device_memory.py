@@ -81,7 +81,7 @@ def check_step_fits(
     raise ValueError(
         f"memory: a step with batch_size {batch_size} needs {needed / GIB:.2f} GiB on each device next to the state, "
         f"found {free / GIB:.2f} GiB free; "
-        + (fitting if rows else "set --remat blocks, a shorter seq_len or a larger --mesh.fsdp")
+        + (fitting if rows else "set --remat blocks, a shorter seq_len, or a larger --mesh.fsdp or --mesh.sequence")
     )
 
 

@@ -24,7 +24,7 @@ from jaxlm.common.sampling import check_prompt
 from jaxlm.evaluate import unigram_evaluation
 from jaxlm.load import model_fingerprint
 from jaxlm.parallel.distributed import is_first
-from jaxlm.parallel.mesh import check_batch, check_model, check_sequence
+from jaxlm.parallel.mesh import check_batch, check_mixers, check_model, check_sequence
 from jaxlm.parallel.sharding import batch_share
 from jaxlm.training.objectives.choose import RunObjective
 from jaxlm.training.open_run import check_tokenizer, open_run, resumed_config
@@ -81,8 +81,8 @@ def open_sets(config: TrainConfig, mesh: Mesh) -> DataSets:
     _check_offload(config, mesh.devices.flat[0])
     if config.batch_size != "auto":
         check_batch(mesh, config.batch_size, config.grad_accumulation_steps)
-    for stage in config.lengths.stages:
-        check_sequence(mesh, stage.length)
+    for length in config.sequence_lengths:
+        check_sequence(mesh, length, config.loss_chunks)
     sets = _open_sets(config, config.seq_len, verify=config.verify_data)
     taught = config.with_stored_teacher(sets, config.seq_len)
     if taught is not sets and config.seq_len_schedule is not None:
@@ -133,7 +133,7 @@ def open_inputs(
     config = resumed_config(config, console.print)
     assert config.lengths  # which checks its steps
     model_config = resolve_model(config, tokenizer)
-    _validate(config, model_config, mesh, tokenizer)
+    _validate(config, model_config, objective, mesh, tokenizer)
     objective.check_model(model_config)
     stop = stack.enter_context(StopRequest())
     for line in sets.packing_reports():
@@ -157,9 +157,13 @@ def open_inputs(
     return TrainingInputs(config, model_config, tokenizer, data, objective, initial, run, mesh, stop)
 
 
-def _validate(config: TrainConfig, model_config: ModelConfig, mesh: Mesh, tokenizer: Tokenizer) -> None:
-    """Raise ValueError where the settings do not go together with the model, the mesh or the tokenizer."""
+def _validate(
+    config: TrainConfig, model_config: ModelConfig, objective: RunObjective, mesh: Mesh, tokenizer: Tokenizer
+) -> None:
+    """Raise ValueError where the settings do not go together with the models, the mesh or the tokenizer."""
     check_model(mesh, model_config)
+    if objective.teacher is not None:
+        check_mixers(mesh, objective.teacher, "the teacher")
     if config.sample_tokens:
         prompt = tokenizer.encode_to_continue(config.sample_prompt)
         check_prompt(prompt, model_config.vocab_size, model_config.max_seq_len)

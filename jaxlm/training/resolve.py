@@ -124,8 +124,8 @@ def describe_model(model: LanguageModel) -> str:
 def remat_forms(remat: Remat | Literal["auto"], model: ModelConfig, dtype: Any, device: Any) -> tuple[Remat, ...]:
     """Return the forms of gradient checkpointing that a `remat` setting leaves open, the fastest first.
 
-    Without int8 inputs, `ternary` saves what `blocks` does. With it a bfloat16 step on a CPU takes 0.94 to 0.96 of the
-    time, for products of bytes cost less there than to keep what they give (AMD EPYC, 2 cores, 2026-11-30).
+    Without int8 inputs, `ternary` is little more than `blocks`. A bfloat16 step on a CPU takes 0.94 to 0.96 of the time
+    with it, for products of bytes cost less there than to keep what they give (AMD EPYC, 2 cores, 2026-11-30).
     """
     if remat != "auto":
         return (remat,)

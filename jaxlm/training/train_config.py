@@ -52,8 +52,9 @@ class TrainConfig(RunConfig):
     """Compile the layers one after another instead of as a loop: slower to compile, sometimes faster to run."""
     remat: Remat | Literal["auto"] = setting("auto", group="devices", resumable=True)
     """Gradient checkpointing: none saves all activations; products saves the outputs of the linear layers and the
-    int8 inputs of o_proj and down_proj; ternary saves the int8 inputs of ternary layers; blocks saves the inputs of
-    blocks only. The rest is recomputed. auto is the first of products, ternary and blocks, fastest first, that fits."""
+    int8 inputs of o_proj and down_proj; ternary saves the int8 inputs of ternary layers, and the normalizers of
+    attention in tiles; blocks saves the inputs of blocks only. The rest is recomputed. auto is the first of products,
+    ternary and blocks that fits; ternary comes first in bfloat16 on a CPU, where it is the fastest."""
     loss_chunks: int = setting(0, group="devices", at_least=0)
     """Chunks of the sequence that the loss is computed in, so that the logits of all tokens never exist; 0 picks as few
     as keep them small, 1 computes all at once."""
@@ -118,7 +119,7 @@ class TrainConfig(RunConfig):
             raise ValueError(
                 f"seq_len_schedule: found with objective {self.objective}, whose rows have one length; leave it out"
             )
-        lengths = [length for length, _ in parse_lengths(schedule)]
+        lengths = self.sequence_lengths
         if self.seq_len not in (lengths[-1], type(self).seq_len):
             raise ValueError(
                 f"seq_len: found {self.seq_len} with seq_len_schedule {schedule}, expected its longest, {lengths[-1]}; "
@@ -130,6 +131,12 @@ class TrainConfig(RunConfig):
                 raise ValueError(
                     f"loss_chunks: found {self.loss_chunks}, expected a divisor of {length} of seq_len_schedule, or 0"
                 )
+
+    @property
+    def sequence_lengths(self) -> list[int]:
+        """All lengths that the run's sequences have, the longest last."""
+        schedule = self.seq_len_schedule
+        return [self.seq_len] if schedule is None else [length for length, _ in parse_lengths(schedule)]
 
     @property
     def lengths(self) -> LengthCourse:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -98,6 +99,7 @@ def _convert(source: Path, directory: Path, form: Form) -> Callable[[], Any]:
             log=lambda phase: phases.append((phase, time.perf_counter())),
         )
         phases.append(("", time.perf_counter()))
+        shutil.rmtree(destination) if destination.is_dir() else destination.unlink()
         for (phase, start), (_, end) in itertools.pairwise(phases):
             print(f"    {form}: {phase.split(' /')[0]}: {end - start:.1f} s", flush=True)
 

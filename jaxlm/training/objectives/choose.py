@@ -35,6 +35,8 @@ class RunObjective:
     """Raises ValueError where the objective does not fit the model to train."""
     read_extras: Callable[[], Extras] = lambda: None
     """Returns the extras, a tree of arrays whose leaves are placed as parameters of the same names are."""
+    teacher: ModelConfig | None = None
+    """The model whose parameters are among the extras."""
     reference: DataSets | None = None
     """The pairs whose log-probabilities under the model that the run starts from are in the extras too."""
 
@@ -68,4 +70,5 @@ def choose_objective(
         {TEACHER: files_fingerprint(model_path(path))},
         lambda student: check_student(path, teacher.config, student, settings),
         lambda: {TEACHER: frozen_params(teacher)},
+        teacher.config,
     )

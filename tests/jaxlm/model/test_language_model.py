@@ -210,6 +210,21 @@ def test_what_is_kept_of_the_inputs_of_ternary_layers(tiny_config, token_ids, re
     assert sorted(found) == sorted((config.num_layers, *token_ids.shape, widths[name]) for name in kept)
 
 
+@pytest.mark.parametrize(("remat", "kept"), [("products", 1), ("ternary", 1), ("blocks", 0)])
+def test_the_normalizers_of_attention_are_kept(tiny_config, token_ids, remat, kept):
+    config = dataclasses.replace(tiny_config, linear="ternary", sub_norm=False)
+    params = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+
+    def logits(params):
+        weights = with_ternary(params, quantize_params(params, config))
+        return LanguageModel(config, remat=remat).apply({"params": weights}, token_ids)
+
+    found = jax.tree.leaves(jax.eval_shape(functools.partial(jax.vjp, logits), params)[1])
+    (B, L), K = token_ids.shape, config.num_kv_heads
+    shape = (config.num_layers, B, K, config.num_heads // K, L, 1)
+    assert [x.shape for x in found].count(shape) == kept
+
+
 def test_memory_of_a_step_grows_with_the_sequence_and_not_with_its_square(tiny_config):
     """Not even that of masks: they are the same in every layer, so jax would compute all of them before."""
     config = dataclasses.replace(tiny_config, num_layers=2, max_seq_len=4096)

@@ -4,13 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from jaxlm.parallel.distributed_config import DistributedConfig
 from jaxlm.parallel.mesh import check_batch, check_model, check_sequence
 from jaxlm.parallel.mesh_config import MESH_AXES, MeshConfig
-from jaxlm.parallel.sharding import batch_share
+from jaxlm.parallel.sharding import batch_share, tree_shardings
 from tests.conftest import TINY, VARIANTS
 
 pytestmark = pytest.mark.whole
@@ -101,11 +103,21 @@ def test_batches_and_widths_that_do_not_divide_are_refused():
         check_model(mesh_over(2, 1, 1, 1, 4), TINY)
 
 
+@pytest.mark.parametrize(("hidden_size", "parts"), [(64, ("fsdp", "sequence")), (36, ("fsdp",)), (30, None)])
+def test_a_matrix_is_split_by_the_axes_that_divide_it(hidden_size, parts):
+    mesh = AbstractMesh((1, 4, 4, 1), MESH_AXES)
+    shape = jax.ShapeDtypeStruct((32, hidden_size), np.float32)
+    sharding = tree_shardings(mesh, {"up_proj": {"weight": shape}})["up_proj"]["weight"]
+    assert sharding.spec == PartitionSpec("tensor", parts)
+
+
 def test_sequences_that_do_not_divide_are_refused():
     mesh = mesh_over(4, 2, 1, 4, 1)
-    check_sequence(mesh, 16)
+    check_sequence(mesh, 16, 2)
     with pytest.raises(ValueError, match=r"mesh\.sequence: found 4, expected a divisor of seq_len 18"):
-        check_sequence(mesh, 18)
+        check_sequence(mesh, 18, 0)
+    with pytest.raises(ValueError, match=r"loss_chunks: found 8, expected a divisor of seq_len 16 / mesh\.sequence 4"):
+        check_sequence(mesh, 16, 8)
     check_model(mesh, TINY)  # two heads of keys are repeated
     with pytest.raises(ValueError, match=r"mesh\.sequence: found 8 x mesh\.tensor 1, .* the model's num_heads 4"):
         check_model(mesh_over(4, 1, 1, 8, 1), TINY)

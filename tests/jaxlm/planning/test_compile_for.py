@@ -90,6 +90,21 @@ def test_the_smallest_slice_is_found_by_compiling(smallest, monkeypatch):
     assert find_smallest(CompileForConfig(topology="v5e:4x4"), first) == smallest
 
 
+def test_slices_that_the_sequence_axis_does_not_divide_are_passed_over(monkeypatch):
+    split = report(mesh={"data": 1, "fsdp": 4, "sequence": 4, "tensor": 1}, batch_size=4)
+    # 4 GiB per chip on 16 chips, of which all split 1.25 GiB: less than 24 on one, which cannot share a sequence.
+    assert predict_smallest(dataclasses.replace(split, hbm_bytes=24 * GIB)) == "v5e:2x2"
+    compiled = []
+
+    def compile_for(settings):
+        compiled.append((settings.topology, settings.batch_size))
+        return split
+
+    monkeypatch.setattr("jaxlm.planning.compile_for.compile_for", compile_for)
+    assert find_smallest(CompileForConfig(topology="v5e:4x4"), split) == "v5e:2x2"
+    assert compiled == [("v5e:2x2", 1)]
+
+
 def test_another_slice_keeps_the_batch_of_a_chip():
     settings = resized(CompileForConfig(topology="v5e:4x4", batch_size=32), report(), "v5e:2x4")
     assert (settings.topology, settings.batch_size) == ("v5e:2x4", 16)

@@ -1,6 +1,7 @@
 """Candidates of a benchmark, each in a process of its own: threads, caches and peak memory of one meet no other."""
 
 import multiprocessing
+import random
 import resource
 import statistics
 import sys
@@ -59,10 +60,12 @@ def measure(candidates: Mapping[str, Setup], turns: int, warm_up: int = 2) -> di
             pipes[name] = ours
             _ask(name, ours)  # ready; one after another, so that no setup disturbs another's
         seconds: dict[str, list[float]] = {name: [] for name in candidates}
+        order, rng = list(candidates), random.Random(0)
         for _ in range(warm_up + turns):
-            for name, pipe in pipes.items():
-                pipe.send("run")
-                seconds[name].append(_ask(name, pipe))
+            rng.shuffle(order)  # a step is up to 7 % slower after some candidates than after others
+            for name in order:
+                pipes[name].send("run")
+                seconds[name].append(_ask(name, pipes[name]))
         found = {}
         for name, pipe in pipes.items():
             pipe.send("stop")

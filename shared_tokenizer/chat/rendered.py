@@ -216,15 +216,23 @@ class Spellings:
         by_prefix: dict[str, list[str]] = {}
         for mark in sorted(own | set(CHAT_MARKERS), key=len, reverse=True):
             by_prefix.setdefault(mark[:3], []).append(re.escape(mark))
-        # Most texts hold none of the few prefixes, which are found much faster than hundreds of reserved tokens.
+        # Most texts hold none of the few prefixes, and many not even their first letters, which are found much faster
+        # than hundreds of reserved tokens.
         self._patterns = {prefix: re.compile("|".join(marks)) for prefix, marks in by_prefix.items()}
+        by_letter: dict[str, list[str]] = {}
+        for prefix in by_prefix:
+            by_letter.setdefault(prefix[0], []).append(re.escape(prefix[1:]))
+        self._begins = {
+            letter: re.compile(f"{re.escape(letter)}(?:{'|'.join(rests)})") for letter, rests in by_letter.items()
+        }
 
     def find(self, text: str) -> set[str]:
         """Return the spellings that a text holds. The begin and end of any tokenizer count at begin and end alone."""
         found = set[str]()
-        for prefix, pattern in self._patterns.items():
-            if prefix in text:
-                found.update(pattern.findall(text))
+        if any(letter in text and begin.search(text) for letter, begin in self._begins.items()):
+            for prefix, pattern in self._patterns.items():
+                if prefix in text:
+                    found.update(pattern.findall(text))
         start, stop = text[:100].lstrip(), text[-100:].rstrip()
         return found.union(edge for edge in EDGES if start.startswith(edge) or stop.endswith(edge))
 

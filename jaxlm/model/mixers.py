@@ -87,8 +87,8 @@ class Attention(nn.Module):
             keys = RMSNorm(config.norm_eps, name="k_norm")(keys)
         queries, keys = rotary(queries, positions, config), rotary(keys, positions, config)
         if not isinstance(cache, KVCache):
-            whole = whole_sequences(queries, *repeated_to_split(keys, values))
-            attention_output = causal_attention(*whole, context.segment_ids, context.attention)
+            queries, keys, values = whole_sequences(queries, *repeated_to_split(keys, values))
+            attention_output = causal_attention(queries, keys, values, context.segment_ids, context.attention)
             attention_output = split_sequences(attention_output)
         else:
             assert layer is not None

@@ -208,7 +208,8 @@ class FeedForward(nn.Module):
             gate = block_linear(config, config.intermediate_size, "gate_proj")(shared)
             up = block_linear(config, config.intermediate_size, "up_proj")(shared)
         activation = Rational(name=RATIONAL) if config.activation == RATIONAL else ACTIVATIONS[config.activation]
-        # In float32, and rounded once: in bfloat16 XLA for CPUs rounds after each operation.
+        # In float32, and rounded once: in bfloat16 XLA for CPUs rounds after each operation, which is less exact and
+        # slower. A step of `ternary-tiny` takes 0.97 of the time so (AMD EPYC, 2 cores, 2026-11-30).
         inner = (activation(gate.astype(jnp.float32)) * up).astype(gate.dtype)
         if config.sub_norm:
             inner = RMSNorm(config.norm_eps, name="ffn_sub_norm")(inner)

@@ -19,8 +19,8 @@ from jaxlm.common.architecture.parameters import matrix_axes
 # Memory of the host that a device copies from by itself.
 HOST_MEMORY = "pinned_host"
 # Logical name -> mesh axes. `wide` is the dimension inside a block: heads, the feed-forward's width, gates; `mixed` is
-# that of a token mixer while it reads whole sequences. `tokens` has an entry for each device that
-# holds a part of rows and lengths.
+# that of a token mixer while it reads whole sequences. `tokens` has an entry for each device that holds a part of rows
+# and lengths.
 RULES = (
     ("batch", ("data", "fsdp")),
     ("length", "sequence"),

@@ -35,7 +35,7 @@ class ConvertBenchmark:
     float_dtype: FloatType = "bfloat16"
     """Precision of the source."""
     forms: list[Form] = field(default_factory=lambda: ["packed", "mlx", "gguf"])
-    """What the source is converted into."""
+    """Forms that the source is converted into."""
     turns: int = setting(1, at_least=1)
     """Timed conversions of each."""
 

@@ -113,24 +113,31 @@ def _training() -> list[tuple[str, str]]:
 
     from jaxlm.common.architecture.presets import preset
     from jaxlm.ops.attention import choose_kernel
-    from jaxlm.ops.backward_products import native_route, step_options
-    from jaxlm.ops.int8_product import unsigned_route
+    from jaxlm.ops import backward_products, int8_product
     from jaxlm.training.resolve import activation_dtype, remat_forms
 
     device, model = jax.devices()[0], preset("ternary-25m")
     dtype = activation_dtype("auto", device)
-    bytes_by = unsigned_route().reason if device.platform == "cpu" else "XLA"
-    widths = [str(width) for width in (256, 512) if step_options(device.platform, dtype, "bfloat16", width)]
+    is_cpu = device.platform == "cpu"
+    widths = [str(width) for width in (256, 512) if backward_products.step_options(device.platform, dtype, "bfloat16", width)]
     onednn = f"on for models of width {' and '.join(widths)}" if widths else "off: not measured faster here"
     return [
         ("precision", f"{np.dtype(dtype).name} (--dtype): float32 on CPUs, bfloat16 or float16 on accelerators"),
         ("attention", f"{choose_kernel('auto', dtype, model.head_dim, device)} (--attention)"),
-        ("int8 products by unsigned bytes", bytes_by),
-        ("bfloat16 gradients' products", native_route().reason),
+        ("int8 products, native", int8_product.native_route().reason if is_cpu else "XLA"),
+        ("int8 products by unsigned bytes", int8_product.unsigned_route().reason if is_cpu else "XLA"),
+        ("gradients' products, native", _gradients_products()),
         ("oneDNN's products", onednn),
         ("XLA_FLAGS", os.environ.get("XLA_FLAGS", "")),
         ("remat", f"the first that fits of {', '.join(remat_forms('auto', model, dtype, device))} (--remat)"),
     ]
+
+
+def _gradients_products() -> str:
+    from jaxlm.ops.backward_products import native_dtype, native_route
+
+    dtype = native_dtype()
+    return native_route().reason if dtype is None else f"{dtype.name} {native_route().reason}"
 
 
 def _try(name: str, check: Callable[[], str], remedy: str) -> Check:

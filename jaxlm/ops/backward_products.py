@@ -3,8 +3,8 @@
     dx = dy W        [T, O], [O, I] -> [T, I]
     dW = dy^T x      [T, O], [T, I] -> [O, I]
 
-On CPUs XLA multiplies a transposed operand, as dW has one, in float32 whatever its precision is. There a kernel of our
-own is used where it is faster (`jaxlm.ops.native`).
+On CPUs XLA multiplies a transposed operand, as dW has one, in float32 whatever its precision is, and not at the full
+rate. There a kernel of our own is used where it is faster (`jaxlm.ops.native`).
 """
 
 import math
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from jaxlm.common.architecture.ternary import dequantize
 from jaxlm.ops.machine.cpu import onednn_options, processor_features
 from jaxlm.ops.machine.routes import Route
-from jaxlm.ops.native.products import d_features, d_weight, native_products
+from jaxlm.ops.native.products import d_features, d_weight, native_products, operand_dtype
 from jaxlm.parallel.sharding import target_platform
 
 # Multiplications below which a call of the kernel costs more than it gains.
@@ -31,15 +31,21 @@ def native_route() -> Route:
     return native_products(tuple(processor_features()))
 
 
+def native_dtype() -> Any:
+    """Return the precision of the operands of the native products; None where they are not used."""
+    return operand_dtype(processor_features()) if native_route().is_used else None
+
+
 def step_options(platform: str, dtype: Any, backward_dtype: str | None, hidden_size: int) -> dict[str, Any]:
     """Return the compiler options of a training step of these precisions and a width: those of oneDNN where they pay.
 
-    Where the native products are used, XLA's own do as well for all others in bfloat16, and in float32 for narrow
+    Where the native products in bfloat16 are used, XLA's own do as well for all others in bfloat16, and in float32 for narrow
     models (`ternary-tiny`: 1.00 of the time). Such a step can be kept for the next start, one with oneDNN cannot.
     """
     if platform != "cpu":
         return {}
-    is_native = _may_be_native(jnp.dtype(backward_dtype or dtype))
+    precision = jnp.dtype(backward_dtype or dtype)
+    is_native = precision == native_dtype() == jnp.bfloat16 and _may_be_native(precision)
     is_enough = is_native and (jnp.dtype(dtype) == jnp.bfloat16 or hidden_size < _ONEDNN_WIDTH)
     return {} if is_enough else onednn_options(platform)
 
@@ -98,4 +104,5 @@ def _is_native(dy: jax.Array, inputs: int, precision: Any) -> bool:
 def _may_be_native(precision: Any) -> bool:
     # A kernel is opaque to the partitioner, so a mesh of several devices leaves the product to XLA.
     is_alone = jax.sharding.get_abstract_mesh().size <= 1
-    return precision == jnp.bfloat16 and is_alone and native_route().is_used
+    # A product in float32 is also one of numbers that were rounded to bfloat16.
+    return precision in (jnp.bfloat16, jnp.float32) and is_alone and native_dtype() in (precision, jnp.float32)

@@ -23,10 +23,11 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import batching, mlir
 
-from jaxlm.ops.machine.cpu import has_vnni
+from jaxlm.ops.machine.cpu import has_vnni, processor_features
 from jaxlm.ops.machine.gpu import is_ampere
 from jaxlm.ops.machine.routes import Route, faster, measured_once
 from jaxlm.ops.machine.user_cache import cache_directory, processor_key
+from jaxlm.ops.native.scaled_product import native_scaled_product, scaled_product_route
 from jaxlm.ops.shapes import Codes, FeatureScale, Int8Features, Int32Outputs, Outputs
 from jaxlm.parallel.sharding import target_platform
 
@@ -46,6 +47,9 @@ def scaled_product(x: Int8Features, codes: Codes, scale: FeatureScale, dtype: An
     The sums are exact and are scaled in float32, so the result is the same on every platform.
     """
     by_xla = functools.partial(_product_then_scale, dtype=dtype)
+    if _is_native(x):
+        rows = native_scaled_product(x.reshape(-1, x.shape[-1]), codes, scale.reshape(-1))
+        return rows.reshape(*x.shape[:-1], len(codes)).astype(dtype)
     if not _may_have_kernel():
         return by_xla(x, codes, scale)
     return jax.lax.platform_dependent(x, codes, scale, cuda=functools.partial(_by_kernel, dtype=dtype), default=by_xla)
@@ -53,6 +57,18 @@ def scaled_product(x: Int8Features, codes: Codes, scale: FeatureScale, dtype: An
 
 def _product_then_scale(x: Int8Features, codes: Codes, scale: FeatureScale, dtype: Any) -> Outputs:
     return (int8_product(x, codes).astype(jnp.float32) * scale).astype(dtype)
+
+
+def native_route() -> Route:
+    """Return whether the native product is used on this machine's processor, and why."""
+    return scaled_product_route(tuple(processor_features()))
+
+
+def _is_native(x: Int8Features) -> bool:
+    # With few rows the codes take longer to pack than to multiply. A kernel is opaque to the partitioner of a mesh.
+    is_alone = jax.sharding.get_abstract_mesh().size <= 1
+    is_worth = math.prod(x.shape[:-1]) >= _FEWEST_ROWS and target_platform() == "cpu" and is_alone
+    return is_worth and native_route().is_used
 
 
 def _may_have_kernel() -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from jaxlm.common.command_line import make_console
-from jaxlm.ops.backward_products import features_gradient, native_route, weight_gradient
+from jaxlm.ops.backward_products import features_gradient, native_dtype, native_route, weight_gradient
 from jaxlm.ops.int8_product import scaled_product
 from shared_tokenizer.settings import check_bounds, setting
 
@@ -95,10 +95,10 @@ def _forms(tokens: int, outputs: int, inputs: int) -> dict[str, Callable[[], Any
         "dW, float32": (dw, dw_of, (gradient, features)),
         "dW, bfloat16": (dw, in_bfloat16(dw_of), (gradient, features)),
     }
-    if native_route().is_used:
+    if (kernel := native_dtype()) is not None:
         forms |= {
-            "dx, kernel": (dx, lambda *of: features_gradient(*of, "bfloat16"), (gradient, as_codes, scale)),
-            "dW, kernel": (dw, lambda *of: weight_gradient(*of, "bfloat16"), (gradient, as_bytes, ones)),
+            "dx, kernel": (dx, lambda *of: features_gradient(*of, kernel), (gradient, as_codes, scale)),
+            "dW, kernel": (dw, lambda *of: weight_gradient(*of, kernel), (gradient, as_bytes, ones)),
         }
     return {name: _checked(name, *form) for name, form in forms.items()}
 

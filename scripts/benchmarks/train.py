@@ -21,7 +21,7 @@ from jaxlm.common.architecture.model_flops import model_flops
 from jaxlm.common.architecture.presets import preset
 from jaxlm.common.command_line import make_console
 from jaxlm.model.language_model import init_params
-from jaxlm.ops.backward_products import native_route
+from jaxlm.ops.backward_products import native_dtype
 
 Peer = Literal["bitnet", "bitnet-compiled", "fake", "fake-compiled", "fake-bf16", "fake-bf16-compiled"]
 PEERS: dict[str, str] = {
@@ -71,7 +71,7 @@ def benchmark(settings: TrainBenchmark) -> None:
 def _candidates(settings: TrainBenchmark, ternary: ModelConfig, dense: ModelConfig, folder: Path) -> dict[str, Setup]:
     shape, dtype = (settings.batch_size, settings.seq_len), settings.dtype
     # As shipped: --remat auto and --backward_dtype auto.
-    backward = "bfloat16" if dtype == "float32" and native_route().is_used else None
+    backward = "bfloat16" if dtype == "float32" and native_dtype() == jnp.bfloat16 else None
     ours = functools.partial(training_step, ternary, *shape, dtype=dtype, backward_dtype=backward)
     candidates: dict[str, Setup] = {
         "jaxlm ternary": ours,

@@ -1,5 +1,9 @@
-"""C++ source -> a shared library in the user's cache, built once per source, compiler, flags and processor."""
+"""C++ source -> functions of jax, in a shared library in the user's cache.
 
+It is built once per source with its headers, compiler, flags and processor.
+"""
+
+import ctypes
 import hashlib
 import importlib.metadata
 import os
@@ -35,7 +39,8 @@ def build_library(source: Path, processor: Sequence[str], flags: Sequence[str] =
     `processor` names the features of this processor, for which it is built. Raises NoLibraryError where there is no
     compiler, where it fails, or where the cache cannot be written.
     """
-    key = "\0".join([source.read_text(), *processor, *flags, importlib.metadata.version("jaxlib")])
+    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
+    key = "\0".join([*texts, *processor, *flags, importlib.metadata.version("jaxlib")])
     library = cache_directory() / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if library.is_file():
         return library
@@ -53,4 +58,15 @@ def build_library(source: Path, processor: Sequence[str], flags: Sequence[str] =
         raise NoLibraryError(f"{compiler} ended with code {error.returncode}: {words}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoLibraryError(f"{compiler}: {error}") from error
+    return library
+
+
+def make_known(path: Path, targets: Sequence[str]) -> ctypes.CDLL:
+    """Load a library and make its `targets` known to `jax.ffi` on CPUs. Raises NoLibraryError."""
+    try:
+        library = ctypes.cdll.LoadLibrary(str(path))
+        for name in targets:
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    except (OSError, AttributeError) as error:
+        raise NoLibraryError(f"{path}: {error}") from error
     return library

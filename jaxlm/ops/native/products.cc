@@ -1,31 +1,29 @@
-// Products of a backward pass, of operands rounded to bfloat16 and sums in float32, for XLA on CPUs.
+// Products of a backward pass, for XLA on CPUs.
 //
 //   d_weight    dW = (f * dy)^T x   [O, I]   of dy [T, O], x [T, I], one factor f for each of the T rows
 //   d_features  dx = (dy W) f       [T, I]   of dy [T, O], W [O, I], one factor f
 //
-// Operands are float32 or bfloat16; x and W may be int8, which bfloat16 holds exactly. Both are C = A B, summed over k.
-// Processors multiply pairs of bfloat16 (k, k + 1) that lie side by side in 32 bits. So B is packed once as pairs of
-// its rows, in panels of COLUMNS, and A by the thread that needs it, in panels of ROWS. A micro-kernel keeps a tile of
-// C, ROWS x COLUMNS, in registers over DEPTH pairs. Rounding is part of packing.
+// Operands are float32 or bfloat16; x and W may be int8, which both hold exactly. Both are C = A B, summed over k in
+// float32. Operands are multiplied as words of 32 bits: pairs of bfloat16 (k, k + 1) that lie side by side, to which
+// they are rounded, or with FLOAT_WORDS one float32 each. So B is packed once as words of its rows, in panels of
+// COLUMNS, and A by the thread that needs it, in panels of ROWS. A micro-kernel keeps a tile of C, ROWS x COLUMNS, in
+// registers over DEPTH words. Rounding is part of packing.
 //
-// AMX multiplies squares of 16 x 16 pairs, and takes both panels row by row. AVX512_BF16 multiplies vectors of 16 pairs
-// by one pair: A is packed pair by pair where it is given so, and nothing is transposed.
+// AMX multiplies squares of 16 x 16 words, and takes both panels row by row. AVX512_BF16, AVX-512 and AVX2 multiply
+// vectors of words by one word: A is packed word by word where it is given so, and nothing is transposed.
 //
 // Every number of C is summed by one thread in a fixed order: the result does not depend on the number of threads.
 // Without these instructions the same steps run in plain vectors, for tests; they are slow. EMULATED_TILES takes the
 // steps of AMX there.
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <functional>
-#include <memory>
-#include <thread>
 #include <type_traits>
 
-#ifdef __AVX512BF16__
+#include "threads.h"
+
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 #if defined __AMX_BF16__ && !defined EMULATED_TILES
@@ -33,59 +31,77 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
-
-#include "xla/ffi/api/ffi.h"
+#if defined AMX || defined EMULATED_TILES
+#define TILES
+#endif
 
 namespace ffi = xla::ffi;
 
 namespace {
 
-constexpr int LANES = 16, DEPTH = 256;
-#if defined AMX || defined EMULATED_TILES
+#if defined TILES
 constexpr bool HAS_TILES = true;
-constexpr int ROWS = 2 * LANES, VECTORS = 2;
+constexpr int LANES = 16, ROWS = 2 * LANES, VECTORS = 2;
+#elif defined __AVX512F__ || !defined FLOAT_WORDS
+constexpr bool HAS_TILES = false;
+constexpr int LANES = 16, ROWS = 8, VECTORS = 3;
 #else
 constexpr bool HAS_TILES = false;
-constexpr int ROWS = 8, VECTORS = 3;
+constexpr int LANES = 8, ROWS = 4, VECTORS = 3;
 #endif
-constexpr int COLUMNS = VECTORS * LANES;
+#ifdef FLOAT_WORDS
+constexpr int NUMBERS = 1;  // of a word
+// Of C and of the rows of A: 0.85 of the time of 2048 x 256 x 4096 (AVX2); of pairs not measured.
+#define PREFETCH(address) __builtin_prefetch(address)
+#else
+constexpr int NUMBERS = 2;
+#define PREFETCH(address)
+#endif
+constexpr int DEPTH = 512 / NUMBERS, COLUMNS = VECTORS * LANES;
 // Rows of C that a thread takes at a time: its panels of A stay in the second cache.
 constexpr int64_t BLOCK_ROWS = 96;
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef uint32_t Pairs __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));  // the bits of bfloat16
-typedef int8_t Bytes __attribute__((vector_size(16)));
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));  // the bits of bfloat16
+typedef int8_t Bytes __attribute__((vector_size(LANES)));
 
-// ---- Pairs of bfloat16
+// ---- Words
 
-#ifdef __AVX512BF16__
 // Compilers widen vectors of small integers number by number.
+#if defined __AVX512F__
 Ints widened(Bytes x) { return (Ints)_mm512_cvtepi8_epi32((__m128i)x); }
-Pairs widened(Halves x) { return (Pairs)_mm512_cvtepu16_epi32((__m256i)x); }
+Words widened(Halves x) { return (Words)_mm512_cvtepu16_epi32((__m256i)x); }
+#elif defined __AVX2__ && defined FLOAT_WORDS
+Ints widened(Bytes x) { return (Ints)_mm256_cvtepi8_epi32(_mm_cvtsi64_si128((int64_t)x)); }
+Words widened(Halves x) { return (Words)_mm256_cvtepu16_epi32((__m128i)x); }
+#else
+Ints widened(Bytes x) { return __builtin_convertvector(x, Ints); }
+Words widened(Halves x) { return __builtin_convertvector(x, Words); }
+#endif
 
-Pairs pairs(Floats low, Floats high) {
+#ifdef FLOAT_WORDS
+Floats add_products(Floats sums, Words a, Words b) { return sums + (Floats)a * (Floats)b; }
+#elif defined __AVX512BF16__
+Words pairs(Floats low, Floats high) {
   auto rounded = [](Floats x) { return widened((Halves)_mm512_cvtneps_pbh((__m512)x)); };
   return rounded(low) | rounded(high) << 16;
 }
 
-Floats add_products(Floats sums, Pairs a, Pairs b) {
+Floats add_products(Floats sums, Words a, Words b) {
   return (Floats)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
 }
 #else
-Ints widened(Bytes x) { return __builtin_convertvector(x, Ints); }
-Pairs widened(Halves x) { return __builtin_convertvector(x, Pairs); }
-
-Pairs rounded(Floats x) {
-  Pairs bits = (Pairs)x, is_nan = (Pairs)(x != x);
-  Pairs nearest_even = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+Words rounded(Floats x) {
+  Words bits = (Words)x, is_nan = (Words)(x != x);
+  Words nearest_even = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   return (nearest_even & ~is_nan) | (0x7fc0 & is_nan);
 }
 
-Pairs pairs(Floats low, Floats high) { return rounded(low) | rounded(high) << 16; }
+Words pairs(Floats low, Floats high) { return rounded(low) | rounded(high) << 16; }
 
-Floats add_products(Floats sums, Pairs a, Pairs b) {
+Floats add_products(Floats sums, Words a, Words b) {
   return sums + (Floats)(a << 16) * (Floats)(b << 16) + (Floats)(a & 0xffff0000) * (Floats)(b & 0xffff0000);
 }
 #endif
@@ -117,87 +133,61 @@ struct Operand {
   }
 };
 
-// Columns `column` to `column + LANES` of the rows 2 * pair and 2 * pair + 1 of a matrix [rows, columns].
+// Columns `column` to `column + LANES` of the rows of word `word` of a matrix [rows, columns].
 template <typename Number>
-Pairs pair_of_rows(Operand<Number> x, const float* factors, int64_t rows, int64_t columns, int64_t pair,
-                   int64_t column) {
-  int64_t row = 2 * pair, count = columns - column;
-  Floats low = {}, high = {};
-  if (row < rows) {
-    low = x.load(row * columns + column, count);
-    if (factors) low *= factors[row];
-  }
-  if (row + 1 < rows) {
-    high = x.load((row + 1) * columns + column, count);
-    if (factors) high *= factors[row + 1];
-  }
-  return pairs(low, high);
+Words words_of_rows(Operand<Number> x, const float* factors, int64_t rows, int64_t columns, int64_t word,
+                    int64_t column) {
+  auto of_row = [=](int64_t row) {
+    if (row >= rows) return Floats{};
+    Floats numbers = x.load(row * columns + column, columns - column);
+    return factors ? numbers * factors[row] : numbers;
+  };
+#ifdef FLOAT_WORDS
+  return (Words)of_row(word);
+#else
+  return pairs(of_row(2 * word), of_row(2 * word + 1));
+#endif
 }
 
-// The numbers `column` to `column + 2 * LANES` of a row of a matrix [rows, columns], two by two.
+// The LANES words from the number `column` on of a row of a matrix [rows, columns].
 template <typename Number>
-Pairs pairs_of_row(Operand<Number> x, int64_t columns, int64_t row, int64_t column) {
+Words words_of_row(Operand<Number> x, int64_t columns, int64_t row, int64_t column) {
   int64_t index = row * columns + column, count = columns - column;
+#ifdef FLOAT_WORDS
+  return (Words)x.load(index, count);
+#else
   Floats a = x.load(index, count), b = x.load(index + LANES, count - LANES);
   return pairs(__builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),
                __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31));
+#endif
 }
 
+// ---- Tiles of 16 x 16 words, of which each thread has eight
+
+#ifdef TILES
 // Exchanges the upper right and the lower left square of SIZE x SIZE, in each square of twice that size.
 template <int SIZE>
-void exchange(Pairs* rows) {
+void exchange(Words* rows) {
   auto from_first = [](int lane) constexpr { return lane & SIZE ? LANES + (lane ^ SIZE) : lane; };
   auto from_second = [](int lane) constexpr { return lane & SIZE ? LANES + lane : lane ^ SIZE; };
 #define EACH_LANE(of)                                                                                              \
   of(0), of(1), of(2), of(3), of(4), of(5), of(6), of(7), of(8), of(9), of(10), of(11), of(12), of(13), of(14), of(15)
   for (int row = 0; row < LANES; row++) {
     if (row & SIZE) continue;
-    Pairs first = rows[row], second = rows[row + SIZE];
+    Words first = rows[row], second = rows[row + SIZE];
     rows[row] = __builtin_shufflevector(first, second, EACH_LANE(from_first));
     rows[row + SIZE] = __builtin_shufflevector(first, second, EACH_LANE(from_second));
   }
 #undef EACH_LANE
 }
 
-// Transposes a square of 16 x 16 pairs.
-void transpose(Pairs* rows) {
+// Transposes a square of 16 x 16 words.
+void transpose(Words* rows) {
   exchange<8>(rows);
   exchange<4>(rows);
   exchange<2>(rows);
   exchange<1>(rows);
 }
-
-// ---- Threads
-
-// Runs work(0) to work(count - 1), on XLA's threads and the calling one, which waits for none that has not begun.
-void run_parallel(ffi::ThreadPool& pool, int64_t count, std::function<void(int64_t)> work) {
-  struct Tasks {
-    std::function<void(int64_t)> work;
-    int64_t count;
-    std::atomic<int64_t> next{0}, done{0};
-
-    void run() {
-      for (int64_t task; (task = next.fetch_add(1)) < count;) {
-        work(task);
-        done.fetch_add(1, std::memory_order_release);
-      }
-    }
-  };
-  auto tasks = std::make_shared<Tasks>();
-  tasks->work = std::move(work);
-  tasks->count = count;
-  for (int64_t thread = 1; thread < std::min<int64_t>(pool.num_threads(), count); thread++) {
-    pool.Schedule([tasks] { tasks->run(); });
-  }
-  tasks->run();
-  while (tasks->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
-}
-
-std::unique_ptr<Pairs[], decltype(&std::free)> allocated(int64_t vectors) {
-  return {static_cast<Pairs*>(std::aligned_alloc(64, vectors * sizeof(Pairs))), &std::free};
-}
-
-// ---- Tiles of 16 x 16 numbers of 32 bits, of which each thread has eight
 
 #ifdef AMX
 #define ZERO_TILE(tile) _tile_zero(tile)
@@ -228,7 +218,7 @@ bool has_tiles() {
   return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 }
 #else
-thread_local Pairs all_tiles[8][LANES];
+thread_local Words all_tiles[8][LANES];
 #define ZERO_TILE(tile) std::memset(all_tiles[tile], 0, sizeof *all_tiles)
 #define LOAD_TILE(tile, from, stride) copy_rows(all_tiles[tile], LANES, from, stride)
 #define STORE_TILE(tile, to, stride) copy_rows(to, stride, all_tiles[tile], LANES)
@@ -236,19 +226,23 @@ thread_local Pairs all_tiles[8][LANES];
 
 void copy_rows(void* to, int64_t to_stride, const void* from, int64_t from_stride) {
   for (int row = 0; row < LANES; row++) {
-    std::memcpy((uint32_t*)to + row * to_stride, (const uint32_t*)from + row * from_stride, sizeof(Pairs));
+    std::memcpy((uint32_t*)to + row * to_stride, (const uint32_t*)from + row * from_stride, sizeof(Words));
   }
 }
 
-void add_tiles(Pairs* sums, const Pairs* a, const Pairs* b) {
+void add_tiles(Words* sums, const Words* a, const Words* b) {
   for (int row = 0; row < LANES; row++) {
-    for (int pair = 0; pair < LANES; pair++) {
-      sums[row] = (Pairs)add_products((Floats)sums[row], a[row][pair] + Pairs{}, b[pair]);
+    for (int word = 0; word < LANES; word++) {
+      sums[row] = (Words)add_products((Floats)sums[row], a[row][word] + Words{}, b[word]);
     }
   }
 }
 
 void finish_writing() {}
+#endif
+#endif
+
+#ifndef AMX
 struct Tiles {
   ~Tiles() {}
 };
@@ -260,40 +254,41 @@ bool has_tiles() { return true; }
 // Adds `factor * sums` to a row of C, or writes it there.
 template <int WIDTH>
 void add_row(const Floats* sums, float factor, bool is_first, float* c, int64_t columns) {
+  Floats row[WIDTH] = {};
+  size_t bytes = std::min<int64_t>(columns, WIDTH * LANES) * sizeof(float);
+  bool is_whole = bytes == sizeof row;
+  if (!is_first) is_whole ? std::memcpy(row, c, sizeof row) : std::memcpy(row, c, bytes);
 #pragma GCC unroll 3
-  for (int v = 0; v < WIDTH; v++) {
-    float* to = c + v * LANES;
-    int64_t count = std::min<int64_t>(LANES, columns - v * LANES);
-    if (count <= 0) break;
-    Floats sum = sums[v] * factor;
-    if (!is_first) sum += Operand<float>{to}.load(0, count);
-    if (count == LANES) {
-      std::memcpy(to, &sum, sizeof sum);
-    } else {
-      std::memcpy(to, &sum, count * sizeof(float));
-    }
-  }
+  for (int v = 0; v < WIDTH; v++) row[v] += sums[v] * factor;
+  is_whole ? std::memcpy(c, row, sizeof row) : std::memcpy(c, row, bytes);
 }
 
-// Multiplies a panel of A by one of B. A's number of row r and pair p is at r * ROW + p * PAIR.
-template <int WIDTH, int ROW, int PAIR>
-void multiply_panels(const uint32_t* a, const Pairs* b, int64_t depth, Floats (&sums)[ROWS][WIDTH]) {
-#if defined AMX || defined EMULATED_TILES
-  static_assert(PAIR == 1);
+// The compiler would load the vector anew for each row: four loads in place of one, more than AVX2 has ports for.
+#if defined __AVX2__ && defined FLOAT_WORDS
+#define KEEP_IN_REGISTER(vector) asm("" : "+x"(vector))
+#else
+#define KEEP_IN_REGISTER(vector)
+#endif
+
+// Multiplies a panel of A by one of B. A's number of row r and word p is at r * ROW + p * WORD.
+template <int WIDTH, int ROW, int WORD>
+void multiply_panels(const uint32_t* a, const Words* b, int64_t depth, Floats (&sums)[ROWS][WIDTH]) {
+#ifdef TILES
+  static_assert(WORD == 1);
   finish_writing();
   constexpr int B_ROW = WIDTH * LANES;
   ZERO_TILE(0);
   ZERO_TILE(1);
   ZERO_TILE(2);
   ZERO_TILE(3);
-  for (int64_t pair = 0; pair < depth; pair += LANES) {
-    LOAD_TILE(4, a + pair, ROW);
-    LOAD_TILE(6, b + pair * WIDTH, B_ROW);
+  for (int64_t word = 0; word < depth; word += LANES) {
+    LOAD_TILE(4, a + word, ROW);
+    LOAD_TILE(6, b + word * WIDTH, B_ROW);
     ADD_TILES(0, 4, 6);
-    LOAD_TILE(5, a + LANES * ROW + pair, ROW);
+    LOAD_TILE(5, a + LANES * ROW + word, ROW);
     ADD_TILES(1, 5, 6);
     if constexpr (WIDTH == 2) {
-      LOAD_TILE(7, b + pair * WIDTH + 1, B_ROW);
+      LOAD_TILE(7, b + word * WIDTH + 1, B_ROW);
       ADD_TILES(2, 4, 7);
       ADD_TILES(3, 5, 7);
     }
@@ -308,13 +303,16 @@ void multiply_panels(const uint32_t* a, const Pairs* b, int64_t depth, Floats (&
   for (auto& row : sums) {
     for (auto& sum : row) sum = Floats{};
   }
-  for (int64_t pair = 0; pair < depth; pair++) {
-    Pairs of_b[WIDTH];
+  for (int64_t word = 0; word < depth; word++) {
+    Words of_b[WIDTH];
 #pragma GCC unroll 3
-    for (int v = 0; v < WIDTH; v++) of_b[v] = b[pair * WIDTH + v];
+    for (int v = 0; v < WIDTH; v++) {
+      of_b[v] = b[word * WIDTH + v];
+      KEEP_IN_REGISTER(of_b[v]);
+    }
 #pragma GCC unroll 8
     for (int row = 0; row < ROWS; row++) {
-      Pairs of_a = a[row * ROW + pair * PAIR] + Pairs{};
+      Words of_a = a[row * ROW + word * WORD] + Words{};
 #pragma GCC unroll 3
       for (int v = 0; v < WIDTH; v++) sums[row][v] = add_products(sums[row][v], of_a, of_b[v]);
     }
@@ -323,11 +321,14 @@ void multiply_panels(const uint32_t* a, const Pairs* b, int64_t depth, Floats (&
 }
 
 // Adds the products of a panel of A and one of B to a tile of C.
-template <int WIDTH, int ROW, int PAIR>
-void add_tile(const uint32_t* a, const Pairs* b, int64_t depth, float factor, bool is_first, float* c, int64_t stride,
+template <int WIDTH, int ROW, int WORD>
+void add_tile(const uint32_t* a, const Words* b, int64_t depth, float factor, bool is_first, float* c, int64_t stride,
               int64_t rows, int64_t columns) {
+  for (int row = 0; row < ROWS; row++) {
+    for (int v = 0; v < WIDTH; v++) PREFETCH(c + row * stride + v * LANES);
+  }
   Floats sums[ROWS][WIDTH];
-  multiply_panels<WIDTH, ROW, PAIR>(a, b, depth, sums);
+  multiply_panels<WIDTH, ROW, WORD>(a, b, depth, sums);
 #pragma GCC unroll 8
   for (int row = 0; row < ROWS; row++) {
     if (row >= rows) break;
@@ -339,12 +340,12 @@ void add_tile(const uint32_t* a, const Pairs* b, int64_t depth, float factor, bo
 template <bool IS_TRANSPOSED, typename NumberA, typename NumberB>
 void multiply(ffi::ThreadPool& pool, Operand<NumberA> A, const float* factors, Operand<NumberB> B, float factor, float* C,
               int64_t M, int64_t N, int64_t K) {
-  constexpr int STEP = HAS_TILES ? LANES : 1;  // pairs
-  int64_t pairs_of_k = ((K + 1) / 2 + STEP - 1) / STEP * STEP, blocks = (pairs_of_k + DEPTH - 1) / DEPTH;
+  constexpr int STEP = HAS_TILES ? LANES : 1;  // words
+  int64_t words_of_k = ((K + NUMBERS - 1) / NUMBERS + STEP - 1) / STEP * STEP, blocks = (words_of_k + DEPTH - 1) / DEPTH;
   int64_t width = (N + LANES - 1) / LANES, panels = (width + VECTORS - 1) / VECTORS;  // in vectors, in panels
-  auto packed_b = allocated(pairs_of_k * width);
-  Pairs* b = packed_b.get();
-  auto depth_of = [=](int64_t block) { return std::min<int64_t>(DEPTH, pairs_of_k - block * DEPTH); };
+  auto packed_b = allocated<Words>(words_of_k * width);
+  Words* b = packed_b.get();
+  auto depth_of = [=](int64_t block) { return std::min<int64_t>(DEPTH, words_of_k - block * DEPTH); };
   auto width_of = [=](int64_t panel) { return std::min<int64_t>(VECTORS, width - panel * VECTORS); };
   auto panel_of_b = [=](int64_t block, int64_t panel) {
     return b + block * DEPTH * width + panel * VECTORS * depth_of(block);
@@ -352,64 +353,67 @@ void multiply(ffi::ThreadPool& pool, Operand<NumberA> A, const float* factors, O
 
   run_parallel(pool, blocks * panels, [=](int64_t task) {
     int64_t block = task / panels, panel = task % panels;
-    Pairs* to = panel_of_b(block, panel);
-    for (int64_t pair = 0; pair < depth_of(block); pair++) {
+    Words* to = panel_of_b(block, panel);
+    for (int64_t word = 0; word < depth_of(block); word++) {
       for (int64_t v = 0; v < width_of(panel); v++) {
-        *to++ = pair_of_rows(B, nullptr, K, N, block * DEPTH + pair, (panel * VECTORS + v) * LANES);
+        *to++ = words_of_rows(B, nullptr, K, N, block * DEPTH + word, (panel * VECTORS + v) * LANES);
       }
     }
   });
 
-  // As many blocks of rows as threads, or a multiple.
-  int64_t threads = std::max<int64_t>(1, pool.num_threads());
-  int64_t parts = (M + BLOCK_ROWS * threads - 1) / (BLOCK_ROWS * threads) * threads;
-  int64_t part_rows = (M + parts * ROWS - 1) / (parts * ROWS) * ROWS;
-  // A row of pairs does not begin where the one before it does in the first cache.
-  constexpr bool IS_BY_PAIR = IS_TRANSPOSED && !HAS_TILES;
-  constexpr int ROW = IS_BY_PAIR ? 1 : DEPTH + LANES, PAIR = IS_BY_PAIR ? ROWS : 1;
+  int64_t part_rows = rows_of_part(pool, M, BLOCK_ROWS, ROWS);
+  // A row of words does not begin where the one before it does in the first cache.
+  constexpr bool IS_BY_WORD = IS_TRANSPOSED && !HAS_TILES;
+  constexpr int ROW = IS_BY_WORD ? 1 : DEPTH + LANES, WORD = IS_BY_WORD ? ROWS : 1;
   constexpr int64_t PANEL = ROWS * (DEPTH + LANES);  // numbers of 32 bits
 
   run_parallel(pool, (M + part_rows - 1) / part_rows, [=](int64_t part) {
     int64_t first = part * part_rows, rows = std::min(part_rows, M - first);
     Tiles tiles;
-    auto packed_a = allocated((rows / ROWS + 2) * PANEL / LANES);
+    auto packed_a = allocated<Words>((rows / ROWS + 2) * PANEL / LANES);
     auto* a = reinterpret_cast<uint32_t*>(packed_a.get());
     for (int64_t block = 0; block < blocks; block++) {
       int64_t begin = block * DEPTH, depth = depth_of(block);
-      if constexpr (IS_TRANSPOSED && HAS_TILES) {
-        for (int64_t pair = 0; pair < depth; pair += LANES) {
+#ifdef TILES
+      if constexpr (IS_TRANSPOSED) {
+        for (int64_t word = 0; word < depth; word += LANES) {
           for (int64_t row = 0; row < rows; row += LANES) {
-            Pairs found[LANES];
-            for (int of = 0; of < LANES; of++) found[of] = pair_of_rows(A, factors, K, M, begin + pair + of, first + row);
+            Words found[LANES];
+            for (int of = 0; of < LANES; of++) found[of] = words_of_rows(A, factors, K, M, begin + word + of, first + row);
             transpose(found);
-            uint32_t* to = a + row / ROWS * PANEL + row % ROWS * ROW + pair;
+            uint32_t* to = a + row / ROWS * PANEL + row % ROWS * ROW + word;
             for (int of = 0; of < LANES; of++) std::memcpy(to + of * ROW, found + of, sizeof *found);
           }
         }
-      } else if constexpr (IS_TRANSPOSED) {
-        for (int64_t pair = 0; pair < depth; pair++) {
+      }
+#else
+      if constexpr (IS_TRANSPOSED) {
+        for (int64_t word = 0; word < depth; word++) {
           for (int64_t row = 0; row < rows; row += LANES) {  // two panels
-            Pairs found = pair_of_rows(A, factors, K, M, begin + pair, first + row);
-            uint32_t* to = a + row / ROWS * PANEL + pair * ROWS;
+            PREFETCH(A.numbers + (begin + word + 16) * M + first + row);
+            Words found = words_of_rows(A, factors, K, M, begin + word, first + row);
+            uint32_t* to = a + row / ROWS * PANEL + word * ROWS;
             std::memcpy(to, &found, sizeof found / 2);
             std::memcpy(to + PANEL, reinterpret_cast<uint32_t*>(&found) + ROWS, sizeof found / 2);
           }
         }
-      } else {
+      }
+#endif
+      if constexpr (!IS_TRANSPOSED) {
         for (int64_t row = 0; row < rows; row++) {
           uint32_t* to = a + row / ROWS * PANEL + row % ROWS * ROW;
-          for (int64_t pair = 0; pair < depth; pair += LANES) {
-            Pairs found = pairs_of_row(A, K, first + row, 2 * (begin + pair));
-            std::memcpy(to + pair, &found, sizeof found);
+          for (int64_t word = 0; word < depth; word += LANES) {
+            Words found = words_of_row(A, K, first + row, NUMBERS * (begin + word));
+            std::memcpy(to + word, &found, sizeof found);
           }
         }
       }
       for (int64_t panel = 0; panel < panels; panel++) {
         int64_t column = panel * COLUMNS;
         for (int64_t row = 0; row < rows; row += ROWS) {
-          auto add = width_of(panel) == 3   ? add_tile<3, ROW, PAIR>
-                     : width_of(panel) == 2 ? add_tile<2, ROW, PAIR>
-                                            : add_tile<1, ROW, PAIR>;
+          auto add = width_of(panel) == 3   ? add_tile<3, ROW, WORD>
+                     : width_of(panel) == 2 ? add_tile<2, ROW, WORD>
+                                            : add_tile<1, ROW, WORD>;
           add(a + row / ROWS * PANEL, panel_of_b(block, panel), depth, factor, block == 0, C + (first + row) * N + column,
               N, rows - row, N - column);
         }

@@ -1,7 +1,8 @@
-"""The products of products.cc as functions of jax: operands in bfloat16, sums in float32.
+"""The products of products.cc as functions of jax, summed in float32.
 
-They are used where the processor has AVX512_BF16, and by its AMX where it has that too, where the library can be built,
-its answers are exact, and products take less time than XLA's.
+Operands are rounded to bfloat16 where the processor has AVX512_BF16, whose AMX multiplies where it has that too; on
+others with AVX2 they are multiplied in float32. They are used where the library can be built, its answers are exact,
+and products take less time than XLA's.
 """
 
 import ctypes
@@ -16,11 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from jaxlm.ops.machine.cpu import onednn_options
 from jaxlm.ops.machine.routes import Route, faster, measured_once
-from jaxlm.ops.native.build import FLAGS, NoLibraryError, build_library
+from jaxlm.ops.native.build import FLAGS, NoLibraryError, build_library, make_known
 
 SOURCE = Path(__file__).with_name("products.cc")
-FEATURE = "avx512_bf16"
+FEATURE = "avx2"
+BFLOAT16_FEATURE = "avx512_bf16"
 _TARGETS = ("jaxlm_d_weight", "jaxlm_d_features")
 # Tokens, outputs and inputs: more than a block of each that is summed, and no multiple of any.
 _CHECKED_SHAPE = (531, 1067, 51)
@@ -44,6 +47,16 @@ def d_features(
     return jax.ffi.ffi_call("jaxlm_d_features", shape, vmap_method="sequential")(dy, weight, factor)
 
 
+def operand_dtype(processor: Sequence[str]) -> Any:
+    """Return the precision in which operands are multiplied on a processor of these features."""
+    return jnp.dtype(jnp.bfloat16 if BFLOAT16_FEATURE in processor else jnp.float32)
+
+
+def flags_for(processor: Sequence[str]) -> tuple[str, ...]:
+    """Return the compiler's flags for a processor of these features."""
+    return FLAGS if operand_dtype(processor) == jnp.bfloat16 else (*FLAGS, "-DFLOAT_WORDS")
+
+
 @functools.cache
 def native_products(processor: tuple[str, ...]) -> Route:
     """Return whether the products are used on a processor of these features, and why.
@@ -53,27 +66,22 @@ def native_products(processor: tuple[str, ...]) -> Route:
     if FEATURE not in processor:
         return Route(False, f"off: the processor has no {FEATURE}")
     try:
-        library = load_library(processor)
+        library = load_library(processor, flags_for(processor))
         with jax.ensure_compile_time_eval(), jax.default_device(jax.devices("cpu")[0]):
             check_exact()
-        seconds = _seconds(library)
+        seconds = _seconds(library, operand_dtype(processor))
     except NoLibraryError as error:
         return Route(False, f"off: {error}")
     return faster(seconds, "native", "XLA", f" ({library})")
 
 
-def load_library(processor: Sequence[str], flags: Sequence[str] = FLAGS) -> Path:
+def load_library(processor: Sequence[str], flags: Sequence[str]) -> Path:
     """Build the library if need be, make its products known to jax, and return its path. Raises NoLibraryError."""
     path = build_library(SOURCE, processor, flags)
-    try:
-        library = ctypes.cdll.LoadLibrary(str(path))
-        library.jaxlm_may_run.restype = ctypes.c_bool
-        if not library.jaxlm_may_run():
-            raise NoLibraryError(f"{path}: the system does not let this process use AMX")
-        for name in _TARGETS:
-            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
-    except (OSError, AttributeError) as error:
-        raise NoLibraryError(f"{path}: {error}") from error
+    may_run = make_known(path, _TARGETS).jaxlm_may_run
+    may_run.restype = ctypes.c_bool
+    if not may_run():
+        raise NoLibraryError(f"{path}: the system does not let this process use AMX")
     return path
 
 
@@ -95,8 +103,11 @@ def check_exact() -> None:
                 raise NoLibraryError(f"products of {dtype.__name__} and {kind.__name__} are wrong on this processor")
 
 
-def _seconds(library: Path) -> dict[str, float]:
-    """Return the seconds of the two products of a backward pass, the library's and XLA's; measured once a machine."""
+def _seconds(library: Path, dtype: Any) -> dict[str, float]:
+    """Return the seconds of the two products of a backward pass, the library's and XLA's; measured once a machine.
+
+    `dtype` is the precision of the operands. In float32 XLA multiplies by oneDNN where that is its fastest form.
+    """
     T, O, I = _TIMED_SHAPE  # noqa: E741
 
     def native(dy: Any, codes: Any, x: Any) -> Any:
@@ -111,8 +122,10 @@ def _seconds(library: Path) -> dict[str, float]:
 
     def forms() -> dict[str, Callable[[], Any]]:
         rng = np.random.default_rng(0)
-        dy = jnp.asarray(rng.standard_normal((T, O)), jnp.bfloat16)
+        dy = jnp.asarray(rng.standard_normal((T, O)), dtype)
         codes, x = (jnp.asarray(rng.integers(-1, 2, shape), jnp.int8) for shape in ((O, I), (T, I)))
-        return {name: partial(jax.jit(form), dy, codes, x) for name, form in (("native", native), ("XLA", xla))}
+        options = onednn_options("cpu") if dtype == jnp.float32 else None
+        by_xla = jax.jit(xla, compiler_options=options)
+        return {"native": partial(jax.jit(native), dy, codes, x), "XLA": partial(by_xla, dy, codes, x)}
 
     return measured_once(library, forms)

@@ -112,14 +112,16 @@ def _training() -> list[tuple[str, str]]:
     import jax
 
     from jaxlm.common.architecture.presets import preset
-    from jaxlm.ops.attention import choose_kernel
     from jaxlm.ops import backward_products, int8_product
+    from jaxlm.ops.attention import choose_kernel
     from jaxlm.training.resolve import activation_dtype, remat_forms
 
     device, model = jax.devices()[0], preset("ternary-25m")
     dtype = activation_dtype("auto", device)
     is_cpu = device.platform == "cpu"
-    widths = [str(width) for width in (256, 512) if backward_products.step_options(device.platform, dtype, "bfloat16", width)]
+    widths = [
+        str(width) for width in (256, 512) if backward_products.step_options(device.platform, dtype, "bfloat16", width)
+    ]
     onednn = f"on for models of width {' and '.join(widths)}" if widths else "off: not measured faster here"
     return [
         ("precision", f"{np.dtype(dtype).name} (--dtype): float32 on CPUs, bfloat16 or float16 on accelerators"),

@@ -39,8 +39,8 @@ def native_dtype() -> Any:
 def step_options(platform: str, dtype: Any, backward_dtype: str | None, hidden_size: int) -> dict[str, Any]:
     """Return the compiler options of a training step of these precisions and a width: those of oneDNN where they pay.
 
-    Where the native products in bfloat16 are used, XLA's own do as well for all others in bfloat16, and in float32 for narrow
-    models (`ternary-tiny`: 1.00 of the time). Such a step can be kept for the next start, one with oneDNN cannot.
+    Where the native products in bfloat16 are used, XLA's own do as well for all others in bfloat16, and in float32 for
+    narrow models (`ternary-tiny`: 1.00 of the time). Such a step can be kept for the next start, one with oneDNN cannot.
     """
     if platform != "cpu":
         return {}

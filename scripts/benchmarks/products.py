@@ -13,6 +13,7 @@ from rich.table import Table
 from jaxlm.common.command_line import make_console
 from jaxlm.ops.backward_products import features_gradient, native_dtype, native_route, weight_gradient
 from jaxlm.ops.int8_product import scaled_product
+from jaxlm.training.host_allocator import keep_freed_memory
 from shared_tokenizer.settings import check_bounds, setting
 
 _BY_TOKEN = (((0,), (0,)), ((), ()))  # contracted
@@ -43,6 +44,7 @@ class ProductsBenchmark:
 
 def benchmark(settings: ProductsBenchmark) -> None:
     """Print GFLOP/s of every form for every shape, and check that those of small integers are exact."""
+    keep_freed_memory()  # as a training step does
     columns = None
     table = Table(title=f"GFLOP/s (best of {settings.turns}), {settings.tokens:,} tokens")
     for shape in settings.shapes:

@@ -24,9 +24,9 @@ class Route:
     """Why, for people."""
 
 
-def faster(seconds: Mapping[str, float], name: str, other: str, detail: str = "") -> Route:
-    """Return the route `name`, used if it took less time than the `other`."""
-    is_used = seconds[name] < seconds[other]
+def faster(seconds: Mapping[str, float], name: str, other: str, detail: str = "", allowed: float = 1.0) -> Route:
+    """Return the route `name`, used if it took less than `allowed` times as long as the `other`."""
+    is_used = seconds[name] < allowed * seconds[other]
     times = f"{1000 * seconds[name]:.2f} ms, {other} {1000 * seconds[other]:.2f} ms"
     return Route(is_used, f"{'on' if is_used else 'off'}: {name} {times}{detail}")
 
@@ -47,19 +47,21 @@ def measured_once(path: Path, forms: Callable[[], Mapping[str, Callable[[], Any]
     with contextlib.suppress(OSError, ValueError, AttributeError):
         return {form: float(seconds) for form, seconds in json.loads(record.read_text()).items()}
     with jax.ensure_compile_time_eval(), jax.default_device(jax.devices("cpu")[0]):
-        found = {form: _fastest(call) for form, call in forms().items()}
+        found = _fastest(forms())
     with contextlib.suppress(OSError):  # measured anew at the next start
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps(found))
     return found
 
 
-def _fastest(call: Callable[[], Any]) -> float:
-    """Return the seconds of the fastest of some calls, after one that compiles."""
-    jax.block_until_ready(call())
-    seconds = []
-    for _ in range(_TURNS):
-        start = time.perf_counter()
+def _fastest(calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+    """Return the seconds of the fastest of some calls of each, in turns, after one that compiles."""
+    for call in calls.values():
         jax.block_until_ready(call())
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    seconds = dict.fromkeys(calls, float("inf"))
+    for _ in range(_TURNS):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            seconds[name] = min(seconds[name], time.perf_counter() - start)
+    return seconds

@@ -403,6 +403,7 @@ void multiply(ffi::ThreadPool& pool, Operand<NumberA> A, const float* factors, O
         for (int64_t row = 0; row < rows; row++) {
           uint32_t* to = a + row / ROWS * PANEL + row % ROWS * ROW;
           for (int64_t word = 0; word < depth; word += LANES) {
+            PREFETCH(A.numbers + (first + row + 2) * K + begin + word);
             Words found = words_of_row(A, K, first + row, NUMBERS * (begin + word));
             std::memcpy(to + word, &found, sizeof found);
           }

@@ -27,8 +27,11 @@ BFLOAT16_FEATURE = "avx512_bf16"
 _TARGETS = ("jaxlm_d_weight", "jaxlm_d_features")
 # Tokens, outputs and inputs: more than a block of each that is summed, and no multiple of any.
 _CHECKED_SHAPE = (531, 1067, 51)
-# Of the product that is timed.
-_TIMED_SHAPE = (1024, 512, 512)
+# Of XLA's time. In a step the products gain more than alone: with AVX2 they took 0.93 to 1.02 of it alone, and 0.80 to
+# 0.88 of a step (2026-11-30).
+_ALLOWED = 1.1
+# Of the products that are timed.
+_TIMED_SHAPES = ((1024, 512, 512), (2048, 256, 256))
 
 
 def d_weight(
@@ -72,7 +75,7 @@ def native_products(processor: tuple[str, ...]) -> Route:
         seconds = _seconds(library, operand_dtype(processor))
     except NoLibraryError as error:
         return Route(False, f"off: {error}")
-    return faster(seconds, "native", "XLA", f" ({library})")
+    return faster(seconds, "native", "XLA", f" ({library})", _ALLOWED)
 
 
 def load_library(processor: Sequence[str], flags: Sequence[str]) -> Path:
@@ -108,24 +111,31 @@ def _seconds(library: Path, dtype: Any) -> dict[str, float]:
 
     `dtype` is the precision of the operands. In float32 XLA multiplies by oneDNN where that is its fastest form.
     """
-    T, O, I = _TIMED_SHAPE  # noqa: E741
 
-    def native(dy: Any, codes: Any, x: Any) -> Any:
-        return d_features(dy, codes, jnp.float32(1)), d_weight(dy, jnp.ones(T, jnp.float32), x)
+    def native(dy: Any, codes: Any, x: Any, scales: Any) -> Any:
+        return d_features(dy, codes, scales[0, 0]), d_weight(dy, 1 / scales.reshape(-1), x)
 
-    def xla(dy: Any, codes: Any, x: Any) -> Any:
+    def xla(dy: Any, codes: Any, x: Any, scales: Any) -> Any:
         by_token = (((0,), (0,)), ((), ()))
+        weight, x = (codes * scales[0, 0]).astype(dy.dtype), (x / scales).astype(dy.dtype)
         return (
-            jnp.matmul(dy, codes.astype(dy.dtype), preferred_element_type=jnp.float32),
-            jax.lax.dot_general(dy, x.astype(dy.dtype), by_token, preferred_element_type=jnp.float32),
+            jnp.matmul(dy, weight, preferred_element_type=jnp.float32),
+            jax.lax.dot_general(dy, x, by_token, preferred_element_type=jnp.float32),
         )
 
     def forms() -> dict[str, Callable[[], Any]]:
         rng = np.random.default_rng(0)
-        dy = jnp.asarray(rng.standard_normal((T, O)), dtype)
-        codes, x = (jnp.asarray(rng.integers(-1, 2, shape), jnp.int8) for shape in ((O, I), (T, I)))
+        operands = []
+        for T, O, I in _TIMED_SHAPES:  # noqa: E741
+            dy = jnp.asarray(rng.standard_normal((T, O)), dtype)
+            codes, x = (jnp.asarray(rng.integers(-1, 2, shape), jnp.int8) for shape in ((O, I), (T, I)))
+            operands.append((dy, codes, x, jnp.ones((T, 1), jnp.float32)))
         options = onednn_options("cpu") if dtype == jnp.float32 else None
-        by_xla = jax.jit(xla, compiler_options=options)
-        return {"native": partial(jax.jit(native), dy, codes, x), "XLA": partial(by_xla, dy, codes, x)}
+        compiled = {"native": jax.jit(native), "XLA": jax.jit(xla, compiler_options=options)}
+        return {name: partial(_each, product, operands) for name, product in compiled.items()}
 
     return measured_once(library, forms)
+
+
+def _each(product: Callable[..., Any], operands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    return [product(*each) for each in operands]

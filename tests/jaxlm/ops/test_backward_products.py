@@ -8,7 +8,7 @@ from jaxlm.ops.backward_products import features_gradient, step_options, weight_
 from jaxlm.ops.machine.cpu import processor_features
 from jaxlm.ops.machine.routes import Route
 from jaxlm.ops.native.build import find_compiler
-from jaxlm.ops.native.products import load_library
+from jaxlm.ops.native.products import flags_for, load_library, operand_dtype
 from jaxlm.parallel.mesh import make_mesh
 from jaxlm.parallel.mesh_config import MESH_AXES, MeshConfig
 
@@ -21,8 +21,8 @@ def route(request, monkeypatch):
     if request.param:
         if find_compiler() is None:
             pytest.skip("no C++ compiler")
-        load_library(processor_features())
-    monkeypatch.setattr(module, "native_route", lambda: Route(request.param, ""))
+        load_library(processor_features(), flags_for(processor_features()))
+    monkeypatch.setattr(module, "native_dtype", lambda: operand_dtype(processor_features()) if request.param else None)
     return request.param
 
 
@@ -66,8 +66,8 @@ def test_gradients_of_floats_in_16_bits(route):
     is_close(dweight, np.einsum("blo,bli->oi", exact[0], exact[2]), "float32")
 
 
-def test_the_kernel_is_for_bfloat16_on_one_cpu(monkeypatch):
-    monkeypatch.setattr(module, "native_route", lambda: Route(True, ""))
+def test_the_kernel_is_for_its_precision_on_one_cpu(monkeypatch):
+    monkeypatch.setattr(module, "native_dtype", lambda: jnp.dtype(jnp.bfloat16))
     dy, codes, scale, _, _ = operands((1, 1))
 
     def has_kernel(dy, dtype):
@@ -80,11 +80,23 @@ def test_the_kernel_is_for_bfloat16_on_one_cpu(monkeypatch):
         assert has_kernel(dy, "bfloat16")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2, 1, 1, 1), MESH_AXES)):
         assert not has_kernel(dy, "bfloat16")
-    monkeypatch.setattr(module, "target_platform", lambda: "gpu")
-    assert not has_kernel(dy, "bfloat16")
-    monkeypatch.undo()
-    monkeypatch.setattr(module, "native_route", lambda: Route(False, ""))
-    assert not has_kernel(dy, "bfloat16")
+    with monkeypatch.context() as other:
+        other.setattr(module, "target_platform", lambda: "gpu")
+        assert not has_kernel(dy, "bfloat16")
+    monkeypatch.setattr(module, "native_dtype", lambda: jnp.dtype(jnp.float32))  # holds what was rounded, too
+    assert has_kernel(dy, None) and has_kernel(dy, "bfloat16") and has_kernel(dy.astype(jnp.bfloat16), None)
+    assert not has_kernel(dy.astype(jnp.float16), None)
+    monkeypatch.setattr(module, "native_dtype", lambda: None)
+    assert not has_kernel(dy, "bfloat16") and not has_kernel(dy, None)
+
+
+@pytest.mark.parametrize("features", [("avx2",), ("avx2", "avx512f", "avx512_bf16")])
+def test_the_precision_of_the_kernel_is_that_of_the_processor(monkeypatch, features):
+    monkeypatch.setattr(module, "processor_features", lambda: list(features))
+    monkeypatch.setattr(module, "native_products", lambda processor: Route(processor == features, ""))
+    assert module.native_dtype() == operand_dtype(features)
+    monkeypatch.setattr(module, "native_products", lambda processor: Route(False, ""))
+    assert module.native_dtype() is None
 
 
 @pytest.mark.parametrize(
@@ -97,10 +109,11 @@ def test_the_kernel_is_for_bfloat16_on_one_cpu(monkeypatch):
     ],
 )
 def test_onednn_multiplies_where_it_pays(monkeypatch, dtype, backward_dtype, hidden_size, has_onednn):
-    monkeypatch.setattr(module, "native_route", lambda: Route(True, ""))
+    monkeypatch.setattr(module, "native_dtype", lambda: jnp.dtype(jnp.bfloat16))
     monkeypatch.setattr(module, "onednn_options", lambda platform: {"onednn": platform})
     found = step_options("cpu", jnp.dtype(dtype), backward_dtype, hidden_size)
     assert found == ({"onednn": "cpu"} if has_onednn else {})
     assert step_options("gpu", jnp.dtype(dtype), backward_dtype, hidden_size) == {}
-    monkeypatch.setattr(module, "native_route", lambda: Route(False, ""))
-    assert step_options("cpu", jnp.dtype(dtype), backward_dtype, hidden_size) == {"onednn": "cpu"}
+    for other in (None, jnp.dtype(jnp.float32)):
+        monkeypatch.setattr(module, "native_dtype", lambda other=other: other)
+        assert step_options("cpu", jnp.dtype(dtype), backward_dtype, hidden_size) == {"onednn": "cpu"}

@@ -5,7 +5,10 @@ import pytest
 
 from jaxlm.ops import int8_product as module
 from jaxlm.ops.int8_product import int8_product, scaled_product
+from jaxlm.ops.machine.cpu import processor_features
 from jaxlm.ops.machine.routes import Route
+from jaxlm.ops.native.build import find_compiler
+from jaxlm.ops.native.scaled_product import load_library
 from jaxlm.parallel.mesh import make_mesh
 from jaxlm.parallel.mesh_config import MESH_AXES, MeshConfig
 
@@ -81,6 +84,7 @@ def test_products_are_scaled_in_float32(dtype):
 
 def test_one_gpu_multiplies_whole_tiles_in_a_kernel(monkeypatch):
     monkeypatch.setattr(module, "is_ampere", lambda device: True)
+    monkeypatch.setattr(module, "native_route", lambda: Route(False, ""))
     operands, expected = _scaled((2, 128, 128), 128)
 
     def has_kernel(operands):
@@ -110,3 +114,33 @@ def test_a_route_with_other_sums_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_by_unsigned", lambda x, codes: module._signed(x, codes) + 1)
     found = module.unsigned_route.__wrapped__()
     assert not found.is_used and "differ" in found.reason
+
+
+def test_one_cpu_multiplies_many_rows_by_the_native_product(monkeypatch):
+    monkeypatch.setattr(module, "native_route", lambda: Route(True, ""))
+    operands, _ = _scaled((2, 64, 33), 9)
+
+    def has_kernel(operands):
+        return "ffi_call" in str(jax.make_jaxpr(lambda *x: scaled_product(*x, jnp.float32))(*operands))
+
+    assert has_kernel(operands) and not has_kernel(_scaled((2, 63, 33), 9)[0])
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+        assert has_kernel(operands)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2, 1, 1, 1), MESH_AXES)):
+        assert not has_kernel(operands)
+    with monkeypatch.context() as other:
+        other.setattr(module, "target_platform", lambda: "tpu")
+        assert not has_kernel(operands)
+    monkeypatch.setattr(module, "native_route", lambda: Route(False, ""))
+    assert not has_kernel(operands)
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_native_product_is_that_of_xla(monkeypatch, dtype):
+    load_library(processor_features())
+    operands, expected = _scaled((2, 64, 33), 9)
+    for is_used in (True, False):
+        monkeypatch.setattr(module, "native_route", lambda is_used=is_used: Route(is_used, ""))
+        found = jax.jit(scaled_product, static_argnums=3)(*operands, dtype)
+        np.testing.assert_array_equal(found, jnp.asarray(expected).astype(dtype))

@@ -1,6 +1,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import yaml
 
@@ -8,7 +9,6 @@ import jaxlm.training.auto_size
 from jaxlm.common.architecture.model_flops import model_flops
 from jaxlm.common.architecture.parameters import parameter_count, ternary_parameter_count
 from jaxlm.common.architecture.presets import preset
-from jaxlm.ops.machine.routes import Route
 from jaxlm.parallel.mesh import make_mesh
 from jaxlm.parallel.mesh_config import MeshConfig
 from jaxlm.training.auto_size import Device, StepInputs, _step_bytes, choose_sizes, largest_fitting, suitable_batch
@@ -216,29 +216,34 @@ def test_a_given_form_of_checkpointing_is_taken(settings):
     assert (chosen.remat, said) == ("blocks", [])
 
 
+def set_kernel(monkeypatch, dtype):
+    """Let the native products of gradients be in a precision, or not be used."""
+    found = None if dtype is None else np.dtype(dtype)
+    monkeypatch.setattr(jaxlm.training.auto_size, "native_dtype", lambda: found)
+
+
 @pytest.mark.parametrize(
-    ("is_used", "given", "expected"),
+    ("kernel", "given", "expected"),
     [
-        (True, {}, "bfloat16"),
-        (False, {}, "auto"),
-        (True, {"backward_dtype": "float32"}, "float32"),
-        (True, {"dtype": "bfloat16"}, "auto"),
+        ("bfloat16", {}, "bfloat16"),
+        ("float32", {}, "auto"),
+        (None, {}, "auto"),
+        ("bfloat16", {"backward_dtype": "float32"}, "float32"),
+        ("bfloat16", {"dtype": "bfloat16"}, "auto"),
     ],
 )
-def test_the_products_of_gradients_are_in_bfloat16_where_a_kernel_is_on(
-    settings, monkeypatch, is_used, given, expected
-):
-    monkeypatch.setattr(jaxlm.training.auto_size, "native_route", lambda: Route(is_used, "as the test says"))
+def test_the_products_of_gradients_are_in_bfloat16_where_a_kernel_is_on(settings, monkeypatch, kernel, given, expected):
+    set_kernel(monkeypatch, kernel)
     for remat in ("auto", "blocks"):
         assert choose(**settings, **given, remat=remat, model=SHAPE)[0].backward_dtype == expected
 
 
 def test_a_resumed_run_keeps_the_precision_of_its_gradients_on_another_processor(settings, monkeypatch):
-    monkeypatch.setattr(jaxlm.training.auto_size, "native_route", lambda: Route(True, "as the test says"))
+    set_kernel(monkeypatch, "bfloat16")
     began = choose(**settings, remat="blocks", model=SHAPE)[0]
     with open_run(began, began.model):
         pass
-    monkeypatch.setattr(jaxlm.training.auto_size, "native_route", lambda: Route(False, "as the test says"))
+    set_kernel(monkeypatch, None)
     resumed = choose(**settings, remat="blocks", model=SHAPE, resume=True)[0]
     assert resumed.backward_dtype == "bfloat16"
     with open_run(resumed, began.model):

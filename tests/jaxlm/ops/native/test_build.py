@@ -4,7 +4,7 @@ import pytest
 
 from jaxlm.ops.machine.user_cache import cache_directory
 from jaxlm.ops.native import build
-from jaxlm.ops.native.build import NoLibraryError, build_library, find_compiler
+from jaxlm.ops.native.build import NoLibraryError, build_library, find_compiler, make_known
 
 COMPILER = """#!/bin/sh
 echo called >> {log}
@@ -41,10 +41,12 @@ def test_a_library_is_built_once_for_a_source_and_a_processor(tmp_path, monkeypa
     assert first.parent == cache == cache_directory() and first.read_text() == "library\n"
     assert build_library(source, ["avx2"]) == first
     assert build_library(source, ["avx2", "avx512f"]) != first
+    (tmp_path / "sums.h").write_text("int three();\n")
+    with_header = build_library(source, ["avx2"])
     source.write_text("int two() { return 2; }\n")
-    assert build_library(source, ["avx2"]) != first
-    assert log.read_text().count("called") == 3
-    assert sorted(path.suffix for path in cache.iterdir()) == [".so"] * 3  # nothing else is left
+    assert len({first, with_header, build_library(source, ["avx2"])}) == 3
+    assert log.read_text().count("called") == 4
+    assert sorted(path.suffix for path in cache.iterdir()) == [".so"] * 4  # nothing else is left
 
 
 def test_without_a_compiler_the_reason_names_what_was_looked_for(monkeypatch, cache, source):
@@ -78,3 +80,9 @@ def test_a_cache_that_cannot_be_written_is_a_reason(tmp_path, monkeypatch, sourc
     monkeypatch.setattr(build.shutil, "which", lambda name: f"/bin/{name}")
     with pytest.raises(NoLibraryError, match="file"):
         build_library(source, [])
+
+
+def test_a_damaged_library_is_named(tmp_path):
+    (tmp_path / "sums.so").write_text("not a library")
+    with pytest.raises(NoLibraryError, match=f"{tmp_path / 'sums.so'}: "):
+        make_known(tmp_path / "sums.so", [])

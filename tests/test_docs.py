@@ -44,7 +44,7 @@ def test_the_code_map_lists_every_file():
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
-        if path.suffix in (".py", ".yaml", ".cc") and path.name != "__init__.py"
+        if path.suffix in (".py", ".yaml", ".cc", ".h") and path.name != "__init__.py"
     }
     listed = listed_files()
     assert len(listed) == len(set(listed))

@@ -28,7 +28,7 @@ _ONEDNN_WIDTH = 512
 
 def native_route() -> Route:
     """Return whether the native products are used on this machine's processor, and why."""
-    return native_products(tuple(processor_features()))
+    return native_products(processor_features())
 
 
 def native_dtype() -> Any:
@@ -40,12 +40,13 @@ def step_options(platform: str, dtype: Any, backward_dtype: str | None, hidden_s
     """Return the compiler options of a training step of these precisions and a width: those of oneDNN where they pay.
 
     Where the native products in bfloat16 are used, XLA's own do as well for all others in bfloat16, and in float32 for
-    narrow models (`ternary-tiny`: 1.00 of the time). Such a step can be kept for the next start, one with oneDNN cannot.
+    narrow models (`ternary-tiny`: 1.00 of the time). Such a step can be kept for the next start; one with oneDNN
+    cannot.
     """
     if platform != "cpu":
         return {}
     precision = jnp.dtype(backward_dtype or dtype)
-    is_native = precision == native_dtype() == jnp.bfloat16 and _may_be_native(precision)
+    is_native = precision == jnp.bfloat16 and _may_be_native(precision)
     is_enough = is_native and (jnp.dtype(dtype) == jnp.bfloat16 or hidden_size < _ONEDNN_WIDTH)
     return {} if is_enough else onednn_options(platform)
 
@@ -104,5 +105,4 @@ def _is_native(dy: jax.Array, inputs: int, precision: Any) -> bool:
 def _may_be_native(precision: Any) -> bool:
     # A kernel is opaque to the partitioner, so a mesh of several devices leaves the product to XLA.
     is_alone = jax.sharding.get_abstract_mesh().size <= 1
-    # A product in float32 is also one of numbers that were rounded to bfloat16.
-    return precision in (jnp.bfloat16, jnp.float32) and is_alone and native_dtype() in (precision, jnp.float32)
+    return is_alone and precision in (jnp.bfloat16, jnp.float32) and precision == native_dtype()

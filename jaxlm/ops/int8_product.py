@@ -44,6 +44,7 @@ _unsigned_product = Primitive("unsigned_product")
 def scaled_product(x: Int8Features, codes: Codes, scale: FeatureScale, dtype: Any) -> Outputs:
     """Return `(x codes^T) * scale` `[..., O]` in `dtype`, of int8 `[..., I]` and `[O, I]`, float32 scales `[..., 1]`.
 
+    The codes are -1, 0 or 1: there are kernels that others overflow.
     The sums are exact and are scaled in float32, so the result is the same on every platform.
     """
     by_xla = functools.partial(_product_then_scale, dtype=dtype)
@@ -55,13 +56,17 @@ def scaled_product(x: Int8Features, codes: Codes, scale: FeatureScale, dtype: An
     return jax.lax.platform_dependent(x, codes, scale, cuda=functools.partial(_by_kernel, dtype=dtype), default=by_xla)
 
 
+def _float32_by_xla(x: Int8Features, codes: Codes, scale: FeatureScale) -> Outputs:
+    return _product_then_scale(x, codes, scale, jnp.float32)
+
+
 def _product_then_scale(x: Int8Features, codes: Codes, scale: FeatureScale, dtype: Any) -> Outputs:
     return (int8_product(x, codes).astype(jnp.float32) * scale).astype(dtype)
 
 
 def native_route() -> Route:
     """Return whether the native product is used on this machine's processor, and why."""
-    return scaled_product_route(tuple(processor_features()))
+    return scaled_product_route(processor_features(), _float32_by_xla)
 
 
 def _is_native(x: Int8Features) -> bool:

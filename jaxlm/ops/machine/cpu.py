@@ -28,16 +28,16 @@ _FEATURES = (
 )
 
 
-def processor_features() -> list[str]:
-    """Return the features of this processor that matter for speed; an empty list where Linux does not list them."""
-    words = set(CPU_INFO.read_text().split()) if CPU_INFO.exists() else set()
-    return [feature for feature in _FEATURES if feature in words]
-
-
 @functools.cache
+def processor_features() -> tuple[str, ...]:
+    """Return the features of this processor that matter for speed; none where Linux does not list them."""
+    words = set(CPU_INFO.read_text().split()) if CPU_INFO.exists() else set()
+    return tuple(feature for feature in _FEATURES if feature in words)
+
+
 def has_vnni() -> bool:
     """Return True if this is an x86 processor with AVX-512 VNNI: four byte products in the time of a float32 one."""
-    return CPU_INFO.exists() and "avx512_vnni" in CPU_INFO.read_text()
+    return "avx512_vnni" in processor_features()
 
 
 def onednn_options(platform: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,13 @@ def faster(seconds: Mapping[str, float], name: str, other: str, detail: str = ""
     return Route(is_used, f"{'on' if is_used else 'off'}: {name} {times}{detail}")
 
 
+@contextlib.contextmanager
+def now_on_this_cpu() -> Iterator[None]:
+    """Compute at once, also while a program is traced, and on this process's CPU."""
+    with jax.ensure_compile_time_eval(), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        yield
+
+
 def record_of(path: Path) -> Path:
     """Return the file of the measured times of what a path names, for the XLA_FLAGS of this process."""
     flags = hashlib.sha256(os.environ.get("XLA_FLAGS", "").encode()).hexdigest()[:8]
@@ -46,7 +53,7 @@ def measured_once(path: Path, forms: Callable[[], Mapping[str, Callable[[], Any]
     # Not measured yet, or the file is damaged.
     with contextlib.suppress(OSError, ValueError, AttributeError):
         return {form: float(seconds) for form, seconds in json.loads(record.read_text()).items()}
-    with jax.ensure_compile_time_eval(), jax.default_device(jax.devices("cpu")[0]):
+    with now_on_this_cpu():
         found = _fastest(forms())
     with contextlib.suppress(OSError):  # measured anew at the next start
         record.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 Operands are rounded to bfloat16 where the processor has AVX512_BF16, whose AMX multiplies where it has that too; on
 others with AVX2 they are multiplied in float32. They are used where the library can be built, its answers are exact,
-and products take less time than XLA's.
+and products do not take longer than XLA's.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from jaxlm.ops.machine.cpu import onednn_options
-from jaxlm.ops.machine.routes import Route, faster, measured_once
+from jaxlm.ops.machine.routes import Route, faster, measured_once, now_on_this_cpu
 from jaxlm.ops.native.build import FLAGS, NoLibraryError, build_library, make_known
 
 SOURCE = Path(__file__).with_name("products.cc")
@@ -27,9 +27,9 @@ BFLOAT16_FEATURE = "avx512_bf16"
 _TARGETS = ("jaxlm_d_weight", "jaxlm_d_features")
 # Tokens, outputs and inputs: more than a block of each that is summed, and no multiple of any.
 _CHECKED_SHAPE = (531, 1067, 51)
-# Of XLA's time. In a step the products gain more than alone: with AVX2 they took 0.93 to 1.02 of it alone, and 0.80 to
-# 0.88 of a step (2026-11-30).
-_ALLOWED = 1.1
+# Of XLA's time, in float32 without oneDNN. The products took 0.93 to 1.02 of it alone, near enough for noise to decide,
+# but a step takes 0.85 of its time with them (AVX2, ternary-tiny and ternary-25m, 2026-11-30).
+_ALLOWED = 1.5
 # Of the products that are timed.
 _TIMED_SHAPES = ((1024, 512, 512), (2048, 256, 256))
 
@@ -70,12 +70,15 @@ def native_products(processor: tuple[str, ...]) -> Route:
         return Route(False, f"off: the processor has no {FEATURE}")
     try:
         library = load_library(processor, flags_for(processor))
-        with jax.ensure_compile_time_eval(), jax.default_device(jax.devices("cpu")[0]):
+        with now_on_this_cpu():
             check_exact()
-        seconds = _seconds(library, operand_dtype(processor))
+        dtype = operand_dtype(processor)
+        seconds = _seconds(library, dtype)
     except NoLibraryError as error:
         return Route(False, f"off: {error}")
-    return faster(seconds, "native", "XLA", f" ({library})", _ALLOWED)
+    if dtype == jnp.float32 and not onednn_options("cpu"):
+        return faster(seconds, "native", "XLA", f", less in a step ({library})", _ALLOWED)
+    return faster(seconds, "native", "XLA", f" ({library})")
 
 
 def load_library(processor: Sequence[str], flags: Sequence[str]) -> Path:

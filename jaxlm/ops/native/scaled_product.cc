@@ -4,7 +4,7 @@
 //
 // AVX2 multiplies 32 unsigned bytes by signed ones and adds neighbours in 16 bits, four times as many as float32
 // numbers (VPMADDUBSW, Intel's Software Developer's Manual). Two products of x + 128 and a code sum to 510 at most, so
-// BLOCK such sums fit in 16 bits; then they are added up in 32 bits. The 128 W that are too much are subtracted at the
+// BLOCK such sums fit in 16 bits (32,640); then they are added up in 32 bits. The 128 W that are too much are subtracted at the
 // end. Sums are exact, so they are those of every other form.
 //
 // W is packed once as words of four inputs, in panels of COLUMNS outputs; x by the thread that needs it, row by row. A
@@ -100,6 +100,7 @@ void multiply_panels(const uint32_t* x, int64_t stride, const Ints* w, int64_t w
 ffi::Error scaled_product(ffi::ThreadPool pool, ffi::Buffer<ffi::S8> x, ffi::Buffer<ffi::S8> codes,
                           ffi::Buffer<ffi::F32> scale, ffi::ResultBuffer<ffi::F32> y) {
   int64_t T = x.dimensions()[0], O = codes.dimensions()[0], I = codes.dimensions()[1];
+  if (x.dimensions()[1] != I || scale.dimensions()[0] != T) return different_sizes();
   int64_t words = (I + INPUTS - 1) / INPUTS, panels = (O + COLUMNS - 1) / COLUMNS;
   auto packed_codes = allocated<Ints>(panels * VECTORS * words);
   auto packed_excess = allocated<Ints>(panels * VECTORS);

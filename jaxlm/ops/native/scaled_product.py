@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int8
 
-from jaxlm.ops.machine.routes import Route, faster, measured_once
+from jaxlm.ops.machine.routes import Route, faster, measured_once, now_on_this_cpu
 from jaxlm.ops.native.build import FLAGS, NoLibraryError, build_library, make_known
 
 SOURCE = Path(__file__).with_name("scaled_product.cc")
@@ -31,14 +31,14 @@ _TIMED_SHAPE = (1024, 512, 512)
 def native_scaled_product(
     x: Int8[jax.Array, "T I"], codes: Int8[jax.Array, "O I"], scale: Float[jax.Array, " T"]
 ) -> Float[jax.Array, "T O"]:
-    """Return `(x codes^T) * scale` in float32, of codes in {-1, 0, 1}."""
+    """Return `(x codes^T) * scale` in float32, of codes in {-1, 0, 1}; of others it may overflow."""
     shape = jax.ShapeDtypeStruct((x.shape[0], codes.shape[0]), jnp.float32)
     return jax.ffi.ffi_call("jaxlm_scaled_product", shape, vmap_method="sequential")(x, codes, scale)
 
 
 @functools.cache
-def scaled_product_route(processor: tuple[str, ...]) -> Route:
-    """Return whether the product is used on a processor of these features, and why.
+def scaled_product_route(processor: tuple[str, ...], by_xla: Callable[..., jax.Array]) -> Route:
+    """Return whether the product is used on a processor of these features in the place of `by_xla`, and why.
 
     The first call on a machine builds the library and times it; both results are kept in the user's cache.
     """
@@ -48,9 +48,9 @@ def scaled_product_route(processor: tuple[str, ...]) -> Route:
         return Route(False, f"off: the processor has {FASTER_FEATURE}")
     try:
         library = load_library(processor)
-        with jax.ensure_compile_time_eval(), jax.default_device(jax.devices("cpu")[0]):
+        with now_on_this_cpu():
             check_exact()
-        seconds = measured_once(library, _forms)
+        seconds = measured_once(library, partial(_forms, by_xla))
     except NoLibraryError as error:
         return Route(False, f"off: {error}")
     return faster(seconds, "native", "XLA", f" ({library})")
@@ -76,15 +76,13 @@ def check_exact() -> None:
         raise NoLibraryError("products of int8 and codes are wrong on this processor")
 
 
-def _forms() -> dict[str, Callable[[], Any]]:
+def _forms(by_xla: Callable[..., jax.Array]) -> dict[str, Callable[[], Any]]:
     """Return calls of the library's product and of XLA's."""
-
-    def xla(x: Any, codes: Any, scale: Any) -> Any:
-        by_input = (((1,), (1,)), ((), ()))
-        return jax.lax.dot_general(x, codes, by_input, preferred_element_type=jnp.int32) * scale[:, None]
-
     rng = np.random.default_rng(0)
     T, O, I = _TIMED_SHAPE  # noqa: E741
     x, codes = (jnp.asarray(rng.integers(-1, 2, shape), jnp.int8) for shape in ((T, I), (O, I)))
-    operands = x, codes, jnp.ones(T, jnp.float32)
-    return {name: partial(jax.jit(form), *operands) for name, form in (("native", native_scaled_product), ("XLA", xla))}
+    scale = jnp.ones(T, jnp.float32)
+    return {
+        "native": partial(jax.jit(native_scaled_product), x, codes, scale),
+        "XLA": partial(jax.jit(by_xla), x, codes, scale[:, None]),
+    }

@@ -1,4 +1,4 @@
-// Work of a product on the threads of XLA, and memory for its vectors.
+// What the products share: work on the threads of XLA, memory for vectors, an error.
 
 #ifndef JAXLM_THREADS_H
 #define JAXLM_THREADS_H
@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <functional>
 #include <memory>
+#include <new>
 #include <thread>
 #include <utility>
 
@@ -42,15 +43,21 @@ inline void run_parallel(xla::ffi::ThreadPool& pool, int64_t count, std::functio
 // than `largest` rows, whole panels of `panel` rows.
 inline int64_t rows_of_part(xla::ffi::ThreadPool& pool, int64_t rows, int64_t largest, int64_t panel) {
   int64_t threads = std::max<int64_t>(1, pool.num_threads());
-  int64_t parts = (rows + largest * threads - 1) / (largest * threads) * threads;
+  int64_t parts = (std::max<int64_t>(1, rows) + largest * threads - 1) / (largest * threads) * threads;
   return (rows + parts * panel - 1) / (parts * panel) * panel;
+}
+
+inline xla::ffi::Error different_sizes() {
+  return xla::ffi::Error::InvalidArgument("the sizes of the operands differ where they are summed or scaled");
 }
 
 // Returns memory for some vectors, aligned as the widest are.
 template <typename Vector>
 std::unique_ptr<Vector[], decltype(&std::free)> allocated(int64_t vectors) {
   int64_t bytes = (vectors * sizeof(Vector) + 63) / 64 * 64;
-  return {static_cast<Vector*>(std::aligned_alloc(64, bytes)), &std::free};
+  auto* memory = static_cast<Vector*>(std::aligned_alloc(64, bytes));
+  if (memory == nullptr && bytes > 0) throw std::bad_alloc();
+  return {memory, &std::free};
 }
 
 #endif

@@ -6,13 +6,16 @@ import pytest
 from jaxlm.ops.machine import cpu
 
 
-@pytest.mark.parametrize("described", ["flags : avx512f avx512_vnni\n", "flags : avx2\n", None])
-def test_vnni_is_read_from_cpuinfo(described, tmp_path, monkeypatch):
+@pytest.mark.parametrize("described", ["flags : avx512f avx512_vnni fma\n", "flags : avx2\n", None])
+def test_features_are_read_from_cpuinfo(described, tmp_path, monkeypatch):
     info = tmp_path / "cpuinfo"
     if described is not None:
         info.write_text(described)
     monkeypatch.setattr(cpu, "CPU_INFO", info)
-    assert cpu.has_vnni.__wrapped__() == (described is not None and "vnni" in described)
+    found = cpu.processor_features.__wrapped__()
+    assert found == tuple(word for word in (described or "").split() if word.startswith("avx"))
+    monkeypatch.setattr(cpu, "processor_features", lambda: found)
+    assert cpu.has_vnni() == ("avx512_vnni" in found)
 
 
 def test_options_are_for_processors_that_they_were_measured_on(monkeypatch):

@@ -29,6 +29,10 @@ def library():
     return load_library(processor_features())
 
 
+def by_xla(x, codes, scale):
+    return (x.astype(jnp.float32) @ codes.astype(jnp.float32).T) * scale
+
+
 def operands(T, O, I):  # noqa: E741
     rng = np.random.default_rng(0)
     x, codes = rng.integers(-128, 128, (T, I)).astype(np.int8), rng.integers(-1, 2, (O, I)).astype(np.int8)
@@ -69,8 +73,8 @@ def test_plain_steps_are_exact_on_every_processor():
 
 
 def test_processors_without_the_instruction_or_with_a_better_one_keep_to_xla():
-    assert scaled_product_route.__wrapped__(("asimddp",)).reason == f"off: the processor has no {FEATURE}"
-    found = scaled_product_route.__wrapped__((FEATURE, FASTER_FEATURE))
+    assert scaled_product_route.__wrapped__(("asimddp",), by_xla).reason == f"off: the processor has no {FEATURE}"
+    found = scaled_product_route.__wrapped__((FEATURE, FASTER_FEATURE), by_xla)
     assert (found.is_used, found.reason) == (False, f"off: the processor has {FASTER_FEATURE}")
 
 
@@ -79,7 +83,7 @@ def test_a_library_that_cannot_be_built_is_a_reason(monkeypatch):
         raise NoLibraryError("no C++ compiler")
 
     monkeypatch.setattr(scaled_product, "build_library", no_library)
-    assert scaled_product_route.__wrapped__((FEATURE,)).reason == "off: no C++ compiler"
+    assert scaled_product_route.__wrapped__((FEATURE,), by_xla).reason == "off: no C++ compiler"
 
 
 def test_a_product_that_is_wrong_or_slower_is_not_used(tmp_path, monkeypatch):
@@ -87,20 +91,38 @@ def test_a_product_that_is_wrong_or_slower_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(scaled_product, "load_library", lambda processor: library)
     monkeypatch.setattr(scaled_product, "check_exact", lambda: None)
     record_of(library).write_text(json.dumps({"native": 0.002, "XLA": 0.001}))
-    found = scaled_product_route.__wrapped__((FEATURE,))
+    found = scaled_product_route.__wrapped__((FEATURE,), by_xla)
     assert (found.is_used, found.reason) == (False, f"off: native 2.00 ms, XLA 1.00 ms ({library})")
     record_of(library).write_text(json.dumps({"native": 0.001, "XLA": 0.002}))
-    assert scaled_product_route.__wrapped__((FEATURE,)).is_used
+    assert scaled_product_route.__wrapped__((FEATURE,), by_xla).is_used
     monkeypatch.setattr(scaled_product, "check_exact", check_exact)
     wrong = lambda x, codes, scale: jnp.zeros((len(x), len(codes)))  # noqa: E731
     monkeypatch.setattr(scaled_product, "native_scaled_product", wrong)
-    found = scaled_product_route.__wrapped__((FEATURE,))
+    found = scaled_product_route.__wrapped__((FEATURE,), by_xla)
     assert found.reason == "off: products of int8 and codes are wrong on this processor"
 
 
 @needs_compiler
 def test_both_are_timed_once_on_a_machine(library, tmp_path, monkeypatch):
     monkeypatch.setattr(scaled_product, "_TIMED_SHAPE", (8, 16, 16))
-    forms = scaled_product._forms()
-    assert set(forms) == {"native", "XLA"}
+    path = tmp_path / "scaled_product.so"
+    monkeypatch.setattr(scaled_product, "load_library", lambda processor: path)
+    found = scaled_product_route.__wrapped__((FEATURE,), by_xla)
+    assert set(json.loads(record_of(path).read_text())) == {"native", "XLA"}
+    assert found.reason.startswith(("on: native ", "off: native "))
+    assert scaled_product_route.__wrapped__((FEATURE,), by_xla) == found
+
+
+@needs_compiler
+def test_both_forms_give_the_same(library, monkeypatch):
+    monkeypatch.setattr(scaled_product, "_TIMED_SHAPE", (8, 16, 16))
+    forms = scaled_product._forms(by_xla)
     np.testing.assert_array_equal(forms["native"](), forms["XLA"]())
+
+
+@needs_compiler
+def test_operands_of_other_sizes_are_refused(library):
+    (x, codes, scale), _ = operands(12, 8, 33)
+    for given in ((x[:, :32], codes, scale), (x, codes, scale[:1])):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="sizes of the operands differ"):
+            jax.block_until_ready(native_scaled_product(*given))

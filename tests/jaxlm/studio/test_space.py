@@ -49,7 +49,7 @@ def test_the_project_is_inside_with_what_it_needs(space):
     project = tomllib.loads((space / "pyproject.toml").read_text())["project"]
     assert (space / project["readme"]).is_file() and "demo" in project["optional-dependencies"]
     for package in ("jaxlm", "mlxlm", "shared_tokenizer"):
-        names = {path.relative_to(ROOT) for path in (ROOT / package).rglob("*") if path.suffix in (".py", ".cc")}
+        names = {path.relative_to(ROOT) for path in (ROOT / package).rglob("*") if path.suffix in (".py", ".cc", ".h")}
         assert names == {path.relative_to(space) for path in (space / package).rglob("*") if path.is_file()}
 
 

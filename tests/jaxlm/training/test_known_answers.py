@@ -54,7 +54,7 @@ INJECTED = {
     ),
     "scale": ("ternary layer", wrong(jaxlm.ops.ternary_linear, "quantize_weight", lambda p: (p[0], p[1] * 1.0000002))),
     "few rows": ("ternary layer", wrong(jaxlm.ops.int8_product, "_signed", last_one_off)),
-    "many rows": ("ternary layer", wrong(jaxlm.ops.int8_product, "int8_product", last_one_off)),
+    "many rows": ("ternary layer", wrong(jaxlm.ops.ternary_linear, "scaled_product", last_one_off)),
     "gradient": (
         "ternary layer",
         wrong(jaxlm.ops.ternary_linear, "all_gather_codes", lambda codes: codes.at[-1, -1].set(0)),

@@ -36,8 +36,6 @@ _SIGN_BIT = 128
 # With fewer rows of x, as in decoding, the sums of the codes cost more than the products gain: unsigned products take
 # 1.0 to 7 times as long at 8 to 64 rows, and 0.24 to 0.45 at 2048 (AMD EPYC, 2 cores, 2026-11-28).
 _FEWEST_ROWS = 128
-# Multiplications below which a call of the native product costs more than it gains.
-_FEWEST_NATIVE = 2**20
 # Of both operands when the routes are timed.
 _TIMED_SHAPE = (1024, 512)
 _unsigned_product = Primitive("unsigned_product")
@@ -50,7 +48,7 @@ def scaled_product(x: Int8Features, codes: Codes, scale: FeatureScale, dtype: An
     The sums are exact and are scaled in float32, so the result is the same on every platform.
     """
     by_xla = functools.partial(_product_then_scale, dtype=dtype)
-    if _is_native(x, codes):
+    if _is_native(x):
         rows = native_scaled_product(x.reshape(-1, x.shape[-1]), codes, scale.reshape(-1))
         return rows.reshape(*x.shape[:-1], len(codes)).astype(dtype)
     if not _may_have_kernel():
@@ -71,10 +69,10 @@ def native_route() -> Route:
     return scaled_product_route(processor_features(), _float32_by_xla)
 
 
-def _is_native(x: Int8Features, codes: Codes) -> bool:
+def _is_native(x: Int8Features) -> bool:
     # With few rows the codes take longer to pack than to multiply. A kernel is opaque to the partitioner of a mesh.
     is_alone = jax.sharding.get_abstract_mesh().size <= 1
-    is_large = math.prod(x.shape[:-1]) >= _FEWEST_ROWS and x.size * len(codes) >= _FEWEST_NATIVE
+    is_large = math.prod(x.shape[:-1]) >= _FEWEST_ROWS
     return is_large and is_alone and target_platform() == "cpu" and native_route().is_used
 
 

@@ -123,8 +123,6 @@ def test_one_cpu_multiplies_many_rows_by_the_native_product(monkeypatch):
     def has_kernel(operands):
         return "ffi_call" in str(jax.make_jaxpr(lambda *x: scaled_product(*x, jnp.float32))(*operands))
 
-    assert not has_kernel(operands)  # too small
-    monkeypatch.setattr(module, "_FEWEST_NATIVE", 1)
     assert has_kernel(operands) and not has_kernel(_scaled((2, 63, 33), 9)[0])
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
         assert has_kernel(operands)
@@ -141,7 +139,6 @@ def test_one_cpu_multiplies_many_rows_by_the_native_product(monkeypatch):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_native_product_is_that_of_xla(monkeypatch, dtype):
     load_library(processor_features())
-    monkeypatch.setattr(module, "_FEWEST_NATIVE", 1)
     operands, expected = _scaled((2, 64, 33), 9)
     for is_used in (True, False):
         monkeypatch.setattr(module, "native_route", lambda is_used=is_used: Route(is_used, ""))

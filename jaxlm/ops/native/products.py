@@ -2,7 +2,7 @@
 
 Operands are rounded to bfloat16 where the processor has AVX512_BF16, whose AMX multiplies where it has that too; on
 others with AVX2 they are multiplied in float32. They are used where the library can be built, its answers are exact,
-and products do not take longer than XLA's.
+and products take less time than XLA's, or in float32 not much more (`_ALLOWED`).
 """
 
 import ctypes

@@ -18,11 +18,10 @@ from jaxlm.common.evaluation.probes import NUM_ROWS, Probe, ProbeResult, make_pr
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.common.sampling import LARGEST_SEED
 from jaxlm.evaluate import evaluate, make_loss_function
-from jaxlm.model.language_model import LanguageModel
 from jaxlm.ops.ternary_linear import with_ternary
 from jaxlm.tasks import evaluated_model
 from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
-from jaxlm.training.resolve import remat_forms
+from jaxlm.training.resolve import fastest_model
 from jaxlm.training.train_step import init_state, make_train_step
 from shared_tokenizer.data.batches import Batch, BatchOrder, training_batches
 from shared_tokenizer.data.data_sets import DataSets
@@ -76,7 +75,7 @@ class Candidate:
 
     def __init__(self, name: str, config: ModelConfig, learning_rate: float, settings: QualityBenchmark):
         self.name, self.config, self.learning_rate = name, config, learning_rate
-        self._model = LanguageModel(config, remat=remat_forms("auto", config, jnp.float32, jax.devices()[0])[0])
+        self._model = fastest_model(config, jnp.float32, jax.devices()[0])
         optimizer = replace(settings.optimizer, learning_rate=learning_rate)
         transformation = make_optimizer(optimizer, settings.num_train_steps)
         schedule = learning_rate_schedule(optimizer, settings.num_train_steps)

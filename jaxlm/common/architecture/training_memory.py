@@ -1,6 +1,6 @@
 """Memory that one device needs to train a model, as a formula: from the config, before anything is compiled.
 
-It holds for AdamW and Muon, `--remat products` (the default in float32 where it fits), no gradient
+It holds for AdamW and Muon, `--remat products` (the default on accelerators, where it fits), no gradient
 accumulation, and one device. The state and the activations follow from the program. The width of a block's backward
 pass is fitted. Logits are left out: while they exist there is no gradient yet.
 

@@ -16,7 +16,7 @@ from jaxlm.ops.attention import choose_kernel
 from jaxlm.training.host_allocator import keep_freed_memory, release_freed_memory
 from jaxlm.training.objectives.objective import Extras, Objective
 from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
-from jaxlm.training.resolve import remat_forms
+from jaxlm.training.resolve import remat_forms, runs_unrolled
 from jaxlm.training.train_step import init_state, make_train_step
 from shared_tokenizer.data.examples import Example
 
@@ -67,7 +67,8 @@ def compiled_objective_step(
     device = jax.devices()[0]
     kernel = choose_kernel("auto", dtype, config.head_dim, device)
     remat = remat or remat_forms("auto", config, jnp.dtype(dtype), device)[0]
-    model = LanguageModel(config, jnp.dtype(dtype), remat=remat, attention=kernel, backward_dtype=backward_dtype)
+    unrolled = runs_unrolled(remat, config)
+    model = LanguageModel(config, jnp.dtype(dtype), unrolled, remat, kernel, backward_dtype)
     state = jax.jit(lambda: init_state(model, optimizer, 0))()
     step = make_train_step(model, optimizer, schedule, 1, objective)
     return step.lower(state, batch, *extras).compile(), state

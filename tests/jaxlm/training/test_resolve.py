@@ -6,7 +6,14 @@ import jax.numpy as jnp
 import pytest
 
 from jaxlm.common.architecture.presets import preset
-from jaxlm.training.resolve import backward_dtype, describe_model, remat_forms, training_model
+from jaxlm.training.resolve import (
+    backward_dtype,
+    describe_model,
+    fastest_model,
+    remat_forms,
+    runs_unrolled,
+    training_model,
+)
 from jaxlm.training.train_config import TrainConfig
 from tests.conftest import TINY
 
@@ -35,16 +42,42 @@ def test_a_precision_beside_that_of_16_bit_activations_is_refused():
 @pytest.mark.parametrize(
     ("linear", "dtype", "platform", "expected"),
     [
-        ("ternary", "float32", "cpu", ("products", "ternary", "blocks")),
-        ("ternary", "bfloat16", "cpu", ("ternary", "blocks")),
+        ("ternary", "float32", "cpu", ("none", "products", "ternary", "blocks")),
+        ("ternary", "bfloat16", "cpu", ("none", "ternary", "blocks")),
         ("ternary", "bfloat16", "tpu", ("products", "ternary", "blocks")),
-        ("dense", "bfloat16", "cpu", ("products", "blocks")),
+        ("dense", "bfloat16", "cpu", ("none", "products", "blocks")),
     ],
 )
 def test_the_forms_of_checkpointing_begin_with_the_fastest(linear, dtype, platform, expected):
     model, device = dataclasses.replace(TINY, linear=linear), SimpleNamespace(platform=platform)
     assert remat_forms("auto", model, jnp.dtype(dtype), device) == expected
     assert remat_forms("none", model, jnp.dtype(dtype), device) == ("none",)
+    deep = dataclasses.replace(model, num_layers=13)
+    assert remat_forms("auto", deep, jnp.dtype(dtype), device) == tuple(form for form in expected if form != "none")
+
+
+@pytest.mark.parametrize(
+    ("remat", "layers", "given", "expected"),
+    [
+        ("none", 12, False, True),
+        ("none", 13, False, False),
+        ("products", 12, False, False),
+        ("products", 13, True, True),
+        ("auto", 12, False, True),
+    ],
+)
+def test_layers_run_one_after_another_where_nothing_is_recomputed(remat, layers, given, expected):
+    config = TrainConfig(data_dir=["data"], output_dir="run", remat=remat, unroll_layers=given)
+    model = training_model(config, dataclasses.replace(TINY, num_layers=layers), jax.devices("cpu")[0])
+    assert model.unroll_layers == expected
+
+
+def test_the_fastest_form_is_that_of_a_run_with_enough_memory():
+    model, device = preset("ternary-tiny"), jax.devices("cpu")[0]
+    run = training_model(TrainConfig(data_dir=["data"], output_dir="run"), model, device)
+    found = fastest_model(model, run.dtype, device)
+    assert (found.remat, found.unroll_layers) == (run.remat, run.unroll_layers) == ("none", True)
+    assert runs_unrolled(found.remat, model)
 
 
 def test_the_model_says_how_it_is_trained():

@@ -18,8 +18,9 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from jaxlm.ops.machine.cpu import onednn_options
-from jaxlm.ops.machine.routes import Route, faster, measured_once, now_on_this_cpu
+from jaxlm.ops.machine.routes import Route
 from jaxlm.ops.native.build import FLAGS, NoLibraryError, build_library, make_known
+from jaxlm.ops.native.library_route import library_route
 
 SOURCE = Path(__file__).with_name("products.cc")
 FEATURE = "avx2"
@@ -62,23 +63,11 @@ def flags_for(processor: Sequence[str]) -> tuple[str, ...]:
 
 @functools.cache
 def native_products(processor: tuple[str, ...]) -> Route:
-    """Return whether the products are used on a processor of these features, and why.
-
-    The first call on a machine builds the library and times it; both results are kept in the user's cache.
-    """
-    if FEATURE not in processor:
-        return Route(False, f"off: the processor has no {FEATURE}")
-    try:
-        library = load_library(processor, flags_for(processor))
-        with now_on_this_cpu():
-            check_exact()
-        dtype = operand_dtype(processor)
-        seconds = _seconds(library, dtype)
-    except NoLibraryError as error:
-        return Route(False, f"off: {error}")
-    if dtype == jnp.float32 and not onednn_options("cpu"):
-        return faster(seconds, "native", "XLA", f", less in a step ({library})", _ALLOWED)
-    return faster(seconds, "native", "XLA", f" ({library})")
+    """Return whether the products are used on a processor of these features, and why."""
+    dtype = operand_dtype(processor)
+    allowed = _ALLOWED if dtype == jnp.float32 and not onednn_options("cpu") else 1.0
+    load, forms = partial(load_library, processor, flags_for(processor)), partial(_forms, dtype)
+    return library_route(processor, FEATURE, load, check_exact, forms, allowed)
 
 
 def load_library(processor: Sequence[str], flags: Sequence[str]) -> Path:
@@ -109,10 +98,10 @@ def check_exact() -> None:
                 raise NoLibraryError(f"products of {dtype.__name__} and {kind.__name__} are wrong on this processor")
 
 
-def _seconds(library: Path, dtype: Any) -> dict[str, float]:
-    """Return the seconds of the two products of a backward pass, the library's and XLA's; measured once a machine.
+def _forms(dtype: Any) -> dict[str, Callable[[], Any]]:
+    """Return calls of the two products of a backward pass, the library's and XLA's, of operands of a precision.
 
-    `dtype` is the precision of the operands. In float32 XLA multiplies by oneDNN where that is its fastest form.
+    In float32 XLA multiplies by oneDNN where that is its fastest form.
     """
 
     def native(dy: Any, codes: Any, x: Any, scales: Any) -> Any:
@@ -126,18 +115,15 @@ def _seconds(library: Path, dtype: Any) -> dict[str, float]:
             jax.lax.dot_general(dy, x, by_token, preferred_element_type=jnp.float32),
         )
 
-    def forms() -> dict[str, Callable[[], Any]]:
-        rng = np.random.default_rng(0)
-        operands = []
-        for T, O, I in _TIMED_SHAPES:  # noqa: E741
-            dy = jnp.asarray(rng.standard_normal((T, O)), dtype)
-            codes, x = (jnp.asarray(rng.integers(-1, 2, shape), jnp.int8) for shape in ((O, I), (T, I)))
-            operands.append((dy, codes, x, jnp.ones((T, 1), jnp.float32)))
-        options = onednn_options("cpu") if dtype == jnp.float32 else None
-        compiled = {"native": jax.jit(native), "XLA": jax.jit(xla, compiler_options=options)}
-        return {name: partial(_each, product, operands) for name, product in compiled.items()}
-
-    return measured_once(library, forms)
+    rng = np.random.default_rng(0)
+    operands = []
+    for T, O, I in _TIMED_SHAPES:  # noqa: E741
+        dy = jnp.asarray(rng.standard_normal((T, O)), dtype)
+        codes, x = (jnp.asarray(rng.integers(-1, 2, shape), jnp.int8) for shape in ((O, I), (T, I)))
+        operands.append((dy, codes, x, jnp.ones((T, 1), jnp.float32)))
+    options = onednn_options("cpu") if dtype == jnp.float32 else None
+    compiled = {"native": jax.jit(native), "XLA": jax.jit(xla, compiler_options=options)}
+    return {name: partial(_each, product, operands) for name, product in compiled.items()}
 
 
 def _each(product: Callable[..., Any], operands: Sequence[tuple[Any, ...]]) -> list[Any]:

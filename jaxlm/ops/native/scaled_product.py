@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int8
 
-from jaxlm.ops.machine.routes import Route, faster, measured_once, now_on_this_cpu
+from jaxlm.ops.machine.routes import Route
 from jaxlm.ops.native.build import FLAGS, NoLibraryError, build_library, make_known
+from jaxlm.ops.native.library_route import library_route
 
 SOURCE = Path(__file__).with_name("scaled_product.cc")
 FEATURE = "avx2"
@@ -38,22 +39,10 @@ def native_scaled_product(
 
 @functools.cache
 def scaled_product_route(processor: tuple[str, ...], by_xla: Callable[..., jax.Array]) -> Route:
-    """Return whether the product is used on a processor of these features in the place of `by_xla`, and why.
-
-    The first call on a machine builds the library and times it; both results are kept in the user's cache.
-    """
-    if FEATURE not in processor:
-        return Route(False, f"off: the processor has no {FEATURE}")
+    """Return whether the product is used on a processor of these features in the place of `by_xla`, and why."""
     if FASTER_FEATURE in processor:
         return Route(False, f"off: the processor has {FASTER_FEATURE}")
-    try:
-        library = load_library(processor)
-        with now_on_this_cpu():
-            check_exact()
-        seconds = measured_once(library, partial(_forms, by_xla))
-    except NoLibraryError as error:
-        return Route(False, f"off: {error}")
-    return faster(seconds, "native", "XLA", f" ({library})")
+    return library_route(processor, FEATURE, partial(load_library, processor), check_exact, partial(_forms, by_xla))
 
 
 def load_library(processor: Sequence[str], flags: Sequence[str] = FLAGS) -> Path:

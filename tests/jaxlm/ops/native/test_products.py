@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxlm.ops.machine.cpu import processor_features
-from jaxlm.ops.machine.routes import record_of
+from jaxlm.ops.machine.routes import measured_once, record_of
 from jaxlm.ops.native import products
 from jaxlm.ops.native.build import FLAGS, NoLibraryError, find_compiler
 from jaxlm.ops.native.products import (
@@ -149,6 +150,7 @@ def test_both_are_timed_once_on_a_machine(library, tmp_path, monkeypatch):
     monkeypatch.setattr(products, "_TIMED_SHAPES", ((8, 16, 16), (4, 8, 24)))
     path = tmp_path / "products.so"
     record_of(path).write_text("{")  # damaged
-    measured = products._seconds(path, jnp.dtype(jnp.float32))
+    forms = partial(products._forms, jnp.dtype(jnp.float32))
+    measured = measured_once(path, forms)
     assert set(measured) == {"native", "XLA"} and min(measured.values()) > 0
-    assert products._seconds(path, jnp.dtype(jnp.float32)) == measured
+    assert measured_once(path, forms) == measured

@@ -122,6 +122,7 @@ def _training() -> list[tuple[str, str]]:
     widths = [
         str(width) for width in (256, 512) if backward_products.step_options(device.platform, dtype, "bfloat16", width)
     ]
+    forms = remat_forms("auto", model, dtype, device)
     onednn = f"on for models of width {' and '.join(widths)}" if widths else "off: not measured faster here"
     return [
         ("precision", f"{np.dtype(dtype).name} (--dtype): float32 on CPUs, bfloat16 or float16 on accelerators"),
@@ -131,7 +132,7 @@ def _training() -> list[tuple[str, str]]:
         ("gradients' products, native", _gradients_products()),
         ("oneDNN's products", onednn),
         ("XLA_FLAGS", os.environ.get("XLA_FLAGS", "")),
-        ("remat", f"the first that fits of {', '.join(remat_forms('auto', model, dtype, device))} (--remat)"),
+        ("remat", f"of 8 layers the first that fits of {', '.join(forms)} (--remat)"),
     ]
 
 

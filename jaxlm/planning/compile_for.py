@@ -30,7 +30,6 @@ from jaxlm.planning.hlo_costs import Costs, hlo_costs
 from jaxlm.training.abstract_step import abstract_batch, abstract_step
 from jaxlm.training.device_memory import Memory, bytes_per_device, compiled_memory
 from jaxlm.training.objectives.next_token import next_token
-from jaxlm.training.resolve import runs_unrolled
 from jaxlm.training.train_step import TrainState
 from shared_tokenizer.data.batches import Batch
 
@@ -59,7 +58,7 @@ class CompileForConfig:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of activations over float32 weights."""
     unroll_layers: bool = False
-    """Layers compiled one after another instead of as a loop; with remat none up to 12 are, in any case."""
+    """Layers compiled one after another instead of as a loop."""
     remat: Remat = "products"
     """Gradient checkpointing: arrays of each block that are saved for the backward pass. none: all; products: linear
     outputs and the int8 inputs of o_proj and down_proj; ternary: int8 inputs of ternary linears, and the normalizers of
@@ -143,9 +142,8 @@ def compile_for(settings: CompileForConfig) -> Report:
     check_batch(mesh, batch_size, settings.grad_accumulation_steps)
     check_sequence(mesh, settings.seq_len, settings.loss_chunks)
     check_model(mesh, config)
-    unrolled = settings.unroll_layers or runs_unrolled(settings.remat, config)
     step, state = abstract_step(
-        LanguageModel(config, jnp.dtype(settings.dtype), unrolled, settings.remat, settings.attention),
+        LanguageModel(config, jnp.dtype(settings.dtype), settings.unroll_layers, settings.remat, settings.attention),
         mesh,
         grad_accumulation_steps=settings.grad_accumulation_steps,
         objective=next_token(settings.loss_chunks),

@@ -25,7 +25,7 @@ from jaxlm.rl.rollouts import Source, TaskSource
 from jaxlm.rl.sampler import Sampler
 from jaxlm.rl.self_play import GameSource
 from jaxlm.training.open_run import check_tokenizer, open_run, resumed_config
-from jaxlm.training.resolve import activation_dtype, check_model_fields, fastest_model
+from jaxlm.training.resolve import activation_dtype, check_model_fields, remat_forms
 from shared_tokenizer.load import load_tokenizer
 from shared_tokenizer.settings import check_unchanged
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
@@ -69,7 +69,9 @@ def open_rl_inputs(config: RLConfig, console: Console, stack: contextlib.ExitSta
     source = _open_source(config, tokenizer)
     device = jax.devices()[0]
     dtype = activation_dtype(config.dtype, device)
-    model = fastest_model(model_config, dtype, device)
+    # Not `none`: nothing checks that a step fits.
+    remat = next(form for form in remat_forms("auto", model_config, dtype, device) if form != "none")
+    model = LanguageModel(model_config, dtype, remat=remat)
     sampler = Sampler(
         model,
         prompt_tokens=source.prompt_tokens,

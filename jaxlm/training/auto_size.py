@@ -30,7 +30,7 @@ from jaxlm.training.abstract_step import batch_of, step_of_run, with_shardings
 from jaxlm.training.device_memory import GIB, bytes_per_device, compiled_memory, free_bytes
 from jaxlm.training.objectives.choose import RunObjective
 from jaxlm.training.objectives.objective import Objective
-from jaxlm.training.resolve import activation_dtype, remat_forms, resolve_model, training_model
+from jaxlm.training.resolve import activation_dtype, remat_forms, resolve_model, runs_unrolled, training_model
 from jaxlm.training.train_config import TrainConfig
 from shared_tokenizer.data.data_sets import DataSets
 from shared_tokenizer.data.examples import Example
@@ -40,9 +40,9 @@ from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 _SHARE = 0.9
 # Share of the budget up to which the formula of a step's memory is trusted; its error is far below the rest.
 _SURE_SHARE = 0.5
-# What a step needs at most, in place of what the formula says, if it saves all activations: 1.8 to 2.1 times as much as
-# the formula at 5M parameters in bfloat16, less elsewhere (13 steps of 2.6M to 25M parameters).
-_ALL_SAVED = 2.2
+# What a step needs if it saves all activations, over what the formula says: 0.9 to 2.1 for presets (13 steps of 2.6M to
+# 25M parameters), up to 3.3 for 4 to 12 layers of width 128.
+_ALL_SAVED = 3.5
 _MIB = 2**20
 
 
@@ -102,7 +102,13 @@ def choose_sizes(
         if config.preset == "auto" and tokens_each < TOKENS_PER_PARAMETER and name != list(candidates)[-1]:
             larger = f"{name} would get {tokens_each:.3g}, expected {TOKENS_PER_PARAMETER}"
             continue
-        fitting = (_split_to_fit(form, model_config, sequences, device) for form in _forms(named, model_config, mesh))
+        fitting = (
+            # More micro-batches cost what saving all activations gains.
+            _split_to_fit(
+                form, model_config, sequences, device, may_split=(named.remat, form.remat) != ("auto", "none")
+            )
+            for form in _forms(named, model_config, mesh)
+        )
         found = next((each for each in fitting if each is not None), None)
         if found is None:
             larger = f"{name} does not fit the device"
@@ -141,11 +147,11 @@ def _choose_remat(
     if (budget := _budget_if_known()) is None:
         log(_remat_line(forms[0].remat, "the device does not report its memory"))
         return forms[0]
-    if (nbytes := _surely_enough(forms[0], model_config, mesh)) <= _SURE_SHARE * budget:
-        log(_remat_line(forms[0].remat, f"about {nbytes / GIB:.2f} of {budget / GIB:.2f} GiB on each device"))
-        return forms[0]
     device = Device(mesh, budget, _step_inputs(sets, objective, mesh))
     for form in forms:
+        if (nbytes := _surely_enough(form, model_config, mesh)) <= _SURE_SHARE * budget:
+            log(_remat_line(form.remat, f"at most {nbytes / GIB:.2f} of {budget / GIB:.2f} GiB on each device"))
+            return form
         nbytes = _step_bytes(form, model_config, device)
         if nbytes <= budget:
             log(_remat_line(form.remat, f"{nbytes / GIB:.2f} of {budget / GIB:.2f} GiB on each device"))
@@ -169,7 +175,7 @@ def _forms(config: TrainConfig, model_config: ModelConfig, mesh: Mesh) -> Iterat
     """Yield the settings with each form of gradient checkpointing that they allow, the fastest first."""
     device = mesh.devices.flat[0]
     for remat in remat_forms(config.remat, model_config, activation_dtype(config.dtype, device), device):
-        yield replace(config, remat=remat)
+        yield replace(config, remat=remat, unroll_layers=runs_unrolled(config, remat))
 
 
 def _remat_line(remat: str, reason: str) -> str:
@@ -177,7 +183,7 @@ def _remat_line(remat: str, reason: str) -> str:
 
 
 def _surely_enough(config: TrainConfig, model_config: ModelConfig, mesh: Mesh) -> float:
-    """Return the bytes of a step by the formula, which is that of `products`; infinite where it does not hold.
+    """Return the bytes that a step needs at most by the formula of `products`; infinite where it does not hold.
 
     It holds for one device, and the state that several devices share is counted as if each had all of it.
     """
@@ -236,7 +242,9 @@ def _as_recorded(config: TrainConfig) -> TrainConfig:
     if config.preset == "auto":
         config = replace(config, preset=recorded["preset"])
     if config.remat == "auto":
-        config = replace(config, remat=recorded["remat"])
+        # Old runs did not record the form, which was `products`.
+        remat = "products" if recorded["remat"] == "auto" else recorded["remat"]
+        config = replace(config, remat=remat, unroll_layers=recorded["unroll_layers"])
     if config.backward_dtype == "auto":
         config = replace(config, backward_dtype=recorded.get("backward_dtype", "auto"))
     if config.batch_size == "auto":
@@ -295,9 +303,12 @@ def _batch_size(config: TrainConfig, model_config: ModelConfig, examples: int, d
 
 
 def _split_to_fit(
-    config: TrainConfig, model_config: ModelConfig, sequences: int, device: Device
+    config: TrainConfig, model_config: ModelConfig, sequences: int, device: Device, *, may_split: bool
 ) -> tuple[TrainConfig, float] | None:
-    """Return the settings in the fewest micro-batches that fit, and the bytes of a step; None where none fits."""
+    """Return the settings in the fewest micro-batches that fit, and the bytes of a step; None where none fits.
+
+    Without `may_split` a single one has to fit.
+    """
     if config.batch_size != "auto":
         nbytes = _step_bytes(config, model_config, device)
         return (config, nbytes) if nbytes <= device.budget else None
@@ -312,6 +323,8 @@ def _split_to_fit(
     def needed(micro_rows: int) -> float:
         return _step_bytes(split(micro_rows), model_config, device)
 
+    if not may_split:
+        return (split(rows), needed(rows)) if needed(rows) <= device.budget else None
     micro_rows = largest_fitting(rows, needed, device.budget)
     return (split(micro_rows), needed(micro_rows)) if micro_rows else None
 

@@ -21,7 +21,7 @@ from jaxlm.training.train_config import TrainConfig
 from jaxlm.training.train_step import ALL_TERNARY
 from shared_tokenizer.tokenizers.tokenizer import Tokenizer
 
-# Layers up to which a step may run them one after another.
+# Layers up to which `--remat auto` may run them one after another.
 _MOST_UNROLLED = 12
 
 
@@ -113,13 +113,7 @@ def training_model(config: TrainConfig, model: ModelConfig, device: Any) -> Lang
     dtype = activation_dtype(config.dtype, device)
     kernel = choose_kernel(config.attention, dtype, model.head_dim, device) if model.has_attention else "xla"
     remat, backward = remat_forms(config.remat, model, dtype, device)[0], backward_dtype(config.backward_dtype, dtype)
-    return LanguageModel(model, dtype, config.unroll_layers or runs_unrolled(remat, model), remat, kernel, backward)
-
-
-def fastest_model(model: ModelConfig, dtype: Any, device: Any) -> LanguageModel:
-    """Return the model in the form that trains fastest where memory is not short."""
-    remat = remat_forms("auto", model, dtype, device)[0]
-    return LanguageModel(model, dtype, runs_unrolled(remat, model), remat)
+    return LanguageModel(model, dtype, runs_unrolled(config, remat), remat, kernel, backward)
 
 
 def describe_model(model: LanguageModel) -> str:
@@ -133,9 +127,11 @@ def describe_model(model: LanguageModel) -> str:
 def remat_forms(remat: Remat | Literal["auto"], model: ModelConfig, dtype: Any, device: Any) -> tuple[Remat, ...]:
     """Return the forms of gradient checkpointing that a `remat` setting leaves open, the fastest first.
 
-    On a CPU that is `none` where the layers run unrolled; on accelerators it was not measured. Without int8 inputs,
-    `ternary` is little more than `blocks`. A bfloat16 step on a CPU takes 0.94 to 0.99 of the time of `products` with
-    it, for products of bytes cost less there than to keep what they give (two AMD EPYCs, 2 cores, 2026-11-30).
+    On a CPU that is `none`, whose layers then run one after another (`runs_unrolled`), for models of few layers: a step
+    takes 0.87 to 0.97 of the time of the other forms, 1.01 with sequences of 1,024 tokens (AMD EPYC, 2 cores,
+    2026-11-30). To compile takes longer with each layer, 1.6 times as long at eight. On accelerators it was not
+    measured. Without int8 inputs, `ternary` is little more than `blocks`. In bfloat16 on a CPU it comes before
+    `products`, with 0.94 to 0.99 of the time: products of bytes cost less than to keep what they give.
     """
     if remat != "auto":
         return (remat,)
@@ -145,17 +141,15 @@ def remat_forms(remat: Remat | Literal["auto"], model: ModelConfig, dtype: Any, 
         forms = ("products", "blocks")
     elif on_cpu and dtype == jnp.bfloat16:
         forms = ("ternary", "blocks")
-    return ("none", *forms) if on_cpu and runs_unrolled("none", model) else forms
+    return ("none", *forms) if on_cpu and model.num_layers <= _MOST_UNROLLED else forms
 
 
-def runs_unrolled(remat: Remat, model: ModelConfig) -> bool:
-    """Return whether the layers of a training step run one after another in place of a loop.
+def runs_unrolled(config: TrainConfig, remat: Remat) -> bool:
+    """Return whether the layers run one after another in place of a loop: as asked, or with `none` where auto took it.
 
-    The loop copies what a layer saves into arrays of all layers. Without it a step on a CPU that saves all activations
-    takes 0.87 to 0.97 of the time of the other forms, with it 1.00 to 1.11 (AMD EPYC, 2 cores, 2026-11-30). To compile
-    takes longer with each layer, 1.6 times as long at eight.
+    The loop copies what a layer saves into arrays of all layers, which costs more than `none` saves.
     """
-    return remat == "none" and model.num_layers <= _MOST_UNROLLED
+    return config.unroll_layers or (config.remat == "auto" and remat == "none")
 
 
 def backward_dtype(name: str, dtype: Any) -> str | None:

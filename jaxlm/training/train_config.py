@@ -48,15 +48,15 @@ class TrainConfig(RunConfig):
     attention: AttentionKernel | Literal["auto"] = setting("auto", group="devices")
     """Attention kernel: xla runs anywhere, in tiles; cudnn on NVIDIA; splash on TPUs; auto is cudnn where it runs, else
     xla."""
-    unroll_layers: bool = setting(False, group="devices")
-    """Compile the layers one after another instead of as a loop: slower to compile, sometimes faster to run. With
-    remat none up to 12 layers are, in any case."""
+    unroll_layers: bool = setting(False, group="devices", resumable=True)
+    """Compile the layers one after another instead of as a loop: slower to compile, sometimes faster to run. remat auto
+    sets it where it takes none."""
     remat: Remat | Literal["auto"] = setting("auto", group="devices", resumable=True)
     """Gradient checkpointing: none saves all activations; products saves the outputs of the linear layers and the
     int8 inputs of o_proj and down_proj; ternary saves the int8 inputs of ternary layers, and the normalizers of
-    attention in tiles; blocks saves the inputs of blocks only. The rest is recomputed. auto is the fastest that
-    fits: on a CPU none, where a model has at most 12 layers, then in bfloat16 ternary; else products, ternary,
-    blocks."""
+    attention in tiles; blocks saves the inputs of blocks only. The rest is recomputed. auto is the first that fits, the
+    fastest first: on a CPU none with unroll_layers, in models of at most 12 layers; then products, but in bfloat16 on a
+    CPU ternary; then the smaller ones."""
     loss_chunks: int = setting(0, group="devices", at_least=0)
     """Chunks of the sequence that the loss is computed in, so that the logits of all tokens never exist; 0 picks as few
     as keep them small, 1 computes all at once."""

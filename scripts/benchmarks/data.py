@@ -15,15 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import sentencepiece
 import tokenizers
+from benchmarks.measuring.training_step import fastest_model
 
 from jaxlm.common.architecture.presets import preset
 from jaxlm.common.command_line import make_console
 from jaxlm.common.run.optimizer_config import OptimizerConfig
 from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
-from jaxlm.training.resolve import fastest_model
 from jaxlm.training.train_step import init_state, make_train_step
 from shared_tokenizer.data.batches import Batch, BatchOrder, training_batches
 from shared_tokenizer.data.data_sets import DataSets
@@ -178,7 +177,7 @@ def _batches(settings: DataBenchmark) -> None:
     config = replace(preset(settings.preset), vocab_size=sets.tokenizer.vocab_size)
     recipe = OptimizerConfig()
     optimizer = make_optimizer(recipe, 10**6)
-    model = fastest_model(config, jnp.float32, jax.devices()[0])
+    model = fastest_model(config)
     state = jax.jit(lambda: init_state(model, optimizer, 0))()
     step = make_train_step(model, optimizer, learning_rate_schedule(recipe, 10**6), 1)
     pipeline = iter(training_batches(sets.train, BatchOrder(settings.batch_size, 0)))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+from benchmarks.measuring.training_step import fastest_model
 from rich.table import Table
 
 from jaxlm.common.architecture.config import ModelConfig
@@ -21,7 +21,6 @@ from jaxlm.evaluate import evaluate, make_loss_function
 from jaxlm.ops.ternary_linear import with_ternary
 from jaxlm.tasks import evaluated_model
 from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
-from jaxlm.training.resolve import fastest_model
 from jaxlm.training.train_step import init_state, make_train_step
 from shared_tokenizer.data.batches import Batch, BatchOrder, training_batches
 from shared_tokenizer.data.data_sets import DataSets
@@ -75,7 +74,7 @@ class Candidate:
 
     def __init__(self, name: str, config: ModelConfig, learning_rate: float, settings: QualityBenchmark):
         self.name, self.config, self.learning_rate = name, config, learning_rate
-        self._model = fastest_model(config, jnp.float32, jax.devices()[0])
+        self._model = fastest_model(config)
         optimizer = replace(settings.optimizer, learning_rate=learning_rate)
         transformation = make_optimizer(optimizer, settings.num_train_steps)
         schedule = learning_rate_schedule(optimizer, settings.num_train_steps)

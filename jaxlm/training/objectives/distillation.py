@@ -93,7 +93,7 @@ def stored_distillation(settings: Distillation, loss_chunks: int = 0, z_loss: fl
 def _teacher_model(config: ModelConfig, student: LanguageModel) -> LanguageModel:
     """Return the teacher's model, which computes as the student's does; its kernel of attention may not fit it."""
     attention = student.attention if config.head_dim == student.config.head_dim else "xla"
-    return LanguageModel(config, student.dtype, student.unroll_layers, attention=attention)
+    return LanguageModel(config, student.dtype, attention=attention)
 
 
 def _forward(model: LanguageModel, weights: Params, batch: Batch, layer: int | None) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from jaxlm.ops.attention import choose_kernel
 from jaxlm.training.host_allocator import keep_freed_memory, release_freed_memory
 from jaxlm.training.objectives.objective import Extras, Objective
 from jaxlm.training.optimizer import learning_rate_schedule, make_optimizer
-from jaxlm.training.resolve import remat_forms, runs_unrolled
+from jaxlm.training.resolve import remat_forms
 from jaxlm.training.train_step import init_state, make_train_step
 from shared_tokenizer.data.examples import Example
 
@@ -66,12 +66,18 @@ def compiled_objective_step(
     optimizer, schedule = make_optimizer(recipe, 10**6), learning_rate_schedule(recipe, 10**6)
     device = jax.devices()[0]
     kernel = choose_kernel("auto", dtype, config.head_dim, device)
-    remat = remat or remat_forms("auto", config, jnp.dtype(dtype), device)[0]
-    unrolled = runs_unrolled(remat, config)
-    model = LanguageModel(config, jnp.dtype(dtype), unrolled, remat, kernel, backward_dtype)
+    fastest = remat_forms("auto", config, jnp.dtype(dtype), device)[0]
+    unrolled = remat is None and fastest == "none"
+    model = LanguageModel(config, jnp.dtype(dtype), unrolled, remat or fastest, kernel, backward_dtype)
     state = jax.jit(lambda: init_state(model, optimizer, 0))()
     step = make_train_step(model, optimizer, schedule, 1, objective)
     return step.lower(state, batch, *extras).compile(), state
+
+
+def fastest_model(config: ModelConfig) -> LanguageModel:
+    """Return a float32 model in the form that trains fastest on this device where memory is not short."""
+    remat = remat_forms("auto", config, jnp.float32, jax.devices()[0])[0]
+    return LanguageModel(config, unroll_layers=remat == "none", remat=remat)
 
 
 def training_step(

@@ -100,12 +100,13 @@ def test_a_batch_is_split_into_the_largest_micro_batches_that_fit(monkeypatch, s
     has_free(monkeypatch, 2 * GIB)  # 9/10 of it are given to the run: 8 sequences and not 9
     asked = needs(monkeypatch, of_micro_batch)
     chosen, [said, of_remat] = choose(**settings, batch_size="auto", model=SHAPE)
-    assert chosen.remat == "none" and of_remat.startswith("remat auto: none")
+    # Saving all activations is not worth a smaller micro-batch.
+    assert chosen.remat == "products" and of_remat.startswith("remat auto: products")
     model = resolve_model(chosen, open_sets(chosen, make_mesh(chosen.mesh)).tokenizer)
     wanted = round(suitable_batch(model, 32, 1000) / 32)
     parts, rows = chosen.grad_accumulation_steps, chosen.sequences_per_step // chosen.grad_accumulation_steps
     assert (parts, rows) == (math.ceil(wanted / 8), wanted // parts) and parts > 1
-    assert len(asked) == 3
+    assert len(asked) == 4
     assert f"batch_size auto: {chosen.batch_size} sequences, {32 * chosen.batch_size:,} tokens a step" in said
     assert f"as {parts} micro-batch(es) of {rows}: " in said and " of 1.80 GiB on each device" in said
     # Where there is room, the batch stays whole.
@@ -197,7 +198,7 @@ def test_where_memory_is_not_short_nothing_is_compiled(monkeypatch, settings):
     asked = needs(monkeypatch, of_form)
     chosen, [said] = choose(**settings, model=SHAPE)
     assert (chosen.remat, asked) == ("none", [])
-    assert said.startswith("remat auto: none, the fastest that fits: about 0.0")
+    assert said.startswith("remat auto: none, the fastest that fits: at most 0.0")
     # A pattern of token mixers has no formula.
     choose(**settings, model=SHAPE | {"token_mixer": ["mlgru", "attention"]})
     assert asked
@@ -210,7 +211,7 @@ def test_where_memory_is_not_short_nothing_is_compiled(monkeypatch, settings):
 def test_what_saves_all_activations_is_sure_to_fit_with_more_room_than_the_formula_says(monkeypatch, settings):
     asked = needs(monkeypatch, of_form)
     monkeypatch.setattr(jaxlm.training.auto_size, "training_memory", lambda *_, **__: SimpleNamespace(total=GIB))
-    for gib, compilations in ((4.95, 0), (4.8, 1)):  # half of nine tenths is 2.2 GiB or less
+    for gib, compilations in ((7.9, 0), (7.7, 1)):  # half of nine tenths is 3.5 GiB or less
         has_free(monkeypatch, int(gib * GIB))
         assert choose(**settings, model=SHAPE)[0].remat == "none"
         assert len(asked) == compilations

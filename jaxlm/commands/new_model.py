@@ -57,7 +57,7 @@ def print_model(console: Console, settings: NewModelConfig, model: NewModel) -> 
     if model.packed_bytes is not None:
         table.add_row("packed artifact", f"{model.packed_bytes:,}", f"bytes, codes in 2 bits and {dtype}")
     of_batch = f"bytes on one device, {settings.batch_size} x {model.seq_len:,} tokens, {settings.dtype}"
-    table.add_row("training memory", f"{memory.total:,}", f"{of_batch}; about, with remat products")
+    table.add_row("training memory", f"{memory.total:,}", f"{of_batch}; an estimate")
     for name in ("parameters", "moments", "codes", "gradient", "activations", "workspace"):
         table.add_row(f"  {name}", f"{getattr(memory, name):,}", "")
     a_parameter = f"{model.tokens / model.parameters:.3g} a parameter; 20 or more are usual (arXiv 2203.15556)"

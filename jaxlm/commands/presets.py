@@ -50,8 +50,9 @@ def main(config: PresetsConfig) -> None:
         )
     console.print(table)
     console.print(
-        f"With the vocabulary of the preset. Train GB: an estimate of the memory in\ntraining on {_BATCH} x {_SEQ_LEN} "
-        "tokens in float32\nwith --remat products; what saves all activations takes up to twice as much."
+        "With the vocabulary of the preset. Train GB: an estimate of the memory in\n"
+        f"training on {_BATCH} x {_SEQ_LEN} tokens in float32 with --remat products; to save all\n"
+        "activations takes up to twice as much."
     )
 
 

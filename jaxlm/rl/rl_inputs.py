@@ -70,7 +70,8 @@ def open_rl_inputs(config: RLConfig, console: Console, stack: contextlib.ExitSta
     device = jax.devices()[0]
     dtype = activation_dtype(config.dtype, device)
     # Not `none`: nothing checks that a step fits.
-    remat = next(form for form in remat_forms("auto", model_config, dtype, device) if form != "none")
+    forms = remat_forms("auto", model_config, dtype, device)
+    remat = forms[1] if forms[0] == "none" else forms[0]
     model = LanguageModel(model_config, dtype, remat=remat)
     sampler = Sampler(
         model,

@@ -77,13 +77,15 @@ def check_step_fits(
     # Activations grow with the micro-batch. Other temporaries are counted with them, so the batch that is named fits.
     parts = data_parallel_size * grad_accumulation_steps
     rows = int(batch_size / parts * free / needed)
-    fitting = (
-        f"batch_size {rows * parts} would fit, and batch_size auto finds how to split it; --remat blocks needs less"
-    )
+    fitting = f"batch_size {rows * parts} would fit, and batch_size auto finds how to split it"
     raise ValueError(
         f"memory: a step with batch_size {batch_size} needs {needed / GIB:.2f} GiB on each device next to the state, "
         f"found {free / GIB:.2f} GiB free; "
-        + (fitting if rows else "set --remat blocks, a shorter seq_len, or a larger --mesh.fsdp or --mesh.sequence")
+        + (
+            f"{fitting}; --remat blocks needs less"
+            if rows
+            else "set --remat blocks, a shorter seq_len, or a larger --mesh.fsdp or --mesh.sequence"
+        )
     )
 
 

@@ -77,12 +77,14 @@ def check_step_fits(
     # Activations grow with the micro-batch. Other temporaries are counted with them, so the batch that is named fits.
     parts = data_parallel_size * grad_accumulation_steps
     rows = int(batch_size / parts * free / needed)
-    remedy = "set a shorter seq_len, or a larger --mesh.fsdp or --mesh.sequence"
+    remedy = "set --remat blocks, a shorter seq_len, or a larger --mesh.fsdp or --mesh.sequence"
     if rows:
-        remedy = f"batch_size {rows * parts} would fit, and batch_size auto finds how to split it"
+        remedy = (
+            f"batch_size {rows * parts} would fit, and batch_size auto finds how to split it; or set --remat blocks"
+        )
     raise ValueError(
         f"memory: a step with batch_size {batch_size} needs {needed / GIB:.2f} GiB on each device next to the state, "
-        f"found {free / GIB:.2f} GiB free; {remedy}; or set --remat blocks"
+        f"found {free / GIB:.2f} GiB free; {remedy}"
     )
 
 

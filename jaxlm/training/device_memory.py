@@ -79,9 +79,7 @@ def check_step_fits(
     rows = int(batch_size / parts * free / needed)
     remedy = "set --remat blocks, a shorter seq_len, or a larger --mesh.fsdp or --mesh.sequence"
     if rows:
-        remedy = (
-            f"batch_size {rows * parts} would fit, and batch_size auto finds how to split it; or set --remat blocks"
-        )
+        remedy = f"batch_size {rows * parts} would fit, and batch_size auto splits it; or set --remat blocks"
     raise ValueError(
         f"memory: a step with batch_size {batch_size} needs {needed / GIB:.2f} GiB on each device next to the state, "
         f"found {free / GIB:.2f} GiB free; {remedy}"

@@ -103,10 +103,7 @@ def choose_sizes(
             larger = f"{name} would get {tokens_each:.3g}, expected {TOKENS_PER_PARAMETER}"
             continue
         fitting = (
-            # More micro-batches cost what saving all activations gains.
-            _split_to_fit(
-                form, model_config, sequences, device, may_split=(named.remat, form.remat) != ("auto", "none")
-            )
+            _split_to_fit(form, model_config, sequences, device, may_split=not _is_chosen_none(named, form))
             for form in _forms(named, model_config, mesh)
         )
         found = next((each for each in fitting if each is not None), None)
@@ -176,6 +173,11 @@ def _forms(config: TrainConfig, model_config: ModelConfig, mesh: Mesh) -> Iterat
     device = mesh.devices.flat[0]
     for remat in remat_forms(config.remat, model_config, activation_dtype(config.dtype, device), device):
         yield replace(config, remat=remat, unroll_layers=runs_unrolled(config, remat))
+
+
+def _is_chosen_none(config: TrainConfig, form: TrainConfig) -> bool:
+    """Return whether auto saves all activations, which gains less than more micro-batches cost."""
+    return config.remat == "auto" and form.remat == "none"
 
 
 def _remat_line(remat: str, reason: str) -> str:

@@ -1,4 +1,4 @@
-"""Whether the products of a library are used in place of XLA's: built, checked and timed once on a machine."""
+"""The choice between a native library and XLA: the library is built, checked and timed once on a machine."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

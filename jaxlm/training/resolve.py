@@ -117,11 +117,12 @@ def training_model(config: TrainConfig, model: ModelConfig, device: Any) -> Lang
 
 
 def describe_model(model: LanguageModel) -> str:
-    """Return a line on precision, attention kernel and gradient checkpointing."""
+    """Return a line on precision, attention kernel, gradient checkpointing and whether layers are a loop."""
     scaled = " with dynamic loss scale" if model.dtype == jnp.float16 else ""
     attention = f", attention {model.attention}" if model.config.has_attention else ""
     backward = f", gradients' products {model.backward_dtype}" if model.backward_dtype else ""
-    return f"{jnp.dtype(model.dtype).name}{scaled}{backward}{attention}, remat {model.remat}"
+    unrolled = ", layers unrolled" if model.unroll_layers else ""
+    return f"{jnp.dtype(model.dtype).name}{scaled}{backward}{attention}, remat {model.remat}{unrolled}"
 
 
 def remat_forms(remat: Remat | Literal["auto"], model: ModelConfig, dtype: Any, device: Any) -> tuple[Remat, ...]:

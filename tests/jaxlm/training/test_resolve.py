@@ -70,8 +70,11 @@ def test_layers_run_one_after_another_where_auto_saves_all_activations(remat, la
     assert model.unroll_layers == expected
 
 
-def test_the_model_says_how_it_is_trained():
-    config = TrainConfig(data_dir=["data"], output_dir="run", backward_dtype="bfloat16", remat="blocks")
+@pytest.mark.parametrize(("unrolled", "words"), [(False, ""), (True, ", layers unrolled")])
+def test_the_model_says_how_it_is_trained(unrolled, words):
+    config = TrainConfig(
+        data_dir=["data"], output_dir="run", backward_dtype="bfloat16", remat="blocks", unroll_layers=unrolled
+    )
     model = training_model(config, preset("ternary-tiny"), jax.devices("cpu")[0])
     assert model.backward_dtype == "bfloat16"
-    assert describe_model(model) == "float32, gradients' products bfloat16, attention xla, remat blocks"
+    assert describe_model(model) == f"float32, gradients' products bfloat16, attention xla, remat blocks{words}"

@@ -33,7 +33,7 @@ class NewModel:
     memory: TrainingMemory
     """Memory of training on one device."""
     flags: list[str]
-    """Flags of the training command that make this model."""
+    """Flags of the training command that make this model and place its state."""
     tokens: int
     """Number of tokens to train on."""
     training: list[Recommendation]
@@ -52,6 +52,7 @@ def new_model(settings: NewModelConfig) -> NewModel:
     config = dataclasses.replace(config, max_seq_len=max(config.max_seq_len, seq_len))
     packed = weight_file_bytes(config, "packed", settings.float_dtype) if config.has_packed_form else None
     tokens = settings.tokens or TOKENS_PER_PARAMETER * parameter_count(config)
+    training = recommended(config, tokens, settings.batch_size, seq_len, settings.optimizer)
     return NewModel(
         config=config,
         parameters=parameter_count(config),
@@ -64,18 +65,13 @@ def new_model(settings: NewModelConfig) -> NewModel:
             settings.batch_size,
             seq_len,
             _ACTIVATION_BYTES[settings.dtype],
-            has_muon=settings.optimizer == "muon",
+            has_muon=any((each.name, each.value) == ("optimizer.name", "muon") for each in training),
             offloads_optimizer=settings.offload is not None,
         ),
-        flags=model_flags(config) + _training_flags(settings),
+        flags=model_flags(config) + ([] if settings.offload is None else ["--offload", settings.offload]),
         tokens=tokens,
-        training=recommended(config, tokens, settings.batch_size, seq_len, settings.optimizer),
+        training=training,
     )
-
-
-def _training_flags(settings: NewModelConfig) -> list[str]:
-    optimizer = [] if settings.optimizer == "adamw" else ["--optimizer.name", settings.optimizer]
-    return optimizer + ([] if settings.offload is None else ["--offload", settings.offload])
 
 
 def _config(settings: NewModelConfig) -> ModelConfig:

@@ -17,7 +17,7 @@ class NewModelConfig:
     preset: str | None = None
     """Preset instead of a size and an architecture, for example qwen3-0.6b (jaxlm presets lists them)."""
     arch: Architecture = "ternary"
-    """Architecture: ternary, a BitNet b1.58 with sub-norms; mmfree, a MatMul-free model; dense, a Llama."""
+    """Architecture: ternary, a BitNet b1.58, from 100M on with sub-norms; mmfree, a MatMul-free model; dense, a Llama."""
     vocab_size: int | None = None
     """Size of the vocabulary, in tokens; by default chosen by the number of parameters."""
     tokens: int | None = None
@@ -29,8 +29,9 @@ class NewModelConfig:
     raises max_seq_len."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of activations over float32 weights in training."""
-    optimizer: OptimizerName = "adamw"
-    """Optimizer of that training: with muon the matrices of the blocks have one moment in place of two."""
+    optimizer: OptimizerName | Literal["auto"] = "auto"
+    """Optimizer of that training: with muon the matrices of the blocks have one moment in place of two; auto takes what
+    the studies found for the size and the tokens of a step."""
     offload: Literal["optimizer"] | None = None
     """Part of the state in the memory of the host: optimizer, the moments."""
     output_dir: str | None = None

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from jaxlm.common.architecture.config import ModelConfig
 from jaxlm.common.architecture.parameters import parameter_count
@@ -26,6 +26,8 @@ _STUDIED_RATES: dict[str, tuple[tuple[float, float, float, str], ...]] = {
     ),
 }
 _OF_ALL_STUDIES = "as in all studies"
+# At equal time on a CPU Muon is ahead with so many tokens a step, AdamW with half of them (docs/quality.md).
+_TOKENS_FOR_MUON = 1024
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,9 @@ class Recommendation:
 
 
 def recommended(
-    config: ModelConfig, tokens: int, batch_size: int, seq_len: int, optimizer: OptimizerName = "adamw"
+    config: ModelConfig, tokens: int, batch_size: int, seq_len: int, optimizer: OptimizerName | Literal["auto"] = "auto"
 ) -> list[Recommendation]:
-    """Return settings that train a model on so many tokens.
+    """Return settings that train a model on so many tokens, with the optimizer that is asked for.
 
     Raises ValueError where the tokens are fewer than one step takes.
     """
@@ -53,11 +55,13 @@ def recommended(
         )
     parameters = parameter_count(config)
     is_studied = parameters <= STUDIED_PARAMETERS
-    found = _studied(config, optimizer, parameters, steps) if is_studied else _released(config, parameters, steps)
+    name = _optimizer(optimizer, is_studied, batch_size * seq_len)
+    found = _studied(config, name.value, parameters, steps) if is_studied else _released(config, parameters, steps)
     return [
         Recommendation("num_train_steps", steps, f"{tokens:,} tokens"),
         Recommendation("batch_size", batch_size, "as asked" if is_studied else _AUTHORS_BATCH),
         Recommendation("seq_len", seq_len, "as asked, or that of the size"),
+        name,
         *found,
     ]
 
@@ -65,6 +69,16 @@ def recommended(
 def flags_of(recommendations: Sequence[Recommendation]) -> list[str]:
     """Return them as flags of `jaxlm train`."""
     return [word for each in recommendations for word in (f"--{each.name}", str(each.value))]
+
+
+def _optimizer(asked: OptimizerName | Literal["auto"], is_studied: bool, tokens_per_step: int) -> Recommendation:
+    if asked != "auto":
+        value, reason = asked, "as asked"
+    elif not is_studied:
+        value, reason = "adamw", "the authors' optimizer"
+    else:
+        value, reason = "muon" if tokens_per_step >= _TOKENS_FOR_MUON else "adamw", "studies/equal_time.yaml"
+    return Recommendation("optimizer.name", value, reason)
 
 
 def _studied(config: ModelConfig, optimizer: OptimizerName, parameters: int, steps: int) -> list[Recommendation]:

@@ -45,6 +45,8 @@ _VOCAB_SIZES = {
 }
 _MAX_SEQ_LENS = {0: 512, 20_000_000: 1024, 100_000_000: 2048, 2_000_000_000: 4096}
 _EMBEDDING_RANGES = {0: 0.05, 100_000_000: 0.02}
+# Of ternary models: small ones train better without (studies/layer_form.yaml), the released large ones have them.
+_HAS_SUB_NORMS = {0: False, 100_000_000: True}
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def config_of_size(parameters: int, arch: Architecture, vocab_size: int | None =
         _config(arch, vocabulary, tied, best.hidden_size, best.intermediate_size, best.num_layers),
         max_seq_len=_lookup(_MAX_SEQ_LENS, parameters),
         embedding_range=_lookup(_EMBEDDING_RANGES, parameters),
+        sub_norm=arch == "ternary" and _lookup(_HAS_SUB_NORMS, parameters),
     )
 
 

@@ -13,6 +13,7 @@ from jaxlm.common.command_line import parse
 from jaxlm.model.language_model import init_params
 from jaxlm.planning.new_model import new_model
 from jaxlm.planning.new_model_config import NewModelConfig
+from jaxlm.planning.recommended import flags_of
 from jaxlm.training.resolve import resolve_model
 from jaxlm.training.train_config import TrainConfig
 from tests.commands import run
@@ -147,4 +148,21 @@ def test_moments_on_the_host_are_on_the_device_in_the_update_alone():
 def test_muon_saves_a_moment_of_the_matrices_of_blocks():
     adamw, muon = (new_model(NewModelConfig(params="20M", optimizer=name)) for name in ("adamw", "muon"))
     assert adamw.memory.moments - muon.memory.moments == 4 * block_matrix_parameter_count(muon.config)
-    assert muon.flags == [*adamw.flags, "--optimizer.name", "muon"]
+    assert muon.flags == adamw.flags
+    assert [flags_of(model.training)[6:8] for model in (adamw, muon)] == [
+        ["--optimizer.name", "adamw"],
+        ["--optimizer.name", "muon"],
+    ]
+
+
+@pytest.mark.parametrize(("seq_len", "name"), [(127, "adamw"), (128, "muon")])
+def test_the_optimizer_is_that_of_the_studies_and_counts_in_memory(seq_len, name):
+    auto, given = (new_model(NewModelConfig(params="5M", seq_len=seq_len, optimizer=each)) for each in ("auto", name))
+    assert auto.memory == given.memory
+    assert flags_of(auto.training) == flags_of(given.training)
+
+
+@pytest.mark.parametrize(("size", "has_sub_norms"), [("5M", False), ("90M", False), ("110M", True)])
+def test_small_ternary_models_have_no_sub_norms(size, has_sub_norms):
+    assert new_model(NewModelConfig(params=size)).config.sub_norm == has_sub_norms
+    assert not new_model(NewModelConfig(params=size, arch="dense")).config.sub_norm

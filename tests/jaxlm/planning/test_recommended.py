@@ -12,8 +12,8 @@ from jaxlm.training.train_config import TrainConfig
 )
 def test_the_flags_are_settings_of_a_run(name, optimizer):
     found = recommended(preset(name), 1_000_000, 8, 256, optimizer)
-    argv = ["--data_dir", "data", "--output_dir", "run", "--optimizer.name", optimizer, *flags_of(found)]
-    config = parse(TrainConfig, argv, None)
+    config = parse(TrainConfig, ["--data_dir", "data", "--output_dir", "run", *flags_of(found)], None)
+    assert config.optimizer.name == optimizer
     assert config.num_train_steps == 488 and config.seq_len == 256
     values = {each.name: each.value for each in found}
     assert config.optimizer.learning_rate == values["optimizer.learning_rate"]
@@ -30,6 +30,16 @@ def test_the_rate_depends_on_size_kind_and_optimizer():
     assert rate("ternary-5m", "muon") == (0.012, "linear") and rate("dense-5m", "muon") == (0.006, "linear")
     assert rate("bitnet-700m") == (1.5e-3, "two_stage") and rate("bitnet-3b") == (1.2e-3, "two_stage")
     assert rate("smollm2-360m") == (3e-3, "wsd") and rate("smollm2-1.7b") == (5e-4, "wsd")
+
+
+def test_the_optimizer_depends_on_size_and_tokens_per_step():
+    def optimizer(name, seq_len):
+        found = {each.name: each for each in recommended(preset(name), 10**9, 8, seq_len)}
+        return found["optimizer.name"].value, found["optimizer.name"].reason
+
+    assert optimizer("ternary-5m", 64) == ("adamw", "studies/equal_time.yaml")
+    assert optimizer("ternary-5m", 256) == ("muon", "studies/equal_time.yaml")
+    assert optimizer("bitnet-700m", 2048) == ("adamw", "the authors' optimizer")
 
 
 def test_fewer_tokens_than_a_step():

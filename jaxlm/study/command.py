@@ -37,7 +37,7 @@ def main(config: StudyConfig) -> None:
     _do_runs(study, jobs, recorded, config, results, console)
     found = read_results(jobs, recorded)
     write_report(study, found, results)
-    console.print(terminal_table(study, found))
+    console.print(terminal_table(study, found, console.width))
     console.print(f"results: {results / RESULTS}")
 
 

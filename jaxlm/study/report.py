@@ -18,6 +18,8 @@ from shared_tokenizer.manifest import write_file
 RESULTS, TABLE = "results.json", "table.md"
 # In a cell of the table: no number, and the variant that the others are compared with.
 NONE, BASE = "-", "base"
+# Between two columns of a terminal, and the columns that any terminal is shown: variant, runs, bits per byte.
+_GAP, _LEAST_COLUMNS = 2, 3
 HEADINGS = (
     "variant",
     "runs",
@@ -55,14 +57,24 @@ def write_report(study: Study, found: Sequence[RunResult], directory: Path) -> N
     draw(study, variants, directory)
 
 
-def terminal_table(study: Study, found: Sequence[RunResult]) -> Table:
-    """Return the table for a terminal."""
-    table = Table(title=study.question, box=None, pad_edge=False)
-    headings, *rows = _rows(study, by_variant(study, found))
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "variant" else "right")
-    for row in rows:
-        table.add_row(*row)
+def terminal_table(study: Study, found: Sequence[RunResult], width: int) -> Table:
+    """Return the table for a terminal of a width in characters: with the columns that fit, and the names of the others.
+
+    Names of variants that do not fit are folded, never cut.
+    """
+    rows = _rows(study, by_variant(study, found))
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) + _GAP for column in columns]
+    shown = len(columns)
+    while sum(widths[:shown]) - _GAP > width and shown > _LEAST_COLUMNS:
+        shown -= 1
+    rest = ", ".join(rows[0][shown:])
+    table = Table(title=study.question, box=None, pad_edge=False, caption=f"{TABLE} has {rest} too" if rest else None)
+    table.add_column(rows[0][0], overflow="fold")
+    for heading in rows[0][1:shown]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows[1:]:
+        table.add_row(*row[:shown])
     return table
 
 

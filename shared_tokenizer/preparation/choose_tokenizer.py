@@ -1,6 +1,7 @@
 """The tokenizer and the chat format of a preparation: given ones, or a tokenizer trained on a sample of the input."""
 
 import contextlib
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator
@@ -25,6 +26,10 @@ from shared_tokenizer.tokenizers.train import sample_texts, train_tokenizer
 
 # The tokenizer's sample is drawn from enough slices to hold this many times its size.
 OVERSAMPLING = 4
+# In the identity of a set: the format of the tokenizer's chat template.
+TEMPLATE_FORMAT = "chat_template"
+# Text that a given tokenizer is tried on, and the share of it that a message is worth: some normalize accents.
+_SEEN_BYTES, _REPORTED_LOSS = 1 << 20, 0.001
 # A chat that every format can write, to find out whether the tokenizer has the tokens of one.
 PROBE = (Message("user", "a"), Message("assistant", "b"))
 
@@ -44,6 +49,32 @@ def load_given_tokenizer(config: PrepareConfig, reporter: Reporter) -> Tokenizer
         lost = " ".join(f"{byte:02X}" for byte in sorted(tokenizer.missing_bytes))
         reporter.log(f"the tokenizer has no token for bytes {lost}: characters that need one are left out")
     return tokenizer
+
+
+def report_lost_text(plan: Plan, tokenizer: Tokenizer, reporter: Reporter) -> None:
+    """Log the share of the text's first bytes that are in no token, where the tokenizer does not know all of them."""
+    texts, held, lost = _first_texts(plan), 0, 0
+    for text in texts:
+        size = len(text.encode("utf-8"))
+        held += size
+        lost += max(0, size - int(tokenizer.token_bytes[tokenizer.encode(text)].sum()))
+    if lost >= _REPORTED_LOSS * held and lost:
+        reporter.log(
+            f"the tokenizer does not know all of this text: {lost / held:.1%} of the first {held:,} bytes are in no "
+            "token, so they are not learned; another --tokenizer, or --vocab_size N to train one, keeps all"
+        )
+
+
+def _first_texts(plan: Plan) -> Iterator[str]:
+    """Yield the first texts of every slice, of about `_SEEN_BYTES` in all."""
+    for part in plan.slices:
+        left = _SEEN_BYTES // len(plan.slices)
+        for _, document in part.read():
+            if isinstance(document, Document):
+                yield from (text[:left] for text in document.texts)
+                left -= document.size_bytes
+            if left <= 0:
+                break
 
 
 def train_on_sample(config: PrepareConfig, plan: Plan, reporter: Reporter) -> Tokenizer:
@@ -76,13 +107,21 @@ def _texts_to_sample(plan: Plan, size_bytes: int, rejected: list[Rejected]) -> I
             return
 
 
-def run_template(config: PrepareConfig, plan: Plan) -> str | None:
-    """Return the chat template of the given tokenizer where it has to be run, None where its text tells its format."""
+def template_identity(config: PrepareConfig, plan: Plan) -> dict[str, str]:
+    """Return what the chats of a set owe to the given tokenizer's template: its format, or its digest where it is run.
+
+    Empty where the template is not read.
+    """
     directory = _given_directory(config)
     if config.chat_format != "auto" or not plan.holds_chats or directory is None:
-        return None
+        return {}
     template = read_chat_template(directory)
-    return None if template is None or recognise_text(template) is not None else template
+    if template is None:
+        return {}
+    known = recognise_text(template)
+    if known is None:
+        return {"chat_template_sha256": hashlib.sha256(template.encode()).hexdigest()}
+    return {TEMPLATE_FORMAT: known.name}
 
 
 def _given_directory(config: PrepareConfig) -> Path | None:

@@ -31,7 +31,8 @@ _TRIES = 100
 class PreparationOutput:
     """Output directory and journal. Raises ValueError where fsspec cannot open such a path.
 
-    `sha256` holds the digest of every file of the output directory, as hex, by its name.
+    `sha256` holds the digest of every file of the output directory, as hex, by its name. What is in the directories is
+    this preparation's own from `begin` on.
     """
 
     def __init__(self, path: str):
@@ -43,6 +44,7 @@ class PreparationOutput:
         self.journal = f"{self.output}.partial"
         self.plan = f"{self.journal}/{PLAN}"
         self.sha256: dict[str, str] = {}
+        self._is_ours = False
 
     @property
     def is_local(self) -> bool:
@@ -122,6 +124,7 @@ class PreparationOutput:
         """
         self._remove_work()
         self.write_plan(plan)
+        self._is_ours = True
         self.filesystem.makedirs(self.output, exist_ok=True)
 
     def write_plan(self, plan: bytes) -> None:
@@ -130,7 +133,9 @@ class PreparationOutput:
         write_atomically(self.filesystem, self.plan, plan)
 
     def remove(self) -> None:
-        """Remove all files of an unfinished preparation."""
+        """Remove all files of an unfinished preparation; none before it has begun, where they may be another's."""
+        if not self._is_ours:
+            return
         self._remove_work()
         self._remove_if_empty(self.output)
         self.remove_journal()

@@ -5,7 +5,6 @@ preparation resumes from them.
 """
 
 import contextlib
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,9 +15,11 @@ from shared_tokenizer.chat.chat_format import ChatFormat
 from shared_tokenizer.chat.template import write_chat_template, write_stop_ids
 from shared_tokenizer.data.shards import FORMAT_VERSION, MANIFEST, SPLITS, TOKENIZER, ids_dtype, parse_manifest
 from shared_tokenizer.preparation.choose_tokenizer import (
+    TEMPLATE_FORMAT,
     choose_chat_format,
     load_given_tokenizer,
-    run_template,
+    report_lost_text,
+    template_identity,
     train_on_sample,
 )
 from shared_tokenizer.preparation.hold_out import with_both_splits
@@ -60,7 +61,6 @@ def prepare(config: PrepareConfig, reporter: Reporter) -> dict[str, Any]:
 
 def _identity(config: PrepareConfig, plan: Plan, given: Tokenizer | None) -> dict[str, Any]:
     """Return everything that the content of the set depends on."""
-    template = run_template(config, plan)
     trained = {name: getattr(config, name) for name in ("vocab_size", "model_type", "special_tokens", "train_size")}
     return {
         "input": [config.hub] if config.hub else config.input,
@@ -72,7 +72,7 @@ def _identity(config: PrepareConfig, plan: Plan, given: Tokenizer | None) -> dic
         **({"roles": config.roles} if config.roles else {}),
         **({"pairs": True} if plan.holds_pairs else {}),
         **({"text_format": config.text_format} if config.text_format == "rendered" else {}),
-        **({} if template is None else {"chat_template_sha256": hashlib.sha256(template.encode()).hexdigest()}),
+        **template_identity(config, plan),
         **asdict(config.options),
     }
 
@@ -96,7 +96,8 @@ class _Preparation:
         if content is None:
             return None
         manifest = parse_manifest(content, self.config.output_dir)
-        self._refuse_another(manifest["options"])
+        # Sets that earlier versions made have no format of the template among their options.
+        self._refuse_another({TEMPLATE_FORMAT: manifest["chat_format"]} | manifest["options"])
         return manifest
 
     def run(self) -> dict[str, Any]:
@@ -135,6 +136,8 @@ class _Preparation:
             refuse_rendered_sample(self.config, self.plan, self.given)
         if tokenizer is None:
             tokenizer = train_on_sample(self.config, self.plan, self.reporter)
+        elif tokenizer is self.given:
+            report_lost_text(self.plan, tokenizer, self.reporter)
         chat_format = choose_chat_format(self.config, self.plan, tokenizer, self.reporter)
         plan = _to_json({"identity": self.identity, "tokenizer_fingerprint": tokenizer.fingerprint})
         if begun is not None and self.output.has_finished_slices:

@@ -1,8 +1,9 @@
 """One slice of the input -> its token shards. The bytes of the shards depend on the job alone."""
 
 import hashlib
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -121,7 +122,7 @@ class _SliceWork:
         }
 
     def run(self) -> Summary:
-        for batch in _batches(self._wanted_documents()):
+        for batch in _batches(self._wanted_documents(), self._room):
             if not self._write(batch):
                 break
         for split, writer in self._writers.items():
@@ -129,6 +130,11 @@ class _SliceWork:
             self._summary.shards[split] = writer.shards
             self._summary.sha256 |= writer.sha256
         return self._summary
+
+    def _room(self) -> int | None:
+        """Return the number of documents that the limit allows yet, None without a limit."""
+        most = self._options.max_samples
+        return None if most is None else most - self._summary.documents
 
     def _wanted_documents(self) -> Iterator[tuple[str, Document]]:
         for index, found in enumerate(_kept_documents(self._job, self._summary)):
@@ -232,17 +238,23 @@ def kept_documents(
                 yield source, document
 
 
-def _batches(documents: Iterator[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:
-    """Yield lists of documents that hold about BATCH_CHARACTERS together."""
-    batch: list[tuple[str, Document]] = []
-    characters = 0
-    for found in documents:
-        batch.append(found)
-        characters += sum(map(len, found[1].texts))
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
+def _batches(
+    documents: Iterator[tuple[str, Document]], room: Callable[[], int | None]
+) -> Iterator[list[tuple[str, Document]]]:
+    """Yield lists of documents that hold about BATCH_CHARACTERS together, of no more than there is room for.
+
+    So nothing that follows the last document is read, and no bad row of it counts.
+    """
+    while (most := room()) is None or most > 0:
+        batch: list[tuple[str, Document]] = []
+        characters = 0
+        for found in itertools.islice(documents, most):
+            batch.append(found)
+            characters += sum(map(len, found[1].texts))
+            if characters >= BATCH_CHARACTERS:
+                break
+        if not batch:
+            return
         yield batch
 
 

@@ -137,14 +137,16 @@ class _Table:
 
     def _swallows_rows(self, values: list[str]) -> bool:
         """Return True if all lines inside of a field look like rows: as many fields, numbers where rows have them."""
+        # The first record tells by its own fields where rows have numbers.
+        numbers = self._number_columns or {i for i, value in enumerate(values) if _NUMBER.fullmatch(value)}
         inner = [line.split(self._delimiter) for value in values for line in value.splitlines()[1:]]
         last = len(inner) - 1  # it ends with the quote, so its last fields are outside
         return (
             bool(inner)
-            and bool(self._number_columns)
+            and bool(numbers)
             and all(
                 (len(fields) == len(values) or (i == last and 1 < len(fields) < len(values)))
-                and all(_NUMBER.fullmatch(fields[column]) for column in self._number_columns if column < len(fields))
+                and all(_NUMBER.fullmatch(fields[column]) for column in numbers if column < len(fields))
                 for i, fields in enumerate(inner[:_COMPARED_LINES])
             )
         )

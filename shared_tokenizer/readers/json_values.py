@@ -4,6 +4,7 @@ import codecs
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +19,42 @@ _BLOCK = 1 << 20
 # A token that the end of a block cuts in two makes an error at most so many characters before the end.
 _LONGEST_TOKEN = 16
 _SPACE = re.compile("[ \t\n\r\ufeff]*")
-_DECODER = json.JSONDecoder()
+
+
+class _Decoder:
+    """A JSON decoder that notes a key which an object holds twice: of its values only the last would be read."""
+
+    def __init__(self):
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+        self._twice: str | None = None
+
+    def decode(self, text: str) -> Any:
+        """Return the value that a text is. Raises JSONDecodeError where it is none."""
+        self._twice = None
+        return self._decoder.decode(text)
+
+    def decode_at(self, text: str, position: int) -> tuple[Any, int]:
+        """Return the value that begins at a position, and its end. Raises JSONDecodeError where there is none."""
+        self._twice = None
+        return self._decoder.raw_decode(text, position)
+
+    @property
+    def problem(self) -> str | None:
+        """Return the reason why the last value is not read, None where it is."""
+        return None if self._twice is None else f"found the key {self._twice!r} twice in an object, expected it once"
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            counts = Counter(key for key, _ in pairs)
+            self._twice = next(key for key in counts if counts[key] > 1)
+        return found
 
 
 def read_lines(path: Path, piece: Piece, encoding: str | None) -> Iterator[Row | BadRow]:
     """Yield one JSON object per line."""
     number, limit, stop = piece.line - 1, rows.MAX_ROW_BYTES, piece.stop
-    loads = json.loads
+    decoder = _Decoder()
     with open_content(path, encoding, piece.start) as (file, position):
         while stop is None or position < stop:
             line = file.readline(limit + 1)
@@ -36,7 +66,7 @@ def read_lines(path: Path, piece: Piece, encoding: str | None) -> Iterator[Row |
                 yield BadRow(number, too_long())
                 continue
             try:
-                value = loads(line.decode("utf-8"))
+                value = decoder.decode(line.decode("utf-8"))
             except (ValueError, RecursionError) as error:
                 if line.strip():
                     yield from _read_odd_line(line, number, error)
@@ -44,7 +74,10 @@ def read_lines(path: Path, piece: Piece, encoding: str | None) -> Iterator[Row |
                     blank = _skip_blank_lines(file, None if stop is None else stop - position)
                     number, position = number + blank, position + blank
                 continue
-            yield Row(number, value) if type(value) is dict else _to_row(value, number)
+            if decoder.problem is not None:
+                yield BadRow(number, decoder.problem)
+            else:
+                yield Row(number, value) if type(value) is dict else _to_row(value, number)
 
 
 def _skip_line(file: io.BufferedReader, line: bytes) -> int:
@@ -149,7 +182,7 @@ class _Values:
     """The values of a stream, parsed one by one. `size` is that of the whole stream in bytes, None if not known."""
 
     def __init__(self, file: io.BufferedIOBase, size: int | None):
-        self._file, self._size = file, size
+        self._file, self._size, self._json = file, size, _Decoder()
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._text, self._position, self._read, self._ended = "", 0, 0, False
         self._number = 0
@@ -208,6 +241,8 @@ class _Values:
         """Return the next value as a row."""
         value, text = self._next_value()
         self._number += 1
+        if self._json.problem is not None:
+            return BadRow(self._number, self._json.problem)
         if len(text) > rows.MAX_ROW_BYTES // 4 and len(text.encode("utf-8", "surrogatepass")) > rows.MAX_ROW_BYTES:
             return BadRow(self._number, too_long())
         if not text.isascii():
@@ -222,7 +257,7 @@ class _Values:
         """Return the value at the position and its text, and go behind it. Raise ValueError where there is none."""
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._text, self._position)
+                value, end = self._json.decode_at(self._text, self._position)
             except json.JSONDecodeError as error:
                 is_open = error.msg.startswith("Unterminated") or error.pos > len(self._text) - _LONGEST_TOKEN
                 if not is_open or not self._fill():

@@ -1,6 +1,8 @@
 """Parquet -> rows, within a memory that the size of the file bounds: few bytes of it can stand for gigabytes."""
 
-from collections.abc import Iterator
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,12 @@ import pyarrow.parquet
 
 from shared_tokenizer.readers import rows
 from shared_tokenizer.readers.encodings import kind_of_no_text
-from shared_tokenizer.readers.parquet_footer import dictionary_bytes
+from shared_tokenizer.readers.parquet_footer import PARQUET_MAGIC, dictionary_bytes
 from shared_tokenizer.readers.rows import BadRow, LostRestError, Piece, Row, too_long
 from shared_tokenizer.readers.streams import first_bytes
 
+# What pyarrow raises for a value that Python cannot hold; for an unknown time zone it is a KeyError.
+_ODD_VALUES = (pyarrow.ArrowException, ValueError, OverflowError, KeyError)
 _BATCH_ROWS = 512
 _BATCH_BYTES = 128 << 20
 # A row counts as so many bytes at least: a file can say "a million times nothing" in a few.
@@ -27,6 +31,7 @@ def read_parquet(path: Path, piece: Piece, encoding: str | None) -> Iterator[Row
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             total = file.metadata.num_rows
+            _refuse_twice(file.schema_arrow.names)
             groups = range(piece.start, file.num_row_groups if piece.stop is None else piece.stop)
             dictionaries = _dictionaries(path, file.num_row_groups)
             for group in groups:
@@ -36,26 +41,65 @@ def read_parquet(path: Path, piece: Piece, encoding: str | None) -> Iterator[Row
                     if left < 0:
                         raise LostRestError(f"decodes to more than {rows.MAX_EXPANSION:,} times the size of the file")
                     for value in _values(batch):
-                        yield BadRow(number, too_long()) if value is None else Row(number, value)
+                        yield BadRow(number, value) if isinstance(value, str) else Row(number, value)
                         number += 1
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError, LostRestError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        kind = kind_of_no_text(first_bytes(path, 1 << 9))
+        first = first_bytes(path, 1 << 9)
+        kind = None if first.startswith(PARQUET_MAGIC) else kind_of_no_text(first)
         why = error if kind is None else f"looks like {kind}"
         what = str(error) if isinstance(error, LostRestError) else f"not a complete parquet file: {why}"
         lost = "" if total is None else f"; {max(total - number + 1, 0):,} of {total:,} rows are lost"
         yield BadRow(number if total else 0, what + lost, loses_rest=True)
 
 
-def _values(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | None]:
-    """Yield the rows of a batch as objects, None for one that is too long."""
+def _refuse_twice(names: Sequence[str]) -> None:
+    """Raise LostRestError where two columns have one name: only one of them would be read."""
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise LostRestError(f"found the column {twice!r} twice, expected each name once")
+
+
+def _values(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | str]:
+    """Yield the rows of a batch as objects; of one that cannot be read, the reason."""
+    batch = _without_times(batch)
     if _bytes(batch) <= rows.MAX_ROW_BYTES:
-        yield from batch.to_pylist()
-        return
+        found = None
+        with contextlib.suppress(*_ODD_VALUES):
+            found = batch.to_pylist()
+        if found is not None:
+            yield from found
+            return
     for index in range(batch.num_rows):
         row = batch.slice(index, 1)
-        yield None if _bytes(row) > rows.MAX_ROW_BYTES else row.to_pylist()[0]
+        yield too_long() if _bytes(row) > rows.MAX_ROW_BYTES else _row(row)
+
+
+def _row(row: pyarrow.RecordBatch) -> dict[str, Any] | str:
+    try:
+        return row.to_pylist()[0]
+    except _ODD_VALUES:
+        for name, column in zip(row.schema.names, row.columns, strict=True):
+            try:
+                column.to_pylist()
+            except _ODD_VALUES as error:
+                return f"column {name!r}: {error}"
+        raise
+
+
+def _without_times(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
+    """Return a batch whose times are numbers: no text is in them, and Python cannot hold all of them."""
+    columns = [column.cast(_integer(column.type)) if _is_time(column.type) else column for column in batch.columns]
+    return pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _is_time(kind: pyarrow.DataType) -> bool:
+    return pyarrow.types.is_temporal(kind) and not pyarrow.types.is_interval(kind)
+
+
+def _integer(kind: pyarrow.DataType) -> pyarrow.DataType:
+    return pyarrow.int32() if kind.bit_width == 32 else pyarrow.int64()
 
 
 def _bytes(batch: pyarrow.RecordBatch) -> int:

@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from shared_tokenizer.readers.rows import LostRestError
 
 _COMPRESSIONS = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}
 _BLOCK = 1 << 18
+_LETTERS = bytes(range(0x41, 0x5B))
+# Of zstd a frame that readers skip: parallel compressors begin with one.
+_SKIPPED_FRAME = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
 
 
 def is_compressed(path: Path) -> bool:
@@ -30,6 +34,8 @@ def first_bytes(path: Path, count: int = 4) -> bytes:
 
 def _compression(path: Path) -> str | None:
     first = first_bytes(path)
+    if _SKIPPED_FRAME.match(first):
+        return "zstd"
     return next((name for name, magic in _COMPRESSIONS.items() if first.startswith(magic)), None)
 
 
@@ -84,13 +90,20 @@ def find_encoding(path: Path, wanted: str | None) -> tuple[str | None, str | Non
             return found, None
         if wanted is None:
             return None, unmarked_utf16(first)
-        decoder, is_ascii = codecs.getincrementaldecoder("utf-8")(), True
+        decoder, is_ascii, holds_nul = codecs.getincrementaldecoder("utf-8")(), True, False
         while block := file.read(_BLOCK):
             try:
                 is_ascii &= decoder.decode(block).isascii()
+                holds_nul |= b"\0" in block  # as UTF-16 does, of which all bytes may be ASCII
             except UnicodeDecodeError:
                 return wanted, None
-        return (wanted if is_ascii or decoder.getstate()[0] else None), None
+        may_be_wanted = is_ascii and (holds_nul or _keeps_ascii(wanted))
+        return (wanted if may_be_wanted or decoder.getstate()[0] else None), None
+
+
+def _keeps_ascii(encoding: str) -> bool:
+    """Return True if text in ASCII may be in this encoding too: ISO-2022-JP spells all by it, UTF-16 does not."""
+    return _LETTERS.decode(encoding, "replace") == _LETTERS.decode("ascii")
 
 
 def is_plain(path: Path, encoding: str | None) -> bool:

@@ -261,6 +261,7 @@ def read_columns(
         return with_learned_difference(Preference(*sides))
     if columns.content is None:
         assert columns.instruction and columns.answer
+        _refuse_later_label(row, (columns.instruction, columns.answer), rules)
         context = _context_column(row, columns)
         cells = [get_cell(row, name) for name in (columns.instruction, columns.answer)]
         given = None if context is None or not has_cell(row, context) else get_cell(row, context)
@@ -270,8 +271,15 @@ def read_columns(
         messages = list_cell(value)
         if messages is None and not is_chat_name(columns.content, CHAT_COLUMNS):
             return text_cell(value, columns.content)
+        _refuse_later_label(row, (columns.content,), rules)
         chat = read_chat(value if messages is None else messages, columns.content, rules)
     return _with_side_cells(chat, row, columns, rules)
+
+
+def _refuse_later_label(row: Mapping[str, Any], columns: tuple[str, ...], rules: RowRules) -> None:
+    """Raise ValueError where a row rates its answer, which the first rows did not, unless the columns were named."""
+    if rules.text_column is None:
+        _refuse_label(row, columns)
 
 
 def _with_side_cells(

@@ -187,7 +187,9 @@ def cut_document(document: Document, characters: int) -> Iterator[Document]:
     start = 0
     while start < len(text):
         end = text.find("\n", start + characters, start + 2 * characters) + 1 or start + 2 * characters
-        yield Document(f"{document.name}:{start}", text[start:end], document.split)
+        # What was not read of the row counts once.
+        unused = document.unused if start == 0 else ()
+        yield replace(document, name=f"{document.name}:{start}", content=text[start:end], unused=unused)
         start = min(end, len(text))
 
 

@@ -100,6 +100,8 @@ def _read_answer(row: Mapping[str, Any], columns: PreferenceColumns, name: str, 
     if messages is not None and _is_whole(messages, rules):
         return read_chat(messages, name, rules)
     question = None if columns.question is None else row.get(columns.question)
+    if not _is_blank(question) and (whole := _written_out(value, question)) is not None:
+        return whole
     if not _is_blank(question):
         return read_pair(question, None, value, (columns.question or "", "", name), rules)
     if messages is not None:
@@ -110,6 +112,17 @@ def _read_answer(row: Mapping[str, Any], columns: PreferenceColumns, name: str, 
             f"column {name!r}: found a text without the column of its question, expected a column prompt, a list of "
             "messages, or a whole conversation that is written out"
         )
+    return found[1]
+
+
+def _written_out(value: object, question: object) -> tuple[Message, ...] | None:
+    """Return the turns of an answer that is a whole conversation, written out with its question; None of any other."""
+    if not isinstance(value, str) or not isinstance(question, str):
+        return None
+    found = parse_rendered(value)
+    asked = question.strip()
+    if found is None or not (value.strip().startswith(asked) or asked in [turn.content.strip() for turn in found[1]]):
+        return None
     return found[1]
 
 

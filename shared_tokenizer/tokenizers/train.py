@@ -59,7 +59,7 @@ def train_tokenizer(
     Raises ValueError where the vocabulary is too small for all bytes or too large for the corpus, and on special
     tokens that cannot be used.
     """
-    special = _check_special_tokens(special_tokens)
+    special = _check_special_tokens(special_tokens, model_type)
     smallest = len(special) + len(BYTE_PIECES)
     if vocab_size <= smallest:
         raise ValueError(
@@ -145,11 +145,18 @@ def _pieces(texts: Iterable[str]) -> Iterator[str]:
             yield text[start : start + PIECE_CHARACTERS]
 
 
-def _check_special_tokens(more: Sequence[str]) -> tuple[str, ...]:
+def _check_special_tokens(more: Sequence[str], model_type: str) -> tuple[str, ...]:
     special = (*SPECIAL_TOKENS, *more)
     for i, token in enumerate(more, len(SPECIAL_TOKENS)):
         if not token or token != token.strip() or SPACE_MARKER in token or not token.isprintable():
             raise ValueError(f"special_tokens: found {token!r}, expected printable text without spaces at either end")
+        if len(token) == 1:
+            raise ValueError(
+                f"special_tokens: found {token!r}, a single character, which texts would spell by this token; expected "
+                "two characters or more, such as <|name|>"
+            )
+        if model_type == "unigram" and " " in token:
+            raise ValueError(f"special_tokens: found {token!r}, expected no space in a token of a unigram model")
         if token in special[:i] or token in BYTE_PIECES:
             raise ValueError(f"special_tokens: found {token!r}, which the vocabulary already holds; leave it out")
     return special

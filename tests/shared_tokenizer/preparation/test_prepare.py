@@ -5,6 +5,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -566,3 +567,72 @@ def test_the_tokenizer_of_a_run_a_model_or_shards_is_found(texts, tmp_path, toke
     found = run(chats, tmp_path / "out", tmp_path / "given")
     assert found["tokenizer_fingerprint"] == tokenizer.fingerprint and found["chat_format"] == "alpaca"
     assert (f"tokenizer: {tmp_path / 'given' / inner}" in found["lines"]) == bool(inner)
+
+
+def test_chats_of_another_known_template_are_another_corpus(tmp_path, with_template):
+    source = write_rows(
+        tmp_path / "a.jsonl", [{"messages": [CHAT[0] | {"content": f"add {i}"}, CHAT[1]]} for i in range(20)]
+    )
+    (with_template / "chat_template.jinja").write_text(CHATML.template)
+    assert run(source, tmp_path / "out", with_template)["chat_format"] == "chatml"
+    assert not run(source, tmp_path / "out", with_template)["is_new"]
+    (with_template / "chat_template.jinja").write_text(named_chat_format("zephyr").template)
+    with pytest.raises(ValueError, match="holds another corpus: chat_template was 'chatml' and is now 'zephyr'"):
+        run(source, tmp_path / "out", with_template)
+
+
+def test_a_refusal_takes_no_file_that_stands_in_place_of_an_interrupted_set(texts, tmp_path, tokenizer_dir):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "plan.json").write_text('{"identity": {}, "tokenizer_fingerprint": ""}')
+    for name in ("stats.json", "tokenizer/tokenizer.json"):
+        path = tmp_path / "out" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("precious")
+    before = content(tmp_path / "out") | content(tmp_path / "out.partial")
+    with pytest.raises(ValueError, match="out: holds another corpus"):
+        run(texts, tmp_path / "out", tokenizer_dir)
+    (tmp_path / "out.partial" / "lock").unlink()
+    assert content(tmp_path / "out") | content(tmp_path / "out.partial") == before
+
+
+def test_no_row_after_the_last_wanted_document_of_a_slice_counts(tmp_path, tokenizer_dir, monkeypatch):
+    monkeypatch.setattr(slices, "SMALLEST_SLICE_BYTES", 1 << 20)
+    source = write_rows(tmp_path / "a.jsonl", [{"text": f"document {i}"} for i in range(60)])
+    with source.open("a") as file:
+        file.write("{broken\n")
+    assert run(source, tmp_path / "out", tokenizer_dir, max_samples=50)["splits"]["train"]["documents"] < 50
+    with pytest.raises(ValueError, match="not JSON"):
+        run(source, tmp_path / "all", tokenizer_dir)
+
+
+@pytest.mark.parametrize("model", ["bpe", "words", "bytes"])
+def test_text_that_a_tokenizer_does_not_know_is_said(tmp_path, model):
+    english, other = tmp_path / "english", tmp_path / "other"
+    for folder, line in ((english, "to be or not to be {}"), (other, "быть или не быть {}")):
+        folder.mkdir()
+        for i in range(20):
+            (folder / f"{i}.txt").write_text("\n".join([line.format(i)] * 20))
+    special = ["[UNK]", "<|endoftext|>"]
+    if model == "words":
+        library = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token="[UNK]"))
+        library.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        trainer = tokenizers.trainers.WordLevelTrainer(special_tokens=special)
+    else:
+        parts = {"bpe": tokenizers.pre_tokenizers.Metaspace(), "bytes": tokenizers.pre_tokenizers.ByteLevel()}
+        library = tokenizers.Tokenizer(tokenizers.models.BPE())
+        library.pre_tokenizer = parts[model]
+        library.decoder = tokenizers.decoders.Metaspace() if model == "bpe" else tokenizers.decoders.ByteLevel()
+        alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet() if model == "bytes" else []
+        trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet)
+    library.train_from_iterator([path.read_text() for path in english.iterdir()], trainer)
+    library.save(str(tmp_path / "tokenizer.json"))
+    lines = {
+        folder.name: [
+            line
+            for line in run(folder, tmp_path / f"out-{folder.name}", tmp_path / "tokenizer.json")["lines"]
+            if "does not know all of this text" in line
+        ]
+        for folder in (english, other)
+    }
+    assert lines["english"] == []
+    assert len(lines["other"]) == (0 if model == "bytes" else 1)

@@ -142,3 +142,11 @@ def test_a_text_may_begin_like_a_kind_of_file(tmp_path):
     for i, text in enumerate(texts):
         (tmp_path / f"{i}.txt").write_text(text)
     assert [document.text for document in read_documents([str(tmp_path)])] == texts
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "cp500"])
+def test_files_in_ascii_stay_so_whatever_the_others_are(tmp_path, encoding):
+    (tmp_path / "a.txt").write_text("plain, and of an even length\n")
+    (tmp_path / "b.txt").write_bytes("Notes in another encoding\n".encode(encoding))
+    texts = [document.text for document in read_documents([str(tmp_path)], None, FileRules(encoding=encoding))]
+    assert texts == ["plain, and of an even length\n", "Notes in another encoding\n"]

@@ -189,3 +189,82 @@ def test_files_that_are_cut_or_are_something_else_are_named(tmp_path, name):
     assert [type(row) for row in read_rows(path, file_format)] == ([BadRow] if file_format == "parquet" else [])
     path.write_bytes(b"PAR1 but nothing more")
     assert all(isinstance(row, BadRow) for row in read_rows(path, "parquet"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_key_that_an_object_holds_twice_makes_a_bad_row(tmp_path, name):
+    values = [
+        '{"text": "one"}',
+        '{"text": "lost", "text": "two"}',
+        '{"text": "x", "a": [{"b": 1, "b": 2}]}',
+        '{"c": 3}',
+    ]
+    text = "\n".join(values) if name == "a.jsonl" else f"[{','.join(values)}]"
+    (tmp_path / name).write_text(text)
+    found = list(read_rows(tmp_path / name, name.rpartition(".")[2]))
+    assert [row.value for row in found if isinstance(row, Row)] == [{"text": "one"}, {"c": 3}]
+    assert [(row.number, row.reason) for row in found if isinstance(row, BadRow)] == [
+        (2, "found the key 'text' twice in an object, expected it once"),
+        (3, "found the key 'b' twice in an object, expected it once"),
+    ]
+
+
+def test_a_parquet_column_that_stands_twice_is_refused(tmp_path):
+    columns = [pyarrow.array(["one"]), pyarrow.array(["two"])]
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, names=["text", "text"]), tmp_path / "a.parquet")
+    ((_, reason),) = reasons(tmp_path / "a.parquet", "parquet")
+    assert "found the column 'text' twice" in reason
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([10**15, 1], pyarrow.timestamp("s")),
+        ([1700000000000000001, 1], pyarrow.timestamp("ns")),
+        ([1, 2], pyarrow.timestamp("us", tz="Mars/Olympus")),
+        ([1, 2], pyarrow.date32()),
+        ([1, 2], pyarrow.time32("ms")),
+        ([2**62, 2], pyarrow.duration("s")),
+    ],
+)
+def test_times_that_python_cannot_hold_stop_nothing(tmp_path, values, kind):
+    table = pyarrow.table({"text": ["a", "b"], "when": pyarrow.array(values, kind)})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    found = list(read_rows(tmp_path / "a.parquet", "parquet"))
+    assert [row.value["text"] for row in found if isinstance(row, Row)] == ["a", "b"]
+
+
+def test_a_parquet_cell_that_is_not_utf8_is_one_bad_row(tmp_path):
+    cells = pyarrow.array([b"ok", b"caf\xe9", b"z"])
+    broken = pyarrow.Array.from_buffers(pyarrow.string(), 3, cells.buffers())
+    pyarrow.parquet.write_table(pyarrow.table({"text": broken}), tmp_path / "a.parquet")
+    found = list(read_rows(tmp_path / "a.parquet", "parquet"))
+    assert [row.value["text"] for row in found if isinstance(row, Row)] == ["ok", "z"]
+    bad = [row for row in found if isinstance(row, BadRow)]
+    assert [row.number for row in bad] == [2] and not bad[0].loses_rest and "column 'text': 'utf-8'" in bad[0].reason
+
+
+def test_a_cut_parquet_file_has_the_reason_of_the_library(tmp_path):
+    write(tmp_path / "whole.parquet", OBJECTS)
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "whole.parquet").read_bytes()[:200])
+    ((_, reason),) = reasons(tmp_path / "a.parquet", "parquet")
+    assert "magic bytes not found" in reason and "name it" not in reason
+
+
+@pytest.mark.parametrize("before", ["", "0,z\n"])
+def test_a_quote_that_swallows_rows_is_found_in_the_first_record_too(tmp_path, before):
+    (tmp_path / "a.csv").write_text(f'id,text\n{before}1,"Hello\n2,world"\n3,c\n')
+    found = list(read_rows(tmp_path / "a.csv", "csv"))
+    assert [row.value["id"] for row in found if isinstance(row, Row)] == ([*before[:1], "3"])
+    assert sum(isinstance(row, BadRow) for row in found) == 2
+
+
+def test_lines_of_a_first_text_that_are_no_rows_stay_in_it(tmp_path):
+    (tmp_path / "a.csv").write_text('id,text\n1,"Hello\nto you, world"\n3,c\n')
+    assert [row.value["text"] for row in read_rows(tmp_path / "a.csv", "csv")] == ["Hello\nto you, world", "c"]
+
+
+def test_a_frame_that_zstd_skips_may_come_first(tmp_path):
+    content = zstd(b'{"text": "one"}\n')
+    (tmp_path / "a.jsonl.zst").write_bytes(b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"size" + content)
+    assert [row.value for row in read_rows(tmp_path / "a.jsonl.zst", "jsonl")] == [{"text": "one"}]

@@ -64,3 +64,14 @@ def test_messages_may_be_written_as_json():
     assert read_columns({"messages": text}, Columns(content="messages"))[1] == Message("assistant", "a")
     with pytest.raises(ValueError, match=r"column 'messages': found a text that is neither JSON.*'\[plain'"):
         read_columns({"messages": "[plain"}, Columns(content="messages"))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"prompt": "a", "completion": "b", "label": False}, {"prompt": "a", "completion": "b", "label": "true"}],
+)
+def test_a_rated_answer_is_refused_in_any_row(row):
+    columns = Columns(instruction="prompt", answer="completion")
+    with pytest.raises(ValueError, match="prompt, completion and a label of true or false"):
+        read_columns(row, columns)
+    assert len(read_columns(row, columns, RowRules(text_column="prompt+completion"))) == 2

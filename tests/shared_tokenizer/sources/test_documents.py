@@ -101,6 +101,8 @@ def test_cutting_loses_nothing_and_cuts_at_line_ends():
     assert "".join(pieces) == text
     assert all(piece.endswith("\n") for piece in pieces[:-1])
     assert all(100 < len(piece) < 120 for piece in pieces[:-1])
+    columns = [piece.unused for piece in cut_document(Document("a", text, unused=("id",)), 100)]
+    assert columns == [("id",), *[()] * (len(pieces) - 1)]  # counted once a row
     one_line = Document("c", "x" * 1000)  # no line end to cut at
     assert [len(piece.text) for piece in cut_document(one_line, 100)] == [200] * 5
     assert list(cut_document(one_line, 0)) == [one_line]

@@ -116,3 +116,13 @@ def test_the_chosen_answers_are_read_alone_where_they_are_named():
     row = ROWS["trl without a prompt"][0]
     columns, _ = find_columns([row], RowRules(text_column="chosen"))
     assert read_columns(row, columns) == (Message("user", "Two and two?"), Message("assistant", "Four."))
+
+
+def test_answers_that_are_whole_conversations_beside_their_question_are_read_as_these():
+    begun = "\n\nHuman: Two and two?\n\nAssistant:"
+    row = {"prompt": "Two and two?", "chosen": f"{begun} Four.", "rejected": f"{begun} Five."}
+    whole = {"prompt": begun, "chosen": f"{begun} Four.", "rejected": f"{begun} Five."}
+    alone = {"chosen": f"{begun} Four.", "rejected": f"{begun} Five."}
+    assert read(row)[0] == read(whole)[0] == read(alone)[0]
+    other, _ = read({"prompt": "Another question", "chosen": f"{begun} Four.", "rejected": f"{begun} Five."})
+    assert other.chosen[0].content == "Another question"

@@ -48,6 +48,8 @@ def test_ids_begin_with_the_special_tokens():
         (["<a>", "<a>"], "found '<a>', which the vocabulary already holds"),
         (["<|im_end|>"], "found '<|im_end|>', which the vocabulary already holds"),
         (["<0x41>"], "found '<0x41>', which the vocabulary already holds"),
+        (["a"], "found 'a', a single character"),
+        (["é"], "found 'é', a single character"),
     ],
 )
 def test_special_tokens_that_cannot_be_are_refused(tokens, words):
@@ -143,3 +145,8 @@ def test_a_corpus_without_spaces_gives_a_tokenizer_that_writes_them(model_type, 
     read = load_tokenizer(tmp_path)
     assert read.fingerprint == trained.fingerprint
     assert read.decode(read.encode("1 2  x")) == "1 2  x" and len(read.encode("1 2")) == 3
+
+
+def test_a_unigram_model_has_no_special_token_of_two_words():
+    with pytest.raises(ValueError, match="special_tokens: found 'a b', expected no space in a token of a unigram"):
+        train_tokenizer(CORPUS, 420, model_type="unigram", special_tokens=["a b"])
